@@ -1,0 +1,137 @@
+"""The page: six numbered steps over one recipe, one queue and the folders of the runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, Response
+
+from . import check, compare, images, look, pictures, prefer, recipe, train, words
+from .page import EVENT, SLOW, Context, Screen
+from .security import UPLOAD_BYTES, Guard, Login
+
+UNREADABLE = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100"><rect width="100" height="100" fill="#8886"/>'
+    '<path d="M30 30 70 70M70 30 30 70" stroke="#888" stroke-width="4"/></svg>'
+)
+TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".bmp": "image/bmp",
+    ".avif": "image/avif",
+}
+SWITCH = "() => { document.body.classList.toggle('dark'); }"
+
+
+def page(context: Context) -> gr.Blocks:
+    with gr.Blocks(title=words.TITLE, analytics_enabled=False, fill_width=True) as blocks:
+        with gr.Row(elem_id="top"):
+            gr.HTML(f"<h1>{words.TITLE}<small>{words.TAGLINE}</small></h1>")
+            headline = gr.HTML()
+            dark = gr.Button(words.DARK, size="sm", scale=0, min_width=110)
+        screens: dict[str, Screen] = {}
+        tabs_of: dict[str, gr.Tab] = {}
+        following: dict[str, gr.Button] = {}
+        builders = {
+            "pictures": pictures.build, "recipe": recipe.build, "check": check.build, "train": train.build,
+            "compare": compare.build, "prefer": prefer.build,
+        }  # fmt: skip
+        with gr.Tabs(elem_id="steps") as tabs:
+            for name, build in builders.items():
+                with gr.Tab(words.TABS[name], id=name, elem_id=f"tab-{name}") as tabs_of[name]:
+                    screens[name] = build(context)
+                    if name in words.NEXT and name != "check":
+                        with gr.Row():
+                            gr.HTML("")
+                            following[name] = gr.Button(
+                                words.NEXT[name], variant="primary", scale=0, min_width=220, elem_id=f"next-{name}"
+                            )
+        current = gr.State("pictures")
+
+        dark.click(None, None, None, js=SWITCH, **EVENT)
+        for name, screen in screens.items():
+            tabs_of[name].select(lambda name=name: name, None, [current], **EVENT).then(
+                screen.show, screen.inputs, screen.outputs, **(SLOW if name == "check" else EVENT)
+            )
+        order = list(screens)
+        for name, button in following.items():
+            target = order[order.index(name) + 1]
+            _go(button.click(lambda: None, None, None, **EVENT), tabs, target, current, screens[target])
+        _start(screens, tabs, current)
+        _train_on(screens, tabs, current)
+        blocks.load(screens["pictures"].show, screens["pictures"].inputs, screens["pictures"].outputs, **EVENT)
+        blocks.load(lambda: train.headline(context), None, [headline], **EVENT)
+
+        clock = gr.Timer(train.TICK)
+        clock.tick(lambda: train.headline(context), None, [headline], **EVENT)
+        screen = screens["train"]
+
+        def tick(where: str, *view: Any) -> list[Any]:
+            return screen.show(*view) if where == "train" else [gr.skip()] * len(screen.outputs)
+
+        clock.tick(tick, [current, *screen.inputs], screen.outputs, **EVENT)
+    return blocks
+
+
+def _go(event: Any, tabs: gr.Tabs, target: str, current: gr.State, screen: Screen) -> None:
+    """After the event: to another step, brought up to date."""
+    event.success(lambda: (gr.Tabs(selected=target), target), None, [tabs, current], **EVENT).then(
+        screen.show, screen.inputs, screen.outputs, **EVENT
+    )
+
+
+def _start(screens: dict[str, Screen], tabs: gr.Tabs, current: gr.State) -> None:
+    """Start training: queue the recipe, and show the new run."""
+    checked, training = screens["check"].parts, screens["train"]
+    folder = gr.State("")
+    run = training.parts["run"]
+
+    def choose(path: str) -> Any:
+        name = Path(path).name
+        return gr.update(choices=[name], value=name)
+
+    event = checked["start"].click(checked["begin"], None, [folder], **EVENT)
+    _go(event.success(choose, [folder], [run], **EVENT), tabs, "train", current, training)
+
+
+def _train_on(screens: dict[str, Screen], tabs: gr.Tabs, current: gr.State) -> None:
+    """From preferences to a recipe that trains on them."""
+    parts, recipe_screen = screens["prefer"].parts, screens["recipe"]
+    _go(parts["train"].click(parts["fill"], parts["inputs"], None, **EVENT), tabs, "recipe", current, recipe_screen)
+
+
+def application(context: Context, login: Login | None) -> Any:
+    """The whole web application, behind its guard."""
+    web = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @web.get("/picture/{signature}/{side}/{name}")
+    def picture(signature: str, side: int, name: str) -> Response:
+        path = context.addresses.path(signature, side, name)
+        if path is None or path.suffix.lower() not in TYPES:
+            return Response(status_code=404)
+        kept = {"Cache-Control": "private, max-age=86400"}
+        if side:
+            small = images.thumbnail(path, min(side, 1024), context.home.thumbnails)
+            if small is None:
+                return Response(UNREADABLE, media_type="image/svg+xml")
+            return FileResponse(small, media_type="image/webp", headers=kept)
+        if not path.is_file():
+            return Response(status_code=404)
+        return FileResponse(path, media_type=TYPES[path.suffix.lower()], headers=kept)
+
+    @web.get("/alive")
+    def alive() -> dict[str, str]:
+        return {"is": "pixelkiln"}
+
+    blocks = page(context).queue(default_concurrency_limit=16, api_open=False)
+    mounted = gr.mount_gradio_app(
+        web, blocks, path="/", theme=look.theme(), css=look.style(), js=look.keys(), footer_links=[],
+        max_file_size=UPLOAD_BYTES, show_error=True, ssr_mode=False, allowed_paths=[], enable_monitoring=False,
+        pwa=False, mcp_server=False,
+    )  # fmt: skip
+    return Guard(mounted, login)

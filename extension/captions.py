@@ -1,0 +1,198 @@
+"""A folder of pictures and the captions beside them: list, save, find and replace, count. Nothing is ever lost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from . import images
+from .store import write
+
+KOHYA_FOLDER = re.compile(r"(\d+)_(.+)")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a folder."""
+
+    folder: Path
+    pictures: tuple[str, ...]
+    """Names, sorted."""
+    others: tuple[str, ...]
+    """Files that are neither pictures nor their captions."""
+    kohya: tuple[str, ...] = ()
+    """Subfolders called ``10_name``: kohya's way to write repeats and a class word."""
+    stamps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Each file's time of change and its bytes."""
+
+
+def scan(folder: Path) -> Listing:
+    """Read a folder's names. ValueError when it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            kept = [entry for entry in entries if not entry.name.startswith(".")]
+            both = [(entry.name, entry.is_dir()) for entry in kept]
+            stamps = {e.name: (e.stat().st_mtime_ns, e.stat().st_size) for e in kept if e.is_file()}
+    except OSError as error:
+        raise ValueError(f"data.path: {folder} cannot be read ({error.strerror}); check its permissions") from None
+    files = [name for name, is_folder in both if not is_folder]
+    pictures = sorted(name for name in files if Path(name).suffix.lower() in images.ENDINGS)
+    stems = {Path(name).stem for name in pictures}
+    others = sorted(
+        n
+        for n in files
+        if n not in pictures and not (n.endswith((".txt", ".caption", ".npz")) and Path(n).stem in stems)
+    )
+    kohya = sorted(name for name, is_folder in both if is_folder and KOHYA_FOLDER.fullmatch(name))
+    return Listing(folder, tuple(pictures), tuple(others), tuple(kohya), stamps)
+
+
+def read(picture: Path) -> str | None:
+    """The caption; None without one. ValueError when it is not UTF-8 text."""
+    path = picture.with_suffix(".txt")
+    try:
+        return path.read_bytes().decode("utf-8-sig").strip()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name}: it is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{path.name}: it cannot be read ({error.strerror})") from None
+
+
+def save(picture: Path, text: str) -> bool:
+    """Write the caption, whole or not at all; False when nothing changed. ValueError when it cannot be written."""
+    text = " ".join(text.split("\n")).strip() if "\n" not in text.strip() else text.strip()
+    try:
+        old = read(picture)
+    except ValueError:
+        old = None  # written over only because a person typed a new one
+    if old == text or (old is None and not text):
+        return False
+    write(picture.with_suffix(".txt"), f"{text}\n" if text else "")
+    return True
+
+
+def tags(caption: str) -> list[str]:
+    """The caption's parts between commas."""
+    return [tag for tag in (part.strip() for part in caption.split(",")) if tag]
+
+
+def counts(captions: Iterable[str | None]) -> list[tuple[str, int]]:
+    """How many captions hold each tag, the most frequent first."""
+    counted = Counter(tag for caption in captions if caption for tag in set(tags(caption)))
+    return sorted(counted.items(), key=lambda pair: (-pair[1], pair[0].lower()))
+
+
+def read_all(listing: Listing) -> dict[str, str | None]:
+    """All captions by picture name; one that cannot be read counts as missing."""
+    out: dict[str, str | None] = {}
+    for name in listing.pictures:
+        stamp = listing.stamps.get(f"{name.rpartition('.')[0]}.txt")
+        out[name] = _text(str(listing.folder / name), *stamp) if stamp else None
+    return out
+
+
+@lru_cache(maxsize=50_000)
+def _text(picture: str, _changed: int, _bytes: int) -> str | None:
+    try:
+        return read(Path(picture))
+    except ValueError:
+        return None
+
+
+def replace_in_all(listing: Listing, find: str, by: str, whole_tags: bool) -> dict[str, str]:
+    """Replace in every caption; gives the old texts of those that changed, to undo with ``restore``."""
+    if not find:
+        raise ValueError("find: nothing to look for; write what is to be replaced")
+    old: dict[str, str] = {}
+    for name, caption in read_all(listing).items():
+        if caption is None:
+            continue
+        if whole_tags:
+            parts = [by.strip() if tag == find.strip() else tag for tag in tags(caption)]
+            new = ", ".join(tag for tag in dict.fromkeys(parts) if tag) if find.strip() in tags(caption) else caption
+        else:
+            new = caption.replace(find, by)
+        if new != caption:
+            save(listing.folder / name, new)
+            old[name] = caption
+    return old
+
+
+def restore(folder: Path, old: dict[str, str]) -> int:
+    for name, caption in old.items():
+        save(folder / name, caption)
+    return len(old)
+
+
+def import_pictures(folder: Path, uploads: Sequence[Path]) -> tuple[int, list[str]]:
+    """Copy uploaded pictures and captions in, under names of their own; (how many, what was refused and why)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done, refused = 0, []
+    stems: dict[str, str] = {}
+    for path in sorted(uploads, key=lambda p: p.suffix.lower() == ".txt"):  # captions after their pictures
+        plain = re.sub(r"[^\w .()+-]", "_", path.stem).strip(" .")[:80] or "picture"
+        data = path.read_bytes()
+        if path.suffix.lower() == ".txt" and path.stem in stems:
+            try:
+                write(folder / f"{stems[path.stem]}.txt", data.decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                refused.append(f"{path.name}: it is not UTF-8 text; save it as UTF-8")
+            continue
+        try:
+            ending = images.whole(data)
+        except ValueError as error:
+            refused.append(f"{path.name}: {error}")
+            continue
+        target = folder / f"{plain}{ending}"
+        if target.exists() and target.read_bytes() != data:
+            plain = f"{plain}-{hashlib.sha256(data).hexdigest()[:8]}"
+            target = folder / f"{plain}{ending}"
+        write(target, data)
+        stems[path.stem] = plain
+        done += 1
+    return done, refused
+
+
+def trouble(listing: Listing, resolution: int, seconds: float = 60.0) -> tuple[dict[str, list[str]], int]:
+    """What a person should know of single pictures: name -> short words; sizes from headers, equal files by content.
+
+    After so many seconds the rest is left for the next call: the second number says how many.
+    """
+    out: dict[str, list[str]] = {}
+    by_bytes: dict[int, list[str]] = {}
+    until, later = time.monotonic() + seconds, 0
+    for name in listing.pictures:
+        if f"{name.rpartition('.')[0]}.txt" not in listing.stamps:
+            out.setdefault(name, []).append("no caption")
+        if time.monotonic() > until:
+            later += 1
+            continue
+        path, stamp = str(listing.folder / name), listing.stamps[name]
+        measured = images.size_of(path, *stamp)
+        if measured is None:
+            out.setdefault(name, []).append("cannot be read")
+            continue
+        if measured[0] * measured[1] > images.MOST_PIXELS:
+            out.setdefault(name, []).append("very large")
+        elif measured[0] * measured[1] < 0.5 * resolution**2:
+            out.setdefault(name, []).append("small")
+        by_bytes.setdefault(stamp[1], []).append(name)
+    for names in by_bytes.values():
+        seen: dict[str, str] = {}
+        for name in names if len(names) > 1 else []:
+            if time.monotonic() > until + seconds:
+                break
+            digest = images.digest_of(str(listing.folder / name), *listing.stamps[name])
+            if digest in seen:
+                out.setdefault(name, []).append(f"same as {seen[digest]}")
+            seen.setdefault(digest, name)
+    return out, later

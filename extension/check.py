@@ -1,0 +1,132 @@
+"""Screen 3: what a run would do, before it does it; problems with a button that applies the remedy."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import gradio as gr
+
+from ..trainer import job
+from . import draft, queue, words
+from .draft import Problem
+from .page import EVENT, SLOW, Context, Screen, facts, kindly, note, notes, problem_list
+from .store import write
+
+REMEDIES = 4
+"""How many remedies are offered at a time."""
+
+
+def build(context: Context) -> Screen:
+    home = context.home
+    report = gr.HTML(elem_id="check-report")
+    buttons = []
+    with gr.Row():
+        for number in range(REMEDIES):
+            buttons.append(gr.Button(visible=False, elem_id=f"remedy-{number}", size="sm"))
+    with gr.Row():
+        again = gr.Button(words.CHECK_AGAIN, elem_id="check-again")
+        start = gr.Button(words.NEXT["check"], variant="primary", elem_id="start-training", interactive=False)
+    remedies = gr.State([])
+    outputs = [report, start, remedies, *buttons]
+
+    def show() -> list[Any]:
+        text = draft.read(home)
+        problems = draft.problems(text, home.draft)
+        answer: dict[str, Any] = {}
+        if not problems:
+            problems, answer = ask(context, text)
+        offered = [one.remedy for one in problems if one.remedy][:REMEDIES]
+        html = problem_list(problems) if problems else note(words.CHECK_GOOD, "good") + told(answer)
+        filled = [gr.update(value=f"{words.APPLY}: {one[0]}", visible=True) for one in offered]
+        filled += [gr.update(visible=False)] * (REMEDIES - len(offered))
+        return [html, gr.update(interactive=not problems), offered, *filled]
+
+    @kindly
+    def mend(number: int, offered: list[Any]) -> list[Any]:
+        if number < len(offered):
+            draft.apply_remedy(home, tuple(offered[number]))
+        return show()
+
+    @kindly
+    def begin() -> str:
+        """Queue a copy of the recipe; gives the run's folder."""
+        text = draft.read(home)
+        name = queue.free_name(home, str(draft.get(draft.values(text), "run.name", "last")))
+        added = queue.add(home, name, draft.snapshot(text, home.draft, name, home.runs))
+        queue.ensure(home)
+        return added.folder
+
+    again.click(show, None, outputs, **SLOW)
+    for number, button in enumerate(buttons):
+        button.click(functools.partial(mend, number), [remedies], outputs, **EVENT)
+    return Screen(show, outputs, parts={"start": start, "begin": begin})
+
+
+def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
+    """The trainer's own check of the configuration as it would run."""
+    home = context.home
+    own = draft.values_of(text)
+    try:
+        name = queue.free_name(home, str(draft.get(draft.values(text), "run.name", "last")))
+        path = home.own / "check.toml"
+        write(path, draft.snapshot(text, home.draft, name, home.runs))
+        return [], job.ask(["check", str(path)])
+    except job.Refused as refused:
+        listed = refused.answer.get("problems")
+        if isinstance(listed, list):
+            return [p for one in listed for p in draft.told(_line(one), own)], {}
+        return draft.told(str(refused), own), {}
+    except ValueError as error:
+        return draft.told(str(error), own), {}
+
+
+def _line(problem: Any) -> str:
+    if isinstance(problem, dict):
+        return f"{problem.get('where', '')}: {problem.get('what', problem)}"
+    return ": ".join(map(str, problem)) if isinstance(problem, (list, tuple)) else str(problem)
+
+
+def told(answer: dict[str, Any]) -> str:
+    """What ``check --json`` knows, for a person."""
+    data, model = answer.get("data") or {}, answer.get("model") or {}
+    steps, epoch = answer.get("steps"), data.get("steps_per_epoch")
+    lengths = f"{data.get('samples_per_epoch', '?')} samples an epoch, {epoch} steps an epoch" if epoch else ""
+    terms = ", ".join(f"{name} ({term.get('objective')})" for name, term in (answer.get("terms") or {}).items())
+    rows = [
+        ("Model", model.get("title") or model.get("path")),
+        ("Data", f"{data.get('items', '?')} {data.get('kind', '')}".strip()),
+        ("Held out", data.get("held_out") or None),
+        ("Length", f"{steps} steps = {answer.get('epochs', 0):.1f} epochs"),
+        ("An epoch", lengths),
+        ("Resolution", _number(answer.get("resolution"))),
+        ("Learns from", terms),
+        (words.WRITES, (answer.get("files") or {}).get("adapter")),
+    ]
+    known = ("v", "model", "data", "steps", "epochs", "terms", "resolution", "files", "exists", "resumable", "warnings")
+    more = [(_word(key), _number(value)) for key, value in answer.items() if key not in known]
+    buckets = "".join(
+        f"<li><b>{bucket.get('width')} × {bucket.get('height')}</b> {bucket.get('samples')}</li>"
+        for bucket in data.get("buckets") or []
+    )
+    return (
+        notes([str(one) for one in answer.get("warnings", [])], "warn")
+        + facts(rows)
+        + notes([str(one) for one in [*model.get("notes", []), *data.get("notes", [])]])
+        + facts(more)
+        + (f"<h3>{words.BUCKETS}</h3><ul class='buckets'>{buckets}</ul>" if buckets else "")
+    )  # fmt: skip
+
+
+def _word(key: str) -> str:
+    return key.replace("_", " ").capitalize()
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{_word(k).lower()} {_number(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_number, value[:12])) + ("…" if len(value) > 12 else "")
+    return str(value)

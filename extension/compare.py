@@ -1,0 +1,275 @@
+"""Screen 5: checkpoints, strengths and the base side by side; a blind vote; and the winner where it is used."""
+
+from __future__ import annotations
+
+import functools
+import random
+import time
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from ..trainer import job
+from . import draws, hosts, votes, words
+from .draws import BASE, Candidate, Sheet
+from .page import EVENT, SLOW, Context, Screen, folder_of, kindly, lora_hosts, note, short
+
+MOST_CANDIDATES = 12
+
+
+class Compare:
+    """The screen: its parts as they lie on the page, and what they do."""
+
+    def __init__(self, context: Context):
+        self.context, self.home, self.address = context, context.home, context.addresses
+        self.duel = gr.State(None)
+        with gr.Row():
+            self.run = gr.Dropdown([], label=words.COMPARE_RUN, elem_id="compare-run", scale=1)
+            self.which = gr.Dropdown([], label=words.COMPARE_WHAT, multiselect=True, elem_id="compare-which", scale=3)
+            self.strengths = gr.Textbox("1", label=words.STRENGTHS, info=words.STRENGTHS_INFO, scale=1)
+        with gr.Row(elem_classes="align-end"):
+            self.prompts = gr.Textbox(
+                label=words.COMPARE_PROMPTS, lines=3, max_lines=10, scale=4, elem_id="compare-prompts"
+            )
+            self.drawing = gr.Button(words.DRAW, variant="primary", elem_id="draw", scale=1, min_width=150)
+        self.told = gr.HTML(elem_id="compare-told")
+        self.grid = gr.HTML(elem_id="compare-grid")
+        self._vote()
+        self._use()
+        self.result = [self.told, self.grid, self.asked, self.left, self.right, self.duel]
+        self.outputs = [self.run, self.which, self.prompts, self.used, self.where, *self.result, self.tally]
+        self._wire()
+
+    def _vote(self) -> None:
+        gr.HTML(f"<h3>{words.VOTE_TITLE}</h3>{note(words.VOTE_INTRO)}")
+        self.asked = gr.HTML(elem_id="vote-prompt")
+        with gr.Row(elem_classes="duel"):
+            self.left, self.right = gr.HTML(), gr.HTML()
+        self.buttons: dict[str, gr.Button] = {}
+        with gr.Row(elem_classes="tight"):
+            for name, text in words.CHOICES.items():
+                self.buttons[name] = gr.Button(text, elem_id=f"vote-{name}", min_width=80)
+        self.show_tally = gr.Button(words.SHOW_TALLY, size="sm", elem_id="show-tally")
+        self.tally = gr.HTML(elem_id="tally")
+
+    def _use(self) -> None:
+        gr.HTML(f"<h3>{words.USE}</h3>")
+        with gr.Row(elem_classes="align-end"):
+            self.used = gr.Dropdown([], label=words.COMPARE_WHAT, elem_id="use-which", scale=2)
+            self.where = gr.Dropdown([], label=words.USE_WHERE, elem_id="use-where", scale=2)
+            self.use = gr.Button(words.USE, elem_id="use", scale=1, min_width=120)
+        with gr.Row(elem_classes="align-end"):
+            self.host_folder = gr.Textbox(label=words.NO_HOSTS, scale=4, elem_id="host-folder")
+            self.add_host = gr.Button(words.ADD_HOST, scale=1, min_width=150, elem_id="add-host")
+
+    def _wire(self) -> None:
+        self.run.input(self.show, [self.run], self.outputs, **EVENT)
+        asked = [self.run, self.which, self.strengths, self.prompts]
+        self.drawing.click(self.draw, asked, self.result, **SLOW)
+        # A quick key is not dropped while the last one is under way: one after another, each for what was seen.
+        keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "vote"}
+        for name, button in self.buttons.items():
+            outputs = [self.asked, self.left, self.right, self.duel]
+            button.click(functools.partial(self.vote, name), [self.run, self.duel, self.left], outputs, **keys)
+        self.show_tally.click(self.count, [self.run], [self.tally], **EVENT)
+        self.use.click(self.give, [self.used, self.where], None, **EVENT)
+        self.add_host.click(self.remember_host, [self.host_folder], [self.where], **EVENT)
+
+    def show(self, chosen: str | None) -> list[Any]:
+        """The run's checkpoints, its last sheet, and what was drawn of it."""
+        known = [one for one in job.list_runs(self.home.runs) if job.checkpoints(one.path)]
+        current = next((one for one in known if one.name == chosen), known[0] if known else None)
+        if current is None:
+            blank = [gr.update(choices=[], value=None), gr.update(choices=[], value=[]), ""]
+            rest = [_where(self.home), note(words.NO_RUNS), "", "", "", "", None, ""]
+            return [*blank, gr.update(choices=[], value=None), *rest]
+        options = _options(current.path, known)
+        sheet = draws.latest(current.path)
+        ids = [value for _, value in options]
+        picked = [c.adapter or BASE for c in sheet.candidates] if sheet else [BASE, *ids[1:][-3:]]
+        picked = [one for one in dict.fromkeys(picked) if one in ids]
+        texts = sheet.prompts if sheet else prompts_of(current.path)
+        files = [one for one in options if one[1] != BASE]
+        return [
+            gr.update(choices=[one.name for one in known], value=current.name),
+            gr.update(choices=options, value=picked), "\n".join(texts),
+            gr.update(choices=files, value=files[-1][1]), _where(self.home), *self._result(current.path, sheet), "",
+        ]  # fmt: skip
+
+    def _result(self, run_dir: Path, sheet: Sheet | None) -> list[Any]:
+        if sheet is None:
+            return ["", "", "", "", "", None]
+        done, trouble = sheet.done(), draws.trouble(sheet)
+        line = note(words.DRAWING.format(done, sheet.total)) if draws.busy(sheet) else note(trouble, "bad")
+        return [line, _grid(sheet, self.address), *self._next(run_dir, sheet)]
+
+    def _next(self, run_dir: Path, sheet: Sheet) -> list[Any]:
+        """Two pictures to vote on."""
+        drawn = sheet.drawn()
+        pair = votes.choose(drawn, votes.read(votes_of(run_dir)), random.Random())
+        if pair is None:
+            return ["", "", "", None]
+        one, other, number = pair
+        pictures = [
+            f'<figure><img alt="{side}" src="{self.address.url(drawn[name][number], 1024)}"></figure>'
+            for side, name in (("left", one), ("right", other))
+        ]
+        return [f'<p class="prompt">{escape(sheet.prompts[number])}</p>', *pictures, pair]
+
+    def draw(self, name: str, adapters: list[str], weights: str, text: str) -> Iterator[list[Any]]:
+        """Draw what is missing, and fill the grid while it comes."""
+        run_dir, sheet = self._begin(name, adapters, weights, text)
+        before = -1
+        while draws.busy(sheet):
+            if sheet.done() != before:
+                before = sheet.done()
+                yield [note(words.DRAWING.format(before, sheet.total)), _grid(sheet, self.address), *[gr.skip()] * 4]
+            time.sleep(0.5)
+        yield self._result(run_dir, sheet)
+
+    @kindly
+    def _begin(self, name: str, adapters: list[str], weights: str, text: str) -> tuple[Path, Sheet]:
+        run_dir = folder_of(self.home, name)
+        sheet = draws.sheet(run_dir, lines_of(text), _candidates(self.home, run_dir, adapters, weights))
+        draws.remember(run_dir, sheet)
+        draws.start(run_dir, sheet)
+        return run_dir, sheet
+
+    @kindly
+    def vote(self, won: str, name: str, pair: tuple[str, str, int] | None, seen: str) -> list[Any]:
+        run_dir = folder_of(self.home, name)
+        sheet = draws.latest(run_dir)
+        if sheet is None:
+            return ["", "", "", None]
+        if won == "undo":
+            votes.undo(votes_of(run_dir))
+        elif pair and self.address.url(sheet.drawn()[pair[0]][pair[2]], 1024) not in seen:
+            return [gr.skip()] * 4  # the key was meant for the pictures before
+        elif pair and won != "skip":
+            votes.record(votes_of(run_dir), votes.Vote(pair[0], pair[1], won, pair[2]))
+        return self._next(run_dir, sheet)
+
+    @kindly
+    def count(self, name: str) -> str:
+        run_dir = folder_of(self.home, name)
+        return _tally(run_dir, draws.latest(run_dir))
+
+    @kindly
+    def give(self, adapter: str | None, target: str | None) -> None:
+        known = {str(c.path) for one in job.list_runs(self.home.runs) for c in job.checkpoints(one.path)}
+        found = next((one for one in lora_hosts(self.home) if str(one.root) == target), None)
+        if adapter not in known or found is None:
+            raise ValueError("use: choose a checkpoint and where it goes")
+        gr.Info(words.COPIED.format(escape(str(hosts.give(Path(str(adapter)), found)))))
+
+    @kindly
+    def remember_host(self, folder: str) -> Any:
+        hosts.add(self.home, self.context.folders.check("folder", folder))
+        return _where(self.home)
+
+
+def build(context: Context) -> Screen:
+    screen = Compare(context)
+    return Screen(screen.show, screen.outputs, [screen.run])
+
+
+def votes_of(run_dir: Path) -> Path:
+    return run_dir / "compare" / "votes.jsonl"
+
+
+def label(checkpoint: job.Checkpoint, run: str) -> str:
+    if checkpoint.step is not None:
+        return f"{run} step {checkpoint.step}"
+    return f"{run} epoch {checkpoint.epoch}" if checkpoint.epoch is not None else f"{run} final"
+
+
+def _options(run_dir: Path, known: list[job.Run]) -> list[tuple[str, str]]:
+    """The base, the run's checkpoints, and the newest of every other run."""
+    own = [(label(one, run_dir.name), str(one.path)) for one in job.checkpoints(run_dir)]
+    others = [
+        (label(c, one.name), str(c.path))
+        for one in known
+        if one.path != run_dir
+        for c in job.checkpoints(one.path)[-1:]
+    ]
+    return [(words.BASE, BASE), *others, *own]
+
+
+def prompts_of(run_dir: Path) -> list[str]:
+    try:
+        found = tomlkit.parse((run_dir / "config.toml").read_text(encoding="utf-8")).unwrap()
+    except (OSError, TOMLKitError):
+        return []
+    return [str(one) for one in (found.get("sample") or {}).get("prompts", [])]
+
+
+def lines_of(text: str) -> list[str]:
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise ValueError("prompts: there are none; write one a line")
+    return lines
+
+
+def _candidates(home: Any, run_dir: Path, adapters: list[str], weights: str) -> list[Candidate]:
+    names = {value: shown for shown, value in _options(run_dir, job.list_runs(home.runs))}
+    try:
+        numbers = list(dict.fromkeys(float(one) for one in weights.replace(";", ",").split(",") if one.strip())) or [
+            1.0
+        ]
+    except ValueError:
+        raise ValueError(f"strengths: '{weights}' are no numbers; write for example 0.6, 0.8, 1") from None
+    out = [Candidate(words.BASE, None)] if BASE in adapters else []
+    for adapter in (one for one in adapters if one in names and one != BASE):
+        out += [Candidate(names[adapter] + (f" × {n:g}" if n != 1 else ""), adapter, n) for n in numbers]
+    if not out:
+        raise ValueError("checkpoints: none is chosen; choose at least one")
+    if len(out) > MOST_CANDIDATES:
+        raise ValueError(f"checkpoints: {len(out)} columns are too many to look at; keep {MOST_CANDIDATES} or fewer")
+    return out
+
+
+def _grid(sheet: Sheet, address: Any) -> str:
+    drawn = sheet.drawn()
+    head = "".join(f"<th>{escape(one.name)}</th>" for one in sheet.candidates)
+    body = ""
+    for number, prompt in enumerate(sheet.prompts):
+        cells = ""
+        for one in sheet.candidates:
+            path = drawn[one.id].get(number)
+            cells += (
+                f'<td><a href="{address.url(path)}" target="_blank"><img loading="lazy" alt="{escape(one.name)}" '
+                f'src="{address.url(path, 256)}"></a></td>' if path else "<td>…</td>"
+            )  # fmt: skip
+        body += f'<tr><th title="{escape(prompt)}">{escape(short(prompt, 48))}</th>{cells}</tr>'
+    return f'<div class="grid"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _tally(run_dir: Path, sheet: Sheet | None) -> str:
+    names = {one.id: one.name for one in sheet.candidates} if sheet else {}
+    rows = [row for row in votes.tally(votes.read(votes_of(run_dir))) if {row.one, row.other} <= set(names)]
+    if not rows:
+        return note(words.NO_VOTES)
+    body = ""
+    for row in rows:
+        better, worse = (row.one, row.other) if row.wins >= row.losses else (row.other, row.one)
+        score = f"{max(row.wins, row.losses)} : {min(row.wins, row.losses)}" + (
+            f", {row.ties} ties" if row.ties else ""
+        )
+        sure = words.SURE if row.p < 0.05 else words.UNSURE
+        told = (escape(names[better]), escape(names[worse]), score, f"{row.p:.3f}", sure)
+        body += f"<tr>{''.join(f'<td>{one}</td>' for one in told)}</tr>"
+    head = "".join(f"<th>{one}</th>" for one in words.TALLY)
+    return f'<table class="tally"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _where(home: Any) -> Any:
+    found = lora_hosts(home)
+    return gr.update(
+        choices=[(f"{one.name}: {one.loras}", str(one.root)) for one in found],
+        value=str(found[0].root) if found else None,
+    )

@@ -1,0 +1,242 @@
+"""The configuration that is being written: one TOML file beside the runs, changed key by key, comments kept.
+
+Only what differs from the preset and the defaults stands in it, so the file itself is the difference. Two open pages
+change different keys without losing either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from ..trainer import config
+from .store import Home, locked, write
+
+KEPT_WITH_A_NEW_PRESET = ("run.name", "run.out", "model.path", "data", "sample.prompts")
+EMPTY = (None, "", [])
+START = (
+    "# The recipe. What is not written here comes from the preset, and then from the defaults.\nconfig_version = 1\n"
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong at a place of the configuration; ``remedy`` is (what the button says, key, value)."""
+
+    where: str
+    what: str
+    remedy: tuple[str, str, Any] | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------- text
+
+
+def read(home: Home) -> str:
+    try:
+        return home.draft.read_text(encoding="utf-8")
+    except OSError:
+        return START
+
+
+def replace(home: Home, text: str, based_on: str | None = None) -> None:
+    """The whole text from an editor. ValueError: no TOML, or the file has changed since ``based_on`` was shown."""
+    try:
+        tomlkit.parse(text)
+    except TOMLKitError as error:
+        raise ValueError(f"recipe: this is not TOML ({error}); mend that line") from None
+    with locked(home.draft):
+        if based_on is not None and based_on != mark(read(home)):
+            raise ValueError("recipe: it was changed in another window meanwhile; look at it again, then apply")
+        write(home.draft, text)
+
+
+def mark(text: str) -> str:
+    """Tells versions of the text apart."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def change(home: Home, changes: Mapping[str, Any]) -> str:
+    """Set keys such as ``adapter.rank``; None takes the key or the table out. Gives the new text."""
+    with locked(home.draft):
+        text = read(home)
+        try:
+            document = tomlkit.parse(text)
+        except TOMLKitError as error:
+            raise ValueError(f"recipe: the text beside the form is not TOML ({error}); mend it first") from None
+        under = inherited(document.unwrap())
+        for key, value in changes.items():
+            _set(document, key, value, under)
+        text = tomlkit.dumps(document)
+        write(home.draft, text)
+    return text
+
+
+def start_anew(home: Home) -> None:
+    """An empty recipe. The old one is kept beside it."""
+    with locked(home.draft):
+        write(home.draft.with_suffix(".before.toml"), read(home))
+        write(home.draft, START)
+
+
+def _set(document: tomlkit.TOMLDocument, key: str, value: Any, under: Mapping[str, Any]) -> None:
+    *tables, name = key.split(".")
+    if value in EMPTY or (not isinstance(value, dict) and get(under, key) == value and value is not None):
+        chain: list[Any] = [document]
+        for table in tables:
+            if not isinstance(chain[-1].get(table), dict):
+                return
+            chain.append(chain[-1][table])
+        chain[-1].pop(name, None)
+        for parent, table in reversed(list(zip(chain, tables))):
+            if not parent[table] and table != "pixel":  # an empty [loss.pixel] means: with its defaults
+                parent.pop(table)
+        return
+    at: Any = document
+    for table in tables:
+        if not isinstance(at.get(table), dict):
+            at[table] = tomlkit.table()
+        at = at[table]
+    at[name] = tomlkit.table() if value == {} else value
+
+
+# ----------------------------------------------------------------------------------------------------------- meaning
+
+
+def values(text: str) -> dict[str, Any]:
+    """What the recipe says with its preset; empty for text that is not TOML."""
+    try:
+        own = tomlkit.parse(text).unwrap()
+    except TOMLKitError:
+        return {}
+    return config.merge(inherited(own), own)
+
+
+def inherited(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What the preset says; empty without one, or when there is none of that name."""
+    name = own.get("preset")
+    if not isinstance(name, str) or not name:
+        return {}
+    try:
+        found = config.find_preset(name)
+        return config.absolute(config.read_toml(found), found.parent)
+    except ValueError:
+        return {}
+
+
+def get(tables: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """``get(values, "adapter.rank")``."""
+    at: Any = tables
+    for part in key.split("."):
+        if not isinstance(at, Mapping) or part not in at:
+            return default
+        at = at[part]
+    return at
+
+
+def flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """``{"adapter": {"rank": 8}}`` -> ``{"adapter.rank": 8}``; an empty table stays as itself."""
+    out: dict[str, Any] = {}
+    for key, value in tables.items():
+        out |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) and value else {f"{above}{key}": value}
+    return out
+
+
+def difference(text: str) -> list[tuple[str, Any, Any]]:
+    """What the recipe changes of its preset: (key, the preset's value or None, the recipe's)."""
+    try:
+        own = tomlkit.parse(text).unwrap()
+    except TOMLKitError:
+        return []
+    under = inherited(own)
+    rows = [
+        (key, get(under, key), value) for key, value in flat(own).items() if key not in ("preset", "config_version")
+    ]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def choose_preset(home: Home, name: str | None) -> str:
+    """Start from a preset: the model, the pictures, the name and the prompts stay, other changes go."""
+    own = values_of(read(home))
+    kept = {key: get(own, key) for key in KEPT_WITH_A_NEW_PRESET if get(own, key) is not None}
+    text = START + (f"preset = {tomlkit.item(name).as_string()}\n" if name else "")
+    with locked(home.draft):
+        write(home.draft, text)
+    return change(home, flat(kept))
+
+
+def values_of(text: str) -> dict[str, Any]:
+    """What stands in the text itself, without its preset."""
+    try:
+        return tomlkit.parse(text).unwrap()
+    except TOMLKitError:
+        return {}
+
+
+def problems(text: str, path: Path) -> list[Problem]:
+    """Everything that the parser finds wrong, with a remedy where it is plain."""
+    try:
+        own = tomlkit.parse(text).unwrap()
+    except TOMLKitError as error:
+        return [Problem("recipe", f"this is not TOML ({error}); mend that line")]
+    try:
+        config.parse(config.merge(inherited(own), own), str(path))
+        if own.get("preset"):
+            config.find_preset(str(own["preset"]))
+    except config.ConfigError as error:
+        return [Problem(where, what, remedy(where, what, own)) for where, what in error.problems]
+    except ValueError as error:
+        where, _, what = str(error).partition(": ")
+        return [Problem(where, what, remedy(where, what, own))]
+    return []
+
+
+def told(line: str, own: Mapping[str, Any]) -> list[Problem]:
+    """The trainer's complaint (a line a problem: ``where: what; what would be right``) as problems."""
+    out = []
+    for one in filter(None, (part.strip() for part in line.split("\n"))):
+        where, colon, what = one.partition(": ")
+        where, what = (where, what) if colon and " " not in where else ("", one)
+        out.append(Problem(where, what, remedy(where, what, own)))
+    return out
+
+
+def remedy(where: str, what: str, own: Mapping[str, Any]) -> tuple[str, str, Any] | None:
+    """A change that mends the problem, when there is one that a person would make without thinking."""
+    meant = re.search(r"did you mean '([^']+)'", what)
+    if meant and "no such option" in what:
+        table, _, _ = where.rpartition(".")
+        new = f"{table}.{meant[1]}" if table else meant[1]
+        return f"Rename to {meant[1]}", f"{where}>{new}", get(own, where)
+    if meant:
+        key = "preset" if where == "preset" else where
+        return f"Use '{meant[1]}'", key, meant[1]
+    if "steps and epochs are both given" in what:
+        return "Keep the steps", "run.epochs", None
+    if what.startswith("there is no such option") or ("does not fit" in what and get(own, where) is not None):
+        return "Take it out", where, None
+    return None
+
+
+def apply_remedy(home: Home, found: tuple[str, str, Any]) -> str:
+    _, key, value = found
+    old, renamed, new = key.partition(">")
+    return change(home, {old: None, new: value} if renamed else {key: value})
+
+
+# --------------------------------------------------------------------------------------------------------- snapshots
+
+
+def snapshot(text: str, source: Path, name: str, runs: Path) -> str:
+    """The whole configuration as it would run now, under this name; later changes do not reach it."""
+    own = tomlkit.parse(text).unwrap()
+    raw = config.merge(inherited(own), own)
+    raw.pop("preset", None)
+    raw = config.merge(raw, {"run": {"name": name, "out": str(runs)}})
+    return config.to_toml(config.parse(raw, str(source)))

@@ -1,0 +1,147 @@
+"""An option's row of the reference as a form field, and the field's value as the option's value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from ..trainer import config
+from . import words
+
+Row = Mapping[str, Any]
+
+
+def key_of(row: Row) -> str:
+    return f"{row['table']}.{row['name']}" if row["table"] else row["name"]
+
+
+def label(row: Row) -> str:
+    """``Rank (network_dim)``: the friendly name, and kohya's beside it because every guide uses that."""
+    friendly = row["label"] or row["name"].replace("_", " ").capitalize()
+    return f"{friendly} ({row['kohya']})" if row["kohya"] else friendly
+
+
+def kind(row: Row) -> str:
+    """Which field fits: check, choice, open choice, whole, lines, text."""
+    types = [part.strip() for part in row["type"].split("|")]
+    if row["choices"]:
+        closed = all(part.startswith('"') or part.lstrip("-").isdigit() for part in types)
+        return "choice" if closed else "open choice"
+    if row["type"] == "true | false":
+        return "check" if isinstance(row["default"], bool) else "choice"
+    if row["type"] == "list of text":
+        return "lines"
+    return "whole" if row["type"] == "integer" else "text"
+
+
+def choices(row: Row) -> list[tuple[str, str]]:
+    """What a choice offers; the empty one is the default of an option that may be left out."""
+    given = row["choices"] or (["true", "false"] if "true" in row["type"] else [])
+    unset = [(words.UNSET, "")] if row["default"] is None and not row["required"] else []
+    return unset + [(str(choice), str(choice)) for choice in given]
+
+
+def make(row: Row, value: Any, problem: str | None = None, **more: Any) -> gr.components.Component:
+    """The field, showing ``value`` (the recipe's, the preset's or the default)."""
+    common = {"label": label(row), **dress(row, problem), "elem_id": f"option-{key_of(row).replace('.', '-')}"} | more
+    shown = show(row, value)
+    match kind(row):
+        case "check":
+            return gr.Checkbox(value=shown, **common)
+        case "choice" | "open choice" as which:
+            return gr.Dropdown(choices(row), value=shown, allow_custom_value=which == "open choice", **common)
+        case "whole":
+            return gr.Number(value=shown, precision=0, **common)
+        case "lines":
+            return gr.Textbox(value=shown, lines=3, max_lines=12, **common)
+        case _:
+            return gr.Textbox(value=shown, max_lines=1, placeholder=words.UNSET, **common)
+
+
+def dress(row: Row, problem: str | None) -> dict[str, Any]:
+    """Help below the label, or what is wrong."""
+    if problem:
+        return {"info": f"⚠ {problem}", "elem_classes": ["option", "problem"]}
+    return {"info": row["help"].replace("``", ""), "elem_classes": ["option"]}
+
+
+def show(row: Row, value: Any) -> Any:
+    """The option's value as its field shows it."""
+    value = row["default"] if value is None else value
+    match kind(row):
+        case "check":
+            return bool(value)
+        case "choice" | "open choice":
+            return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+        case "whole":
+            return value if isinstance(value, int) else None
+        case "lines":
+            return "\n".join(map(str, value)) if isinstance(value, list) else str(value or "")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, dict)):
+        return tomlkit.item(value).as_string().strip() if value else ""
+    return "" if value is None else str(value)
+
+
+def read(row: Row, shown: Any) -> Any:
+    """What a person entered as the option's value; None leaves the option out. Wrong words stay, to be told about."""
+    if isinstance(shown, str):
+        shown = shown.strip()
+    if shown in (None, "", []):
+        return None
+    match kind(row):
+        case "check":
+            return bool(shown)
+        case "whole":
+            return int(shown) if isinstance(shown, float) and shown.is_integer() else shown
+        case "lines":
+            return [line.strip() for line in str(shown).split("\n") if line.strip()]
+        case "choice" if row["type"] == "true | false":
+            return shown == "true"
+        case "choice" | "open choice":
+            known = {str(choice): choice for choice in row["choices"]}
+            return known[shown] if shown in known else _toml(shown)
+    return shown if row["type"] == "text" else _toml(shown)
+
+
+def _toml(text: str) -> Any:
+    """As TOML reads it; what is not TOML is a text."""
+    try:
+        return tomlkit.parse(f"value = {text}").unwrap()["value"]
+    except TOMLKitError:
+        return text
+
+
+def rows() -> dict[str, list[Row]]:
+    """The reference by key; options of several objectives share a key, one row for each."""
+    out: dict[str, list[Row]] = {}
+    for row in config.reference():
+        if not row["table"].startswith("data.sets"):
+            out.setdefault(key_of(row), []).append(row)
+    return out
+
+
+def fitting(candidates: Sequence[Row], objective: str) -> Row | None:
+    """The row that belongs to the chosen objective."""
+    return next((row for row in candidates if row.get("kind") in (None, objective)), None)
+
+
+def search(by_key: Mapping[str, Sequence[Row]], query: str, table: str | None, objective: str) -> list[Row]:
+    """Options whose name, label, kohya name or help holds every word; the names' matches first."""
+    asked = query.lower().split()
+    found: list[tuple[int, Row]] = []
+    for candidates in by_key.values():
+        row = fitting(candidates, objective)
+        if row is None or (table and row["table"].partition(".")[0] != table):
+            continue
+        name = f"{key_of(row)} {row['label'] or ''} {row['kohya'] or ''}".lower()
+        if all(word in f"{name} {row['help'].lower()}" for word in asked):
+            found.append((0 if all(word in name for word in asked) else 1, row))
+    return [row for _, row in sorted(found, key=lambda pair: pair[0])]

@@ -1,0 +1,84 @@
+"""The tab in A1111, Forge and their kin: it starts or finds our page, and frames it.
+
+It runs in the host's Python, whatever that brings: standard library, the host's own gradio (3.41 or newer), and
+nothing of ours. The page is another process in our own environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+WAIT_SECONDS = 60
+NOT_SET_UP = "Pixelkiln is not set up yet. Run once, in {}: python install.py ui"
+
+
+def register() -> None:
+    from modules import script_callbacks  # type: ignore[import-not-found]  # the host's
+
+    script_callbacks.on_ui_tabs(tab)
+
+
+def tab():
+    """[(page, title, element id)], as the host wants it."""
+    import gradio as gr
+
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        button = gr.Button("Start or show Pixelkiln")
+        frame = gr.HTML("")
+        button.click(open_page, [], [frame])
+    return [(blocks, "Pixelkiln", "pixelkiln_tab")]
+
+
+def open_page() -> str:
+    """The frame around our page; a line of text where it cannot be started."""
+    try:
+        address = find() or start()
+    except OSError as error:
+        return f"<p>Pixelkiln could not be started: {error}</p>"
+    if address is None:
+        return f"<p>{NOT_SET_UP.format(ROOT)}</p>"
+    return (
+        f'<p>If this stays empty: <a href="{address}" target="_blank">{address}</a> on the machine that trains.</p>'
+        f'<iframe src="{address}" style="width:100%;height:90vh;border:0" title="Pixelkiln"></iframe>'
+    )
+
+
+def find() -> str | None:
+    """The address of a page that answers; None without one."""
+    try:
+        told = json.loads((ROOT / "runs" / ".ui" / "page.json").read_text(encoding="utf-8"))
+        address = f"http://127.0.0.1:{int(told['port'])}"
+        with urllib.request.urlopen(f"{address}/alive", timeout=2) as answer:
+            return address if json.load(answer).get("is") == "pixelkiln" else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, urllib.error.URLError):
+        return None
+
+
+def start() -> str | None:
+    """Start the page in its own environment and wait for it; None when that is not set up, or it does not answer."""
+    python = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.is_file():
+        return None
+    own = ("PYTHON", "VIRTUAL_ENV", "__PYVENV")
+    environment = {key: value for key, value in os.environ.items() if not key.upper().startswith(own)}
+    apart: dict[str, Any] = {"creationflags": 0x08000200} if os.name == "nt" else {"start_new_session": True}
+    command = [str(python), "-m", "pixelkiln.extension", "--no-browser"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, **apart,
+    )  # fmt: skip
+    until = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        address = find()
+        if address:
+            return address
+        time.sleep(0.5)
+    return None

@@ -1,0 +1,90 @@
+"""Pictures as the interface sees them: their size, a thumbnail, and what is wrong with them. Never a whole decode of
+something huge."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from .store import write
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
+MOST_PIXELS = 120_000_000
+"""More are not decoded here; 30,000 x 4,000 are."""
+Image.MAX_IMAGE_PIXELS = None
+"""Pillow's own limit is off, so that a huge picture is told by its size: every decode here asks MOST_PIXELS first."""
+WRONG = (OSError, ValueError, SyntaxError)
+"""What Pillow raises for a file that is no whole picture."""
+
+
+def size(path: Path) -> tuple[int, int] | None:
+    """Width and height as seen (EXIF turned), from the header alone; None when it is no picture."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return size_of(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=50_000)
+def size_of(path: str, _changed: int, _bytes: int) -> tuple[int, int] | None:
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            turned = picture.format != "PNG" and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (height, width) if turned else (width, height)
+    except WRONG:
+        return None
+
+
+def digest(path: Path) -> str:
+    """The content's SHA-256, looked at again only when the file has changed."""
+    stat = path.stat()
+    return digest_of(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=50_000)
+def digest_of(path: str, _changed: int, _bytes: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def thumbnail(path: Path, side: int, folder: Path) -> Path | None:
+    """A small WebP of the picture, made once; None when it cannot be read or is too large to be decoded here."""
+    try:
+        stat = path.stat()
+        name = hashlib.sha256(f"{path}|{stat.st_mtime_ns}|{stat.st_size}|{side}".encode()).hexdigest()[:32]
+        made = folder / f"{name}.webp"
+        if made.is_file():
+            return made
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                return None
+            picture.draft("RGB", (side, side))
+            small = ImageOps.exif_transpose(picture)
+            small.thumbnail((side, side))
+            data = io.BytesIO()
+            small.convert("RGBA" if "A" in small.mode or "transparency" in small.info else "RGB").save(
+                data, "WEBP", quality=82
+            )
+        write(made, data.getvalue())
+    except WRONG:
+        return None
+    return made
+
+
+def whole(data: bytes) -> str:
+    """The ending that fits an uploaded picture. ValueError: not a picture of these kinds, broken, or too large."""
+    kinds = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "AVIF": ".avif"}
+    try:
+        with Image.open(io.BytesIO(data), formats=list(kinds)) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels are too many; make it smaller")
+            ending = kinds[str(picture.format)]
+            picture.load()
+    except (OSError, SyntaxError):
+        raise ValueError("it is no whole PNG, JPEG, WebP, BMP or AVIF picture; save it as one") from None
+    return ending

@@ -1,0 +1,108 @@
+"""What every screen shares: how events are wired, how a mistake is told, small pieces of HTML."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import gradio as gr
+
+from ..trainer import job
+from . import hosts
+from .draft import Problem
+from .security import Addresses, Folders
+from .store import Home
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+"""For every event: not offered as an API, no overlay while it works."""
+SLOW: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "concurrency_limit": None}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the screens work with."""
+
+    home: Home
+    addresses: Addresses
+    folders: Folders
+
+
+@dataclass
+class Screen:
+    """A built screen: what brings it up to date, and what that fills."""
+
+    show: Callable[..., Any]
+    outputs: list[Any]
+    inputs: list[Any] = field(default_factory=list)
+    parts: dict[str, Any] = field(default_factory=dict)
+
+
+def kindly(function: Callable[P, T]) -> Callable[P, T]:
+    """A person's mistake becomes one line on the page, and nothing else changes."""
+
+    @functools.wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except ValueError as error:
+            raise gr.Error(escape(str(error)), duration=12, print_exception=False) from None
+
+    return inner
+
+
+def note(text: str, kind: str = "quiet") -> str:
+    """A line of text; kind: quiet, good, warn, bad."""
+    return f'<p class="note {kind}">{escape(text)}</p>' if text else ""
+
+
+def notes(lines: list[str], kind: str = "quiet") -> str:
+    return "".join(note(line, kind) for line in lines)
+
+
+def problem_list(problems: list[Problem]) -> str:
+    rows = "".join(
+        f"<li><code>{escape(one.where)}</code> {escape(one.what)}</li>" if one.where else f"<li>{escape(one.what)}</li>"
+        for one in problems
+    )
+    return f'<ul class="problems" role="alert">{rows}</ul>' if rows else ""
+
+
+def bar(part: float, text: str) -> str:
+    """A progress bar; ``part`` from 0 to 1."""
+    width = max(0.0, min(1.0, part)) * 100
+    return (
+        f'<div class="bar" role="progressbar" aria-valuenow="{width:.0f}" aria-valuemin="0" aria-valuemax="100">'
+        f'<span style="width:{width:.1f}%"></span></div><p class="note">{escape(text)}</p>'
+    )
+
+
+def facts(rows: list[tuple[str, Any]]) -> str:
+    """A small table of names and values."""
+    shown = [(escape(name), escape(str(value))) for name, value in rows if value not in (None, "")]
+    cells = "".join(
+        f"<div><dt>{name}</dt><dd{' class=long' if len(value) > 40 else ''}>{value}</dd></div>" for name, value in shown
+    )
+    return f'<dl class="facts">{cells}</dl>' if cells else ""
+
+
+def short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def folder_of(home: Home, name: str | None) -> Path:
+    """A run's folder, by a name that a list gave out. ValueError for any other."""
+    found = next((one.path for one in job.list_runs(home.runs) if one.name == name), None)
+    if found is None:
+        raise ValueError(f"run: there is no '{name}'; choose one from the list")
+    return found
+
+
+def lora_hosts(home: Home) -> list[hosts.Host]:
+    return [host for host in hosts.find(home) if host.loras]

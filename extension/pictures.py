@@ -1,0 +1,314 @@
+"""Screen 1: a folder of pictures, their captions, and what to know of them before training."""
+
+from __future__ import annotations
+
+import functools
+import math
+import shutil
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from . import captions, draft, images, words
+from .page import EVENT, SLOW, Context, Screen, kindly, note
+from .store import ROOT, read_json, write_json
+
+CELLS = 12
+SIDE = 320
+LOOK_SECONDS = 1.0
+"""How long a look at the pictures' sizes may hold up the page; the rest is looked at the next time."""
+DEMO = ROOT / "presets" / "pictures" / "style"
+
+
+class Pictures:
+    """The screen: its parts as they lie on the page, and what they do."""
+
+    def __init__(self, context: Context):
+        self.context, self.home, self.address = context, context.home, context.addresses
+        self.undo_file = self.home.own / "captions-before-replace.json"
+        self.page = gr.State(0)
+        with gr.Row(elem_classes="align-end"):
+            self.folder = gr.Textbox(label=words.FOLDER, info=words.FOLDER_INFO, elem_id="folder", scale=6)
+            self.opened = gr.Button(words.OPEN, elem_id="open-folder", variant="primary", scale=1, min_width=90)
+            self.upload = gr.UploadButton(
+                words.UPLOAD, file_count="multiple", file_types=[*images.ENDINGS, ".txt"], scale=1, min_width=130
+            )
+            self.demo = gr.Button(words.DEMO, elem_id="demo-pictures", scale=1, min_width=150)
+        with gr.Row():
+            self.which = gr.Dropdown([], label=words.SET, visible=False, scale=2, elem_id="which-set")
+            self.summary = gr.HTML(elem_id="pictures-summary")
+        with gr.Row(elem_classes="with-side"):
+            with gr.Column(scale=4):
+                self._middle()
+            with gr.Column(scale=1, min_width=230, elem_classes="side"):
+                self._side()
+        self.boxes = [box for *_, box in self.cells]
+        self.tokens = [token for _, _, token, _ in self.cells]
+        cells = [part for cell in self.cells for part in cell]
+        self.outputs = [
+            self.folder, self.which, self.summary, self.place, self.page, self.trigger, self.counted, *cells
+        ]  # fmt: skip
+        self.view = [self.which, self.filter, self.holds, self.page]
+        self._wire()
+
+    def _middle(self) -> None:
+        with gr.Row(elem_classes="align-end"):
+            self.filter = gr.Dropdown(list(words.FILTERS), value=words.FILTERS[0], label=words.FILTER, scale=1)
+            self.holds = gr.Textbox(label=words.CAPTION_SEARCH, scale=2)
+            self.back = gr.Button(words.BACK, scale=0, min_width=90)
+            self.place = gr.HTML()
+            self.forward = gr.Button(words.FORWARD, scale=0, min_width=90, elem_id="more-pictures")
+        self.cells: list[tuple[gr.Column, gr.HTML, gr.Textbox, gr.Textbox]] = []
+        with gr.Row(elem_classes="cells"):
+            for number in range(CELLS):
+                with gr.Column(visible=False, min_width=180, elem_classes="cell") as cell:
+                    picture = gr.HTML()
+                    token = gr.Textbox(visible="hidden", show_label=False)
+                    box = gr.Textbox(
+                        label=f"{words.CAPTION} {number + 1}", show_label=False, lines=2, max_lines=6,
+                        placeholder=words.CAPTION_PLACEHOLDER, elem_classes="caption",
+                    )  # fmt: skip
+                self.cells.append((cell, picture, token, box))
+
+    def _side(self) -> None:
+        self.trigger = gr.Textbox(label=words.TRIGGER, info=words.TRIGGER_INFO, elem_id="trigger")
+        self.find = gr.Textbox(label=words.FIND, elem_id="find")
+        self.by = gr.Textbox(label=words.REPLACE, elem_id="replace-by")
+        self.whole = gr.Checkbox(label=words.WHOLE_TAGS, value=True)
+        with gr.Row():
+            self.replace = gr.Button(words.REPLACE_ALL, min_width=90, elem_id="replace-all")
+            self.undo = gr.Button(words.UNDO, min_width=60, elem_id="undo-replace")
+        self.counted = gr.HTML()
+        gr.HTML(note(words.TAGGER))
+
+    def _wire(self) -> None:
+        self.opened.click(self.choose, [self.folder], self.outputs, **EVENT)
+        self.folder.submit(self.choose, [self.folder], self.outputs, **EVENT)
+        self.demo.click(self.choose_demo, None, self.outputs, **EVENT)
+        self.upload.upload(self.add, [self.upload, self.folder], self.outputs, **SLOW)
+        for changed in (self.trigger.blur, self.trigger.submit):
+            changed(self.set_trigger, [self.trigger], None, **EVENT)
+        page = [*self.view, *self.boxes, *self.tokens]
+        for button, by_pages in ((self.back, -1), (self.forward, 1)):
+            button.click(functools.partial(self.turn, by_pages), page, self.outputs, **EVENT)
+        for changed in (self.which.input, self.filter.input, self.holds.submit, self.holds.blur):
+            changed(functools.partial(self.turn, 0), page, self.outputs, **EVENT)
+        replaced = [*self.view, self.find, self.by, self.whole, *self.boxes, *self.tokens]
+        self.replace.click(self.replace_all, replaced, self.outputs, **EVENT)
+        self.undo.click(self.undo_replace, self.view, self.outputs, **EVENT)
+        for token, box in zip(self.tokens, self.boxes):
+            box.input(self.save, [box, token], None, trigger_mode="always_last", **EVENT)
+            box.blur(self.save, [box, token], None, **EVENT)  # what was pasted or dropped is no ``input``
+
+    def show(
+        self, chosen: str | None = None, filtered: str = words.FILTERS[0], held: str = "", at: int = 0
+    ) -> list[Any]:
+        """The page of pictures as it is on the disk."""
+        recipe = draft.values(draft.read(self.home))
+        folders = _folders(recipe)
+        if not folders:
+            return _nothing(words.NO_FOLDER, recipe)
+        current = chosen if chosen in folders else folders[0]
+        try:
+            listing = captions.scan(self.context.folders.check("data.path", current))
+        except ValueError as error:
+            return _nothing(str(error), recipe, current, "bad")
+        texts = captions.read_all(listing)
+        wrong, later = captions.trouble(listing, _resolution(recipe), seconds=LOOK_SECONDS)
+        names = [name for name in listing.pictures if _kept(name, texts, wrong, filtered, held)]
+        pages = max(1, math.ceil(len(names) / CELLS))
+        at = max(0, min(at, pages - 1))
+        part = names[at * CELLS : (at + 1) * CELLS]
+        drawn = [_cell(listing.folder / name, texts[name], wrong.get(name, []), self.address) for name in part]
+        drawn += [_no_cell()] * (CELLS - len(part))
+        return [
+            gr.update(value=current if len(folders) == 1 else str(Path(folders[0]).parent)),
+            gr.update(choices=[(Path(one).name, one) for one in folders], value=current, visible=len(folders) > 1),
+            _summary(listing, texts, wrong, later), f'<p class="note center">{at + 1} / {pages}</p>', at,
+            draft.get(recipe, "data.trigger", ""), _tags(captions.counts(texts.values())),
+            *(one for cell in drawn for one in cell),
+        ]  # fmt: skip
+
+    @kindly
+    def choose(self, given: str) -> list[Any]:
+        path = self.context.folders.check("folder", given)
+        _use(self.home, captions.scan(path))
+        return self.show()
+
+    @kindly
+    def choose_demo(self) -> list[Any]:
+        """A copy of the bundled pictures, and the preset that goes with them."""
+        own = self.home.data / "demo"
+        if not own.is_dir():
+            shutil.copytree(DEMO, own)
+        draft.start_anew(self.home)
+        draft.change(self.home, {"preset": "demo", "data.path": str(own)})
+        return self.show()
+
+    def keep(self, values: tuple[Any, ...]) -> None:
+        """Save what stands in the boxes, so that turning the page loses no keystroke."""
+        for text, name in zip(values[:CELLS], values[CELLS:]):
+            _save(self.context, text, name)
+
+    @kindly
+    def turn(self, by_pages: int, chosen: str, filtered: str, held: str, at: int, *values: Any) -> list[Any]:
+        self.keep(values)
+        return self.show(chosen, filtered, held, at + by_pages)
+
+    @kindly
+    def save(self, text: str, name: str) -> None:
+        _save(self.context, text, name)
+
+    @kindly
+    def add(self, files: list[str], given: str) -> list[Any]:
+        own = self.home.data / "pictures"
+        target = self.context.folders.check("folder", given) if given.strip() else own
+        done, refused = captions.import_pictures(target, [Path(one) for one in files or []])
+        for line in refused[:5]:
+            gr.Warning(escape(line))
+        if len(refused) > 5:
+            gr.Warning(words.MORE_REFUSED.format(len(refused) - 5))
+        gr.Info(words.ADDED.format(done, escape(str(target))))
+        _use(self.home, captions.scan(target))
+        return self.show()
+
+    @kindly
+    def replace_all(
+        self, chosen: str, filtered: str, held: str, at: int, old: str, new: str, tags: bool, *values: Any
+    ) -> list[Any]:
+        self.keep(values)
+        listing = captions.scan(_current(self.context, chosen))
+        before = captions.replace_in_all(listing, old, new, tags)
+        if before:
+            write_json(self.undo_file, {"folder": str(listing.folder), "captions": before})
+        gr.Info(words.CHANGED.format(len(before)))
+        return self.show(chosen, filtered, held, at)
+
+    @kindly
+    def undo_replace(self, chosen: str, filtered: str, held: str, at: int) -> list[Any]:
+        before = read_json(self.undo_file)
+        if not before.get("captions"):
+            raise ValueError("undo: nothing was replaced before")
+        done = captions.restore(self.context.folders.check("undo", before["folder"]), before["captions"])
+        self.undo_file.unlink(missing_ok=True)
+        gr.Info(words.RESTORED.format(done))
+        return self.show(chosen, filtered, held, at)
+
+    @kindly
+    def set_trigger(self, text: str) -> None:
+        draft.change(self.home, {"data.trigger": text.strip() or None})
+
+
+def build(context: Context) -> Screen:
+    screen = Pictures(context)
+    return Screen(screen.show, screen.outputs, screen.view)
+
+
+def _folders(recipe: dict[str, Any]) -> list[str]:
+    sets = [one.get("path") for one in draft.get(recipe, "data.sets", []) if isinstance(one, dict)]
+    return [one for one in [draft.get(recipe, "data.path"), *sets] if isinstance(one, str) and one]
+
+
+def _current(context: Context, chosen: str | None) -> Path:
+    folders = _folders(draft.values(draft.read(context.home)))
+    return context.folders.check("folder", chosen if chosen in folders else (folders or [""])[0])
+
+
+def _resolution(recipe: dict[str, Any]) -> int:
+    given = draft.get(recipe, "data.resolution", 512)
+    return (
+        int(math.sqrt(given[0] * given[1]))
+        if isinstance(given, list) and len(given) == 2
+        else given
+        if isinstance(given, int)
+        else 512
+    )
+
+
+def _use(home: Any, listing: captions.Listing) -> None:
+    """Make the folder the recipe's data; the first captions become preview prompts where there are none."""
+    changes: dict[str, Any] = {
+        "data.path": str(listing.folder),
+        "data.sets": None,
+        "data.pairs": None,
+        "data.ratings": None,
+    }
+    if not listing.pictures and listing.kohya:
+        sets = [
+            {"path": str(listing.folder / name), "repeats": int(found[1]), "caption": found[2]}
+            for name in listing.kohya
+            if (found := captions.KOHYA_FOLDER.fullmatch(name))
+        ]
+        changes |= {"data.path": None, "data.sets": sets}
+    if not draft.get(draft.values(draft.read(home)), "sample.prompts"):
+        texts = [text for text in captions.read_all(listing).values() if text]
+        changes["sample.prompts"] = list(dict.fromkeys(text.split("\n")[0] for text in texts))[:3] or None
+    draft.change(home, changes)
+
+
+def _kept(name: str, texts: dict[str, str | None], wrong: dict[str, list[str]], filtered: str, held: str) -> bool:
+    if filtered == words.FILTERS[1] and texts[name]:
+        return False
+    if filtered == words.FILTERS[2] and name not in wrong:
+        return False
+    return held.strip().lower() in (texts[name] or "").lower()
+
+
+def _save(context: Context, text: str, token: str) -> None:
+    """Save one caption, for the picture that the page showed above it."""
+    if not token:
+        return
+    _, _, signature, side, name = token.split("?")[0].split("/")
+    path = context.addresses.path(signature, int(side), name)
+    if path is not None and path.is_file():
+        captions.save(path, text)
+
+
+def _cell(path: Path, caption: str | None, wrong: list[str], address: Any) -> tuple[Any, ...]:
+    size = images.size(path)
+    told = f"{size[0]} × {size[1]}" if size else ""
+    marks = "".join(f'<span class="mark">{escape(one)}</span>' for one in wrong)
+    html = (
+        f'<figure><a href="{address.url(path)}" target="_blank"><img loading="lazy" src="{address.url(path, SIDE)}" '
+        f'alt="{escape(path.name)}"></a><figcaption title="{escape(str(path))}">{escape(path.name)} '
+        f"<small>{told}</small> {marks}</figcaption></figure>"
+    )
+    return gr.update(visible=True), html, address.url(path), caption or ""
+
+
+def _no_cell() -> tuple[Any, ...]:
+    return gr.update(visible=False), "", "", ""
+
+
+def _nothing(text: str, recipe: dict[str, Any], folder: str = "", kind: str = "quiet") -> list[Any]:
+    trigger = draft.get(recipe, "data.trigger", "")
+    blank = [one for _ in range(CELLS) for one in _no_cell()]
+    # What somebody is typing into the field stays there.
+    return [folder or gr.skip(), gr.update(visible=False), note(text, kind), "", 0, trigger, "", *blank]
+
+
+def _summary(listing: captions.Listing, texts: dict[str, str | None], wrong: dict[str, list[str]], later: int) -> str:
+    if not listing.pictures:
+        return note(words.EMPTY_FOLDER, "bad")
+    without = sum(not text for text in texts.values())
+    lines = f"{len(listing.pictures)} pictures, {len(texts) - without} with a caption"
+    out = [note(lines, "good")]
+    counted: dict[str, int] = {}
+    for marks in wrong.values():
+        for one in marks:
+            word = "duplicate" if one.startswith("same as") else one
+            counted[word] = counted.get(word, 0) + 1
+    out += [note(f"{number} {word}", "warn") for word, number in counted.items()]
+    if later:
+        out.append(note(words.LATER.format(later)))
+    if listing.others:
+        named = ", ".join(listing.others[:3]) + ("…" if len(listing.others) > 3 else "")
+        out.append(note(f"{len(listing.others)} other files are ignored: {named}"))
+    return f'<div class="chips">{"".join(out)}</div>'
+
+
+def _tags(counted: list[tuple[str, int]]) -> str:
+    rows = "".join(f"<li><span>{escape(tag)}</span><b>{number}</b></li>" for tag, number in counted[:30])
+    return f'<details open class="tags"><summary>{words.TAGS}</summary><ol>{rows}</ol></details>' if rows else ""

@@ -1,0 +1,242 @@
+"""Screen 6: two pictures, one key. Every choice is written at once, and trains the next adapter."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..trainer import job
+from . import draft, draws, duels, words
+from .compare import lines_of, prompts_of
+from .page import EVENT, SLOW, Context, Screen, bar, folder_of, kindly, note
+from .store import read_json, write_json
+
+
+class Prefer:
+    """The screen: its parts as they lie on the page, and what they do."""
+
+    def __init__(self, context: Context):
+        self.context, self.home, self.address = context, context.home, context.addresses
+        self.rest = gr.State([])
+        self._source()
+        self.told = gr.HTML(elem_id="prefer-told")
+        self.asked = gr.HTML(elem_id="prefer-prompt")
+        with gr.Row(elem_classes="duel"):
+            self.left, self.right = gr.HTML(elem_id="duel-left"), gr.HTML(elem_id="duel-right")
+        self._choices()
+        self.counted = gr.HTML(elem_id="prefer-counts")
+        with gr.Row():
+            gr.HTML("")
+            self.train = gr.Button(
+                words.TRAIN_ON_THESE, variant="primary", elem_id="train-on-these", scale=0, min_width=180
+            )
+        self.table = [self.told, self.asked, self.left, self.right, self.counted, self.rest]
+        self.outputs = [
+            self.source, self.kept, self.run, self.prompts, self.outside, self.by_drawing, self.by_folder, *self.table
+        ]  # fmt: skip
+        self.inputs = [self.source, self.run, self.kept]
+        self._wire()
+
+    def _source(self) -> None:
+        with gr.Row(elem_classes="align-end"):
+            sources = [(text, key) for key, text in words.SOURCES.items()]
+            self.source = gr.Radio(sources, value="generate", label=words.SOURCE, scale=3, elem_id="prefer-source")
+            self.kept = gr.Textbox(label=words.PAIRS_FOLDER, info=words.PAIRS_INFO, elem_id="pairs-folder", scale=2)
+        with gr.Row(elem_classes="align-end") as self.by_drawing:
+            self.run = gr.Dropdown([], label=words.RUN, elem_id="prefer-run", scale=1)
+            self.prompts = gr.Textbox(
+                label=words.COMPARE_PROMPTS, lines=3, max_lines=12, elem_id="prefer-prompts", scale=3
+            )
+            self.generate = gr.Button(words.GENERATE, variant="primary", elem_id="generate", scale=0, min_width=140)
+        with gr.Row(elem_classes="align-end", visible=False) as self.by_folder:
+            self.outside = gr.Textbox(label=words.OUTPUTS, elem_id="outputs-folder", scale=4)
+            self.load = gr.Button(words.LOAD, variant="primary", elem_id="load-pairs", scale=0, min_width=140)
+
+    def _choices(self) -> None:
+        self.buttons: dict[str, gr.Button] = {}
+        with gr.Row(elem_classes="tight"):
+            for name, text in words.CHOICES.items():
+                self.buttons[name] = gr.Button(text, elem_id=f"prefer-{name}", min_width=80)
+        gr.HTML(note(words.PREFER_INTRO))
+        self.thumbs: dict[tuple[str, bool], gr.Button] = {}
+        with gr.Accordion(words.THUMBS_TITLE, open=False), gr.Row(elem_classes="tight"):
+            for (side, liked), text in words.THUMBS.items():
+                name = f"{'like' if liked else 'dislike'}-{side}"
+                self.thumbs[side, liked] = gr.Button(text, size="sm", elem_id=name)
+
+    def _wire(self) -> None:
+        decided = [self.kept, self.rest, self.source, self.run, self.outside, self.left]
+        # A quick key is not dropped while the last one is under way: one after another, each for what was seen.
+        keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "prefer"}
+        for name, button in self.buttons.items():
+            button.click(functools.partial(self.choose, name), decided, self.table, **keys)
+        for (side, liked), button in self.thumbs.items():
+            button.click(functools.partial(self.thumb, side, liked), [self.kept, self.rest], [self.counted], **EVENT)
+        self.generate.click(self.draw, [self.kept, self.run, self.prompts], self.table, **SLOW)
+        self.load.click(self.from_folder, [self.kept, self.outside], self.table, **SLOW)
+        for changed in (self.source.input, self.run.input):
+            changed(self.show, self.inputs, self.outputs, **EVENT)
+
+    @kindly
+    def show(self, which: str, chosen: str | None, folder: str) -> list[Any]:
+        """Runs that can draw, the folder of pairs, and the next two pictures."""
+        known = [one for one in job.list_runs(self.home.runs) if job.checkpoints(one.path)]
+        current = next((one for one in known if one.name == chosen), known[0] if known else None)
+        before = read_json(self.home.settings).get("prefer", {})
+        folder = folder or before.get("pairs") or str(self.home.data / "pairs")
+        outside = before.get("outputs", "")
+        same = current is None or chosen == current.name
+        return [
+            which, folder, gr.update(choices=[one.name for one in known], value=current.name if current else None),
+            gr.skip() if same or current is None else "\n".join(prompts_of(current.path)), outside,
+            gr.update(visible=which == "generate"), gr.update(visible=which == "folder"),
+            *self._all(self._pool(which, current.path if current else None, outside), folder),
+        ]  # fmt: skip
+
+    def _pool(self, which: str, run_dir: Path | None, outside: str) -> Path | None:
+        """The folder whose pictures are compared."""
+        if which == "folder":
+            return self.context.folders.check("folder of outputs", outside) if outside.strip() else None
+        return run_dir / "candidates" if run_dir and (run_dir / "candidates").is_dir() else None
+
+    def _all(self, pool: Path | None, folder: str, line: str = "") -> list[Any]:
+        """Everything that is still open, the first of it on the table."""
+        found = duels.duels(duels.grouped(pool), duels.decided(Path(folder))) if pool else []
+        none = words.ALL_RATED if pool else words.NOTHING_TO_RATE
+        return self._top(found, folder, line or ("" if found else note(none)))
+
+    def _top(self, rest: list[duels.Duel], folder: str, line: str = "") -> list[Any]:
+        counts = _counts(Path(folder))
+        if not rest:
+            return [line or note(words.ALL_RATED), "", "", "", counts, []]
+        one = rest[0]
+        pictures = [
+            f'<figure><img alt="{side}" src="{self.address.url(path, 1024)}"></figure>'
+            for side, path in (("left", one.left), ("right", one.right))
+        ]
+        prompt = f'<p class="prompt">{escape(one.prompt)} <small>({words.LEFT_OVER.format(len(rest))})</small></p>'
+        return [line, prompt, *pictures, counts, rest]
+
+    @kindly
+    def choose(
+        self, won: str, folder: str, rest: list[duels.Duel], which: str, name: str, outside: str, seen: str
+    ) -> list[Any]:
+        """One key: the answer is on the disk before the next two pictures show."""
+        target = self._pairs_folder(folder)
+        if won == "undo":
+            duels.undo(target)
+            return self._all(self._pool(which, _run(self.home, name), outside), str(target))
+        if not rest:
+            raise ValueError(words.NOTHING_TO_RATE)
+        if self.address.url(rest[0].left, 1024) not in seen:  # the key was meant for the pictures before
+            return self._top(rest, str(target))
+        if won == "skip":
+            return self._top([*rest[1:], rest[0]], str(target))
+        duels.decide(target, rest[0], won)
+        return self._top(rest[1:], str(target))
+
+    @kindly
+    def thumb(self, side: str, liked: bool, folder: str, rest: list[duels.Duel]) -> str:
+        if not rest:
+            raise ValueError(words.NOTHING_TO_RATE)
+        target = self._pairs_folder(folder)
+        duels.rate(target, rest[0], side, liked)
+        return _counts(target)
+
+    @kindly
+    def from_folder(self, folder: str, outside: str) -> list[Any]:
+        pool = self.context.folders.check("folder of outputs", outside)
+        self._remember(folder, outputs=str(pool))
+        return self._all(pool, folder)
+
+    def draw(self, folder: str, name: str, text: str) -> Iterator[list[Any]]:
+        """Draw two pictures for each prompt, then lay them on the table."""
+        sheet, run_dir = self._begin(folder, name, text)
+        before = -1
+        while draws.busy(sheet):
+            if sheet.done() != before:
+                before = sheet.done()
+                yield [note(words.DRAWING.format(before, sheet.total)), *[gr.skip()] * 5]
+            time.sleep(0.5)
+        trouble = draws.trouble(sheet)
+        yield self._all(run_dir / "candidates", folder, note(trouble, "bad") if trouble else "")
+
+    @kindly
+    def _begin(self, folder: str, name: str, text: str) -> tuple[draws.Sheet, Path]:
+        run_dir = folder_of(self.home, name)
+        adapter = job.checkpoints(run_dir)[-1].path
+        texts = duels.two_seeds(lines_of(text), int(time.time()) % 1_000_000)
+        place = run_dir / "candidates" / str(int(time.time()))
+        sheet = draws.Sheet(place, tuple(texts), (draws.Candidate(name, str(adapter)),))
+        draws.start(run_dir, sheet)
+        self._remember(folder)
+        return sheet, run_dir
+
+    def _remember(self, folder: str, **more: str) -> None:
+        settings = read_json(self.home.settings)
+        write_json(self.home.settings, {**settings, "prefer": {**settings.get("prefer", {}), "pairs": folder, **more}})
+
+    def _pairs_folder(self, folder: str) -> Path:
+        """Where pairs are written: any folder on one's own machine, one of the server's when it is open to others."""
+        if not folder.strip():
+            raise ValueError("pairs: no folder is given; write where they are kept")
+        path = Path(folder.strip()).expanduser().resolve()
+        roots = self.context.folders.roots
+        if roots is not None and not any(path.is_relative_to(root) for root in roots):
+            raise ValueError(f"pairs: {folder} is outside the folders of this server; start it with --folder {folder}")
+        return path
+
+    @kindly
+    def fill(self, folder: str, name: str) -> None:
+        """The recipe for a preference run, from the run that drew the pictures."""
+        fill_recipe(self.home, self._pairs_folder(folder), _run(self.home, name))
+
+
+def build(context: Context) -> Screen:
+    screen = Prefer(context)
+    parts = {"train": screen.train, "fill": screen.fill, "inputs": [screen.kept, screen.run]}
+    return Screen(screen.show, screen.outputs, screen.inputs, parts)
+
+
+def _run(home: Any, name: str | None) -> Path | None:
+    return next((one.path for one in job.list_runs(home.runs) if one.name == name), None)
+
+
+def _counts(folder: Path) -> str:
+    rows = duels.pairs(folder)
+    decided = sum(not row.tie for row in rows)
+    ties, rated = len(rows) - decided, len(duels.ratings(folder))
+    text = (
+        words.ENOUGH.format(decided, words.USEFUL)
+        + (f" {ties} ties." if ties else "")
+        + (f" {rated} ratings." if rated else "")
+    )
+    return bar(decided / words.USEFUL, text)
+
+
+def fill_recipe(home: Any, pairs: Path, run_dir: Path | None) -> None:
+    """Write the recipe of a preference run: the pairs, and the run's model and adapter to start from."""
+    rated = not duels.pairs(pairs)
+    if rated and not duels.ratings(pairs):
+        raise ValueError(f"pairs: there are none in {pairs}; choose some first")
+    kind = "kto" if rated else "dpo"
+    key = "data.ratings" if rated else "data.pairs"
+    changes: dict[str, Any] = {
+        "data": None, "loss.pixel": None, "objective": {"kind": kind}, "run.epochs": None, "run.steps": 300,
+        "optimizer.learning_rate": 2e-5, "run.batch": 2, "run.name": "preference",
+    }  # fmt: skip
+    if run_dir is not None:
+        tables = draft.values_of((run_dir / "config.toml").read_text(encoding="utf-8"))
+        resolution = draft.get(tables, "data.resolution")
+        newest = job.checkpoints(run_dir)
+        changes |= {name: tables[name] for name in ("model", "adapter", "sample") if name in tables}
+        changes |= {"run.name": f"{run_dir.name}-{kind}", "data.resolution": resolution}
+        changes |= {"adapter.init_from": str(newest[-1].path)} if newest else {}
+    draft.start_anew(home)
+    draft.change(home, {**changes, key: str(pairs)})

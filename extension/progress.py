@@ -1,0 +1,142 @@
+"""A run's events as curves and tables, read on from where the last look ended."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..trainer import job
+
+POINTS = 400
+PICTURE = re.compile(r"step(\d{8})_(\d{2,})\.png")
+
+
+@dataclass
+class History:
+    """What the events of one run have said so far."""
+
+    offset: int = 0
+    steps: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Step -> its last event; a resumed run writes a step again."""
+    validation: dict[int, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    prompts: dict[int, str] = field(default_factory=dict)
+    seeds: dict[int, int] = field(default_factory=dict)
+
+    def read(self, run_dir: Path) -> bool:
+        """Read what is new; whether there was anything."""
+        before = self.offset
+        found, self.offset = job.events(run_dir, self.offset)
+        if self.offset < before:
+            self.__init__(self.offset)
+        for event in found:
+            self._take(event)
+        return bool(found)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        step = event.get("step")
+        if not isinstance(step, int):
+            return
+        kind = event.get("kind")
+        if kind == "start":
+            self.steps = {at: one for at, one in self.steps.items() if at <= step}
+        elif kind == "step":
+            self.steps[step] = event
+        elif kind == "validation" and isinstance(event.get("loss"), (int, float)):
+            self.validation[step] = event["loss"]
+        elif kind in ("warning", "oom"):
+            self.warnings.append(f"step {step}: {event.get('message', kind)}")
+        elif kind == "sample":
+            found = PICTURE.search(str(event.get("path", "")))
+            if found:
+                self.prompts[int(found[2])] = str(event.get("prompt", ""))
+                self.seeds[int(found[2])] = event.get("seed") or 0
+
+
+_histories: dict[str, History] = {}
+
+
+def history(run_dir: Path) -> History:
+    """The run's history, kept between looks."""
+    known = _histories.setdefault(str(run_dir), History())
+    known.read(run_dir)
+    if len(_histories) > 60:
+        _histories.pop(next(iter(_histories)))
+    return known
+
+
+def names(of: History) -> list[str]:
+    """What can be drawn as a curve: loss first, then the terms and the rest."""
+    last = next(reversed(of.steps.values()), {})
+    terms = [f"terms.{name}" for name, value in (last.get("terms") or {}).items() if isinstance(value, (int, float))]
+    rest = [name for name in ("lr", "grad_norm", "seconds", "gb") if isinstance(last.get(name), (int, float))]
+    return ["loss", *terms, *rest]
+
+
+def value(event: dict[str, Any], name: str) -> float | None:
+    head, _, tail = name.partition(".")
+    found = (event.get(head) or {}).get(tail) if tail else event.get(name)
+    return float(found) if isinstance(found, (int, float)) and math.isfinite(found) else None
+
+
+def curve(of: History, name: str, smooth: float, log: bool) -> list[tuple[int, float, str]]:
+    """(step, value, which line) with at most ``POINTS`` a line: as measured, and smoothed by an exponential mean whose
+    weight of the past is ``smooth`` (0 none, below 1), corrected for its start."""
+    raw = [(step, number) for step, event in sorted(of.steps.items()) if (number := value(event, name)) is not None]
+    lines: list[tuple[str, list[tuple[int, float]]]] = [("measured", raw)]
+    if 0 < smooth < 1 and len(raw) > 2:
+        mean, weight, smoothed = 0.0, 0.0, []
+        for step, number in raw:
+            mean, weight = smooth * mean + (1 - smooth) * number, smooth * weight + (1 - smooth)
+            smoothed.append((step, mean / weight))
+        lines.append(("smoothed", smoothed))
+    if name == "loss" and of.validation:
+        lines.append(("held out", sorted(of.validation.items())))
+    out = []
+    for which, points in lines:
+        stride = max(1, math.ceil(len(points) / POINTS))
+        kept = points[::stride] + (points[-1:] if points and (len(points) - 1) % stride else [])
+        for step, number in kept:
+            if not log:
+                out.append((step, number, which))
+            elif number > 0:
+                out.append((step, math.log10(number), which))
+    return out
+
+
+def clock(seconds: float | None) -> str:
+    """``2 h 5 min``, ``3 min 10 s``, ``12 s``."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def speed(of: History, last: int = 20) -> float | None:
+    """Steps per second over the last few."""
+    seconds = [
+        one["seconds"] for one in list(of.steps.values())[-last:] if isinstance(one.get("seconds"), (int, float))
+    ]
+    return len(seconds) / sum(seconds) if seconds and sum(seconds) > 0 else None
+
+
+def pictures(run_dir: Path) -> dict[int, dict[int, Path]]:
+    """Previews: step -> prompt number -> file."""
+    out: dict[int, dict[int, Path]] = {}
+    for path in sorted((run_dir / "samples").glob("step*_*.png")):
+        found = PICTURE.fullmatch(path.name)
+        if found:
+            out.setdefault(int(found[1]), {})[int(found[2])] = path
+    return out
+
+
+def columns(steps: list[int], most: int) -> list[int]:
+    """At most so many of the steps, evenly, the first and the last among them."""
+    if len(steps) <= most:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]

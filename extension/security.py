@@ -1,0 +1,208 @@
+"""Who may ask, and what is handed out: a guard before every request, signed picture addresses, allowed folders."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from .store import Home, write
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+UPLOAD_BYTES = 100 * 2**20
+CLOSED = (
+    "/gradio_api/info",
+    "/gradio_api/openapi.json",
+    "/docs",
+    "/redoc",
+    "/openapi.json",
+    "/gradio_api/mcp",
+    "/monitoring",
+)
+FRAMED_BY = "frame-ancestors 'self' http://127.0.0.1:* http://localhost:*"
+"""Other pages may not frame this one; the tab in a host's own page on this machine may."""
+
+Scope = dict[str, Any]
+Asgi = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Login:
+    user: str
+    password: str
+
+
+class Guard:
+    """Before everything else: the host name on loopback (against DNS rebinding), the origin of what changes something,
+    and the password when the page is open to others."""
+
+    def __init__(self, app: Asgi, login: Login | None):
+        self.app, self.login = app, login
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        refused = self.refuse(scope.get("method", "GET"), scope["path"], headers)
+        if refused is None:
+            await self.app(scope, receive, _with_headers(send))
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            code, text, more = refused
+            head = [(b"content-type", b"text/plain; charset=utf-8"), *more]
+            await send({"type": "http.response.start", "status": code, "headers": head})
+            await send({"type": "http.response.body", "body": text.encode()})
+
+    def refuse(
+        self, method: str, path: str, headers: dict[str, str]
+    ) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
+        """None, or the status, the words and the headers of a refusal."""
+        host = _host_name(headers.get("host", ""))
+        if self.login is None and host not in LOOPBACK:
+            return 403, f"this page answers on this machine only, not as '{host}'", []
+        origin = headers.get("origin")
+        if origin and method not in ("GET", "HEAD") and urlsplit(origin).netloc != headers.get("host"):
+            return 403, "this request comes from another page", []
+        if self.login and not _knows(headers.get("authorization", ""), self.login):
+            return (
+                401,
+                "user and password, please",
+                [(b"www-authenticate", b'Basic realm="Pixelkiln", charset="UTF-8"')],
+            )
+        if any(path == closed or path.startswith(closed + "/") for closed in CLOSED):
+            return 404, "there is no such page", []
+        return None
+
+
+def _with_headers(send: Any) -> Any:
+    async def sent(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            more = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"),
+                    (b"content-security-policy", FRAMED_BY.encode())]  # fmt: skip
+            message = {**message, "headers": [*message.get("headers", []), *more]}
+        await send(message)
+
+    return sent
+
+
+def _host_name(host: str) -> str:
+    return (urlsplit(f"//{host}").hostname or "").lower()
+
+
+def _knows(authorization: str, login: Login) -> bool:
+    kind, _, rest = authorization.partition(" ")
+    try:
+        user, _, password = base64.b64decode(rest, validate=True).decode("utf-8").partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    same = hmac.compare_digest(user.encode(), login.user.encode())
+    same &= hmac.compare_digest(password.encode(), login.password.encode())
+    return kind.lower() == "basic" and same
+
+
+# ------------------------------------------------------------------------------------------------- addresses of files
+
+
+class Addresses:
+    """Pictures are named by addresses that only this program can make: no path of a browser's choosing is ever read."""
+
+    def __init__(self, secret: bytes):
+        self._secret = secret
+
+    @classmethod
+    def of(cls, home: Home) -> Addresses:
+        """The same after a restart, so that open pages keep their pictures."""
+        path = home.own / "key"
+        try:
+            secret = path.read_bytes()
+        except OSError:
+            secret = b""
+        if len(secret) != 32:
+            secret = secrets.token_bytes(32)
+            write(path, secret)
+            path.chmod(0o600)
+        return cls(secret)
+
+    def url(self, path: Path, side: int = 0) -> str:
+        """Where the browser finds the picture: a thumbnail of at most ``side`` pixels, or the file itself."""
+        name = base64.urlsafe_b64encode(str(path).encode()).decode().rstrip("=")
+        try:
+            version = path.stat().st_mtime_ns // 1_000_000
+        except OSError:
+            version = 0
+        return f"/picture/{self._sign(name, side)}/{side}/{name}?{version}"
+
+    def path(self, signature: str, side: int, name: str) -> Path | None:
+        """The file behind an address, if it is one of ours."""
+        if not hmac.compare_digest(signature.encode(), self._sign(name, side).encode()):
+            return None
+        return Path(base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode())
+
+    def _sign(self, name: str, side: int) -> str:
+        return hmac.new(self._secret, f"{side}/{name}".encode(), hashlib.sha256).hexdigest()[:32]
+
+
+# ----------------------------------------------------------------------------------------------------- allowed folders
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Which folders a person at the page may name: any on their own machine, else the given ones."""
+
+    roots: tuple[Path, ...] | None = None
+
+    def check(self, where: str, what: str) -> Path:
+        """The folder, absolute and without links. ValueError: empty, not there, or not allowed."""
+        given = what.strip().strip('"').strip()
+        if not given:
+            raise ValueError(f"{where}: no folder is given; write or paste its path")
+        path = Path(given).expanduser()
+        try:
+            path = path.resolve()
+            inside = self.roots is None or any(path.is_relative_to(root) for root in self.roots)
+            if not inside:
+                raise ValueError(
+                    f"{where}: {given} is outside the folders of this server; start it with --folder {given}"
+                )
+            if not path.is_dir():
+                told = "is a file; give its folder" if path.is_file() else "is not there; check the path"
+                raise ValueError(f"{where}: {given} {told}")
+            next(path.iterdir(), None)
+        except OSError as error:
+            raise ValueError(f"{where}: {given} cannot be read ({error.strerror}); check its permissions") from None
+        return path
+
+
+def below(folder: Path, name: str) -> Path:
+    """A file directly in a folder, by a name that came from outside. ValueError for anything but a plain name."""
+    if not name or name in (".", "..") or any(sign in name for sign in ("/", "\\", "\0", ":")):
+        raise ValueError(f"{name[:80]!r}: this is no file name")
+    return folder / name
+
+
+def need_login(host_is_open: bool, user: str | None, password: str | None) -> Login | None:
+    """The login for ``--listen``. ValueError when it is missing or weak."""
+    if not host_is_open:
+        return None
+    if not user or not password:
+        raise ValueError("--listen: others could use this machine; give --user NAME --password WORDS with it")
+    if len(password) < 8:
+        raise ValueError("--password: it is shorter than 8 signs; take a longer one")
+    return Login(user, password)
+
+
+def roots(home: Home, given: Sequence[str], found: Sequence[Path], open_to_others: bool) -> Folders:
+    """On loopback every folder of this machine; else the runs, the folders of models, and those that are given."""
+    if not open_to_others:
+        return Folders()
+    all_of_them = [home.runs, *found, *(Path(one) for one in given)]
+    return Folders(tuple(path.expanduser().resolve() for path in all_of_them))

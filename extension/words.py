@@ -1,0 +1,173 @@
+"""Every English string that a person reads on the page, in one place."""
+
+TITLE = "Pixelkiln"
+TAGLINE = "From a folder of pictures to a LoRA"
+UNSET = "default"
+
+TABS = {
+    "pictures": "1 Pictures",
+    "recipe": "2 Recipe",
+    "check": "3 Check",
+    "train": "4 Train",
+    "compare": "5 Compare",
+    "prefer": "6 Prefer",
+}
+NEXT = {
+    "pictures": "Next: recipe",
+    "recipe": "Next: check",
+    "check": "Start training",
+    "train": "Compare checkpoints",
+}
+DARK = "Light / dark"
+
+# Pictures
+FOLDER = "Folder of pictures"
+FOLDER_INFO = "Paste the path of a folder. Captions are the .txt files beside the pictures; they are saved as you type."
+OPEN = "Open"
+UPLOAD = "Add pictures…"
+DEMO = "Use the demo pictures"
+NO_FOLDER = "Choose a folder, drop pictures here, or begin with the bundled demo pictures."
+EMPTY_FOLDER = "There are no pictures in this folder (PNG, JPEG, WebP, BMP or AVIF)."
+KOHYA_FOUND = "This folder holds kohya's subfolders (repeats_word); each becomes a set of its own."
+LATER = "{} pictures are still to be looked at; turn the page to go on."
+SET, CAPTION = "Set", "Caption"
+ADDED = "{} pictures were added to {}."
+MORE_REFUSED = "{} more files were refused."
+CHANGED = "{} captions were changed."
+RESTORED = "{} captions are as before."
+CAPTION_PLACEHOLDER = "What is in the picture"
+FILTER = "Show"
+FILTERS = ("all", "without caption", "with a warning")
+CAPTION_SEARCH = "Caption holds"
+TRIGGER = "Trigger word"
+TRIGGER_INFO = (
+    "Put first in every caption while training. Use a rare word for a person or a thing; a style can do without."
+)
+FIND, REPLACE, WHOLE_TAGS, REPLACE_ALL, UNDO = "Find", "Replace by", "Whole tags only", "Replace in all", "Undo"
+TAGS = "Most frequent tags"
+BACK, FORWARD = "‹ Back", "More ›"
+TAGGER = "To write captions automatically, put a WD14 tagger (model.onnx and selected_tags.csv) into models/tagger."
+
+# Recipe
+PRESET = "Preset"
+PRESET_INFO = "A goal and a card. Everything below starts from it; what you change is listed at the right."
+NO_PRESET = "none, the defaults"
+PIXEL = "Pixel loss"
+PIXEL_INFO = (
+    "Also compares decoded pictures, not only latents. It sharpens edges and textures, and costs time and memory "
+    "for decoding at every step."
+)
+OBJECTIVE = "What it learns from"
+OBJECTIVES = {
+    "sft": "Pictures: draw like these",
+    "dpo": "Pairs (DPO): prefer the chosen picture, stay near the base",
+    "ipo": "Pairs (IPO): like DPO, with a bounded margin",
+    "simpo": "Pairs (SimPO): no reference, quicker, easier to overdo",
+    "mapo": "Pairs (MaPO): no reference, and learns the chosen pictures too",
+    "kto": "Ratings (KTO): single pictures, liked or not",
+}
+OBJECTIVE_INFO = "Preferences refine a LoRA that already draws; they need pairs or ratings, which step 6 collects."
+SECTIONS = {
+    "base": "Base",
+    "length": "Length",
+    "adapter": "Adapter",
+    "loss": "What counts as close",
+    "previews": "Previews",
+}
+ALL_OPTIONS = "All options"
+SEARCH = "Search options"
+SEARCH_INFO = "By name, kohya's name or words of the help: offset, network_dim, memory…"
+TABLE = "Table"
+ALL_TABLES = "all tables"
+MORE_FOUND = "{} more; narrow the search."
+NOTHING_FOUND = "No option is called so."
+DIFFERENCE = "Changed from the preset"
+NO_DIFFERENCE = "Nothing is changed."
+TOML = "Recipe as TOML"
+APPLY_TOML = "Apply the text"
+IMPORT = "Import a recipe (.toml, kohya's .toml or .json)"
+RECIPE_OK = "The recipe is complete."
+NEEDS = "needed"
+
+READ = "The recipe was read."
+
+# Check
+CHECK_AGAIN = "Check again"
+CHECKING = "Reading the pictures…"
+APPLY = "Apply"
+CHECK_GOOD = "Nothing stands in the way."
+WRITES = "Writes"
+BUCKETS = "Sizes and how many samples each"
+
+# Train
+RUN = "Run"
+NO_RUNS = "Nothing has been trained yet. Start a run in step 3."
+PAUSE, RESUME, KILL = "Pause (save and stop)", "Resume", "End at once"
+SAMPLE_NOW, SAVE_NOW = "Draw a preview now", "Save now"
+KILL_QUESTION = "End it at once? What came after the last save is lost."
+QUEUE = "Queue"
+HOLD, GO_ON = "Hold the queue", "Let the queue go on"
+RESUMES = " (goes on)"
+QUEUE_EMPTY = "Nothing waits."
+CURVE, SMOOTH, LOG_SCALE = "Curve", "Smoothing", "Logarithmic"
+CURVE_NOTE = "The loss shows that training works, not how good the pictures are: look at the previews."
+PREVIEWS = "Previews: a row for each prompt, a column for each step, the same seed"
+LOG = "Log"
+NO_PREVIEWS = "No previews yet."
+STATES = {
+    "new": "not started", "queued": "starting", "running": "training", "saving": "saving", "done": "done",
+    "stopped": "paused", "failed": "failed", "waiting": "waiting",
+}  # fmt: skip
+REMEDIES = (
+    ("out of memory", "The card's memory is full. Lower batch or resolution, or set memory.gradient_checkpointing."),
+    ("CUDA", "The graphics card reported an error. Close other programs that use it and resume."),
+    ("No space left", "The disk is full. Make room, then resume: the last saved state is whole."),
+    ("not finite", "The loss is no longer a number. Lower the learning rate, or use bf16 or fp32, then resume."),
+    ("process is gone", "The trainer ended without a word. Resume goes on from the last saved state."),
+)
+
+# Compare
+COMPARE_RUN, COMPARE_WHAT, COMPARE_PROMPTS = "Run", "Checkpoints", "Prompts, one a line"
+STRENGTHS = "Strengths"
+STRENGTHS_INFO = "1 is as trained; below is weaker, above stronger. Several, with commas."
+DRAW = "Draw the grid"
+DRAWING = "Drawing {} of {}…"
+BASE = "base"
+VOTE_TITLE = "Blind vote"
+VOTE_INTRO = "Which is better? You are not told which is which until the tally."
+CHOICES = {"left": "← Left", "tie": "↓ Tie", "right": "Right →", "skip": "S Skip", "undo": "U Undo"}
+COPIED = "Copied to {}."
+SHOW_TALLY = "Show the tally"
+NO_VOTES = "No votes yet."
+TALLY = ("Better", "Other", "Votes", "Chance of such a score if equal", "")
+SURE, UNSURE = "unlikely to be chance", "could be chance; vote more"
+USE = "Use this one"
+USE_WHERE = "Copy to"
+NO_HOSTS = "No ComfyUI or A1111 was found. Give its folder once:"
+ADD_HOST = "Remember this folder"
+
+# Prefer
+SOURCE = "Where the pictures come from"
+SOURCES = {
+    "generate": "Draw two for each prompt with a run's adapter",
+    "folder": "A folder of outputs (ComfyUI, A1111): grouped by prompt",
+}
+OUTPUTS = "Folder of outputs"
+PAIRS_FOLDER = "Pairs are kept in"
+PAIRS_INFO = "One folder for one purpose. Every choice is written at once."
+LOAD = "Show pairs"
+GENERATE = "Draw pairs"
+PREFER_INTRO = "Keys: ← left, → right, ↓ tie, S skip, U undo."
+NOTHING_TO_RATE = "Nothing to choose between. Draw pairs, or give a folder with several pictures for the same prompt."
+ALL_RATED = "All are decided. Draw more, or train on what you have."
+TRAIN_ON_THESE = "Train on these"
+ENOUGH = "{} of about {} pairs for a useful set."
+USEFUL = 50
+LEFT_OVER = "{} left"
+THUMBS_TITLE = "Thumbs for single pictures (KTO)"
+THUMBS = {
+    ("left", True): "👍 left",
+    ("left", False): "👎 left",
+    ("right", True): "👍 right",
+    ("right", False): "👎 right",
+}

@@ -1,0 +1,7 @@
+"""The nodes, in the order of the menu. A new node is a new file and its name here."""
+
+from __future__ import annotations
+
+from . import dataset, grid, load, preference, runs, train
+
+NODES = (*load.NODES, *runs.NODES, *preference.NODES, *grid.NODES, *dataset.NODES, *train.NODES)

@@ -1,0 +1,100 @@
+"""What a node is. One table serves both faces: ComfyUI's V3 schema (``v3.py``) and the older V1 classes (``v1.py``)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Options = Sequence[str] | Callable[[], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class In:
+    """An input. ``kind`` is ComfyUI's type: MODEL, IMAGE, STRING, INT, FLOAT, BOOLEAN, COMBO."""
+
+    name: str
+    kind: str
+    tip: str
+    default: Any = None
+    options: Options = ()
+    """Of a COMBO; a function is asked anew whenever the page asks for the nodes, so new files appear."""
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    optional: bool = False
+    socket: bool = False
+    """Only a link may feed it: it has no widget."""
+    multiline: bool = False
+    advanced: bool = False
+
+    def choices(self) -> list[str]:
+        return list(self.options() if callable(self.options) else self.options)
+
+
+@dataclass(frozen=True)
+class Out:
+    """An output; a ``many`` one is a list, and what follows runs once per item."""
+
+    name: str
+    kind: str
+    tip: str
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a node gives, in the order of its outputs, and what the page shows on the node."""
+
+    values: tuple[Any, ...] = ()
+    ui: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Node:
+    """``run(**inputs) -> Result``. ``id`` is stored in workflows and never changes."""
+
+    id: str
+    name: str
+    about: str
+    run: Callable[..., Result]
+    inputs: tuple[In, ...]
+    outputs: tuple[Out, ...] = ()
+    group: str = ""
+    """Below the pack's own category."""
+    aliases: tuple[str, ...] = ()
+    fingerprint: Callable[..., Any] | None = None
+    """Of the inputs; the node runs again when its answer changes. Linked inputs are None here."""
+    check: Callable[..., None] | None = None
+    """Raises ValueError before anything runs. Its parameters name the inputs that it looks at, and for those ComfyUI's
+    own range and list checks are off. Linked inputs are None here."""
+    output: bool = False
+    """The queue runs it even when nothing follows."""
+    whole_lists: bool = False
+    """It receives every input as a list, once."""
+    knows_graph: bool = False
+    """``run`` also gets ``graph`` (the prompt being executed) and ``node_id``."""
+
+    @property
+    def category(self) -> str:
+        return f"Pixelkiln/{self.group}" if self.group else "Pixelkiln"
+
+
+def validator(check: Callable[..., None]) -> Callable[..., bool | str]:
+    """A check as ComfyUI's class method: True, or the message that the node shows.
+
+    ComfyUI reads the parameters' names from the signature; with ``**inputs`` in it all built-in checks would be off.
+    """
+
+    def validate(cls: type, **inputs: Any) -> bool | str:
+        try:
+            check(**inputs)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    first = inspect.Parameter("cls", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.Signature([first, *inspect.signature(check).parameters.values()])
+    setattr(validate, "__signature__", signature)  # noqa: B010 (a function's type does not name it)
+    return validate

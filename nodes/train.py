@@ -1,0 +1,397 @@
+"""Train beside the server: started in the trainer's own environment, watched through its run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..trainer import job
+from . import adapter, dataset, host, plan, runs
+from .node import In, Node, Out, Result
+from .watch import Watch, clock, in_words, picture
+
+PRESET = "as in the preset"
+UNCHANGED, ALWAYS, ANEW = "go on when unchanged", "go on always", "start over"
+MARK = "comfyui.json"
+"""In a run's folder: the key of the request that made it."""
+
+
+# ---------------------------------------------------------------------------------------------------------- a request
+
+
+def presets() -> list[str]:
+    """Names of the presets: the pack's, and .toml files in the pack's data folder."""
+    places = [job.ROOT / "presets", *host.folders(host.DATA)]
+    return [path.stem for place in places for path in sorted(place.glob("*.toml"))] or [host.NONE]
+
+
+def preset_path(name: str) -> Path:
+    for place in (job.ROOT / "presets", *host.folders(host.DATA)):
+        path = place / f"{job.safe_name(name)}.toml"
+        if path.is_file():
+            return path
+    raise ValueError(f"preset: there is no '{name}'; there is: {', '.join(presets())}")
+
+
+def checkpoints() -> list[str]:
+    import folder_paths
+
+    return [PRESET, *folder_paths.get_filename_list("checkpoints")]
+
+
+def datasets() -> list[str]:
+    return [PRESET, *(name for name in dataset.names() if name != host.NONE)]
+
+
+def wanted(
+    preset: str, name: str, checkpoint: str, dataset_name: str, learn_from: str, steps: int, rank: int,
+    learning_rate: float, resolution: int, batch: int, run_seed: int, trigger: str, prompts: str, options: str,
+    folder: str | None = None, start_from: str | None = None,
+) -> plan.Request:  # fmt: skip
+    """The inputs of Train and Check as a request. ValueError for what a workflow may not ask for."""
+    import folder_paths
+
+    root = host.folders(host.RUNS)[0]
+    run_dir = host.named(root, name)
+    flags = [plan.flag("run.name", run_dir.name), plan.flag("run.out", root)]
+    files: list[Path] = []
+    if checkpoint != PRESET:
+        base = Path(folder_paths.get_full_path_or_raise("checkpoints", checkpoint))
+        flags.append(plan.flag("model.path", base))
+        files.append(base)
+    source = host.inside(folder, dataset.roots()) if folder else None
+    if source is None and dataset_name != PRESET:
+        source = dataset.find(dataset_name)
+    if source is not None:
+        flags += plan.dataset_flags(source, learn_from)
+        files.append(source)
+    start = host.adapter_path(host.NONE, start_from) if start_from else None
+    if start is not None:
+        files.append(start)
+    flags += plan.flags({
+        "run.steps": steps, "run.batch": batch, "adapter.rank": rank, "data.resolution": resolution,
+        "optimizer.learning_rate": learning_rate, "data.trigger": trigger.strip(), "save.trigger": trigger.strip(),
+        "sample.prompts": plan.prompt_list(prompts) or None, "adapter.init_from": start,
+    })  # fmt: skip
+    flags += [plan.flag("run.seed", run_seed)] if run_seed >= 0 else []
+    flags += plan.free_options(options)
+    return plan.Request(preset_path(preset), run_dir, tuple(flags), tuple(files))
+
+
+# ------------------------------------------------------------------------------------------------------ start, resume
+
+
+def begin(request: plan.Request, again: str) -> str:
+    """Start or resume what is wanted, if it does not run or is not finished: 'finished', 'running' or 'started'.
+
+    ValueError when the run's name was used for something else.
+    """
+    run_dir, key = request.run_dir, request.key()
+    now = job.status(run_dir)
+    same = _mark(run_dir) == key
+    if now.live:
+        if same:
+            return "running"
+        raise ValueError(f"run '{run_dir.name}': it is training with other settings; wait, or choose another name")
+    if now.state == "done" and same and again != ANEW:
+        return "finished"
+    has_state = any((run_dir / "state").glob("step*.safetensors"))
+    known = now.state != "new"
+    if known and not same and again == UNCHANGED and (has_state or now.state == "done"):
+        raise ValueError(
+            f"run '{run_dir.name}': it was made with other settings or data; choose another name, or set again to "
+            f"'{ALWAYS}' or '{ANEW}'"
+        )
+    host.free_memory()
+    job.start(request.preset, run_dir, *request.flags, resume=has_state and again != ANEW)
+    (run_dir / MARK).write_text(json.dumps({"v": 1, "key": key}), encoding="utf-8")
+    return "started"
+
+
+def _mark(run_dir: Path) -> str:
+    try:
+        return str(json.loads((run_dir / MARK).read_text(encoding="utf-8")).get("key", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+# --------------------------------------------------------------------------------------------------------------- nodes
+
+
+def _train(mode: str, again: str, node_id: Any = None, graph: Any = None, **inputs: Any) -> Result:
+    request = wanted(**inputs)
+    _, offset = job.events(request.run_dir)
+    begun = begin(request, again)
+    if mode == "background" and begun != "finished":
+        return _outputs(request.run_dir, f"{request.run_dir.name}: training in the background; Run status follows it")
+    warnings: list[str] = []
+    if begun != "finished":
+        watch = Watch(request.run_dir, str(node_id), offset)
+        now, warnings = watch.until_end(), watch.warnings
+        if watch.presses:
+            raise host.interrupted()
+        if now.state != "done":
+            raise ValueError(failure(request.run_dir, now))
+    now = job.status(request.run_dir)
+    said = now.message if begun != "finished" else f"{request.run_dir.name}: finished before with the same settings"
+    return _outputs(request.run_dir, said, warnings)
+
+
+def failure(run_dir: Path, now: job.Status) -> str:
+    """The trainer's one clear line, and the end of its log."""
+    if now.state == "stopped":
+        return f"run '{run_dir.name}': it was stopped at step {now.step} of {now.total}; queue again to go on"
+    return f"run '{run_dir.name}' failed: {now.message}\n\nthe end of {run_dir / 'log.txt'}:\n{job.tail(run_dir, 12)}"
+
+
+def _outputs(run_dir: Path, said: str, warnings: Sequence[str] = ()) -> Result:
+    found = job.checkpoints(run_dir)
+    path = found[-1].path if found else None
+    events, _ = job.events(run_dir)
+    tensors = adapter.read(path).tensors if path else {}
+    lines = [said, *([f"adapter: {path.name}"] if path else ["no adapter yet"])]
+    lines += [f"warning: {line}" for line in warnings]
+    shown = {"images": host.show(pictures, "pixelkiln_train")} if (pictures := _newest_pictures(run_dir)) else {}
+    values = (str(path or ""), run_dir.name, tensors, plan.loss_map(events), "\n".join(lines))
+    return Result(values, {**host.text(lines), **shown})
+
+
+def _newest_pictures(run_dir: Path) -> list[Image.Image]:
+    before_after = picture(run_dir / "before_after.png")
+    return [before_after] if before_after else []
+
+
+def _train_stamp(name: str | None = None, **others: Any) -> str:
+    """Runs again when the run's state or its adapter changes, however that came about."""
+    try:
+        run_dir = host.named(host.folders(host.RUNS)[0], name or "")
+    except ValueError as error:
+        return str(error)
+    newest = job.checkpoints(run_dir)
+    return f"{job.status(run_dir).state} {host.stamp(newest[-1].path if newest else None)}"
+
+
+def _check_options(options: str | None = None) -> None:
+    plan.free_options(options or "")
+
+
+def _status(run: str) -> Result:
+    folder = host.run_path(run)
+    now = job.status(folder)
+    events, _ = job.events(folder)
+    found = job.checkpoints(folder)
+    last = next((e for e in reversed(events) if e["kind"] == "step"), None)
+    lines = [f"{folder.name}: {now.state}" + (f", {in_words(last, now)}" if last and now.live else "")]
+    lines += [now.message] if now.message else []
+    lines += [f"newest adapter: {runs.label(found[-1])}"] if found else ["no adapter yet"]
+    lines += [job.tail(folder, 12)] if now.state == "failed" else []
+    samples = [p for e in events[-400:] if e["kind"] == "sample" and (p := picture(e.get("path")))][-4:]
+    shown = {"images": host.show(samples, "pixelkiln_status")} if samples else {}
+    values = (
+        now.state,
+        now.step,
+        now.total,
+        str(found[-1].path) if found else "",
+        plan.loss_map(events),
+        "\n".join(lines),
+    )
+    return Result(values, {**host.text(lines), **shown})
+
+
+def _stop(run: str, what: str) -> Result:
+    folder = host.run_path(run)
+    if what == "stop":
+        now = job.stop(folder, 60)
+        said = f"{folder.name}: {now.state} at step {now.step}" + ("; it is still saving" if now.live else "")
+    else:
+        job.request(folder, "save" if what == "save" else "sample")
+        said = f"{folder.name}: asked to {what}"
+    return Result((said,), host.text(said))
+
+
+def _check(**inputs: Any) -> Result:
+    request = wanted(**inputs)
+    answer = job.ask(["check", str(request.preset), *request.flags])
+    said = "\n".join(check_in_words(answer))
+    return Result((said,), host.text(said))
+
+
+def check_in_words(answer: dict[str, Any]) -> list[str]:
+    """What ``check --json`` answered, for a person; figures that it does not give are left out."""
+    model, data = answer.get("model", {}), answer.get("data", {})
+    lines = [f"model: {model.get('title') or model.get('family', '?')}, predicts {model.get('prediction', '?')}"]
+    buckets = ", ".join(f"{b['width']}x{b['height']} ({b['samples']})" for b in data.get("buckets", []))
+    lines += [f"data: {data.get('items', '?')} {data.get('kind', '')}".rstrip()] + (
+        [f"buckets: {buckets}"] if buckets else []
+    )
+    lines.append(f"steps: {answer.get('steps', '?')} ({answer.get('epochs', 0):.1f} epochs)")
+    fit = answer.get("fit") or {}
+    lines += (
+        [f"memory: {fit['gb']:.1f} GB" + (f" of {fit['of_gb']:.1f}" if fit.get("of_gb") else "")]
+        if fit.get("gb")
+        else []
+    )
+    lines += [f"time: about {clock(fit['seconds'])}"] if fit.get("seconds") else []
+    lines += [f"writes: {answer['files']['adapter']}"] if answer.get("files") else []
+    return [*lines, *(f"warning: {line}" for line in answer.get("warnings", []))]
+
+
+_REQUEST = (
+    In(
+        "preset",
+        "COMBO",
+        "Where the settings start: a preset of the pack, or a .toml file in its data folder.",
+        options=presets,
+    ),
+    In("name", "STRING", "Name of the run: its folder and its adapter are called so.", default="my_adapter"),
+    In("checkpoint", "COMBO", "The base model.", default=PRESET, options=checkpoints),
+    In("dataset_name", "COMBO", "The dataset's folder.", default=PRESET, options=datasets),
+    In(
+        "learn_from",
+        "COMBO",
+        "What the dataset's folder holds; auto looks.",
+        default="auto",
+        options=("auto", "pictures", "pairs", "ratings"),
+        advanced=True,
+    ),
+    In("steps", "INT", "Steps of the optimizer; 0: as in the preset.", default=0, low=0, high=1_000_000),
+    In("rank", "INT", "Rank of the adapter; 0: as in the preset.", default=0, low=0, high=1024),
+    In("learning_rate", "FLOAT", "Learning rate; 0: as in the preset.", default=0.0, low=0.0, high=10.0, step=0.00001),
+    In("resolution", "INT", "Pixels of a side; 0: as in the preset.", default=0, low=0, high=4096, step=8),
+    In(
+        "batch",
+        "INT",
+        "Pictures on the card at a time; 0: as in the preset.",
+        default=0,
+        low=0,
+        high=256,
+        advanced=True,
+    ),
+    In(
+        "run_seed",
+        "INT",
+        "Seed of all randomness; -1: as in the preset.",
+        default=-1,
+        low=-1,
+        high=2**53,
+        advanced=True,
+    ),
+    In("trigger", "STRING", "Trigger words, put before every caption and into the file.", default=""),
+    In(
+        "prompts",
+        "STRING",
+        "Preview pictures: a prompt in each line; empty: as in the preset.",
+        default="",
+        multiline=True,
+    ),
+    In(
+        "options",
+        "STRING",
+        'More options, a line each: adapter.kind = "dora". They may name neither files nor code.',
+        default="",
+        multiline=True,
+        advanced=True,
+    ),
+    In(
+        "folder",
+        "STRING",
+        "A dataset's folder from another node; it comes before the list.",
+        optional=True,
+        socket=True,
+    ),
+    In("start_from", "STRING", "An adapter file to go on from.", optional=True, socket=True),
+)
+
+TRAIN = Node(
+    id="PixelkilnTrain",
+    name="Train (Pixelkiln)",
+    about="Trains an adapter in the trainer's own environment and process (set up once: python install.py trainer). "
+    "Interrupt saves and stops, a second one ends it at once; queueing again goes on. The same settings again give the "
+    "finished adapter at once.",
+    run=_train,
+    inputs=(
+        *_REQUEST[:-2],
+        In(
+            "mode",
+            "COMBO",
+            "wait: the queue waits and the adapter can be used at once. background: the queue goes on; "
+            "sampling then shares the card.",
+            default="wait",
+            options=("wait", "background"),
+        ),
+        In(
+            "again",
+            "COMBO",
+            "When the run exists: go on if settings and data are the same, go on in any case, or start over.",
+            default=UNCHANGED,
+            options=(UNCHANGED, ALWAYS, ANEW),
+            advanced=True,
+        ),
+        *_REQUEST[-2:],
+    ),
+    outputs=(
+        Out("path", "STRING", "The adapter file, for Load adapter."),
+        Out("run", "STRING", "The run's name."),
+        Out("lora", "LORA_MODEL", "The adapter for ComfyUI's own Load LoRA Model and Save LoRA."),
+        Out("loss_map", "LOSS_MAP", "The losses for ComfyUI's own Plot Loss Graph."),
+        Out("info", "STRING", "How it ended."),
+    ),
+    group="training",
+    aliases=("train lora", "dpo", "finetune"),
+    fingerprint=_train_stamp,
+    check=_check_options,
+    output=True,
+    knows_graph=True,
+)
+STATUS = Node(
+    id="PixelkilnRunStatus",
+    name="Run status (Pixelkiln)",
+    about="How a run stands now: state, step, loss, time left, its newest adapter and pictures.",
+    run=_status,
+    inputs=(In("run", "COMBO", "A training run.", options=host.run_names),),
+    outputs=(
+        Out("state", "STRING", "new, queued, running, saving, done, stopped or failed."),
+        Out("step", "INT", "Steps taken."),
+        Out("total", "INT", "Steps of the whole run."),
+        Out("path", "STRING", "The newest adapter file; empty when there is none yet."),
+        Out("loss_map", "LOSS_MAP", "The losses for ComfyUI's own Plot Loss Graph."),
+        Out("info", "STRING", "All of it in words."),
+    ),
+    group="training",
+    fingerprint=lambda **inputs: time.time(),
+    output=True,
+)
+STEER = Node(
+    id="PixelkilnRunSteer",
+    name="Steer a run (Pixelkiln)",
+    about="Asks a run in the background to save and stop, to save, or to draw its previews.",
+    run=_stop,
+    inputs=(
+        In("run", "COMBO", "A training run.", options=host.run_names),
+        In("what", "COMBO", "What it should do.", default="stop", options=("stop", "save", "draw previews")),
+    ),
+    outputs=(Out("said", "STRING", "What happened."),),
+    group="training",
+    fingerprint=lambda **inputs: time.time(),
+    output=True,
+)
+CHECK = Node(
+    id="PixelkilnFitCheck",
+    name="Check a training (Pixelkiln)",
+    about="What Train would do with these settings, without loading a model: family, pictures, buckets, steps, files, "
+    "warnings, and memory and time where the trainer can tell them.",
+    run=_check,
+    inputs=_REQUEST,
+    outputs=(Out("report", "STRING", "What would happen."),),
+    group="training",
+    aliases=("vram", "fit check"),
+    fingerprint=lambda **inputs: time.time(),
+    check=_check_options,
+    output=True,
+)
+NODES = (TRAIN, STATUS, STEER, CHECK)

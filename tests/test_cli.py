@@ -1,0 +1,191 @@
+"""The command line, in the same process: answers, exit codes, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import short_runs as runs
+import torch
+from PIL import Image
+
+from pixelkiln.trainer import files
+from pixelkiln.trainer.cli import main
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("home")
+    runs.pictures(root / "pictures")
+    runs.pairs(root / "pairs")
+    runs.model(root / "sd15")
+    return root
+
+
+def flags(home: Path, **more: object) -> list[str]:
+    values = {
+        "model.path": home / "sd15",
+        "data.path": home / "pictures",
+        "data.resolution": 64,
+        "run.out": home / "runs",
+        "run.steps": 2,
+        "run.batch": 2,
+        "run.device": "cpu",
+        "adapter.rank": 2,
+    }
+    values |= {name.replace("__", "."): value for name, value in more.items()}
+    return [f"--{name}={value}" for name, value in values.items() if value != ""]
+
+
+def start(home: Path, *words: str) -> list[str]:
+    config = home / "empty.toml"
+    config.write_text("config_version = 1\n", "utf-8")
+    return [words[0], str(config), *words[1:]]
+
+
+def refused(home: Path, capsys, command: str = "check", **more: object) -> str:
+    """Exit 2 and one line; the line."""
+    assert main([*start(home, command), *flags(home, **more)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    said = [line for line in lines if line.startswith("error: ")]
+    assert len(said) == 1 and "Traceback" not in "".join(lines)
+    return said[0]
+
+
+def test_check_answers_without_loading_a_model(home, capsys):
+    assert main([*start(home, "check"), *flags(home), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["v"], answer["steps"], answer["data"]["items"], answer["model"]["family"]) == (1, 2, 8, "sd15")
+
+
+def test_train_sample_and_inspect(home, tmp_path, capsys):
+    more = {"run.name": "whole", "sample.prompts": '["a red cat"]', "sample.steps": 2, "run.out": tmp_path}
+    words = [f"--{name}={value}" for name, value in more.items()]
+    assert main([*start(home, "train"), *flags(home), *words]) == 0
+    folder = tmp_path / "whole"
+    status = json.loads((folder / "status.json").read_text("utf-8"))
+    assert (status["state"], status["exit_code"], status["step"]) == ("done", 0, 2)
+    kinds = [json.loads(line)["kind"] for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]
+    assert [k for k in kinds if k != "warning"] == ["start", "sample", "step", "step", "checkpoint", "sample", "end"]
+    assert (folder / "before_after.png").exists() and (folder / "samples" / "grid.png").exists()
+    assert list((folder / "tensorboard").iterdir())
+    capsys.readouterr()
+    assert main(["inspect", str(folder / "whole.safetensors"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "lora"
+    drawn = [
+        *start(home, "sample"),
+        *flags(home),
+        *words,
+        "--adapter",
+        str(folder / "whole.safetensors"),
+        "-o",
+        str(tmp_path / "s"),
+    ]
+    capsys.readouterr()
+    assert main([*drawn, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["pictures"]) == 1
+    again, during = (
+        np.asarray(Image.open(path), dtype=int)
+        for path in (tmp_path / "s" / "step00000000_00.png", folder / "samples" / "step00000002_00.png")
+    )
+    assert np.abs(again - during).max() <= 2  # the file holds the adapter in fp16
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"adapter__rnk": 4}, "adapter.rnk: there is no such option; did you mean 'rank'?"),
+        ({"adapter__rank": "four"}, "adapter.rank: 'four' does not fit"),
+        ({"data__path": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"model__path": "/nowhere/m.safetensors"}, "/nowhere/m.safetensors"),
+        ({"objective__kind": "dpo"}, "it needs pairs, but [data] gives pictures"),
+        ({"model__family": "sdxl"}, "model.family: sdxl, but"),
+        ({"validation__every": 5}, "nothing is held out"),
+        ({"loss__mse__weight": 0.0}, "every term has weight 0"),
+    ],
+)
+def test_a_mistake_is_one_line(home, capsys, more, said):
+    assert said in refused(home, capsys, **more)
+
+
+def test_an_unknown_argument_is_one_line(home, capsys):
+    assert main([*start(home, "train"), "--rank=4"]) == 2
+    assert "options are flags such as --adapter.rank=16" in capsys.readouterr().err
+
+
+def test_an_empty_folder(home, tmp_path, capsys):
+    assert str(tmp_path) in refused(home, capsys, data__path=tmp_path)
+
+
+def test_a_truncated_picture_is_named_and_skipped_and_too_many_stop(home, tmp_path, capsys):
+    folder = runs.pictures(tmp_path / "p", 4)
+    Image.new("RGB", (64, 64)).save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:300])
+    assert main([*start(home, "check"), *flags(home, data__path=folder)]) == 0
+    assert "cut.jpg" in capsys.readouterr().out
+    assert "cut.jpg" in refused(home, capsys, data__path=folder, data__max_unreadable=0)
+
+
+def test_a_caption_in_another_encoding_names_its_file(home, tmp_path, capsys):
+    folder = runs.pictures(tmp_path / "p", 3)
+    (folder / "p01.txt").write_bytes("grün".encode("latin-1"))
+    assert "the one of p01.png" in refused(home, capsys, data__path=folder)
+
+
+def test_a_checkpoint_that_is_none(home, tmp_path, capsys):
+    (tmp_path / "m.safetensors").write_bytes(b"no model at all, only words")
+    assert "m.safetensors" in refused(home, capsys, model__path=tmp_path / "m.safetensors")
+
+
+class Code:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_pickle_that_holds_code_is_refused_and_never_run(home, tmp_path, capsys):
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "bad": Code()}, tmp_path / "m.ckpt")
+    (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Code()))
+    for name in ("m.ckpt", "raw.ckpt"):
+        assert name in refused(home, capsys, model__path=tmp_path / name)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written(home, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    assert "cannot be written" in refused(home, capsys, "train", run__out=tmp_path / "file")
+
+
+def test_a_full_disk_while_saving_leaves_the_old_file(home, tmp_path, capsys, monkeypatch):
+    words = flags(home, run__out=tmp_path, run__name="full")
+    assert main([*start(home, "train"), *words]) == 0
+    file = tmp_path / "full" / "full.safetensors"
+    before, replace = file.read_bytes(), files._replace
+
+    def full(aside: Path, path: Path) -> None:
+        if path == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(aside, path)
+
+    monkeypatch.setattr(files, "_replace", full)
+    capsys.readouterr()
+    assert main([*start(home, "train"), *words]) == 2
+    assert "full.safetensors: it cannot be written" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert json.loads((tmp_path / "full" / "status.json").read_text("utf-8"))["state"] == "failed"
+
+
+def test_resume_without_a_state(home, tmp_path, capsys):
+    assert main([*start(home, "train", "--resume"), *flags(home, run__out=tmp_path)]) == 2
+    assert "no state to resume from" in capsys.readouterr().err
+
+
+def test_presets_and_options_answer_programs(capsys):
+    assert main(["presets", "--json"]) == 0
+    assert "demo" in [p["name"] for p in json.loads(capsys.readouterr().out)["presets"]]
+    assert main(["options", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["options"]) > 100

@@ -1,0 +1,119 @@
+"""The rules of the house that no linter knows: what is listed, pinned, light, and where things may be imported from."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import pixelkiln
+from pixelkiln import install
+
+ROOT = Path(pixelkiln.__path__[0])
+PROJECT = toml.load(ROOT / "pyproject.toml")
+KINDS = ("cpu", "cuda", "rocm")
+SOURCES = sorted(path for folder in ("trainer", "extension", "nodes") for path in (ROOT / folder).rglob("*.py"))
+HEAVY = ["accelerate", "bitsandbytes", "diffusers", "gradio", "peft", "transformers", "tensorboard"]
+CONFIGURATION = ["pydantic", "toml", "tomlkit"]
+
+
+def pins(kind: str) -> dict[str, str]:
+    lines = [line for name in ("common", kind) for line in (ROOT / f"constraints/{name}.txt").read_text().splitlines()]
+    return {canonicalize_name(a): b for a, _, b in (line.partition("==") for line in lines if "==" in line)}
+
+
+def test_every_package_is_listed():
+    folders = {path.parent.relative_to(ROOT) for path in SOURCES if path.name == "__init__.py"}
+    assert {"pixelkiln", *(".".join(("pixelkiln", *folder.parts)) for folder in folders)} == set(
+        PROJECT["tool"]["setuptools"]["packages"]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_requirement_is_pinned_within_its_range(kind: str):
+    project = PROJECT["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = [Requirement(text) for texts in lists for text in texts]
+    pinned = pins(kind)
+    for requirement in wanted:
+        if requirement.name != "pixelkiln":
+            version = pinned.get(canonicalize_name(requirement.name))
+            assert version, f"constraints/{kind}.txt: {requirement.name} has no pin"
+            assert requirement.specifier.contains(version), f"{requirement} does not allow {version}"
+    assert pinned["torch"] == install.TORCH
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constraints_say_whether_they_were_tested(kind: str):
+    assert re.match(r"# (un)?tested: .{10}", (ROOT / f"constraints/{kind}.txt").read_text())
+
+
+def test_files_stay_short():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_are_relative_and_the_trainer_does_not_climb(path: Path):
+    """So the same files work as a ComfyUI node pack, from a wheel, and as ``python -m trainer`` in a bare clone."""
+    depth = len(path.relative_to(ROOT).parts) - 1
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not any(name.name.split(".")[0] == "pixelkiln" for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert (node.module or "").split(".")[0] not in ("pixelkiln", "trainer", "extension", "nodes")
+        elif isinstance(node, ast.ImportFrom) and path.is_relative_to(ROOT / "trainer"):
+            assert node.level <= depth, f"{path.name}:{node.lineno} climbs out of trainer/"
+
+
+def loads_without(module: str, absent: list[str]) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import conftest\n"
+        f"sys.modules.update(dict.fromkeys({absent!r}))\nimport {module}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("pixelkiln, pixelkiln.trainer.job, pixelkiln.trainer.events, pixelkiln.trainer.data.pairs_file",
+         ["torch", "safetensors", "numpy", "PIL", *CONFIGURATION, *HEAVY]),
+        ("pixelkiln.trainer.adapters.keys, pixelkiln.nodes", [*CONFIGURATION, *HEAVY]),
+        ("pixelkiln.trainer.config", HEAVY),
+        ("pixelkiln.trainer.doctor, pixelkiln.trainer.cli",
+         ["torch", "safetensors", "numpy", "PIL", *CONFIGURATION, *HEAVY]),
+    ],
+    ids=["standard library", "nodes", "configuration", "doctor"],
+)  # fmt: skip
+def test_it_loads_without(module: str, absent: list[str]):
+    """Nodes and hosts load the first two in Pythons that lack the rest; a configuration loads in about a second."""
+    loads_without(module, absent)
+
+
+@pytest.mark.parametrize("name", ["trainer", "trainer/adapters", "trainer/data"])
+def test_packages_that_hosts_pass_through_are_empty(name: str):
+    assert (ROOT / name / "__init__.py").read_text(encoding="utf-8").strip() == ""
+
+
+def test_the_readme_opens_with_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = re.search(r"```[a-z]*\n(.*?)```", text, re.DOTALL)
+    assert first and [line.split("#")[0].strip() for line in first[1].strip().splitlines()] == [
+        "python install.py demo",
+        "python install.py test",
+    ]
+
+
+def test_links_in_the_documentation_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"

@@ -1,0 +1,252 @@
+"""install.py: which torch a machine gets (pure), and the life of an environment with a real pip, offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pixelkiln import install
+from pixelkiln.install import Card, Facts, Trouble, choose, explain, read_nvidia
+
+SCRIPT = Path(install.__file__)
+AMPERE, PASCAL, BLACKWELL = ("NVIDIA GeForce RTX 3060", 8.6), ("NVIDIA GeForce GTX 1080", 6.1), ("RTX 5090", 12.0)
+
+
+def box(*cards: tuple[str, float], driver: str = "580.95.05", system: str = "Linux") -> Facts:
+    return Facts(system, "x86_64", tuple(Card(name, capability, driver) for name, capability in cards))
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind", "requirements"),
+    [
+        (box(AMPERE), "cuda", ["torch==2.13.0+cu130", "torch==2.13.0"]),
+        (box(AMPERE, system="Windows"), "cuda", ["torch==2.13.0+cu130"]),  # PyPI's torch for Windows knows no card
+        (box(AMPERE, driver="550.54.14"), "cuda", ["torch==2.13.0+cu126"]),
+        (box(PASCAL), "cuda", ["torch==2.13.0+cu126"]),
+        (box(PASCAL, BLACKWELL), "cuda", ["torch==2.13.0+cu130", "torch==2.13.0"]),
+        (box(BLACKWELL, driver="570.1"), "cpu", ["torch==2.13.0+cpu", "torch==2.13.0+cpu", "torch==2.13.0"]),
+        (box(AMPERE, driver="470.256.02", system="Windows"), "cpu", ["torch==2.13.0"]),
+        (Facts("Linux", "x86_64", amd=("gfx1036", "gfx1100")), "rocm", ["torch==2.13.0+rocm7.2"]),
+        (Facts("Linux", "x86_64", amd=("gfx1036",)), "cpu", ["torch==2.13.0+cpu"] * 2 + ["torch==2.13.0"]),
+        (Facts("Linux", "aarch64"), "cpu", ["torch==2.13.0+cpu"] * 2 + ["torch==2.13.0"]),
+        (Facts("Windows", "AMD64"), "cpu", ["torch==2.13.0"]),
+        (Facts("Darwin", "arm64"), "cpu", ["torch==2.13.0"]),
+        (Facts("Darwin", "x86_64"), "cpu", []),
+    ],
+)
+def test_each_machine_gets_its_torch(facts: Facts, kind: str, requirements: list[str]):
+    plan = choose(facts)
+    assert plan.kind == kind
+    assert [attempt.requirement for attempt in plan.attempts] == requirements
+    assert plan.because
+    for attempt in plan.attempts:
+        build = attempt.requirement.partition("+")[2]
+        assert not attempt.arguments or attempt.arguments[1].endswith(f"/whl/{build}")
+
+
+def test_what_a_person_can_mend_is_said():
+    assert "update it to 580" in choose(box(BLACKWELL, driver="570.1")).because
+    assert "update it to 525" in choose(box(PASCAL, driver="470.1")).because
+    assert (
+        "couldn't communicate"
+        in choose(Facts("Linux", "x86_64", nvidia_problem="NVIDIA-SMI couldn't communicate")).because
+    )
+    assert "gfx1036" in choose(Facts("Linux", "x86_64", amd=("gfx1036",))).because
+
+
+@pytest.mark.parametrize(
+    ("index", "kind"),
+    [
+        ("https://example.org/whl/cu126/", "cuda"),
+        ("https://example.org/whl/rocm7.2", "rocm"),
+        ("https://example.org/whl/cpu", "cpu"),
+        ("https://example.org/nightly", "cuda"),  # says nothing: the machine decides
+    ],
+)
+def test_an_index_overrides_the_machine(index: str, kind: str):
+    plan = choose(box(AMPERE), index)
+    assert (plan.kind, plan.attempts) == (kind, (install.Attempt("torch==2.13.0", ("--index-url", index)),))
+
+
+def test_nvidia_smi_is_read():
+    text = "NVIDIA GeForce RTX 3060, 8.6, 580.95.05\nTesla, of old, 3.5, 470.1\nNo devices\n[N/A], [N/A], 580\n"
+    assert read_nvidia(text) == (Card("NVIDIA GeForce RTX 3060", 8.6, "580.95.05"), Card("Tesla, of old", 3.5, "470.1"))
+
+
+def test_amd_cards_are_read(tmp_path: Path):
+    for node, version in enumerate([0, 90010, 100300, 110501, 120001]):
+        (tmp_path / str(node)).mkdir()
+        (tmp_path / str(node) / "properties").write_text(f"cpu_cores_count 0\ngfx_target_version {version}\n")
+    assert install._amd(tmp_path) == ("gfx90a", "gfx1030", "gfx1151", "gfx1201")
+
+
+def test_pips_complaints_become_one_line():
+    resolve = (
+        "HTTPSConnectionPool(host='pypi.org', port=443): Max retries exceeded (Caused by NameResolutionError(...))"
+    )
+    assert explain(resolve).startswith("no network: pip cannot reach its package index (pypi.org)")
+    assert "disk is full" in explain(
+        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    )
+    odd = "WARNING: x\nERROR: No matching distribution found for torch==2.13.0\nnote: y"
+    assert explain(odd) == "pip failed: ERROR: No matching distribution found for torch==2.13.0"
+    assert explain("") == "pip failed: it said nothing"
+
+
+def test_without_a_command_it_says_one_line_and_installs_nothing(tmp_path: Path):
+    copy = shutil.copy(SCRIPT, tmp_path)
+    done = subprocess.run([sys.executable, str(copy)], capture_output=True, text=True, cwd=tmp_path.parent)
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["install.py"]
+
+
+def test_an_old_or_absent_python_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(install, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(install, "MARK", tmp_path / ".venv" / "pixelkiln.json")
+    monkeypatch.setattr(install, "OLDEST", (99, 0))
+    with pytest.raises(Trouble, match=r"needs Python 99\.0 or newer.*--python PATH"):
+        install.set_up(["train"])
+    with pytest.raises(Trouble, match="it is no Python that runs"):
+        install.set_up(["train"], python=str(tmp_path / "nowhere"))
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a test cannot press Ctrl-C for a child on Windows")
+def test_ctrl_c_is_left_to_the_child(tmp_path: Path):
+    child = (
+        "import signal, sys, time\n"
+        "def stop(*_): time.sleep(0.6); print('saved', flush=True); sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, stop); print('up', flush=True); time.sleep(60)"
+    )
+    runner = tmp_path / "runner.py"
+    runner.write_text(
+        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import install\n"
+        f"sys.exit(install.run(install.Path(sys.executable), ['-c', {child!r}]))"
+    )
+    process = subprocess.Popen([sys.executable, str(runner)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout and process.stdout.readline() == "up\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == "saved\n"
+    assert process.returncode == 130
+
+
+# ------------------------------------------------------------------------------------------- the life of an environment
+
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+
+[project]
+name = "house"
+"""
+BACKEND = '''
+"""The least that pip needs to install a folder as editable."""
+import zipfile
+
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    info = "house-1.dist-info"
+    with zipfile.ZipFile(f"{folder}/house-1-py3-none-any.whl", "w") as wheel:
+        extras = "".join(f"Provides-Extra: {x}\\nRequires-Dist: {y}; extra == '{x}'\\n" for x, y in
+                         {"train": "kiln", "ui": "kiln", "test": "pytest"}.items())
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\\nName: house\\nVersion: 1\\n{extras}")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return "house-1-py3-none-any.whl"
+'''
+TELL = "import json, os, sys; print(json.dumps([os.getcwd(), *sys.argv[1:]])); sys.exit(7)"
+
+
+def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as out:
+        for path, text in files.items():
+            out.writestr(path, text)
+        out.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        out.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        out.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A project of the shape of this one, with stand-in packages as wheels in ``links``."""
+    root = tmp_path / "a folder"
+    for name in ("constraints", "links", "trainer"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(SCRIPT, root)
+    (root / "pyproject.toml").write_text(PROJECT)
+    (root / "backend.py").write_text(BACKEND)
+    (root / "trainer" / "__main__.py").write_text(TELL)
+    for kind in ("cpu", "cuda", "rocm"):
+        (root / "constraints" / f"{kind}.txt").write_text("# tested: here\nkiln==2\n")
+    for build in ("cpu", "cu126", "cu130", "rocm7.2"):
+        wheel(root / "links", "torch", f"2.13.0+{build}", {"torch.py": ""})
+    wheel(root / "links", "pytest", "1", {"pytest/__init__.py": "", "pytest/__main__.py": TELL})
+    for version in ("1", "2", "3"):
+        wheel(root / "links", "kiln", version, {"kiln.py": ""})
+    return root
+
+
+def test_the_life_of_an_environment(house: Path):
+    def call(*arguments: str, links: bool = True) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+        nowhere = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
+        env = {**kept, **nowhere, **({"PIP_FIND_LINKS": (house / "links").as_uri()} if links else {})}
+        command = [sys.executable, str(house / "install.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=house.parent, env=env)
+
+    def mark() -> dict[str, object]:
+        return json.loads((house / ".venv" / "pixelkiln.json").read_text())
+
+    (house / ".venv" / "bin").mkdir(parents=True)
+    (house / ".venv" / "bin" / "junk").touch()
+    done = call("trainer", links=False)  # half made, and no network
+    assert done.returncode == 2
+    assert "repairing .venv" in done.stdout
+    assert not (house / ".venv" / "bin" / "junk").exists()
+    assert done.stderr.startswith("install.py: no network") and done.stderr.count("\n") == 1
+
+    done = call("demo", "--fast")  # the child's words and exit code come through
+    assert "constraints/" in done.stdout and "tested: here" in done.stdout
+    assert "repairing" not in done.stdout  # pip had left nothing behind
+    assert json.loads(done.stdout.splitlines()[-1]) == [str(house), "demo", "--fast"]
+    assert done.returncode == 7, done.stderr
+    packages = mark()["packages"]
+    assert isinstance(packages, list) and "kiln-2.dist-info" in packages and "pytest-1.dist-info" not in packages
+
+    done = call("demo")  # nothing changed: nothing is done
+    assert done.stdout.count("\n") == 1
+
+    shutil.rmtree(next((house / ".venv").rglob("kiln-2.dist-info")))  # something went away: it comes back
+    done = call("test", "-k", "a or b", "-x", "tests/test_a.py")
+    assert json.loads(done.stdout.splitlines()[-1]) == [str(house), "-k", "a or b", "-x", "tests/test_a.py"]
+    assert mark()["extras"] == ["test", "train", "ui"]
+    assert mark()["packages"] == sorted(["pytest-1.dist-info", *packages])
+    assert call("demo").stdout.count("\n") == 1  # and the extras stay
+
+    pins = {file: file.read_text() for file in (house / "constraints").iterdir()}
+    for file, text in pins.items():
+        file.write_text(text.replace("kiln==2", "kiln==4"))
+    done = call("demo")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    for file, text in pins.items():
+        file.write_text(text)
+    assert call("demo").stdout.count("\n") == 1  # the update that failed left all as it was
+
+
+def test_a_broken_python_is_seen(tmp_path: Path):
+    assert install._runs(Path(sys.executable))
+    assert not install._runs(tmp_path / "python")
+    empty = tmp_path / "broken"
+    empty.write_text("")
+    assert not install._runs(empty)

@@ -1,0 +1,452 @@
+"""The nodes' logic, without ComfyUI: adapter files, blocks, graphs, preferences, datasets, grids, requests."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pixelkiln.nodes import adapter, blocks, dataset, graph, grid, load, plan, preference, routes, runs
+from pixelkiln.trainer import job
+from pixelkiln.trainer.data import pairs_file
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# ------------------------------------------------------------------------------------------------------------ adapters
+
+
+def lora(names: dict[str, tuple[int, int]], rank: int = 4, peft: bool = False) -> dict[str, torch.Tensor]:
+    """Name -> (out, in) as a file's tensors."""
+    down, up = ("lora_A", "lora_B") if peft else ("lora_down", "lora_up")
+    found = {}
+    for name, (out, into) in names.items():
+        found[f"{name}.{down}.weight"] = torch.randn(rank, into)
+        found[f"{name}.{up}.weight"] = torch.randn(out, rank)
+        if not peft:
+            found[f"{name}.alpha"] = torch.tensor(2.0)
+    return found
+
+
+BLOCK = "down_blocks_0_attentions_0_transformer_blocks_0"
+SD15 = {f"lora_unet_{BLOCK}_attn2_to_k": (320, 768), f"lora_unet_{BLOCK}_attn1_to_q": (320, 320)}
+XL = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+TEXT = {"lora_te_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}
+
+
+def written(
+    folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> adapter.AdapterFile:
+    save_file(tensors, str(folder / "a.safetensors"), metadata)
+    return adapter.read(folder / "a.safetensors")
+
+
+def test_modules_and_shapes_of_every_kind():
+    r = torch.randn
+    cases = {
+        "lora": ({"lora_down.weight": r(4, 320), "lora_up.weight": r(640, 4), "alpha": r(())}, (640, 320)),
+        "conv": ({"lora_down.weight": r(4, 32, 3, 3), "lora_up.weight": r(64, 4, 1, 1)}, (64, 288)),
+        "tucker": ({"lora_down.weight": r(4, 32, 1, 1), "lora_mid.weight": r(4, 4, 3, 3),
+                    "lora_up.weight": r(64, 4, 1, 1)}, (64, 288)),
+        "loha": ({"hada_w1_a": r(64, 4), "hada_w1_b": r(4, 96), "hada_w2_a": r(64, 4),
+                  "hada_w2_b": r(4, 96)}, (64, 96)),
+        "lokr": ({"lokr_w1": r(4, 8), "lokr_w2_a": r(16, 4), "lokr_w2_b": r(4, 12)}, (64, 96)),
+        "lokr conv": ({"lokr_w1": r(4, 8), "lokr_w2": r(16, 4, 3, 3)}, (64, 288)),
+        "full": ({"diff": r(64, 32, 3, 3)}, (64, 288)),
+        "oft": ({"oft_blocks": r(4, 8, 8)}, None),
+    }  # fmt: skip
+    modules = adapter.by_module(
+        {f"{name}.{part}": t for name, (parts, _) in cases.items() for part, t in parts.items()}
+    )
+    assert {name: adapter.weight_shape(parts) for name, parts in modules.items()} == {
+        n: s for n, (_, s) in cases.items()
+    }
+    old = adapter.by_module(
+        {"unet.x.processor.to_q_lora.down.weight": r(4, 8), "unet.x.processor.to_q_lora.up.weight": r(8, 4)}
+    )
+    assert adapter.weight_shape(old["unet.x.processor.to_q"]) == (8, 8)
+
+
+def test_a_file_of_another_family_is_told_before_patching(tmp_path):
+    file = written(tmp_path, lora({XL: (640, 2048)}))
+    match = load.compare(file.tensors, dict(SD15), True, True)
+    assert load._problem(file, match, dict(SD15)) == (
+        "this adapter is for SDXL (cross-attention 2048), the model is SD1.5 (cross-attention 768)"
+    )
+
+
+def test_counts_matched_unknown_misshaped_and_unconnected(tmp_path):
+    file = written(tmp_path, lora({**SD15, **TEXT, "lora_unet_foo": (4, 4)}))
+    shapes: dict[str, tuple[int, ...] | None] = {**SD15, f"lora_unet_{BLOCK}_attn1_to_q": (320, 640)}
+    match = load.compare(file.tensors, shapes, True, False)
+    assert (len(match.fits), len(match.unknown), len(match.shaped), len(match.asleep)) == (1, 1, 1, 1)
+    assert match.total == 3
+    assert "320x320, the weight is 320x640" in load._problem(file, match, shapes)
+
+
+def test_a_file_that_fits_whole_is_no_problem(tmp_path):
+    file = written(tmp_path, lora({**SD15, **TEXT}))
+    match = load.compare(file.tensors, {**SD15, **TEXT}, True, True)
+    assert (load._problem(file, match, dict(SD15)), len(match.fits), match.total) == ("", 3, 3)
+
+
+def test_diffusers_names_of_today_become_names_that_comfyui_reads(tmp_path):
+    dotted = "down_blocks.0.attentions.0.transformer_blocks.0"
+    file = written(
+        tmp_path, lora({f"unet.{dotted}.attn2.to_k": (320, 768), f"unet.{dotted}.attn1.to_q": (320, 320)}, peft=True)
+    )
+    tensors, notes = load.kohya_names(file, set(SD15))
+    assert set(adapter.by_module(tensors)) == set(SD15)
+    assert torch.equal(
+        tensors[f"lora_unet_{BLOCK}_attn2_to_k.lora_down.weight"],
+        file.tensors[f"unet.{dotted}.attn2.to_k.lora_A.weight"],
+    )
+    assert notes[0] == "read diffusers names"
+
+
+def test_kohya_files_pass_unchanged(tmp_path):
+    file = written(tmp_path, lora(SD15))
+    assert load.kohya_names(file, set(SD15))[0] is file.tensors
+
+
+def test_metadata_above_a_mebibyte_and_trigger_words(tmp_path):
+    tags = {"10_cat": {"tom cat": 9, "sitting": 3}, "5_dog": {"sitting": 4}}
+    big = {"ss_tag_frequency": json.dumps(tags), "padding": "x" * (2 << 20), "ss_base_model_version": "sd_v1"}
+    file = written(tmp_path, lora(SD15), big)
+    assert adapter.triggers(file.metadata) == "tom cat, sitting"
+    assert adapter.triggers({**file.metadata, "modelspec.trigger_phrase": "a tom cat"}) == "a tom cat"
+    assert adapter.triggers({"ss_tag_frequency": "no JSON"}) == ""
+    assert {"for: sd15", "kind: lora", "rank: 4 (2 modules)", "base version: sd_v1"} <= set(adapter.about(file))
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("a.pt", b"x", "only .safetensors is read"),
+    ("a.safetensors", b"\x10\0\0\0\0\0\0\0{}", "no whole safetensors file"),
+    ("gone.safetensors", None, "no such file"),
+])  # fmt: skip
+def test_files_that_cannot_be_read(tmp_path, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        adapter.read(tmp_path / name)
+
+
+# -------------------------------------------------------------------------------------------------------------- blocks
+
+
+def test_block_of_comfyui_names():
+    named = {
+        "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight": "in.4",
+        "diffusion_model.middle_block.1.proj_in.weight": "mid",
+        "diffusion_model.output_blocks.11.0.in_layers.2.weight": "out.11",
+        "diffusion_model.time_embed.0.weight": "base",
+        "diffusion_model.joint_blocks.23.x_block.attn.qkv.weight": "joint.23",
+        "diffusion_model.double_blocks.3.img_attn.qkv.weight": "double.3",
+        "diffusion_model.single_blocks.30.linear1.weight": "single.30",
+        "diffusion_model.blocks.7.cross_attn.k.weight": "block.7",
+        "clip_l.transformer.text_model.encoder.layers.5.mlp.fc1.weight": "clip_l.5",
+        "t5xxl.transformer.encoder.block.2.layer.0.SelfAttention.q.weight": "t5xxl.2",
+        "clip_g.transformer.text_projection.weight": "clip_g",
+    }
+    assert {key: blocks.block_of(key) for key in named} == named
+
+
+NETWORK = [*(f"in.{i}" for i in range(12)), "mid", *(f"out.{i}" for i in range(12)), "clip_l.0", "base"]
+
+
+def test_block_strengths_later_words_win():
+    found = blocks.strengths("all=0.5, in=1; out.3-5=0 te = -1 out.4=2", NETWORK, NETWORK)
+    assert (found["in.11"], found["mid"], found["out.3"], found["out.4"], found["clip_l.0"]) == (1, 0.5, 0, 2, -1)
+    assert set(blocks.strengths("", NETWORK, NETWORK).values()) == {1.0}
+
+
+def test_a_block_that_the_network_lacks_lists_those_it_has():
+    with pytest.raises(ValueError, match=re.escape("no 'joint.3'; it has: all te in.0-11 mid out.0-11 clip_l.0 base")):
+        blocks.strengths("joint.3=0", ["in.1"], NETWORK)
+    assert blocks.strengths("in.2=0", ["in.1"], NETWORK) == {"in.1": 1.0}, "a block that only the adapter lacks is fine"
+
+
+@pytest.mark.parametrize(
+    "words", ["in", "in=", "in=x", "in.5-3=1", "in=nan", "in=1e999", "0=1", "in.=1", "__import__('os')=1"]
+)
+def test_words_that_are_no_rule(words):
+    with pytest.raises(ValueError, match=r"^blocks: "):
+        blocks.parse(words)
+
+
+def test_presets_are_rules():
+    for words in blocks.PRESETS.values():
+        blocks.parse(words)
+
+
+# ----------------------------------------------------------------------------------------------------- prompt and seed
+
+GRAPH = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a"}},
+    "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red cat"}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "blurry"}},
+    "4": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "seed": 7,
+                                               "latent_image": ["9", 0]}},
+    "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+    "6": {"class_type": "PixelkilnPreference", "inputs": {"images": ["5", 0], "images_b": ["15", 0]}},
+    "12": {"class_type": "Primitive", "inputs": {"value": "a blue dog"}},
+    "13": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ["12", 0]}},
+    "16": {"class_type": "RandomNoise", "inputs": {"noise_seed": 11}},
+    "17": {"class_type": "BasicGuider", "inputs": {"model": ["1", 0], "conditioning": ["13", 0]}},
+    "14": {"class_type": "SamplerCustomAdvanced", "inputs": {"noise": ["16", 0], "guider": ["17", 0]}},
+    "15": {"class_type": "VAEDecode", "inputs": {"samples": ["14", 0], "vae": ["1", 2]}},
+    "20": {"class_type": "Loop", "inputs": {"images": ["20", 0]}},
+}  # fmt: skip
+
+
+def test_prompt_and_seed_from_the_graph():
+    assert graph.origin(GRAPH, "6", "images") == ("a red cat", 7)
+    assert graph.origin(GRAPH, "6", "images_b") == ("a blue dog", 11)
+    assert graph.origin(GRAPH, "20", "images") == (None, None), "a circle ends"
+    assert graph.origin({}, "6", "images") == (None, None)
+
+
+# ---------------------------------------------------------------------------------------------------------- preference
+
+
+def pngs(count: int) -> list[bytes]:
+    from pixelkiln.nodes import host
+
+    return [host.png(Image.new("RGB", (8, 8), (40 * i, 0, 0))) for i in range(count)]
+
+
+def question(folder: Path, count: int = 2, rate: bool = False) -> preference.Question:
+    return preference.Question(folder, "a cat", pngs(count), list(range(7, 7 + count)), rate)
+
+
+def test_the_best_of_three_makes_two_pairs_that_the_trainer_reads(tmp_path):
+    token = preference.ask(question(tmp_path, 3))
+    assert preference.answer(token, winner=1) == f"{tmp_path.name}: 2 pairs added"
+    rows = pairs_file.read_pairs(tmp_path)
+    assert [(row.prompt, row.seed, row.source) for row in rows] == [("a cat", 8, "comfyui")] * 2
+    assert rows[0].group == rows[1].group is not None
+    assert (tmp_path / rows[0].chosen).read_bytes() == pngs(3)[1]
+    with pytest.raises(ValueError, match="made already"):
+        preference.answer(token, winner=1)
+
+
+def test_a_wrong_answer_leaves_the_question_open(tmp_path):
+    token = preference.ask(question(tmp_path))
+    for winner in (5, -3, preference.ASK):
+        with pytest.raises(ValueError, match="winner"):
+            preference.answer(token, winner=winner)
+    assert preference.answer(token, winner=preference.TIE).endswith("a tie added")
+    assert pairs_file.read_pairs(tmp_path)[0].tie
+
+
+def test_thumbs_are_ratings(tmp_path):
+    token = preference.ask(question(tmp_path, 3, rate=True))
+    assert preference.answer(token, liked=[True, None, False]).endswith("2 ratings added")
+    assert [(row.liked, row.seed) for row in pairs_file.read_ratings(tmp_path)] == [(True, 7), (False, 9)]
+
+
+@pytest.mark.parametrize("given", [
+    None, [], {}, {"token": 3}, {"token": "x", "winner": "0"}, {"token": "x", "winner": True},
+    {"token": "x", "liked": "yes"}, {"token": "x", "liked": ["yes"]},
+])  # fmt: skip
+def test_answers_that_are_none(given):
+    with pytest.raises(ValueError):
+        routes.checked(given)
+
+
+# ------------------------------------------------------------------------------------------------------------ datasets
+
+
+def test_report_of_a_folder(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.png")
+    Image.new("RGB", (96, 64), "red").save(tmp_path / "c.jpg")
+    (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    lines = "\n".join(dataset.report(tmp_path).lines(80))
+    assert "3 pictures, 2 square, 1 wide" in lines
+    assert "3 smaller than 80x80" in lines
+    assert "without caption: 2 (b.png, c.jpg)" in lines
+    assert "unreadable: 1 (d.png)" in lines
+    assert "duplicates: 1 (a.png = b.png)" in lines
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no picture"):
+        dataset.report(tmp_path / "empty")
+
+
+def test_pictures_are_written_once(tmp_path):
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    assert dataset.write(tmp_path / "d", pictures, ["one", "two"]) == 2
+    assert dataset.write(tmp_path / "d", pictures, ["one", "two"]) == 0
+    assert sorted(p.read_text(encoding="utf-8").strip() for p in (tmp_path / "d").glob("*.txt")) == ["one", "two"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- grid
+
+
+def test_grid_is_a_table_of_the_labels():
+    colours = ["red", "blue", "green", "white"]
+    labels = [f"{column}\n{row}" for column in ("no adapter", "mine 1") for row in ("a cat, seed 1", "a dog, seed 1")]
+    whole = grid.assemble([Image.new("RGB", (64, 64), c) for c in colours], labels)
+    right, bottom = whole.width - 10, whole.height - 10
+    assert whole.getpixel((right - 68, bottom - 68)) == (255, 0, 0)
+    assert whole.getpixel((right - 68, bottom)) == (0, 0, 255), "the first column's second row"
+    assert whole.getpixel((right, bottom - 68)) == (0, 128, 0)
+    with pytest.raises(ValueError, match="same label"):
+        grid.assemble([Image.new("RGB", (8, 8))] * 2, ["a\nb", "a\nb"])
+
+
+def test_grid_without_a_table():
+    whole = grid.assemble([Image.new("RGB", (64, 64))] * 5, [])
+    assert whole.size == (3 * 68, 2 * 68)
+    labelled = grid.assemble([Image.new("RGB", (64, 64))] * 5, [str(i) for i in range(5)], columns=5)
+    assert labelled.width == 5 * 68
+    assert labelled.height > 68
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,b"])
+def test_lists_of_numbers(text):
+    assert grid.numbers("0, 0.5;1 -2", "strengths") == [0, 0.5, 1, -2]
+    with pytest.raises(ValueError, match="write for example"):
+        grid.numbers(text, "strengths")
+    with pytest.raises(ValueError, match="whole numbers"):
+        grid.seeds("1.5")
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def test_newest_final_step_and_epoch_of_a_run(tmp_path):
+    run = tmp_path / "mine"
+    (run / "checkpoints").mkdir(parents=True)
+    for step in (10, 200):
+        (run / "checkpoints" / f"mine-step{step:08d}.safetensors").touch()
+    assert runs.choose(run, "newest").step == 200
+    assert runs.choose(run, " Step 10 ").step == 10
+    with pytest.raises(ValueError, match="it has no final; it has: step 10, step 200"):
+        runs.choose(run, "final")
+    with pytest.raises(ValueError, match="write newest, final, step 500 or epoch 3"):
+        runs.choose(run, "latest")
+    (run / "mine.safetensors").touch()
+    assert runs.label(runs.choose(run, "newest")) == "final"
+
+
+def test_flags_read_as_the_trainer_reads_them(tmp_path):
+    from pixelkiln.trainer.cli import dotted
+
+    values = {"a.text": 'C:\\x "y" é', "a.list": ["a", "b, c"], "a.number": 1e-4, "a.switch": True, "a.empty": ""}
+    assert dotted([plan.flag(name, value) for name, value in values.items()], allowed=True) == values
+
+
+def test_a_dataset_tells_what_it_is(tmp_path):
+    assert plan.dataset_flags(tmp_path, "auto") == [
+        plan.flag("data.path", tmp_path),
+        '--data.pairs=""',
+        '--data.ratings=""',
+    ]
+    (tmp_path / "pairs.jsonl").touch()
+    assert plan.flag("data.pairs", tmp_path) in plan.dataset_flags(tmp_path, "auto")
+    assert plan.flag("data.path", tmp_path) in plan.dataset_flags(tmp_path, "pictures")
+    with pytest.raises(ValueError, match=r"no ratings\.jsonl"):
+        plan.dataset_flags(tmp_path, "ratings")
+
+
+def test_free_options():
+    text = 'adapter.kind = "dora"\n\n# a comment\n--loss.pixel.weight=0.5\nobjective.kind = "dpo"'
+    assert plan.free_options(text) == ['--adapter.kind="dora"', "--loss.pixel.weight=0.5", '--objective.kind="dpo"']
+
+
+@pytest.mark.parametrize("line", [
+    "model.path = 'x'", "run.out = 'x'", "run.name = 'x'", "data.path = 'x'", "data.sets = []",
+    "data.sets.0.path = 'x'", "sample.file = 'x'", "optimizer.kind = 'os.system'", "adapter.init_from = 'x'",
+    "data.masks = '../x'", "data.masks = 'C:\\\\x'", "rank = 3",
+    "adapter.rank", "preset = 'x'", "--resume", "run.batch 3",
+])  # fmt: skip
+def test_options_that_a_workflow_may_not_set(line):
+    with pytest.raises(ValueError, match=r"^options: "):
+        plan.free_options(line)
+
+
+def test_a_request_is_the_same_until_its_data_change(tmp_path):
+    preset = tmp_path / "p.toml"
+    preset.write_text("", encoding="utf-8")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.txt").write_text("a", encoding="utf-8")
+    request = plan.Request(preset, tmp_path / "run", ("--run.steps=3",), (data,))
+    key = request.key()
+    assert request.key() == key
+    (data / "b.txt").write_text("b", encoding="utf-8")
+    assert request.key() != key
+    assert plan.Request(preset, tmp_path / "other", ("--run.steps=3",), ()).key() != key
+
+
+def test_losses_of_a_resumed_run_count_once():
+    rows = [
+        {"kind": "step", "step": s, "loss": loss} for s, loss in ((1, 3.0), (2, 2.0), (3, 9.0), (3, 1.0), (4, None))
+    ]
+    assert plan.loss_map([*rows, {"kind": "sample", "step": 3}]) == {"loss": [3.0, 2.0, 1.0]}
+
+
+# ---------------------------------------------------------------------------------------------------------- the pack
+
+
+def test_importing_the_pack_imports_nothing():
+    """In a folder with a hyphen and a dot, by a path as Windows has them, beside other packs' modules of our names."""
+    code = """
+import importlib.util, sys, types
+for name in ("nodes", "trainer", "extension"):
+    sys.modules[name] = types.ModuleType(name)
+before = set(sys.modules)
+name = "C:\\\\ComfyUI\\\\custom_nodes\\\\pixel-kiln_x_1"
+spec = importlib.util.spec_from_file_location(name, ROOT + "/__init__.py", submodule_search_locations=[ROOT])
+module = importlib.util.module_from_spec(spec)
+sys.modules[name] = module
+spec.loader.exec_module(module)
+assert not hasattr(module, "NODE_CLASS_MAPPINGS")
+assert module.WEB_DIRECTORY == "./web"
+print(sorted(set(sys.modules) - before - {name}))
+""".replace("ROOT", repr(str(ROOT)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_table_of_nodes():
+    """Ids are for ever, so they are listed here; every input, output and node says what it is for."""
+    from pixelkiln.nodes.all import NODES
+
+    assert [node.id for node in NODES] == [
+        "PixelkilnLoadAdapter", "PixelkilnLoadAdapterModelOnly", "PixelkilnRunAdapter", "PixelkilnBlockStrengths",
+        "PixelkilnAdapterStack", "PixelkilnPreference", "PixelkilnRate", "PixelkilnGridPlan", "PixelkilnGrid",
+        "PixelkilnDatasetFolder", "PixelkilnDatasetImages", "PixelkilnTrain", "PixelkilnRunStatus", "PixelkilnRunSteer",
+        "PixelkilnFitCheck",
+    ]  # fmt: skip
+    for node in NODES:
+        assert node.about.endswith(".")
+        assert len({one.name for one in node.inputs}) == len(node.inputs)
+        for one in (*node.inputs, *node.outputs):
+            assert one.tip, f"{node.id}.{one.name}"
+        assert (ROOT / "web" / "docs" / f"{node.id}.md").is_file()
+
+
+def test_locales_name_what_there_is():
+    from pixelkiln.nodes.all import NODES
+
+    for folder in (ROOT / "locales").iterdir():
+        told = json.loads((folder / "nodeDefs.json").read_text(encoding="utf-8"))
+        assert told.keys() == {node.id for node in NODES}, folder.name
+        for node in NODES:
+            assert told[node.id].get("inputs", {}).keys() <= {one.name for one in node.inputs}, (folder.name, node.id)
+            assert all(int(i) < len(node.outputs) for i in told[node.id].get("outputs", {})), (folder.name, node.id)
+
+
+def test_job_names_are_safe():
+    for name in ("../x", "a/b", "a\\b", "CON", "", ".", "a\0"):
+        with pytest.raises(ValueError):
+            job.safe_name(name)

@@ -1,0 +1,89 @@
+"""Preference training as a whole: remembered references, pictures one by one, every objective and family."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from short_runs import config, events, steps, trajectory
+
+from pixelkiln.trainer import score
+from pixelkiln.trainer.engine import train
+
+DPO = {"objective.kind": "dpo", "loss.pixel.mode": "anchored", "loss.pixel.weight": 1.0}
+
+
+def run(root, name, **flags):
+    return config(root, {**DPO, "run.name": name, "run.steps": 8, "run.batch": 2, **flags}, data="data.pairs")
+
+
+def test_a_remembered_reference_is_the_reference(tmp_path, monkeypatch):
+    flags = {"objective.reference_draws": 2, "adapter.dropout": 0.1, "data.flip": True, "data.caption_dropout": 0.3}
+    remembered = run(tmp_path, "remembered", **flags)
+    asked = []
+    compute = score.References.get
+
+    def counted(self, p, batch, chance, make):
+        return compute(self, p, batch, chance, lambda: asked.append(1) or make())
+
+    monkeypatch.setattr(score.References, "get", counted)
+    first = trajectory(remembered)
+    assert 0 < len(asked) < 8  # 6 pairs, 3 steps an epoch, 2 draws each: all known after 6 steps
+    count = len(asked)
+    again = trajectory(run(tmp_path, "again", **flags))
+    assert again == first
+    assert len(asked) == count  # found on the disk
+    monkeypatch.setattr(score.References, "get", lambda self, p, batch, chance, make: make())
+    assert trajectory(run(tmp_path, "computed", **flags)) == first
+
+
+@pytest.mark.parametrize("flags", [DPO, {"objective.kind": "sft"}], ids=["dpo", "sft"])
+def test_one_by_one_gives_the_same_steps(tmp_path, flags):
+    whole = trajectory(run(tmp_path, "whole", **flags))
+    single = trajectory(run(tmp_path, "single", **flags, **{"memory.one_by_one": True}))
+    for (loss, norm), (other_loss, other_norm) in zip(whole, single, strict=True):
+        assert loss == pytest.approx(other_loss, rel=1e-9)
+        assert norm == pytest.approx(other_norm, rel=1e-9)
+
+
+def test_dpo_begins_at_ln_2_and_learns_the_pairs(tmp_path):
+    flags = {
+        "run.steps": 40,
+        "run.precision": "fp32",
+        "optimizer.learning_rate": 5e-3,
+        "objective.reference_draws": 1,
+        "data.validation_split": 0.34,
+        "loss.pixel.weight": 0.0,
+    }
+    done = run(tmp_path, "learns", **flags)
+    losses = [loss for loss, _ in trajectory(done)]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    terms = [e["terms"] for e in events(done) if e["kind"] == "step"]
+    assert terms[0]["mse/accuracy"] == 0.5
+    assert sum(t["mse/margin"] for t in terms[-20:]) > 0
+    (held_out,) = [e for e in events(done) if e["kind"] == "validation"]
+    assert all("mse/accuracy" in level for level in held_out["levels"].values())
+
+
+@pytest.mark.parametrize("objective", ["ipo", "simpo", "mapo", "kto"])
+def test_every_objective_trains(tmp_path, objective):
+    done = run(tmp_path, objective, **{"objective.kind": objective, "run.steps": 2})
+    assert all(math.isfinite(loss) and norm > 0 for loss, norm in trajectory(done))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3.5-medium"])
+def test_every_family_trains_pairs(tmp_path, family):
+    flags = {**DPO, "run.name": family, "run.steps": 2, "run.batch": 2}
+    done = config(tmp_path, flags, name=family, data="data.pairs")
+    assert all(math.isfinite(loss) and norm > 0 for loss, norm in trajectory(done))
+
+
+def test_the_adapter_that_training_started_from_can_be_the_reference(tmp_path):
+    first = config(tmp_path, {"run.name": "first", "run.steps": 3, "run.precision": "fp32"})
+    assert train(first) == 0
+    start = str(tmp_path / "runs" / "first" / "first.safetensors")
+    flags = {"adapter.init_from": start, "run.precision": "fp32", "loss.pixel.weight": 0.0, "run.steps": 2}
+    held = run(tmp_path, "held", **flags, **{"objective.reference": "start"})
+    assert trajectory(held)[0][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert trajectory(run(tmp_path, "base", **flags))[0][0] != pytest.approx(math.log(2), abs=1e-9)
+    assert len(steps(held)) == 2

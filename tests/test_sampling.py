@@ -1,0 +1,122 @@
+"""Previews: noise levels as ComfyUI spaces them, prompts with kohya's flags, a picture that says how it was made."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from pixelkiln.trainer.noise import Process, scaled_linear
+from pixelkiln.trainer.sampling import (
+    SampleOptions,
+    before_after,
+    draw,
+    grid,
+    picture_path,
+    prompts,
+    save_picture,
+    sigmas,
+)
+from pixelkiln.trainer.types import Conditioning
+
+EPSILON = Process("epsilon", scaled_linear())
+FLOW = Process("flow")
+NONE = Conditioning(torch.zeros(1, 1, 1))
+
+
+def test_normal_spacing_runs_from_the_largest_sigma_of_sd_to_the_smallest():
+    levels = sigmas(EPSILON, "normal", 20)
+    assert len(levels) == 21
+    assert levels[0] == pytest.approx(14.6146, abs=1e-4)
+    assert levels[-2] == pytest.approx(0.0292, abs=1e-4)
+    assert levels[-1] == 0
+    assert (levels.diff() < 0).all()
+
+
+def test_karras_spacing_is_linear_in_the_seventh_root():
+    roots = sigmas(EPSILON, "karras", 10)[:-1] ** (1 / 7)
+    assert torch.allclose(roots.diff(), roots.diff()[0].expand(9))
+
+
+def test_flow_starts_at_pure_noise_and_is_shifted_by_three():
+    levels = sigmas(FLOW, "simple", 4)
+    assert levels[0] == pytest.approx(1.0)
+    assert levels[2] == pytest.approx(3 * 0.5 / (1 + 2 * 0.5))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_a_network_that_knows_the_picture_draws_the_picture(sampler, prediction):
+    """With out = the true target for a fixed z0, every deterministic sampler must end at z0."""
+    process = Process(prediction, scaled_linear())
+    z0 = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+
+    def predict(noisy, level, conditioning):
+        a, s = (v.float() for v in process.scales(level))
+        return process.target(z0, (noisy - a * z0) / s, level)
+
+    prompt = prompts(SampleOptions(prompts=["x"], sampler=sampler, guidance=1.0, steps=30), (32, 32))[0]
+    got = draw(process, predict, prompt, NONE, NONE, 4, torch.device("cpu"))
+    assert (got - z0).abs().max() < 0.1
+
+
+def test_flow_draws_the_picture_exactly():
+    z0 = torch.randn(1, 16, 4, 4)
+    prompt = prompts(SampleOptions(prompts=["x"], guidance=1.0, steps=5), (32, 32))[0]
+    got = draw(
+        FLOW, lambda x, level, c: (x - z0) / level.reshape(-1, 1, 1, 1), prompt, NONE, NONE, 16, torch.device("cpu")
+    )
+    assert torch.allclose(got, z0, atol=1e-5)
+
+
+def test_euler_is_one_line_of_arithmetic_in_sigma():
+    """The library's scheduler against x += (s' - s) (x - x0) / s, on sigmas of ComfyUI's spacing."""
+    prompt = prompts(SampleOptions(prompts=["x"], guidance=1.0, steps=7), (32, 32))[0]
+
+    def predict(noisy, level, conditioning):
+        return torch.tanh(noisy) + (level.reshape(-1, 1, 1, 1) / 1000).round()
+
+    got = draw(EPSILON, predict, prompt, NONE, NONE, 4, torch.device("cpu"))
+    levels = sigmas(EPSILON, "normal", 7)
+    table = ((1 - EPSILON.alphas) / EPSILON.alphas).sqrt()
+    x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(42)).double() * (1 + levels[0] ** 2) ** 0.5
+    for s, following in itertools.pairwise(levels):
+        level = (table.log() - s.log()).abs().argmin().reshape(1)
+        x = x + (following - s) * predict((x / (1 + s**2) ** 0.5).float(), level.float(), NONE).double()
+    assert torch.allclose(got.double(), x, atol=1e-3)
+
+
+def test_prompt_flags_override_the_options(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("# a comment\na red cat --n blurry --d 7 --w 513 --s 5000 --l 3.5 --ss euler_a\n", "utf-8")
+    first, second = prompts(SampleOptions(prompts=["plain"], file=str(file), seed=3), (512, 768))
+    assert (first.seed, first.width, first.height) == (3, 512, 768)
+    assert (second.text, second.negative, second.seed) == ("a red cat", "blurry", 7)
+    assert (second.width, second.steps, second.guidance, second.sampler) == (512, 1000, 3.5, "euler_ancestral")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("x --zz 3", "--zz is not known"), ("x --d three", "'three' is no int"), ("x --ss magic", "no sampler 'magic'")],
+)
+def test_a_wrong_flag_is_one_clear_line(line, said):
+    with pytest.raises(ValueError, match=said):
+        prompts(SampleOptions(prompts=[line]), (64, 64))
+
+
+def test_pictures_say_how_they_were_made_and_the_grid_has_a_column_per_step(tmp_path):
+    asked = prompts(SampleOptions(prompts=["a", "b"]), (64, 64))
+    for step in (0, 10):
+        for index, prompt in enumerate(asked):
+            save_picture(Image.new("RGB", (64, 64), "red"), picture_path(tmp_path, step, index), prompt, {"step": step})
+    with Image.open(picture_path(tmp_path, 10, 1)) as picture:
+        assert "Seed: 43" in picture.info["parameters"]
+        assert json.loads(picture.info["pixelkiln"])["step"] == 10
+    made = grid(tmp_path, ["a", "b"], cell=64)
+    with Image.open(made) as sheet:
+        assert sheet.size == (128, 18 + 2 * (64 + 28))
+    before_after(tmp_path, ["a", "b"], tmp_path / "both.png", cell=64)
+    assert (tmp_path / "both.png").exists()

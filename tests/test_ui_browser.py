@@ -1,0 +1,268 @@
+"""The page in a real Chromium, over real trainings of tiny models: from pictures to a preference run."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from pixelkiln.trainer import job
+
+pytestmark = pytest.mark.browser
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = "/usr/bin/chromium"
+PATIENCE = 400_000
+"""Milliseconds for a step on a slow machine."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """The interface as a process, which can be killed and started again on the same runs."""
+
+    def __init__(self, runs: Path):
+        self.runs, self.port = runs, free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "pixelkiln.extension", "--no-browser", "--port", str(self.port)]
+        environment = {**os.environ, "PIXELKILN_PYTHON": os.environ.get("PIXELKILN_PYTHON", sys.executable)}
+        self.process = subprocess.Popen([*command, "--runs", str(self.runs)], cwd=ROOT, env=environment)
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            assert self.process.poll() is None, "the interface ended"
+            time.sleep(0.2)
+        raise AssertionError("the interface did not start")
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and a folder of twelve pictures with captions, one of them a text file by mistake."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("ui")
+    tiny.write(folder / "model", tiny.parts("sd15"))
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number in range(14):
+        picture = Image.new("RGB", (96 + 8 * number, 96), (20 * number % 255, 90, 140))
+        ImageDraw.Draw(picture).ellipse((20, 20, 70, 70), fill="white")
+        picture.save(pictures / f"p{number:02}.png")
+        caption = "a red cat, ink" if number % 2 else "a blue dog, ink"
+        (pictures / f"p{number:02}.txt").write_text(caption, encoding="utf-8")
+    (pictures / "notes.md").write_text("not a picture", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(place: Path) -> Iterator[Server]:
+    one = Server(place / "runs")
+    one.start()
+    yield one
+    one.kill()
+    for run in job.list_runs(place / "runs"):
+        job.kill(run.path)
+
+
+@pytest.fixture
+def page(server: Server):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        one = browser.new_page(viewport={"width": 1280, "height": 900})
+        one.set_default_timeout(PATIENCE)
+        wrong: list[str] = []
+        one.on("pageerror", lambda error: wrong.append(str(error)))
+        one.goto(server.address)
+        one.wait_for_selector("#open-folder")
+        yield one
+        browser.close()
+        assert not wrong, wrong
+
+
+def step(page, label: str) -> None:
+    page.get_by_role("tab", name=label).click()
+
+
+def pictures(page) -> list[str]:
+    """The addresses of the two pictures to choose between."""
+    return page.locator(".duel img:visible").evaluate_all("found => found.map(one => one.src)")
+
+
+def draft(server: Server) -> str:
+    return (server.runs / ".ui" / "draft.toml").read_text(encoding="utf-8")
+
+
+def until(what, seconds: float = 400) -> None:
+    """Wait until it is true."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.2)
+
+
+def write_recipe(server: Server, place: Path, name: str, steps: int, more: str = "") -> None:
+    """What a person would fill in, as text."""
+    (server.runs / ".ui" / "draft.toml").write_text(
+        f'config_version = 1\n[run]\nname = "{name}"\nsteps = {steps}\nbatch = 2\n'
+        f'[model]\npath = "{(place / "model").as_posix()}"\n'
+        f'[data]\npath = "{(place / "pictures").as_posix()}"\nresolution = 64\n[adapter]\nrank = 4\n'
+        '[sample]\nprompts = ["a red cat", "a blue dog"]\nevery = 4\nsteps = 2\nwidth = 64\nheight = 64\n' + more,
+        encoding="utf-8",
+    )
+
+
+def test_from_pictures_to_a_preference_run(server: Server, page, place: Path) -> None:
+    page.fill("#folder textarea, #folder input", str(place / "pictures"))
+    page.click("#open-folder button, button#open-folder")
+    page.wait_for_selector("text=14 pictures, 14 with a caption")
+    assert page.locator(".cell img").count() == 12
+    assert "notes.md" in page.inner_text("#pictures-summary")
+
+    box = page.locator(".caption textarea").first
+    box.press("End")
+    box.press_sequentially(", green")
+    until(lambda: (place / "pictures" / "p00.txt").read_text(encoding="utf-8").strip() == "a blue dog, ink, green")
+    page.click("#more-pictures")
+    page.wait_for_selector("text=2 / 2")
+
+    page.click("#next-pictures")
+    page.wait_for_selector("#recipe-status .problems")
+    assert "model.path" in page.inner_text("#recipe-status")  # the mistake, beside its field too
+    assert "problem" in page.get_attribute("#field-model-path", "class")
+    page.fill("#field-model-path input", str(place / "model"))
+    page.press("#field-model-path input", "Enter")
+    page.press("#field-model-path input", "Tab")
+    page.wait_for_selector("#recipe-status .good")
+    for key, value in (("run-name", "first"), ("run-steps", "8"), ("data-resolution", "64"), ("adapter-rank", "4")):
+        page.fill(f"#field-{key} input, #field-{key} textarea", value)
+        page.press(f"#field-{key} input, #field-{key} textarea", "Tab")
+    until(lambda: "rank = 4" in draft(server) and 'name = "first"' in draft(server))
+    page.check("#pixel input")
+    until(lambda: "[loss.pixel]" in draft(server))
+
+    write_recipe(server, place, "first", 8, "[loss.pixel]\n")
+    step(page, "3 Check")
+    page.wait_for_selector("#check-report .good")
+    assert "8 steps" in page.inner_text("#check-report")
+    page.click("#start-training")
+    run = server.runs / "first"
+    until(lambda: (run / "status.json").exists())
+    page.close()  # closing the page loses nothing
+    until(lambda: job.status(run).state == "done")
+
+
+def test_the_page_finds_the_run_again(server: Server, page) -> None:
+    step(page, "4 Train")
+    page.wait_for_selector("#run-state >> text=done")
+    page.wait_for_selector("#gallery img")
+    assert page.locator("#gallery tbody tr").count() == 2
+    assert page.locator("#gallery thead th").count() >= 3
+    page.wait_for_selector("#curve canvas, #curve svg")
+    events, _ = job.events(server.runs / "first")
+    assert len([one for one in events if one["kind"] == "step"]) == 8
+
+
+def test_compare_vote_and_use(server: Server, page, place: Path) -> None:
+    host = place / "ComfyUI"
+    (host / "models" / "loras").mkdir(parents=True)
+    step(page, "5 Compare")
+    page.wait_for_selector("#compare-run input")
+    until(lambda: page.input_value("#compare-run input") == "first")
+    page.click("#draw")
+    page.wait_for_selector("#compare-grid img")
+    until(lambda: page.locator("#compare-grid img").count() >= 4)
+    page.wait_for_selector("#vote-prompt .prompt")
+    for _ in range(3):
+        before = pictures(page)
+        page.keyboard.press("ArrowLeft")
+        until(lambda before=before: pictures(page) != before)
+    page.click("#show-tally")
+    page.wait_for_selector("#tally table")
+    page.fill("#host-folder textarea, #host-folder input", str(host))
+    page.click("#add-host")
+    until(lambda: "ComfyUI" in page.input_value("#use-where input"))
+    page.click("#use")
+    until(lambda: (host / "models" / "loras" / "first.safetensors").exists())
+
+
+def test_prefer_by_keys_then_train_on_it(server: Server, page, place: Path) -> None:
+    pairs = server.runs / "data" / "pairs"
+    step(page, "6 Prefer")
+    until(lambda: page.input_value("#prefer-run input") == "first")
+    things = [f"a {colour} {what}" for colour in ("red", "blue") for what in ("cat", "dog", "house", "tree", "car")]
+    page.fill("#prefer-prompts textarea", "\n".join(things))
+    page.click("#generate")
+    page.wait_for_selector("#prefer-prompt .prompt")
+    for number, key in enumerate(["ArrowLeft", "ArrowRight", "ArrowDown"] + ["ArrowLeft"] * 7):
+        before = pictures(page)
+        page.keyboard.press(key)
+        until(lambda number=number: len(lines(pairs)) == number + 1)
+        until(lambda before=before: pictures(page) != before)
+    rows = lines(pairs)
+    assert sum(bool(row.get("tie")) for row in rows) == 1
+    page.keyboard.press("u")
+    until(lambda: len(lines(pairs)) == 9)
+    page.click("#train-on-these")
+    page.wait_for_selector("#recipe-status")
+    until(lambda: 'kind = "dpo"' in draft(server))
+    text = draft(server).replace("steps = 300", "steps = 3")
+    (server.runs / ".ui" / "draft.toml").write_text(text, encoding="utf-8")
+    step(page, "3 Check")
+    page.wait_for_selector("#check-report .good")
+    page.click("#start-training")
+    until(lambda: job.status(server.runs / "first-dpo").state == "done")
+
+
+def test_killed_interface_finds_its_training_and_its_queue(server: Server, page, place: Path) -> None:
+    for name, steps in (("long", 400), ("next", 2)):
+        write_recipe(server, place, name, steps)
+        step(page, "3 Check")
+        page.wait_for_selector("#check-report .good")
+        until(lambda name=name: f"{name}.safetensors" in page.inner_text("#check-report"))
+        page.click("#start-training")
+        page.wait_for_selector("#run-state")
+    until(lambda: job.status(server.runs / "long").step > 0)
+    assert not (server.runs / "next" / "status.json").exists()  # it waits
+    server.kill()
+    at = job.status(server.runs / "long").step
+    until(lambda: job.status(server.runs / "long").step > at)
+    server.start()
+    page.goto(server.address)
+    step(page, "4 Train")
+    page.wait_for_selector(".headline.live >> text=long")
+    page.wait_for_selector("#pause")
+    until(lambda: page.locator("#pause").is_visible())
+    page.click("#pause")
+    until(lambda: job.status(server.runs / "long").state == "stopped")
+    until(lambda: job.status(server.runs / "next").state == "done")  # the queue went on by itself
+
+
+def lines(folder: Path) -> list[dict]:
+    path = folder / "pairs.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

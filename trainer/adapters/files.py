@@ -1,0 +1,305 @@
+"""Adapter files: read whatever people have, write what everything loads, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..files import write_atomic
+from .names import layout
+
+HEADER_LIMIT = 100_000_000
+"""Bytes; what the safetensors library itself accepts."""
+CONFIG = "pixelkiln.config"
+"""The one header entry of our own: the resolved configuration, as JSON."""
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+# -------------------------------------------------------------------------------------------------------------- read
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of an adapter: a .safetensors, a pickled file that holds tensors only, or PEFT's folder(s).
+
+    ValueError, in one line, for anything else.
+    """
+    if path.is_dir():
+        return _read_peft(path)
+    if _is_safetensors(path):
+        from safetensors import SafetensorError, safe_open
+
+        metadata, _ = read_header(path)
+        try:
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path}: it cannot be read ({error}); copy or download it again") from None
+    return _read_pickle(path), {}
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]]]:
+    """Metadata, and (type, shape) of each tensor, of a .safetensors without reading its tensors."""
+    size = _size(path)
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
+        if length > HEADER_LIMIT:
+            raise ValueError(f"{path}: it is no safetensors file; give an adapter in .safetensors")
+        if length + 8 > size:
+            raise ValueError(f"{path}: it is cut short inside its header; copy or download it again")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
+        tensors = {name: (str(item["dtype"]), tuple(item["shape"])) for name, item in header.items()}
+        end = max((item["data_offsets"][1] for item in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise ValueError(f"{path}: it is no safetensors file; give an adapter in .safetensors") from None
+    if end + length + 8 > size:
+        raise ValueError(f"{path}: it is cut short: {size:,} of {end + length + 8:,} bytes; copy or download it again")
+    return metadata, tensors
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise ValueError(f"{path}: it cannot be read ({(error.strerror or 'error').lower()}); check the path") from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content where it tells, else by name."""
+    if _size(path) == 0:
+        raise ValueError(f"{path}: it is empty; copy or download it again")
+    with path.open("rb") as file:
+        start = file.read(10)
+    if start[8:9] == b"{":  # a header's length may look like any other file's mark
+        return True
+    return start[:2] not in (b"PK", b"\x80\x02") and path.suffix.lower() not in (".pt", ".ckpt", ".bin", ".pth")
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """torch.save's file, if it loads with weights only: a pickle can run any code."""
+    try:
+        with path.open("rb") as file:  # not by path: torch would go by its ending
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if "Weights only" in str(error) or "weights_only" in str(error):
+            raise ValueError(f"{path}: it holds code beside tensors and is refused; give a .safetensors") from None
+        raise ValueError(f"{path}: it cannot be read; give an adapter in .safetensors") from None
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"{path}: it holds no table of tensors; give an adapter in .safetensors")
+    return {str(key): value for key, value in found.items()}
+
+
+def _read_peft(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """PEFT's folder, or a folder of such, one per component (``unet``, ``transformer``, ``text_encoder``, ...)."""
+    names = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+    parts = {name: folder / name for name in names if (folder / name / PEFT_WEIGHTS).exists()}
+    if not parts and (folder / PEFT_WEIGHTS).exists():
+        parts = {"": folder}
+    if not parts:
+        raise ValueError(f"{folder}: it holds no {PEFT_WEIGHTS}; give an adapter file, or PEFT's folder")
+    found: dict[str, Tensor] = {}
+    config: dict[str, Any] = {}
+    for name, part in parts.items():
+        tensors, _ = read(part / PEFT_WEIGHTS)
+        found.update({f"{name}.{key}" if name else key: value for key, value in tensors.items()})
+        try:
+            own = json.loads((part / PEFT_CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise ValueError(
+                f"{part / PEFT_CONFIG}: it cannot be read; PEFT's folder needs it for the alphas"
+            ) from None
+        owners = (name,) if name else names
+        config.update({f"{owner}.{key}": value for owner in owners for key, value in own.items()})
+    return found, {"lora_adapter_metadata": json.dumps(config)}
+
+
+# ------------------------------------------------------------------------------------------------------------- write
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a .safetensors with Kohya's hashes in its header; a crash or a full disk leaves the old file.
+
+    Tensors are in the order and alignment of the safetensors library. Raises files.NotWritten (a ValueError).
+    """
+    from safetensors.torch import save as serialise
+
+    said = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    content = memoryview(serialise(whole, metadata=said or None))
+    length = struct.unpack("<Q", content[:8])[0]
+    data = content[8 + length :]
+    table = json.loads(bytes(content[8 : 8 + length]))
+    hashes = {"sshs_model_hash": hashlib.sha256(data).hexdigest(), "sshs_legacy_hash": legacy_hash(content)}
+    table["__metadata__"] = dict(sorted({**metadata, **hashes}.items()))
+    header = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:
+            file.write(struct.pack("<Q", len(header)))
+            file.write(header)
+            file.write(data)
+
+    write_atomic(path, write)
+
+
+def legacy_hash(content: memoryview | bytes) -> str:
+    """A1111's old hash: 64 KiB from the first MiB on, 8 digits (of nothing, for a smaller file)."""
+    return hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
+
+
+def data_hash(path: Path) -> str:
+    """sha256 of a .safetensors behind its header, as in sshs_model_hash."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(8 + struct.unpack("<Q", file.read(8))[0])
+        while chunk := file.read(1 << 22):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def file_hashes(path: Path) -> tuple[str, str]:
+    """(legacy, full sha256) of a model file: Kohya's ss_sd_model_hash and ss_new_sd_model_hash."""
+    whole, part = hashlib.sha256(), b""
+    with path.open("rb") as file:
+        file.seek(0x100000)
+        part = file.read(0x10000)
+        file.seek(0)
+        while chunk := file.read(1 << 22):
+            whole.update(chunk)
+    return hashlib.sha256(part).hexdigest()[:8], whole.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------- metadata
+
+ALWAYS = """
+session_id training_started_at training_finished_at output_name learning_rate text_encoder_lr unet_lr
+num_train_images num_validation_images num_reg_images num_batches_per_epoch num_epochs epoch steps max_train_steps
+gradient_checkpointing gradient_accumulation_steps lr_warmup_steps lr_scheduler network_dropout mixed_precision
+full_fp16 clip_skip max_token_length cache_latents seed lowram noise_offset noise_offset_random_strength
+multires_noise_iterations multires_noise_discount adaptive_noise_scale zero_terminal_snr training_comment optimizer
+max_grad_norm caption_dropout_rate caption_dropout_every_n_epochs caption_tag_dropout_rate face_crop_aug_range
+prior_loss_weight min_snr_gamma scale_weight_norms ip_noise_gamma ip_noise_gamma_random_strength debiased_estimation
+loss_type huber_schedule huber_scale huber_c fp8_base fp8_base_unet validation_seed validation_split
+max_validation_steps validate_every_n_epochs validate_every_n_steps resize_interpolation
+"""
+"""What Kohya's tools write of every run, as ss_NAME; ``None`` where it does not apply."""
+PRIVATE = ("tag_frequency", "dataset_dirs", "reg_dataset_dirs", "datasets", "bucket_info")
+"""What tells of the training pictures."""
+_BASE = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3-medium": "medium", "sd3.5-medium": "5-medium",
+         "sd3.5-large": "5-large"}  # fmt: skip
+_ARCHITECTURE = {
+    "sd15": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base",
+    "sd3-medium": "stable-diffusion-3-medium", "sd3.5-medium": "stable-diffusion-3-5-medium",
+    "sd3.5-large": "stable-diffusion-3-5-large",
+}  # fmt: skip
+
+
+def metadata(
+    family: str,
+    kind: str,
+    facts: Mapping[str, Any],
+    *,
+    rank: int | None,
+    alpha: float | None,
+    network_args: Mapping[str, Any] | None = None,
+    spec: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    prediction: str | None = None,
+    strip: bool = False,
+) -> dict[str, str]:
+    """The header that Kohya's tools, A1111 and Civitai read.
+
+    ``facts`` are Kohya's ss_* by their names without ``ss_``; ``spec`` modelspec's entries (title, author, description,
+    license, tags, trigger_phrase, usage_hint, thumbnail, merged_from, resolution, encoder_layer, timestep_range,
+    implementation_version); ``config`` the resolved configuration. ``strip`` leaves out tags, folder names and the
+    configuration's paths and prompts; a path's folders are never written.
+    """
+    is_v, is_flow = prediction == "v", layout(family) == "sd3"
+    args = {"algo": kind, **(network_args or {})} if kind in ("loha", "lokr") else dict(network_args or {})
+    if kind == "dora":
+        args = {"algo": "lora", "dora_wd": "True", **args}
+    plain = "networks.lora_sd3" if is_flow else "networks.lora"
+    said: dict[str, Any] = dict.fromkeys(ALWAYS.split())
+    said.update(facts)
+    said.update(
+        v2=family == "sd2",
+        base_model_version=_BASE[family] + ("_v" if is_v and family in ("sd15", "sd2") else ""),
+        network_module=plain if kind == "lora" else "lycoris.kohya",
+        network_dim=rank,
+        network_alpha=alpha,
+        **({"network_args": {k: str(v) for k, v in args.items()}} if args else {}),
+    )
+    if strip:
+        said = {name: value for name, value in said.items() if name not in PRIVATE}
+    found = {f"ss_{name}": _text(value) for name, value in said.items()}
+    architecture = "stable-diffusion-v2-768-v" if family == "sd2" and is_v else _ARCHITECTURE[family]
+    sizes = {"sd15": 512, "sd2": 768 if is_v else 512}
+    side = sizes.get(family, 1024)
+    entries: dict[str, Any] = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{architecture}/lora",
+        "implementation": "https://github.com/Stability-AI/generative-models" if family == "sdxl" else "diffusers",
+        "title": facts.get("output_name"),
+        "resolution": f"{side}x{side}",
+        "date": datetime.now().isoformat(timespec="seconds"),
+        "prediction_type": None if is_flow else ("v" if is_v else "epsilon"),
+        **{name: value for name, value in (spec or {}).items() if value is not None},
+    }
+    found.update({f"modelspec.{name}": str(value) for name, value in entries.items() if value is not None})
+    if config is not None:
+        found[CONFIG] = json.dumps(without_paths(config, strip), ensure_ascii=False, sort_keys=True, default=str)
+    return found
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+
+
+_TELLING = ("data", "sample")
+"""Tables of the configuration that tell of the training set."""
+
+
+def without_paths(config: Mapping[str, Any], strip: bool) -> dict[str, Any]:
+    """A configuration to publish: of paths the last name only; with ``strip`` no path and no table that tells more."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: c for k, v in value.items() if (c := clean(v)) is not None or v is None}
+        if isinstance(value, (list, tuple)):
+            return [clean(v) for v in value]
+        if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+            return None if strip else PureWindowsPath(PurePosixPath(value).name).name
+        return value
+
+    return {k: clean(v) for k, v in config.items() if not (strip and k in _TELLING)}
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: {error}") from None

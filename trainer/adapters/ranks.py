@@ -1,0 +1,114 @@
+"""Adapters at another rank, and several as one: by singular values, with what is lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from . import algebra
+from .names import kernel
+
+Modules = dict[str, dict[str, Tensor]]
+"""By Kohya's names: module -> tensor -> value."""
+
+
+def resize(modules: Modules, rank: int, family: str) -> tuple[Modules, float]:
+    """Every module as a LoRA (or DoRA) of ``rank`` with the nearest effect, by singular values; and the share lost.
+
+    The loss is |difference| / |effect| (Frobenius) over all modules. A larger rank is exact.
+    """
+    found: Modules = {}
+    lost = total = 0.0
+    for name, module in modules.items():
+        found[name], gone, size = _resized(module, rank, kernel(family, name))
+        lost, total = lost + gone**2, total + size**2
+    return found, math.sqrt(lost / total) if total else 0.0
+
+
+def _resized(
+    module: Mapping[str, Tensor], rank: int, window: tuple[int, ...]
+) -> tuple[dict[str, Tensor], float, float]:
+    """(the module at ``rank``, the norm of what is lost, that of its effect); ``window`` is a convolution's kernel."""
+    module, _ = algebra.as_plain(module)
+    keep = {"dora_scale": module["dora_scale"]} if "dora_scale" in module else {}
+    if "lora_up.weight" not in module:
+        return _from_delta(_shaped(algebra.delta(module), window), rank, _dtype(module), keep)
+    up, down = module["lora_up.weight"], module["lora_down.weight"]
+    scale, old = algebra.scale_of(module), down.shape[0]
+    left, right = torch.linalg.qr(up.flatten(1).double()), torch.linalg.qr(down.flatten(1).double().T)
+    u, s, v = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
+    size = abs(scale) * float(s.norm())
+    alpha = torch.tensor(scale * rank)
+    if rank == old:
+        return module, 0.0, size
+    if rank > old:
+        more = down.new_empty(rank - old, *down.shape[1:])
+        torch.nn.init.kaiming_uniform_(more, a=math.sqrt(5))
+        wide = torch.cat([up, up.new_zeros(up.shape[0], rank - old, *up.shape[2:])], 1)
+        return {"lora_down.weight": torch.cat([down, more]), "lora_up.weight": wide, "alpha": alpha, **keep}, 0.0, size
+    root = s[:rank].sqrt()
+    new_up = (left.Q @ u[:, : len(root)] * root).reshape(up.shape[0], len(root), *up.shape[2:])
+    new_down = (root[:, None] * v[: len(root)] @ right.Q.T).reshape(len(root), *down.shape[1:])
+    made = {"lora_down.weight": new_down.to(down.dtype), "lora_up.weight": new_up.to(up.dtype), "alpha": alpha}
+    return {**made, **keep}, abs(scale) * float(s[rank:].norm()), size
+
+
+def _from_delta(
+    delta: Tensor, rank: int, dtype: torch.dtype, keep: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], float, float]:
+    """A LoRA of ``rank`` near a difference; (tensors, what is lost, its size)."""
+    flat = delta.flatten(1).float()
+    count = min(rank, *flat.shape)
+    u, s, v = torch.svd_lowrank(flat, q=min(count + 8, *flat.shape), niter=6)
+    root = s[:count].sqrt()
+    up, down = u[:, :count] * root, (v[:, :count] * root).T
+    gone = float((flat - up @ down).norm())
+    if count < rank:
+        up = torch.cat([up, up.new_zeros(len(up), rank - count)], 1)
+        down = torch.cat([down, down.new_zeros(rank - count, down.shape[1])])
+    ones = (1,) * (delta.dim() - 2)
+    made = {
+        "lora_down.weight": down.reshape(rank, *delta.shape[1:]).to(dtype),
+        "lora_up.weight": up.reshape(len(up), rank, *ones).to(dtype),
+        "alpha": torch.tensor(float(rank)),
+    }
+    return {**made, **keep}, gone, float(flat.norm())
+
+
+def join(parts: Sequence[tuple[Modules, float]], rank: int | None, family: str) -> tuple[Modules, float]:
+    """The weighted sum of adapters as one LoRA, cut to ``rank`` if given; and the share lost.
+
+    LoHa and LoKr need a rank.
+    """
+    names = list(dict.fromkeys(name for modules, _ in parts for name in modules))
+    joined: Modules = {}
+    lost = total = 0.0
+    for name in names:
+        mine = [(algebra.as_plain(modules[name])[0], weight) for modules, weight in parts if name in modules]
+        if all("lora_up.weight" in module for module, _ in mine):
+            ups = [m["lora_up.weight"].float() * (w * algebra.scale_of(m)) for m, w in mine]
+            downs = [m["lora_down.weight"].float() for m, _ in mine]
+            whole = {"lora_up.weight": torch.cat(ups, 1), "lora_down.weight": torch.cat(downs)}
+            whole["alpha"] = torch.tensor(float(whole["lora_down.weight"].shape[0]))
+            made, gone, size = _resized(whole, rank or whole["lora_down.weight"].shape[0], ())
+            made = {key: value if key == "alpha" else value.to(_dtype(mine[0][0])) for key, value in made.items()}
+        else:
+            assert rank is not None
+            window = kernel(family, name)
+            deltas = [_shaped(algebra.delta(m), window) * w for m, w in mine]
+            made, gone, size = _from_delta(torch.stack(deltas).sum(0), rank, _dtype(mine[0][0]), {})
+        joined[name] = made
+        lost, total = lost + gone**2, total + size**2
+    return joined, math.sqrt(lost / total) if total else 0.0
+
+
+def _shaped(delta: Tensor, window: tuple[int, ...]) -> Tensor:
+    """A difference as its weight is shaped."""
+    return delta.reshape(delta.shape[0], -1, *window)
+
+
+def _dtype(module: Mapping[str, Tensor]) -> torch.dtype:
+    return next(value.dtype for name, value in module.items() if name != "alpha")

@@ -1,0 +1,413 @@
+"""From a configuration to the parts of a run: model, data, adapter, terms, optimizer. Here options are unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import memory, sampling
+from .adapters.inject import Adapter, inject
+from .checkpoint import prefixed, under
+from .config import Config
+from .data.loader import Dataset
+from .families.family import Family
+from .families.load import Found, identify, load
+from .losses.decode import Decoder, decoding_dtype
+from .losses.term import Balance, LossParts, Term
+from .objectives.common import ObjectiveParts
+from .optimizers.build import build as build_optimizer
+from .optimizers.build import evaluating, learning_rates
+from .optimizers.schedules import Schedule, build_schedule
+from .optimizers.state import load_optimizer_state, optimizer_state_to_tensors
+from .registry import losses, objectives
+from .run import total_steps
+from .sampling import Prompt
+from .step import Judged
+from .types import Batch, Conditioning
+
+BETAS = {"sd15": 2000.0, "sd2": 2000.0, "sdxl": 5000.0}
+"""DPO's beta by family, at mean reduction."""
+FLOW_BETA = 100.0
+PARTS = {
+    "unet": "denoiser",
+    "te": "text_encoder",
+    "te1": "text_encoder",
+    "te2": "text_encoder_2",
+    "te3": "text_encoder_3",
+}
+"""The adapter's components by the names of [optimizer]."""
+
+
+@dataclass
+class Parts:
+    """Everything that a run is made of."""
+
+    config: Config
+    family: Family
+    adapter: Adapter
+    device: torch.device
+    dtype: torch.dtype
+    rank: int
+    world: int
+    trains_text: bool
+    prompts: list[Prompt]
+    scaler: torch.amp.GradScaler
+    attention: str = "sdpa"
+    heard: dict[str, Conditioning] = field(default_factory=dict)
+    """What the network hears of each prompt of the previews, while the text encoders are not trained."""
+    dataset: Dataset = None  # type: ignore[assignment]
+    terms: list[Term] = field(default_factory=list)
+    balance: Balance = field(default_factory=lambda: Balance([]))
+    decoder: Decoder | None = None
+    optimizer: Any = None
+    schedule: Schedule = field(default_factory=lambda: Schedule(lambda step: 1.0))
+    total: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    """How many samples each of the last step's sums is of."""
+
+    @cached_property
+    def start_digest(self) -> str:
+        """Of the adapter that the reference is, where that is not the bare model."""
+        path = self.config.adapter.init_from
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and self.adapter.anchor == "start" else ""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def process(self):
+        return self.family.process
+
+    # ---------------------------------------------------------------------------------------------- the forward
+
+    def autocast(self):
+        low = self.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, self.dtype) if low else nullcontext()
+
+    def conditioning(self, batch: Batch) -> Conditioning:
+        """What the network hears of a batch: cached, or with a gradient from text encoders that are trained."""
+        if batch.conditioning is not None:
+            return replace(batch.conditioning, size=batch.size)
+        with self.autocast(), nullcontext() if self.trains_text else torch.no_grad():
+            return replace(self.family.encode_text(batch.captions), size=batch.size)
+
+    # ------------------------------------------------------------------------------------------- the optimizer
+
+    def set_rate(self, step: int) -> float:
+        self.schedule.apply(self.optimizer, step)
+        return max(learning_rates(self.optimizer).values())
+
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def gradient_norm(self) -> float:
+        """Add up the gradients of all processes, unscale, clip; the norm before clipping."""
+        if self.world > 1:
+            self._sum_gradients()
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.optimizer.max_grad_norm
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters(), limit or math.inf))
+
+    def _sum_gradients(self) -> None:
+        from accelerate.utils import reduce
+
+        kept = self.parameters()
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in kept])
+        flat = reduce(flat, "sum")
+        assert isinstance(flat, Tensor)
+        for p, grad in zip(kept, flat.split([p.numel() for p in kept]), strict=True):
+            p.grad = grad.view_as(p)
+
+    def optimizer_step(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if limit := self.config.adapter.scale_weight_norms:
+            self.adapter.scale_weight_norms(limit)
+
+    def skip_step(self) -> None:
+        """A step whose gradient is no number: fp16's scale goes down, nothing is learned."""
+        self.scaler.update()
+
+    # ----------------------------------------------------------------------------- numbers that adapt or are told
+
+    def reduce(self, total: Judged) -> dict[str, float]:
+        """Sums over all processes, with ``loss``; the counts become this object's ``counts``."""
+        mine = {"loss": float(total.loss), **total.sums}
+        gathered = [(mine, total.counts)]
+        if self.world > 1:
+            from accelerate.utils import gather_object
+
+            gathered = gather_object([(mine, total.counts)])
+        sums: dict[str, float] = {}
+        self.counts = {}
+        for some, counts in gathered:
+            for name, value in some.items():
+                sums[name] = sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + counts.get(name, 0)
+        return sums
+
+    def means(self, sums: dict[str, float], counts: dict[str, int] | None = None) -> dict[str, float]:
+        counts = self.counts if counts is None else counts
+        return {name: value / counts[name] for name, value in sums.items() if counts.get(name)}
+
+    def adapt(self, sums: dict[str, float]) -> None:
+        """Move what adapts (automatic weights and betas) by one step's sums; used from the next step on."""
+        values = {t.name: sums[f"{t.name}/value"] for t in self.terms if f"{t.name}/value" in sums}
+        self.balance.update(values, {name: self.counts[f"{name}/value"] for name in values})
+        for term in self.terms:
+            if term.name in values:
+                own = {k.partition("/")[2]: v for k, v in sums.items() if k.startswith(f"{term.name}/")}
+                term.objective.update(own, self.counts[f"{term.name}/value"])
+
+    def any_rank(self, asked: bool) -> bool:
+        """Whether any process was asked, so that all stop at the same step."""
+        if self.world == 1:
+            return asked
+        from accelerate.utils import gather_object
+
+        return any(gather_object([asked]))
+
+    # -------------------------------------------------------------------------------------------------- the state
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resumed run needs, as tensors and JSON. Data order and draws follow from the step's number."""
+        tensors, facts = optimizer_state_to_tensors(self.optimizer)
+        adaptive = {t.name: t.objective.state for t in self.terms}
+        whole = prefixed("adapter", self.adapter.state_dict()) | prefixed("optimizer", tensors)
+        return whole, {
+            "optimizer": facts,
+            "objectives": adaptive,
+            "balance": self.balance.state,
+            "scaler": self.scaler.state_dict(),
+            "model": self.family.fingerprints["model"],
+            "family": self.family.name,
+            "total": self.total,
+        }
+
+    def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[str]:
+        """Take up a saved state; what is different now, in sentences."""
+        if facts["family"] != self.family.name:
+            raise ValueError(
+                f"--resume: the state is of a {facts['family']} run, the model is {self.family.name}; use the same"
+            )
+        notes = []
+        if facts["model"] != self.family.fingerprints["model"]:
+            notes.append("the base model is not the one that this run began with")
+        if facts["total"] != self.total:
+            notes.append(
+                f"the run now has {self.total} steps, it began with {facts['total']}; the schedule follows the new"
+            )
+        self.adapter.load(under("adapter", tensors))
+        notes += load_optimizer_state(self.optimizer, under("optimizer", tensors), facts["optimizer"])
+        for term in self.terms:
+            term.objective.state.update(facts["objectives"].get(term.name, {}))
+        self.balance.state.update(facts["balance"])
+        if facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
+        return notes
+
+    # -------------------------------------------------------------------------------------------------- previews
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The adapter as it is saved and looked at."""
+        with evaluating(self.optimizer) if self.optimizer is not None else nullcontext():
+            yield
+
+    @torch.no_grad()
+    def picture(self, prompt: Prompt):
+        """One preview."""
+
+        def heard(text: str) -> Conditioning:
+            said = self.heard.get(text)
+            with self.autocast():
+                said = (self.family.encode_text([text]) if said is None else said).to(self.device)
+            size = torch.tensor([[prompt.height, prompt.width, 0, 0, prompt.height, prompt.width]], dtype=torch.float32)
+            return replace(said, size=size.to(self.device))
+
+        def predict(noisy: Tensor, level: Tensor, said: Conditioning) -> Tensor:
+            with self.autocast():
+                return self.family.predict(noisy, level, said)
+
+        latents = sampling.draw(
+            self.process,
+            predict,
+            prompt,
+            heard(prompt.text),
+            heard(prompt.negative),
+            self.family.channels,
+            self.device,
+            self.family.cell,
+        )
+        self.family.vae.to(self.device)
+        return sampling.to_image(self.family.decode(latents)[0])
+
+    def free_encoders(self) -> None:
+        """After caching: encoders leave the card; the autoencoder stays only while a term decodes."""
+        if self.device.type == "cpu":
+            return
+        if not self.trains_text and not self.dataset.needs_text_encoder:
+            for encoder in self.family.text_encoders.values():
+                encoder.to("cpu")
+        if self.decoder is None and self.config.data.cache_latents != "off":
+            self.family.vae.to("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+# ------------------------------------------------------------------------------------------------------------- making
+
+
+def scan(config: Config, world: int = 1) -> tuple[Found, Dataset]:
+    """What the model's file says it is, and the data; no weight is read. ValueError where options contradict them."""
+    found = identify(config.model)
+    draws = {getattr(o, "reference_draws", 0) for _, o in config.terms().values()}
+    if len(draws) > 1:
+        raise ValueError("objective.reference_draws: the terms have different numbers; give all the same")
+    dataset = Dataset(
+        config.data,
+        base_seed=config.run.seed,
+        native=found.kind.resolution,
+        multiple=found.kind.multiple,
+        cache_dir=Path(config.run.out) / "cache",
+        effective_batch=config.run.batch * config.run.accumulation * world,
+        fixed_draws=draws.pop() if draws else 0,
+    )
+    if not config.terms():
+        raise ValueError("loss: every term has weight 0; give one of them a weight")
+    for name, (_, objective) in config.terms().items():
+        _fits(f"objective ({objective.kind}, loss.{name})", objective.kind, dataset.kind)  # pyright: ignore[reportAttributeAccessIssue]
+    if config.validation.every and not dataset.held:
+        raise ValueError("validation.every: nothing is held out; set data.validation_split, for example 0.1")
+    return found, dataset
+
+
+def _fits(where: str, objective: str, data: str) -> None:
+    wanted = {"sft": None, "kto": ("ratings", "pairs")}.get(objective, ("pairs",))
+    if wanted and data not in wanted:
+        raise ValueError(
+            f'{where}: it needs {" or ".join(wanted)}, but [data] gives {data}; set data.{wanted[0]} = "folder"'
+        )
+
+
+def build(config: Config, say: Callable[[str], None], adapter_file: str | None = None, data: bool = True) -> Parts:
+    """Load the model, scan the data, inject the adapter. ``data=False`` makes what previews need and nothing else."""
+    rank, world, device = _processes(config.run.device)
+    dtype = memory.choose_precision(config.run.precision, device)
+    dataset = scan(config, world)[1] if data else None
+    for line in dataset.warnings if dataset else ():
+        say(f"warning: {line}")
+    vae_dtype, note = decoding_dtype(dtype, device)
+    family = load(config.model, dtype, vae_dtype=vae_dtype)
+    for line in [*family.notes, *([note] if note else [])]:
+        say(line)
+    attention, why = memory.choose_attention(device, config.memory.attention)
+    say(f"training on {device}, {str(dtype).removeprefix('torch.')}, attention: {why}")
+    family.to(device)
+    memory.use_attention(family.denoiser, attention)
+    adapter = _adapter(config, family, dtype, adapter_file, say)
+    if config.memory.gradient_checkpointing:
+        memory.checkpoint_activations(family.denoiser)
+    trains_text = any(p.requires_grad for encoder in family.text_encoders.values() for p in encoder.parameters())
+    side = config.data.resolution or family.kind.resolution
+    native = (side, side) if isinstance(side, int) else (side[0], side[1])
+    parts = Parts(
+        config,
+        family,
+        adapter,
+        device,
+        dtype,
+        rank,
+        world,
+        trains_text,
+        sampling.prompts(config.sample, native, family.kind.multiple),
+        _scaler(device, dtype),
+        attention,
+    )
+    if not trains_text:
+        texts = {text for prompt in parts.prompts for text in (prompt.text, prompt.negative)}
+        with torch.no_grad():
+            parts.heard = {text: family.encode_text([text]).to(torch.device("cpu")) for text in sorted(texts)}
+    if dataset:
+        _training(parts, dataset, vae_dtype, say)
+    return parts
+
+
+def _processes(device: str) -> tuple[int, int, torch.device]:
+    """(rank, world, device): one process, or those that torchrun or accelerate started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1, memory.choose_device(device)
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu")
+    assert state.device is not None
+    return state.process_index, state.num_processes, state.device
+
+
+def _scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def _adapter(
+    config: Config, family: Family, dtype: torch.dtype, file: str | None, say: Callable[[str], None]
+) -> Adapter:
+    options = config.adapter if file is None else config.adapter.model_copy(update={"init_from": file})
+    own = dtype if dtype == torch.float64 or config.run.full else torch.float32
+    adapter = inject(family.denoiser, family.text_encoders, family.name, options, dtype=own, seed=config.run.seed)
+    if "start" in {getattr(o, "reference", None) for _, o in config.terms().values()}:
+        adapter.keep_start()
+    for line in adapter.notes:
+        say(line)
+    return adapter
+
+
+def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Callable[[str], None]) -> None:
+    """What only training needs: encoded data, terms, optimizer, schedule."""
+    config, family = parts.config, parts.family
+    total = total_steps(config.run, dataset.steps_per_epoch)
+    ending = {"sd15": "sd", "sd2": "sd", "sdxl": "sdxl"}.get(family.name, "sd3")
+    dataset.attach(
+        family.encode_pixels,
+        None if parts.trains_text else family.encode_text,
+        family.fingerprints,
+        sd_scripts=(ending, lambda z: family.scale * (z - family.shift)),
+        total_steps=total,
+    )
+    parts.dataset, parts.total = dataset, total
+    terms = config.terms()
+    if any(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
+        parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
+    beta = BETAS.get(family.name, FLOW_BETA)
+    for name, (options, objective) in terms.items():
+        loss = losses[name].build(options, LossParts(family.process, parts.decoder))
+        judge = objectives[objective.kind].build(objective, ObjectiveParts(family.process, options.decodes, beta))  # pyright: ignore
+        parts.terms.append(Term(name, loss, judge, options))  # pyright: ignore[reportArgumentType]
+        for line in options.warnings():  # pyright: ignore[reportAttributeAccessIssue]
+            say(f"warning: loss.{name}.{line}")
+    parts.balance = Balance(parts.terms)
+    parts.optimizer, notes = build_optimizer(config.optimizer, _groups(parts.adapter))
+    parts.schedule, more = build_schedule(config.schedule, parts.total, parts.optimizer)
+    for line in [*notes, *more]:
+        say(line)
+
+
+def _groups(adapter: Adapter) -> list[dict[str, Any]]:
+    """The adapter's parameter groups, by the optimizer's names for the parts."""
+    made = []
+    for group in adapter.parameter_groups():
+        part = PARTS[group["component"]]
+        suffix = group["name"].removeprefix(group["component"]).strip().replace(" ", "-")
+        name = f"{part}.{suffix}" if suffix else part
+        made.append({"name": name, "params": group["params"], "ratio": group["lr_scale"]})
+    return made

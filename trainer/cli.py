@@ -1,0 +1,211 @@
+"""The command line. Exit codes: 0 done, 2 the user's mistake (one clear line), 1 ours, 130 interrupted after saving."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import tools
+
+ROOT = Path(__file__).resolve().parents[1]
+DONE, OURS, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m trainer", description="Train adapters for Stable Diffusion.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    def configured(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = command(name, run, f"{text} Any option also as a flag: --adapter.rank=16.")
+        added.add_argument("config", nargs="?", help="a .toml configuration")
+        added.add_argument("--preset", help="start from a preset, by name or path")
+        return added
+
+    train = configured("train", _train, "Train an adapter.")
+    train.add_argument("--resume", action="store_true", help="go on from the run's last state")
+    configured("check", _check, "Say what a run would do, without loading a model.").add_argument(
+        "--json", action="store_true"
+    )
+    sample = configured("sample", _sample, "Draw the configuration's previews with an adapter.")
+    sample.add_argument("--adapter", help="adapter file; without it the base model draws", dest="adapter_file")
+    sample.add_argument("-o", "--output", default="samples", help="folder for the pictures")
+    sample.add_argument("--json", action="store_true")
+    draw = configured("draw", _draw, "Draw the prompts with several adapters at several strengths.")
+    draw.add_argument("--cells", required=True, help="JSON list of {adapter, strength, folder}")
+    draw.add_argument("--json", action="store_true")
+    options = command("options", _options, "Print the reference of all options.")
+    options.add_argument("--json", action="store_true")
+    options.add_argument("--check", action="store_true", help="fail when docs/options.md is stale")
+    options.add_argument("--write", action="store_true", help="write docs/options.md")
+    command("presets", _presets, "List the presets.").add_argument("--json", action="store_true")
+    tools.register(command, configured)
+    command("doctor", _doctor, "Say what this machine can train with.")
+    command("demo", _demo, "Train the bundled style set on the bundled base; ends with a before/after picture.")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _utf8()
+    args, rest = parser().parse_known_args(tools.joined(given))
+    try:
+        args.flags = dotted(rest, allowed=hasattr(args, "preset"))
+        return args.run(args)
+    except ValueError as error:
+        from .engine import expected
+
+        if not expected(error):
+            return _ours()
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception:  # the process edge
+        return _ours()
+
+
+def _ours() -> int:
+    traceback.print_exc()
+    print("error: this is a defect of Pixelkiln; please report the lines above", file=sys.stderr)
+    return OURS
+
+
+def _utf8() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(encoding="utf-8", errors="replace")
+
+
+def dotted(rest: Sequence[str], allowed: bool) -> dict[str, Any]:
+    """``--adapter.rank=16`` and ``--adapter.rank 16`` -> {"adapter.rank": 16}."""
+    flags: dict[str, Any] = {}
+    words = list(rest)
+    if not words:
+        return flags
+    from .config import flag_value
+
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not allowed or not word.startswith("--") or "." not in name:
+            raise ValueError(f"{word}: there is no such argument; options are flags such as --adapter.rank=16")
+        if not equals and (not words or words[0].startswith("--")):
+            raise ValueError(f"{word}: a value is missing; write --{name}=VALUE")
+        flags[name] = flag_value(value if equals else words.pop(0))
+    return flags
+
+
+def _config(args: argparse.Namespace):
+    from .config import load
+
+    if not (args.config or args.preset):
+        raise ValueError("config: neither a configuration nor --preset is given; see `python -m trainer presets`")
+    return load(args.config, args.flags, args.preset)
+
+
+def _print_json(answer: dict[str, Any]) -> int:
+    print(json.dumps({"v": 1, **answer}, ensure_ascii=False, default=str))
+    return DONE
+
+
+def _train(args: argparse.Namespace) -> int:
+    config = _config(args)
+    from .engine import train
+
+    return train(config, resume=args.resume)
+
+
+def _check(args: argparse.Namespace) -> int:
+    config = _config(args)
+    from .check import check, told
+
+    answer = check(config)
+    if args.json:
+        return _print_json(answer)
+    print(told(answer))
+    return DONE
+
+
+def _sample(args: argparse.Namespace) -> int:
+    config = _config(args)
+    from .engine import sample
+
+    paths = sample(config, args.adapter_file, Path(args.output))
+    if args.json:
+        return _print_json({"pictures": [str(p) for p in paths]})
+    print("\n".join(map(str, paths)))
+    return DONE
+
+
+def _draw(args: argparse.Namespace) -> int:
+    config = _config(args)
+    from .draw import draw, read_cells
+
+    paths = draw(config, read_cells(Path(args.cells)))
+    return _print_json({"pictures": [str(p) for p in paths]})
+
+
+def _options(args: argparse.Namespace) -> int:
+    from .config import reference, reference_markdown
+
+    page = ROOT / "docs" / "options.md"
+    if args.json:
+        return _print_json({"options": reference()})
+    if args.write:
+        page.write_text(reference_markdown(), encoding="utf-8", newline="\n")
+        return DONE
+    if args.check:
+        if not page.exists() or page.read_text(encoding="utf-8") != reference_markdown():
+            raise ValueError("docs/options.md: it is stale; run `python -m trainer options --write`")
+        return DONE
+    print(reference_markdown(), end="")
+    return DONE
+
+
+def _presets(args: argparse.Namespace) -> int:
+    from .config import PRESETS, read_toml
+
+    rows = []
+    for path in sorted(PRESETS.glob("*.toml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        rows.append({"name": path.stem, "path": str(path), "purpose": first.lstrip("# "), "values": read_toml(path)})
+    if args.json:
+        return _print_json({"presets": rows})
+    width = max((len(row["name"]) for row in rows), default=0)
+    print("\n".join(f"{row['name']:{width}}  {row['purpose']}" for row in rows))
+    return DONE
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import report
+
+    print("\n".join(report()))
+    return DONE
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .config import load
+    from .engine import train
+    from .run import RunFolder
+
+    config = load(preset="demo", flags={"run.out": str(ROOT / "runs")})
+    code = train(config)
+    if code == DONE:
+        folder = RunFolder(Path(config.run.out) / config.run.name)
+        print(f"\npicture:  {folder.path / 'before_after.png'}\nadapter:  {folder.final}")
+    return code

@@ -1,0 +1,436 @@
+"""One configuration for TOML, flags and form: what may be written, how it is read, merged, checked and written back.
+
+Order of precedence: flag > file > preset > default. Paths are relative to the file that holds them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
+
+from pydantic import Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from .adapters.options import AdapterOptions
+from .checkpoint import SaveOptions
+from .data.options import DataOptions
+from .families.options import ModelOptions
+from .memory import MemoryOptions
+from .optimizers.options import OptimizerOptions, ScheduleOptions
+from .registry import Options, losses, nearest, objectives, option
+from .run import RunOptions
+from .sampling import SampleOptions
+from .timesteps import NoiseOptions
+from .validation import ValidationOptions
+
+VERSION = 1
+PRESETS = Path(__file__).resolve().parents[1] / "presets"
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin", ".toml", ".txt", ".json", ".parquet")
+LATENT_LOSSES = ("mse", "l1", "huber", "smooth_l1")
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, a line each: ``where: what is wrong; what would be right``."""
+
+    def __init__(self, problems: list[tuple[str, str]]):
+        self.problems = problems
+        super().__init__("\n".join(f"{where}: {what}" for where, what in problems))
+
+
+@cache
+def _loss_table() -> type[Options]:
+    """[loss]: one optional table per registered loss."""
+    fields: dict[str, Any] = {e.name: (e.options | None, option(None)) for e in losses}
+    return create_model("LossTable", __base__=Options, **fields)
+
+
+@cache
+def _objective_table() -> Any:
+    """[objective]: a union on ``kind``; [objective.NAME] is the objective of the loss term NAME instead."""
+    plain = Union[tuple(e.options for e in objectives)]  # noqa: UP007
+    one = Annotated[plain, Field(discriminator="kind")]
+    per_term: dict[str, Any] = {e.name: (Optional[one], option(None)) for e in losses}  # noqa: UP045
+    tables = tuple(create_model(f"{e.name}_objective", __base__=e.options, **per_term) for e in objectives)
+    return Annotated[Union[tables], Field(discriminator="kind")]  # noqa: UP007
+
+
+class _Tables(Options):
+    """The tables whose models are written in one place; see ``config_model`` for the rest."""
+
+    config_version: Literal[1] = 1
+    """The version of this file's form. Older files are migrated when they are read."""
+    preset: str | None = None
+    """Start from this preset: a name in ``presets/`` or a path."""
+    run: RunOptions = Field(default_factory=RunOptions)
+    model: ModelOptions
+    data: DataOptions
+    adapter: AdapterOptions = Field(default_factory=AdapterOptions)
+    optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
+    schedule: ScheduleOptions = Field(default_factory=ScheduleOptions)
+    noise: NoiseOptions = Field(default_factory=NoiseOptions)
+    memory: MemoryOptions = Field(default_factory=MemoryOptions)
+    sample: SampleOptions = Field(default_factory=SampleOptions)
+    save: SaveOptions = Field(default_factory=SaveOptions)
+    validation: ValidationOptions = Field(default_factory=ValidationOptions)
+
+
+class Config(_Tables):
+    """A whole configuration. Build it with ``load`` or ``parse``."""
+
+    loss: Any
+    objective: Any
+
+    def terms(self) -> dict[str, tuple[Options, Options]]:
+        """The loss terms that count: name -> (its options, its objective's options)."""
+        named = {e.name: getattr(self.loss, e.name) for e in losses}
+        chosen = {name: options for name, options in named.items() if options is not None and options.weight != 0}
+        return {name: (options, getattr(self.objective, name) or self.objective) for name, options in chosen.items()}
+
+
+@cache
+def config_model() -> type[Config]:
+    return create_model("Config", __base__=Config, loss=(_loss_table(), ...), objective=(_objective_table(), ...))
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def load(path: str | Path | None = None, flags: Mapping[str, Any] | None = None, preset: str | None = None) -> Config:
+    """Read a TOML file, lay it over its preset and the flags over both. Raises ConfigError with all problems."""
+    file = absolute(read_toml(Path(path)), Path(path).resolve().parent) if path else {}
+    flags = absolute(nested(flags or {}), Path.cwd())
+    name = preset or flags.get("preset") or file.get("preset")
+    base: dict[str, Any] = {}
+    if name:
+        found = find_preset(str(name))
+        base = absolute(read_toml(found), found.parent)
+    return parse(merge(merge(base, file), {**flags, **({"preset": name} if name else {})}), str(path or "flags"))
+
+
+def parse(raw: Mapping[str, Any], source: str = "configuration") -> Config:
+    """Check a whole configuration; ConfigError names every problem with its place."""
+    raw = _completed(migrate(raw, source))
+    try:
+        return config_model().model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_merged(_told(problem, raw) for problem in error.errors())) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file; give the path of a .toml configuration") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: this is a folder; give the path of a .toml configuration") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: this is not UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{path}: it cannot be read: {error.strerror}; check the path and its permissions") from None
+    try:
+        return loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: this is not TOML: {error}; mend that line") from None
+
+
+def loads(text: str) -> dict[str, Any]:
+    """TOML as Kohya's tools read it; what their reader stumbles over, though it is right, as the standard says."""
+    import toml
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        return toml.loads(text)
+    except (toml.TomlDecodeError, IndexError, ValueError) as error:
+        try:
+            return tomlkit.parse(text).unwrap()
+        except TOMLKitError:
+            raise ValueError(str(error)) from None
+
+
+def find_preset(name: str) -> Path:
+    """A preset by its name in ``presets/`` or by path."""
+    if Path(name).suffix == ".toml" and Path(name).is_file():
+        return Path(name).resolve()
+    known = {p.stem: p for p in sorted(PRESETS.glob("*.toml"))}
+    if name not in known:
+        raise ValueError(f"preset: there is no '{name}'; {nearest(name, list(known))}")
+    return known[name]
+
+
+def migrate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Bring an older file to today's form. Version 1 is the first, so there is nothing to change yet."""
+    version = raw.get("config_version", VERSION)
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise ValueError(f"{source}: config_version {version!r} is not known here; this version reads 1 to {VERSION}")
+    return {**raw, "config_version": VERSION}
+
+
+def _completed(raw: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what the tables say together: the latent loss, the objective's kind, what an override inherits."""
+    loss = raw.get("loss", {})
+    if isinstance(loss, dict) and not any(name in loss for name in LATENT_LOSSES):
+        loss = {"mse": {}, **loss}
+    objective = raw.get("objective", {})
+    if isinstance(objective, dict):
+        objective = {"kind": "sft", **objective}
+        shared = {k: v for k, v in objective.items() if not isinstance(v, dict)}
+        for name, own in objective.items():
+            if isinstance(own, dict):
+                same = own.get("kind", shared["kind"]) == shared["kind"]
+                objective[name] = {**shared, **own} if same else own
+    return {"model": {}, "data": {}, **raw, "loss": loss, "objective": objective}
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables merge key by key; anything else is replaced. A changed objective kind drops the old kind's options."""
+    out = dict(under)
+    for key, value in over.items():
+        old = out.get(key)
+        if key == "objective" and isinstance(value, Mapping) and isinstance(old, Mapping):
+            out[key] = dict(value) if value.get("kind", old.get("kind")) != old.get("kind") else merge(old, value)
+        elif isinstance(old, list) and isinstance(value, Mapping) and value and all(k.isdigit() for k in value):
+            out[key] = [merge(item, value.get(str(i), {})) for i, item in enumerate(old)]
+        elif isinstance(old, Mapping) and isinstance(value, Mapping):
+            out[key] = merge(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+def nested(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"adapter.rank": 8}`` -> ``{"adapter": {"rank": 8}}``."""
+    out: dict[str, Any] = {}
+    for dotted, value in flags.items():
+        *tables, key = dotted.split(".")
+        at = out
+        for table in tables:
+            at = at.setdefault(table, {})
+        at[key] = value
+    return out
+
+
+def flag_value(text: str) -> Any:
+    """A flag's value as TOML would read it, and as a plain string where it is not TOML."""
+    import toml
+
+    try:
+        return toml.loads(f"value = {text}")["value"]
+    except (toml.TomlDecodeError, IndexError, ValueError):
+        return text
+
+
+# ------------------------------------------------------------------------------------------------------------- paths
+
+
+def absolute(raw: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Make the path fields of a raw configuration absolute."""
+    return _absolute(raw, config_model(), base)
+
+
+def _absolute(raw: Any, model: type[Options], base: Path) -> dict[str, Any]:
+    out = dict(raw)
+    for key, info in model.model_fields.items():
+        if key not in out:
+            continue
+        value, inner = out[key], list(_models(info.annotation))
+        if "path" in info.metadata or _mentions_path(info.annotation):
+            out[key] = [_path(v, base) for v in value] if isinstance(value, list) else _path(value, base)
+        elif isinstance(value, dict) and inner:
+            for one in inner:
+                out[key] = _absolute(out[key], one, base)
+        elif isinstance(value, list) and inner:
+            out[key] = [_absolute(v, inner[0], base) if isinstance(v, dict) else v for v in value]
+    return out
+
+
+def _path(value: Any, base: Path) -> Any:
+    if not isinstance(value, str) or not value:
+        return value
+    path = base / Path(value).expanduser()
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not path.exists() and path.suffix not in WEIGHTS:
+        return value  # perhaps an id on the Hugging Face hub; who opens it says so when it is neither
+    return str(path.resolve())
+
+
+def _mentions_path(annotation: Any) -> bool:
+    return "path" in getattr(annotation, "__metadata__", ()) or any(map(_mentions_path, get_args(annotation)))
+
+
+def _models(annotation: Any) -> Iterator[type[Options]]:
+    if isinstance(annotation, type) and issubclass(annotation, Options):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+# ---------------------------------------------------------------------------------------------------------- problems
+
+
+def _told(problem: Any, raw: Any) -> tuple[str, str]:
+    """A pydantic problem in our words: (where, what is wrong; what would be right)."""
+    where = _place(problem["loc"], raw)
+    kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        table, _, key = where.rpartition(".")
+        return where, f"there is no such option; {nearest(key, list(_fields_at(table, raw)))}"
+    if kind == "missing":
+        return where, "it is needed and not given; set it"
+    if kind == "value_error":
+        return where, str(context.get("error", problem["msg"]))
+    if kind == "union_tag_invalid":
+        return f"{where}.kind", f"there is no '{context['tag']}'; {nearest(context['tag'], objectives.names())}"
+    said = re.sub(r"^Input should be", "it should be", problem["msg"])
+    said = re.sub(r"^it should be a valid dictionary or instance of \w+", "it should be a table", said)
+    shown = repr(given) if len(repr(given)) <= 60 else f"{repr(given)[:57]}..."
+    return where, f"{shown} does not fit; {said}"
+
+
+def _merged(problems: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One line per place: a value that fits none of several types is one problem."""
+    at: dict[str, list[str]] = {}
+    for where, what in problems:
+        at.setdefault(where, []).append(what)
+    joined = {
+        where: " or ".join([said[0], *(more.rpartition("it should be ")[2] for more in said[1:])])
+        for where, said in at.items()
+    }
+    return list(joined.items())
+
+
+def _place(loc: Iterable[Any], raw: Any) -> str:
+    """Pydantic's location without the names of union members, which nobody wrote."""
+    out, at = [], raw
+    for part in loc:
+        known = isinstance(at, Mapping) and (part in at or str(part) in _fields_at(".".join(out), raw))
+        if isinstance(part, int) or known or not out:
+            out.append(str(part))
+            at = at[part] if (isinstance(at, list) or (isinstance(at, Mapping) and part in at)) else None
+        elif isinstance(at, Mapping):
+            continue
+    return ".".join(out) or "configuration"
+
+
+def _fields_at(where: str, raw: Any) -> set[str]:
+    """The names that a table may hold."""
+    models: list[type[Options]] = [config_model()]
+    at = raw
+    for part in filter(None, where.split(".")):
+        at = at.get(part) if isinstance(at, Mapping) else at
+        infos = [m.model_fields[part] for m in models if part in m.model_fields]
+        models = [found for info in infos for found in _models(info.annotation)] or models
+    if isinstance(at, Mapping) and "kind" in at:
+        models = [m for m in models if _kind(m) in (None, at["kind"])] or models
+    return {name for m in models for name in m.model_fields}
+
+
+def _kind(model: type[Options]) -> str | None:
+    info = model.model_fields.get("kind")
+    return get_args(info.annotation)[0] if info and get_origin(info.annotation) is Literal else None
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def to_toml(config: Config, *, only_set: bool = False) -> str:
+    """The configuration as TOML; None is what is left out. ``parse(toml.loads(to_toml(c))) == c``."""
+    import tomlkit
+
+    return tomlkit.dumps(config.model_dump(exclude_none=True, exclude_unset=only_set))
+
+
+# --------------------------------------------------------------------------------------------------------- reference
+
+
+def reference() -> list[dict[str, Any]]:
+    """Every option: table, name, type, default, bounds, kohya's name, label and help, in the order of the file."""
+    rows: list[dict[str, Any]] = []
+    for table, info in config_model().model_fields.items():
+        if table == "loss":
+            for entry in losses:
+                rows += _rows(f"loss.{entry.name}", entry.options)
+        elif table == "objective":
+            for entry in objectives:
+                rows += [{**row, "kind": entry.name} for row in _rows("objective", entry.options)]
+        else:
+            inner = list(_models(info.annotation))
+            rows += _rows(table, inner[0]) if inner else [_row("", table, info)]
+    return rows
+
+
+def _rows(table: str, model: type[Options]) -> list[dict[str, Any]]:
+    rows = []
+    for name, info in model.model_fields.items():
+        inner = list(_models(info.annotation))
+        rows += _rows(f"{table}.{name}", inner[0]) if inner else [_row(table, name, info)]
+    return rows
+
+
+def _row(table: str, name: str, info: FieldInfo) -> dict[str, Any]:
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    bounds = {k: getattr(m, k) for m in info.metadata for k in ("ge", "gt", "le", "lt") if hasattr(m, k)}
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    return {
+        "table": table, "name": name, "type": _type(info.annotation), "choices": _choices(info.annotation),
+        "default": default, "required": info.is_required(), "bounds": bounds,
+        "path": "path" in info.metadata or _mentions_path(info.annotation),
+        "kohya": extra.get("kohya"), "label": extra.get("label"), "help": " ".join((info.description or "").split()),
+    }  # fmt: skip
+
+
+def _type(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(f'"{v}"' if isinstance(v, str) else str(v) for v in inner)
+    if origin in (Union, UnionType):
+        return " | ".join(_type(a) for a in inner if a is not type(None))
+    if origin is Annotated:
+        return _type(inner[0])
+    if origin is list:
+        return f"list of {_type(inner[0])}"
+    if origin is dict:
+        return "table"
+    return {"str": "text", "bool": "true | false", "int": "integer", "float": "number"}.get(
+        getattr(annotation, "__name__", ""), str(annotation)
+    )
+
+
+def _choices(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [c for inner in get_args(annotation) if get_origin(annotation) is not list for c in _choices(inner)]
+
+
+def reference_markdown() -> str:
+    """The reference as it is committed in ``docs/options.md``."""
+    out = [
+        "# Options", "",
+        "Made by `python -m trainer options`; do not edit. A name in brackets is kohya's. "
+        "As a flag: `--adapter.rank=16`; in a file: `[adapter]`, `rank = 16`.",
+    ]  # fmt: skip
+    heading = None
+    for row in reference():
+        title = row["table"] + (f" (kind = {row['kind']})" if row.get("kind") else "")
+        if title != heading:
+            heading = title
+            out += ["", f"## [{title}]" if title else "## top level", ""]
+        default = "needed" if row["required"] else f"default {_shown(row['default'])}"
+        bounds = ", ".join(
+            f"{sign} {row['bounds'][k]}"
+            for k, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+            if k in row["bounds"]
+        )  # fmt: skip
+        kohya = f" [{row['kohya']}]" if row["kohya"] else ""
+        facts = ", ".join(filter(None, [row["type"], bounds, default]))
+        out.append(f"- **`{row['name']}`**{kohya} — {facts}. {row['help']}")
+    return "\n".join(out) + "\n"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value!r}`".replace("'", '"')

@@ -1,0 +1,112 @@
+"""Which pictures make up each step: a pure function of the seed, so that a run can be entered at any step.
+
+An effective batch holds pictures of one bucket. How it is split over micro-batches and processes is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .buckets import Size
+
+
+def stream(*key: object) -> random.Random:
+    """A random stream that depends on nothing but the key (numbers and strings)."""
+    return random.Random(hashlib.blake2b(repr(key).encode(), digest_size=16).digest())
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """One item in one step."""
+
+    item: int
+    index: int
+    """Its place in the effective batch: the group of its rows."""
+    visit: int
+    """How often the item was seen before in this run."""
+
+
+@dataclass(frozen=True)
+class EffectiveBatch:
+    step: int
+    epoch: int
+    """Counted from 1."""
+    occurrences: list[Occurrence]
+
+
+class Plan:
+    """The order of a run. Each item comes ``repeats`` times an epoch; the last batch of a bucket may be short."""
+
+    def __init__(self, buckets: Sequence[Size], repeats: Sequence[int], size: int, seed: int):
+        """``buckets[i]`` and ``repeats[i]`` belong to item i; ``size`` is the effective batch."""
+        assert size > 0 and len(buckets) == len(repeats)
+        self.size = size
+        self.seed = seed
+        self.repeats = list(repeats)
+        self._buckets: dict[Size, list[int]] = {}
+        for item in range(len(buckets)):
+            if repeats[item] > 0:
+                self._buckets.setdefault(buckets[item], []).append(item)
+        self.counts = {bucket: sum(repeats[i] for i in items) for bucket, items in sorted(self._buckets.items())}
+        self.samples = sum(self.counts.values())
+        self.steps_per_epoch = sum(-(-count // size) for count in self.counts.values())
+        self._epoch: tuple[int, list[list[tuple[int, int]]]] = (0, [])
+
+    def _order(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """The batches of an epoch as (item, repeat)."""
+        known, batches = self._epoch  # one look: another thread may be an epoch ahead
+        if known != epoch:
+            rng = stream("epoch", self.seed, epoch)
+            batches = []
+            for bucket in self.counts:
+                uses = [(item, repeat) for item in self._buckets[bucket] for repeat in range(self.repeats[item])]
+                rng.shuffle(uses)
+                batches += [uses[i : i + self.size] for i in range(0, len(uses), self.size)]
+            rng.shuffle(batches)
+            self._epoch = (epoch, batches)
+        return batches
+
+    def batch(self, step: int) -> EffectiveBatch:
+        """The batch of a step, counted from 0 over the whole run."""
+        assert self.steps_per_epoch, "nothing to train on"
+        epoch = step // self.steps_per_epoch
+        uses = self._order(epoch + 1)[step % self.steps_per_epoch]
+        occurrences = [
+            Occurrence(item, index, epoch * self.repeats[item] + repeat) for index, (item, repeat) in enumerate(uses)
+        ]
+        return EffectiveBatch(step, epoch + 1, occurrences)
+
+
+def balanced(train: int, repeats: Sequence[int]) -> list[int]:
+    """Repeats of regularisation pictures so that together they are seen as often as ``train``: taken in turn, surplus
+    ones not at all, and when they are too few the first ones once more (as sd-scripts registers them)."""
+    counts = [0] * len(repeats)
+    seen = 0
+    for i, count in enumerate(repeats):
+        if seen >= train:
+            return counts
+        counts[i], seen = count, seen + count
+    missing = max(0, train - seen) if counts else 0
+    return [count + missing // len(counts) + (i < missing % len(counts)) for i, count in enumerate(counts)]
+
+
+def held_out(keys: Sequence[str], fraction: float, seed: int) -> set[int]:
+    """Which items are held out: whole groups of equal key, in an order that the seed chooses, until ``fraction`` is
+    reached; at least one group, and never all."""
+    groups: dict[str, list[int]] = {}
+    for i, key in enumerate(keys):
+        groups.setdefault(key, []).append(i)
+    if fraction <= 0 or len(groups) < 2:
+        return set()
+    order = sorted(groups)
+    stream("held out", seed).shuffle(order)
+    wanted = max(1, round(len(keys) * fraction))
+    chosen: set[int] = set()
+    for key in order[:-1]:
+        if len(chosen) >= wanted:
+            break
+        chosen |= set(groups[key])
+    return chosen

@@ -1,0 +1,447 @@
+"""The data as the engine sees it: ``Dataset``, then its ``attach``, ``prepare``, and ``batch(step)`` for any step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..types import Batch, Rows
+from . import captions
+from .augment import Window, vary_colors, window
+from .batches import Plan, balanced, held_out, stream
+from .buckets import Size, conditioning, rules
+from .cache import digest
+from .items import Item, Picture, check_unreadable
+from .options import DataOptions, SetOptions
+from .pictures import Unreadable
+from .scan import scan
+from .shelf import Absent, Encode, EncodeText, Shelf
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Progress(Protocol):
+    """Hands on what it is given, and tells somebody how far it is."""
+
+    def __call__(self, items: Iterable[T], text: str, total: int | None = None) -> Iterable[T]: ...
+
+
+@dataclass(frozen=True)
+class Use:
+    """One item in a batch, with what chance decided; both pictures of a pair share it."""
+
+    item: Item
+    group: int
+    caption: str
+    flip: bool = False
+    key: tuple = ()
+    """Of the stream that draws crops and colours; empty: nothing is left to chance."""
+    visit: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to decode and encode."""
+
+    picture: Picture
+    options: SetOptions
+    flips: tuple[bool, ...]
+
+
+class Dataset:
+    """Pictures, pairs or ratings, in an order that is a pure function of the seed.
+
+    It can be built, and asked for ``report``, ``plan`` and ``needs_text_encoder``, without any model.
+    """
+
+    def __init__(
+        self,
+        options: DataOptions,
+        *,
+        base_seed: int = 0,
+        effective_batch: int = 1,
+        native: int = 512,
+        multiple: int = 8,
+        cache_dir: Path | str | None = None,
+        fixed_draws: int = 0,
+        encode: Encode | None = None,
+        encode_text: EncodeText | None = None,
+        fingerprints: Mapping[str, str] | None = None,
+    ):
+        """Scan and plan.
+
+        :param effective_batch: items per optimizer step, over all micro-batches and processes.
+        :param native: side in pixels that the model was made for, where [data] gives no resolution.
+        :param multiple: what the sides of its pictures have to be a multiple of.
+        :param cache_dir: where caches go if [data] does not say; None: what would go to the disk stays in memory.
+        :param fixed_draws: K > 0: the k-th visit of an item repeats the choices of visit k mod K.
+        :raises ValueError: see ``scan.scan``; nothing can be held out; the options contradict ``fixed_draws``; a
+            bucket does not fit ``multiple``.
+        """
+        self.options = options
+        self.seed = base_seed
+        self.effective_batch = effective_batch
+        self.fixed_draws = fixed_draws
+        self.native = native
+        self.total_steps = 0
+        root = options.cache_dir or cache_dir
+        self.shelf = Shelf(options, Path(root) if root else None)
+        self.scan = scan(options, native, self.shelf.index)
+        self.shelf.index.save()
+        for one in self.scan.sets:
+            if fixed_draws and (one.token_warmup_steps or one.caption_dropout_every_n_epochs):
+                raise ValueError(
+                    "data: token_warmup_steps and caption_dropout_every_n_epochs change captions during the run, but "
+                    "cached references need the same ones; leave them out, or set reference_draws = 0"
+                )
+        odd = next((i.bucket for i in self.scan.items if i.bucket[0] % multiple or i.bucket[1] % multiple), None)
+        if odd:
+            raise ValueError(
+                f"data: this model takes sides that are multiples of {multiple}, not {odd[0]}x{odd[1]}; change "
+                "resolution or bucket_step"
+            )
+        self._worker: ThreadPoolExecutor | None = None
+        self._next: tuple[int, Future[Batch | None]] | None = None
+        self._plan()
+        self.attach(encode, encode_text, fingerprints)
+
+    def attach(
+        self,
+        encode: Encode | None,
+        encode_text: EncodeText | None = None,
+        fingerprints: Mapping[str, str] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        sd_scripts: tuple[str, Encode] | None = None,
+        total_steps: int = 0,
+    ) -> None:
+        """Say how pictures and captions are encoded.
+
+        :param encode_text: None when text encoders are trained: batches then have no conditioning.
+        :param fingerprints: ``"vae"``: whatever decides what ``encode`` gives (weights, precision, scaling);
+            ``"text"``: the same of the text encoders and their token settings.
+        :param dtype: of kept latents.
+        :param sd_scripts: the ending of its latents files (sd, sdxl or sd3), and what scales such latents.
+        :param total_steps: of the run, for a tag warm-up that is a fraction of it.
+        """
+        self.shelf.attach(encode, encode_text, fingerprints, dtype, sd_scripts)
+        self.total_steps = total_steps
+        self._next = None
+
+    def _plan(self) -> None:
+        plain = [item for item in self.scan.items if not item.is_reg]
+        out = held_out([item.group for item in plain], self.options.validation_split, self.options.validation_seed)
+        if self.options.validation_split and not out:
+            raise ValueError("data.validation_split: all items belong together, so none can be held out; set it to 0")
+        self.held = [item for i, item in enumerate(plain) if i in out]
+        train = [item for i, item in enumerate(plain) if i not in out]
+        regs = [item for item in self.scan.items if item.is_reg]
+        times = balanced(sum(item.repeats for item in train), [item.repeats for item in regs])
+        used = [(item, count) for item, count in zip(regs, times, strict=True) if count]
+        self.unused = len(regs) - len(used)
+        self.items = train + [item for item, _ in used]
+        repeats = [item.repeats for item in train] + [count for _, count in used]
+        self.plan = Plan([item.bucket for item in self.items], repeats, self.effective_batch, self.seed)
+        if not self.plan.samples:
+            raise ValueError("data: nothing is left to train on; set repeats to 1 or more")
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    def set_of(self, item: Item) -> SetOptions:
+        return self.scan.sets[item.set]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.plan.steps_per_epoch
+
+    @property
+    def resolution(self) -> Size:
+        """Width and height of the first set's resolution."""
+        return rules(self.scan.sets[0], self.native).resolution
+
+    @property
+    def kind(self) -> str:
+        return "pairs" if self.options.pairs else "ratings" if self.options.ratings else "pictures"
+
+    @property
+    def needs_text_encoder(self) -> bool:
+        """Whether captions have to be encoded during the run: they change, or are not kept."""
+        return self.options.cache_text == "off" or any(captions.varies(self.set_of(item)) for item in self.items)
+
+    @property
+    def signature(self) -> str:
+        """Changes when a resumed run would not see the order of the stopped one."""
+        rows = [
+            (item.name, item.caption, item.weight, [(one.size, one.fit.bucket) for one in item.pictures], times)
+            for item, times in zip(self.items, self.plan.repeats, strict=True)
+        ]
+        return digest(repr((rows, self.seed, self.effective_batch, self.fixed_draws)))
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line for each kind of oddity, counted."""
+        lines = self.scan.notes.lines()
+        if self.unused:
+            lines.append(f"regularisation pictures left out, as there are more than training pictures: {self.unused}")
+        if self.shelf.foreign:
+            lines.append(f"pictures whose latents come from sd-scripts' .npz files: {len(self.shelf.foreign)}")
+        if self.shelf.remade:
+            lines.append(f"damaged cache entries, made again: {self.shelf.remade}")
+        return lines
+
+    @property
+    def report(self) -> dict:
+        """JSON-able: what there is, and how long an epoch is."""
+        uses: Counter[int] = Counter()
+        for item, times in zip(self.items, self.plan.repeats, strict=True):
+            uses[item.set] += times
+        counts = Counter(item.set for item in self.scan.items)
+        shapes = [(one.size, one.fit.bucket) for item in self.items for one in item.pictures]
+        errors = [abs(bucket[0] / bucket[1] - size[0] / size[1]) for size, bucket in shapes]
+        return {
+            "kind": self.kind,
+            "items": len(self.items),
+            "pictures": len({one.path for item in self.items for one in item.pictures}),
+            "held_out": len(self.held),
+            "samples_per_epoch": self.plan.samples,
+            "effective_batch": self.effective_batch,
+            "steps_per_epoch": self.steps_per_epoch,
+            "folders": [
+                {"name": self.scan.names[i], "path": one.path, "items": counts[i], "repeats": one.repeats,
+                 "samples": uses[i], "is_reg": one.is_reg}
+                for i, one in enumerate(self.scan.sets)
+            ],
+            "buckets": [
+                {"width": width, "height": height, "samples": count, "steps": -(-count // self.effective_batch)}
+                for (width, height), count in self.plan.counts.items()
+            ],
+            "mean_aspect_error": sum(errors) / len(errors),
+            "captions": {
+                "distinct": len({item.caption for item in self.items}),
+                "change": any(captions.varies(self.set_of(item)) for item in self.items),
+            },
+            "warnings": self.warnings,
+            "notes": self.scan.notes.as_json(),
+        }  # fmt: skip
+
+    def tag_frequency(self) -> dict[str, dict[str, int]]:
+        """For each folder how often each tag occurs in its captions."""
+        found: dict[str, Counter[str]] = {}
+        for item in self.scan.items:
+            tags = captions.tags(item.caption.split("\n")[0], self.set_of(item).separator)
+            found.setdefault(self.scan.names[item.set], Counter()).update(tags)
+        return {name: dict(counter) for name, counter in found.items()}
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    def batch(self, step: int) -> Batch:
+        """The whole effective batch of a step (from 0), on the CPU. The next one is read meanwhile if it is kept."""
+        ready = self._next[1].result() if self._next is not None and self._next[0] == step else None
+        batch = ready or self._build(self._uses(step), make=True)
+        if self.options.cache_latents != "off":
+            self._worker = self._worker or ThreadPoolExecutor(1, "prefetch")
+            self._next = (step + 1, self._worker.submit(self._ahead, step + 1))
+        return batch
+
+    def _ahead(self, step: int) -> Batch | None:
+        try:
+            return self._build(self._uses(step), make=False)
+        except (Absent, ValueError, OSError):  # the main thread makes it, or meets the error itself
+            return None
+
+    def visits(self, step: int) -> list[int]:
+        """For each group of a step's batch how often its item was seen before, modulo ``fixed_draws`` when that is
+        set."""
+        return [use.visit for use in self._uses(step)]
+
+    def validation_batches(self, size: int | None = None) -> list[Batch]:
+        """All held-out items, at most ``size`` at once, without chance: no flip, no dropout. Groups count through all
+        of them."""
+        order = sorted(range(len(self.held)), key=lambda i: (self.held[i].bucket, i))
+        uses = [
+            Use(item, group, captions.plain(item.caption, self.set_of(item)))
+            for group, item in enumerate(self.held[i] for i in order)
+        ]
+        batches = []
+        while uses:
+            some = [use for use in uses[: size or self.effective_batch] if use.item.bucket == uses[0].item.bucket]
+            batches.append(self._build(some, make=True))
+            uses = uses[len(some) :]
+        return batches
+
+    def _uses(self, step: int) -> list[Use]:
+        planned = self.plan.batch(step)
+        uses = []
+        for one in planned.occurrences:
+            item = self.items[one.item]
+            options = self.set_of(item)
+            visit = one.visit % self.fixed_draws if self.fixed_draws else one.visit
+            key = (self.seed, item.name, visit) if self.fixed_draws else (self.seed, step, one.index)
+            rng = stream(*key, "caption")
+            caption = captions.draw(item.caption, options, rng, planned.epoch, step, self.total_steps)
+            flip = options.flip and stream(*key, "flip").random() < 0.5
+            uses.append(Use(item, one.index, caption, flip, key, visit))
+        return uses
+
+    def _build(self, uses: Sequence[Use], make: bool) -> Batch:
+        """Winners before losers; plain pictures as they come. Absent when ``make`` is off and something is not kept."""
+        rows = [(use, i) for i in range(len(uses[0].item.pictures)) for use in uses]
+        parts = [self._row(use, i, make) for use, i in rows]
+        size = torch.tensor([part[1] for part in parts], dtype=torch.float32)
+        words = [use.caption for use, _ in rows]
+        passing = [bool(use.key) and captions.varies(self.set_of(use.item)) for use, _ in rows]
+        weights = torch.tensor([use.item.weight for use, _ in rows], dtype=torch.float32)
+        return Batch(
+            latents=torch.stack([part[0] for part in parts]),
+            captions=words,
+            size=size,
+            rows=Rows([use.item.roles[i] for use, i in rows], weights, torch.tensor([use.group for use, _ in rows])),
+            keys=[part[3] for part in parts],
+            conditioning=self.shelf.conditioning(words, passing, size, make),
+            mask=_stacked([part[2] for part in parts], uses[0].item.bucket),
+        )
+
+    def _row(self, use: Use, i: int, make: bool) -> tuple[Tensor, list[int], Tensor | None, str]:
+        """Latents, size conditioning, mask and key of one picture."""
+        options, picture = self.set_of(use.item), use.item.pictures[i]
+        place = self._window(use, picture)
+        colors = repr(use.key) if use.key and options.color else None
+        key = self.shelf.key(picture, options, place, use.flip, colors)
+        latents = self.shelf.kept(key, picture, use.flip)
+        if latents is None:
+            if not make:
+                raise Absent(key)
+            try:
+                image = self.shelf.pixels(picture, options, place)
+            except (Unreadable, OSError) as error:
+                raise ValueError(f"data: {use.item.name} cannot be read any more ({error}); restore it") from error
+            image = vary_colors(image, stream(*use.key, "color")) if colors else image
+            latents = self.shelf.make(key, picture, image, use.flip)
+        size = conditioning(picture.size, picture.fit.bucket, use.flip)
+        if (options.random_crop or options.face_crop) and not options.buckets:  # the crop is the picture
+            size = conditioning(picture.fit.bucket, picture.fit.bucket, use.flip)
+        first = use.item.pictures[0]  # a pair has one mask
+        mask = self.shelf.mask(first, options, place if i == 0 else self._window(use, first), options.alpha_mask)
+        if mask is not None and use.flip:
+            mask = mask.flip(1)
+        return latents, list(size), mask, f"{use.item.name}@{digest(repr((key, use.caption)))[:16]}"
+
+    def _window(self, use: Use, picture: Picture) -> Window:
+        rng = stream(*use.key, "crop") if use.key else None
+        return window(picture.path, picture.size, picture.fit, self.set_of(use.item), rng)
+
+    # -- filling the caches ----------------------------------------------------------------------------------------
+
+    def prepare(self, progress: Progress | None = None, share: tuple[int, int] = (0, 1)) -> None:
+        """Decode every picture once, and fill the caches. Pictures that turn out to be broken are left out and noted,
+        and the plan is made anew without them.
+
+        :param share: (i, n): do the i-th of n parts only, and leave nothing out; all processes then wait for each other
+            and call this once more without it.
+        :raises ValueError: more broken pictures than allowed, the cache cannot be written, the autoencoder makes NaN.
+        """
+        jobs = self._jobs()[share[0] :: share[1]]
+        broken: dict[Path, str] = {}
+        told = progress or _silent
+        for job, found in told(_parallel(self._decode, jobs), "pictures", len(jobs)):
+            if isinstance(found, str):
+                broken[job.picture.path] = found
+            elif found is not None:
+                for key, flip in found[1]:
+                    self.shelf.make(key, job.picture, found[0], flip)
+        if broken and share[1] == 1:
+            self._leave_out(broken)
+        words = self._fixed_captions()[share[0] :: share[1]] if self.shelf.encode_text else []
+        for word in told(words, "captions", len(words)):
+            self.shelf.words(word, passing=False, make=True)
+        self.shelf.index.save()
+
+    def _jobs(self) -> list[Job]:
+        """Each picture of each size once, with the orientations that are needed."""
+        jobs: dict[tuple, Job] = {}
+        for items, trained in ((self.items, True), (self.held, False)):
+            for item in items:
+                options = self.set_of(item)
+                flips = (False, True) if options.flip and trained else (False,)
+                for picture in item.pictures:
+                    key = (picture, options.interpolation, options.transparent, options.alpha_mask, flips)
+                    jobs.setdefault(key, Job(picture, options, flips))
+        return list(jobs.values())
+
+    def _decode(self, job: Job) -> tuple[np.ndarray, list[tuple[str, bool]]] | str | None:
+        """In a thread: the picture, with the keys under which it has to be encoded; None when all is kept already; text
+        when it is broken."""
+        keep = self.options.cache_latents != "off" and self.shelf.encode is not None
+        place = window(job.picture.path, job.picture.size, job.picture.fit, job.options, None)
+        try:
+            keys = [(self.shelf.key(job.picture, job.options, place, flip), flip) for flip in job.flips] if keep else []
+            todo = [(key, flip) for key, flip in keys if not self.shelf.has(key, job.picture, flip)]
+            if not todo and (keep or self.shelf.index.sound(job.picture.path)):
+                return None
+            image = self.shelf.pixels(job.picture, job.options, place)
+        except (Unreadable, OSError) as error:
+            return str(error)
+        self.shelf.index.sound(job.picture.path, now=True)
+        if self.options.cache_latents != "off":
+            self.shelf.mask(job.picture, job.options, place, job.options.alpha_mask)
+        return (image, todo) if todo else None
+
+    def _leave_out(self, broken: Mapping[Path, str]) -> None:
+        kept = []
+        for item in self.scan.items:
+            why = next((broken[one.path] for one in item.pictures if one.path in broken), None)
+            if why is None:
+                kept.append(item)
+            else:
+                self.scan.notes.add("unreadable", f"{item.name} ({why})")
+        check_unreadable(self.scan.notes, self.options.max_unreadable)
+        self.scan.items = kept
+        self._next = None
+        self._plan()
+
+    def _fixed_captions(self) -> list[str]:
+        """The captions that are known beforehand and worth keeping."""
+        if self.options.cache_text == "off":
+            return []
+        words: dict[str, None] = {}
+        for items, trained in ((self.items, True), (self.held, False)):
+            for item in items:
+                options = self.set_of(item)
+                if not trained or not captions.varies(options):
+                    words[captions.plain(item.caption, options)] = None
+                if trained and captions.drops(options):
+                    words[""] = None
+        return list(words)
+
+
+def _parallel(function: Callable[[T], R], jobs: Sequence[T], workers: int = 4) -> Iterator[tuple[T, R]]:
+    """Results in order, a few jobs ahead."""
+    todo = iter(jobs)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = [(job, pool.submit(function, job)) for job in islice(todo, 2 * workers)]
+        while waiting:
+            job, future = waiting.pop(0)
+            waiting += [(more, pool.submit(function, more)) for more in islice(todo, 1)]
+            yield job, future.result()
+
+
+def _silent(items: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
+    return items
+
+
+def _stacked(masks: Sequence[Tensor | None], bucket: tuple[int, int]) -> Tensor | None:
+    """[B, 1, H, W]; ones where there is none; None when there is none at all."""
+    if all(mask is None for mask in masks):
+        return None
+    ones = torch.ones(bucket[1], bucket[0])
+    return torch.stack([ones if mask is None else mask for mask in masks])[:, None]

@@ -1,0 +1,258 @@
+"""From folders to items: every picture with its caption, size and bucket."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from . import captions
+from .buckets import rules
+from .cache import Index
+from .items import Item, Notes, Picture, Scan, check_unreadable, place, read_header, with_mask
+from .options import DataOptions, SetOptions
+from .pictures import EXTENSIONS, OTHER_EXTENSIONS, Header
+from .preferences import contents, scan_pairs, scan_ratings
+
+Named = tuple[str, Path]
+"""A picture's name below its folder, and where it lies."""
+Text = tuple[str, str] | UnicodeDecodeError | None
+"""A caption and the extension it was found under; or what is wrong with it; or None when there is no file."""
+
+
+def scan(options: DataOptions, native: int, index: Index) -> Scan:
+    """Look at everything that [data] names, without decoding a picture that looks whole.
+
+    :param native: side in pixels that the model was made for.
+    :raises ValueError: no folder, no pictures, a wrong file, or more unreadable pictures than allowed.
+    """
+    found = Scan()
+    if options.pairs:
+        scan_pairs(found, options, Path(options.pairs), native, index)
+    elif options.ratings:
+        scan_ratings(found, options, Path(options.ratings), native, index)
+    else:
+        _folders(found, options, native, index)
+    check_unreadable(found.notes, options.max_unreadable)
+    if not found.items:
+        raise ValueError(f"data: no picture is left to train on; {'; '.join(found.notes.lines()) or 'name some'}")
+    return found
+
+
+def _folders(found: Scan, options: DataOptions, native: int, index: Index) -> None:
+    named = options.named_sets()
+    if not named:
+        raise ValueError('data: nothing to train on; give [data] path = "folder of pictures", or pairs, or ratings')
+    seen: set[tuple] = set()
+    for where, one in named:
+        source = (one.path or "", one.metadata or "", rules(one, native, where), one.is_reg)
+        if one.repeats == 0 or source in seen:
+            found.notes.add("repeats = 0" if one.repeats == 0 else "repeated set", where)
+            continue
+        seen.add(source)
+        before = len(found.items)
+        _folder(found, where, one, options, native, index)
+        if len(found.items) == before and not found.notes.count("unreadable"):
+            raise ValueError(f"{where}: no picture in {_posix(one.path or one.metadata)} can be used; "
+                             f"{'; '.join(found.notes.lines())}")  # fmt: skip
+    if not any(not item.is_reg for item in found.items) and found.items:
+        raise ValueError("data: all sets are regularisation pictures; add a set with is_reg = false")
+    _mark_duplicates(found, index)
+
+
+def _folder(found: Scan, where: str, one: SetOptions, options: DataOptions, native: int, index: Index) -> None:
+    """The pictures of one set."""
+    root = Path(one.path) if one.path else None
+    if root is not None and not root.is_dir():
+        raise ValueError(f"{where}.path: there is no folder {_posix(root)}; give the folder that holds the pictures")
+    files = Files(root, one.recursive, one.masks) if root else Files(None)
+    texts = _metadata(where, one, files, found.notes) if one.metadata else None
+    paths = files.pictures(found.notes) if texts is None else sorted(texts, key=_order)
+    if not paths:
+        below = root is not None and _below(root)
+        hint = "its subfolders do: set recursive = true" if below else f"looked for {' '.join(EXTENSIONS)}"
+        raise ValueError(f"{where}: {_posix(root or one.metadata)} holds no pictures; {hint}")
+    masks = Files(Path(one.masks)) if one.masks else None
+    if masks is not None and not Path(one.masks or "").is_dir():
+        raise ValueError(f"{where}.masks: there is no folder {_posix(one.masks)}; give the folder that holds the masks")
+    shape = rules(one, native, where)
+    number = len(found.sets)
+    found.sets.append(one)
+    found.names.append((root or Path(one.metadata or "")).name)
+    bad_text: list[str] = []
+    for relative, path, header, text in _look(paths, files, texts, one, index):
+        if isinstance(text, UnicodeDecodeError):
+            bad_text.append(f"{relative} (byte {text.start})")
+            continue
+        picture = place(found.notes, relative, path, header, shape)
+        if picture is None:
+            continue
+        caption = _caption(found.notes, relative, text, one)
+        if masks is not None:
+            picture = _masked(found.notes, relative, picture, masks, index)
+        weight = options.prior_loss_weight if one.is_reg else 1.0
+        name = f"{found.names[number]}/{relative}"
+        found.items.append(Item(name, (picture,), ("plain",), caption, number, one.repeats, weight, name, one.is_reg))
+    if bad_text:
+        raise ValueError(f"{where}: {len(bad_text)} captions are not UTF-8: the one of {', '.join(bad_text[:3])}"
+                         f"{' ...' if len(bad_text) > 3 else ''}; save them as UTF-8")  # fmt: skip
+
+
+class Files:
+    """The files below a folder by their name, in an order and with a spelling that do not depend on the system."""
+
+    def __init__(self, root: Path | None, recursive: bool = False, without: str | None = None):
+        self._exact: dict[str, str] = {}  # plain strings: there may be very many
+        for folder, below, names in os.walk(root) if root else ():
+            here = Path(folder)
+            below[:] = [one for one in below if recursive and not one.startswith(".") and str(here / one) != without]
+            above = "" if here == root else here.relative_to(root or here).as_posix() + "/"
+            for name in names:
+                if not name.startswith("."):
+                    self._exact[unicodedata.normalize("NFC", above + name)] = f"{folder}{os.sep}{name}"
+        self._folded = {name.casefold(): path for name, path in sorted(self._exact.items(), reverse=True)}
+
+    def find(self, relative: str) -> Path | None:
+        name = unicodedata.normalize("NFC", relative)
+        path = self._exact.get(name) or self._folded.get(name.casefold())
+        return Path(path) if path else None
+
+    def pictures(self, notes: Notes | None = None) -> list[Named]:
+        """Those with a picture's extension, sorted."""
+        found = []
+        for relative, path in self._exact.items():
+            suffix = _suffix(relative).lower()
+            if suffix in EXTENSIONS:
+                found.append((relative, Path(path)))
+            elif suffix in OTHER_EXTENSIONS and notes is not None:
+                notes.add("other kind", relative)
+        return sorted(found, key=_order)
+
+    def beside(self, relative: str, suffixes: Iterable[str]) -> Path | None:
+        """The file of equal stem with the first of these endings."""
+        stem = relative.removesuffix(_suffix(relative))
+        return next((path for suffix in suffixes if (path := self.find(stem + suffix))), None)
+
+
+def _suffix(relative: str) -> str:
+    """The ending with its dot."""
+    name = relative.rpartition("/")[2]
+    return name[name.rindex(".") :] if "." in name else ""
+
+
+def _order(one: Named) -> tuple[str, str]:
+    return one[0].casefold(), one[0]
+
+
+def _posix(path: str | Path | None) -> str:
+    return Path(path or "").as_posix()
+
+
+def _below(root: Path) -> bool:
+    """Whether some subfolder holds pictures."""
+    return any(Path(name).suffix.lower() in EXTENSIONS for _, _, names in os.walk(root) for name in names)
+
+
+def _look(
+    paths: list[Named], files: Files, texts: dict[Named, str] | None, one: SetOptions, index: Index
+) -> Iterator[tuple[str, Path, Header | str, Text]]:
+    """For each picture its header, or why there is none, and its caption."""
+
+    def text(relative: str) -> Text:
+        stem = relative.removesuffix(_suffix(relative))
+        stems = [stem] if stem.count("_") < 4 else [stem, stem.rsplit("_", 4)[0]]
+        for suffix in dict.fromkeys((one.caption_extension, *captions.EXTENSIONS)):
+            for name in stems:
+                path = files.find(name + suffix)
+                if path is not None:
+                    try:
+                        return captions.read(path.read_bytes()), suffix
+                    except UnicodeDecodeError as error:
+                        return error
+        return None
+
+    def look(name: Named) -> tuple[str, Path, Header | str, Text]:
+        return *name, read_header(name[1], index), text(name[0]) if texts is None else (texts[name], "")
+
+    with ThreadPoolExecutor(4) as pool:
+        yield from pool.map(look, paths)
+
+
+def _caption(notes: Notes, relative: str, text: Text, one: SetOptions) -> str:
+    if isinstance(text, tuple):
+        if text[1] and text[1] != one.caption_extension:
+            notes.add("other extension", f"{relative} ({text[1]}, not {one.caption_extension})")
+        if not text[0]:
+            notes.add("empty caption" if text[1] else "no caption", relative)
+        return text[0]
+    notes.add("no caption" if one.caption is None else "fixed caption", relative)
+    return one.caption or ""
+
+
+def _masked(notes: Notes, name: str, picture: Picture, masks: Files, index: Index) -> Picture:
+    path = masks.beside(name, EXTENSIONS) or masks.beside(Path(name).name, EXTENSIONS)
+    if path is None:
+        notes.add("no mask", name)
+        return picture
+    return with_mask(notes, name, picture, path, index)
+
+
+def _metadata(where: str, one: SetOptions, files: Files, notes: Notes) -> dict[tuple[str, Path], str]:
+    """Captions of one file: {(relative name, path): text}."""
+    path = Path(one.metadata or "")
+    found: dict[tuple[str, Path], str] = {}
+    for key, entry in _entries(f"{where}.metadata", path):
+        relative = key.replace("\\", "/")
+        picture = Path(key) if Path(key).is_absolute() else files.find(relative)
+        if picture is None and not Path(key).is_absolute():  # a stem, as sd-scripts writes, or relative to the file
+            beside = path.parent / relative
+            picture = files.beside(relative + ".", EXTENSIONS) or (beside if beside.is_file() else None)
+        if picture is None or not picture.is_file():
+            notes.add("missing", key)
+            continue
+        words, tags = entry.get("caption", entry.get("text")) or "", entry.get("tags") or ""
+        if not isinstance(words, str) or not isinstance(tags, str):
+            raise ValueError(f"{where}.metadata: the caption of {key} is no text; write it as one")
+        if tags and one.wildcards:
+            tags = tags.replace("\n", one.separator)
+            words = "\n".join(f"{line}{one.separator}{tags}" for line in words.split("\n") if line.strip()) or tags
+        elif tags:
+            words = f"{words}{one.separator}{tags}" if words else tags
+        name = relative if not Path(key).is_absolute() else Path(key).name
+        found[(name, picture)] = words
+    return found
+
+
+def _entries(where: str, path: Path) -> list[tuple[str, dict]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        if path.suffix.lower() == ".jsonl":
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            entries = [(row.get("image_path") or row.get("file_name"), row) for row in rows]
+        else:
+            entries = list(json.loads(text).items())
+    except OSError as error:
+        raise ValueError(f"{where}: {_posix(path)} cannot be read ({error.strerror}); give a JSON file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {_posix(path)} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{where}: {_posix(path)} is not JSON of the form {{picture: {{caption: ...}}}} ({error}); "
+                         "mend it") from error  # fmt: skip
+    if not all(isinstance(key, str) and isinstance(entry, dict) for key, entry in entries):
+        raise ValueError(f"{where}: {_posix(path)} has an entry without a picture's name; write image_path")
+    return entries
+
+
+def _mark_duplicates(found: Scan, index: Index) -> None:
+    """Pictures of equal content form one group, named after the first of them."""
+    names = contents((item.pictures[0].path for item in found.items), index)
+    first: dict[str, Item] = {}
+    for item in found.items:
+        other = first.setdefault(names[item.pictures[0].path], item)
+        if other.pictures[0].path != item.pictures[0].path:
+            found.notes.add("duplicate", f"{item.name} = {other.name}")
+    found.items = [replace(item, group=first[names[item.pictures[0].path]].name) for item in found.items]

@@ -1,0 +1,180 @@
+"""Encoded pictures, masks and captions: taken from the cache, or made and put there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..types import Conditioning
+from . import pictures
+from .augment import Window
+from .buckets import Size
+from .cache import Entry, Index, Store, find_npz, read_npz
+from .items import Picture
+from .options import DataOptions, Keep, SetOptions
+from .pictures import Unreadable
+
+Encode = Callable[[Tensor], Tensor]
+"""Pixels [N, 3, H, W] in [-1, 1], float32, CPU -> scaled latents [N, C, h, w], the posterior's mean."""
+EncodeText = Callable[[list[str]], Conditioning]
+"""Captions -> what the network hears; each is asked for alone."""
+
+
+class Absent(LookupError):
+    """Something is not kept, and the caller may not make it."""
+
+
+class Shelf:
+    """All encodings of a data set. Pictures and captions are encoded one at a time, so that neither company nor the
+    cache changes a number."""
+
+    def __init__(self, options: DataOptions, root: Path | None):
+        """``root``: of the caches; without one, what would go to the disk stays in memory."""
+        self.index = Index(root / "files" if root else None)
+        self._root = root
+        self._use_npz = options.sd_scripts_cache
+        self.latents = self._store("latents", options.cache_latents)
+        self.masks = self._store("masks", options.cache_latents)
+        self.text = self._store("text", options.cache_text)
+        self.passing = Store(Path(), "off" if options.cache_text == "off" else "memory")
+        """Captions that are drawn anew each time."""
+        self.foreign: set[Path] = set()
+        """Pictures whose latents sd-scripts made."""
+        self.attach(None, None, None)
+
+    def _store(self, name: str, keep: Keep) -> Store:
+        if keep == "disk" and self._root:
+            return Store(self._root / name, "disk")
+        return Store(Path(), "off" if keep == "off" else "memory", limit=None)
+
+    def attach(
+        self,
+        encode: Encode | None,
+        encode_text: EncodeText | None,
+        fingerprints: Mapping[str, str] | None,
+        dtype: torch.dtype = torch.float32,
+        sd_scripts: tuple[str, Encode] | None = None,
+    ) -> None:
+        """See ``Dataset.attach``."""
+        self.encode, self.encode_text = encode, encode_text
+        self.fingerprints = dict(fingerprints or {})
+        self.dtype = dtype
+        self.sd_scripts = sd_scripts if self._use_npz else None
+        assert encode is None or "vae" in self.fingerprints, "encode needs the autoencoder's fingerprint"
+        assert encode_text is None or "text" in self.fingerprints, "encode_text needs the text encoders' fingerprint"
+
+    @property
+    def remade(self) -> int:
+        """Damaged entries that were made again."""
+        return self.latents.remade + self.masks.remade + self.text.remade
+
+    # -- pictures --------------------------------------------------------------------------------------------------
+
+    def key(self, picture: Picture, options: SetOptions, place: Window, flip: bool, colors: object = None) -> str:
+        """Everything that decides a picture's latents."""
+        return json.dumps(
+            [self.index.sha(picture.path), picture.fit.bucket, place, flip, options.interpolation, options.transparent,
+             self.fingerprints.get("vae"), str(self.dtype), colors]
+        )  # fmt: skip
+
+    def kept(self, key: str, picture: Picture, flip: bool) -> Tensor | None:
+        """Latents [C, h, w] float32, from our cache or sd-scripts'."""
+        entry = self.latents.get(key)
+        return entry["latents"].float() if entry is not None else self._npz(picture, flip)
+
+    def has(self, key: str, picture: Picture, flip: bool) -> bool:
+        return self.latents.has(key) or self._npz(picture, flip) is not None
+
+    def _npz(self, picture: Picture, flip: bool) -> Tensor | None:
+        if self.sd_scripts is None:
+            return None
+        family, scaled = self.sd_scripts
+        path = find_npz(picture.path, picture.size, family)
+        latents = read_npz(path, picture.size, picture.fit.bucket, flip) if path else None
+        if latents is None:
+            return None
+        self.foreign.add(picture.path)
+        return scaled(latents[None])[0].float()
+
+    def pixels(self, picture: Picture, options: SetOptions, place: Window) -> np.ndarray:
+        """uint8 [H, W, 3], as it is encoded. Unreadable when broken, OSError when gone."""
+        image, _ = pictures.pixels(picture.path.read_bytes(), options.transparent == "keep")
+        return pictures.fitted(image, *place, picture.fit.bucket, options.interpolation)
+
+    @torch.no_grad()
+    def make(self, key: str, picture: Picture, colors: np.ndarray, flip: bool) -> Tensor:
+        """Encode uint8 [H, W, 3] to latents [C, h, w] float32, and keep them.
+
+        :raises ValueError: they are not finite, or cannot be written.
+        """
+        assert self.encode is not None, "no autoencoder is attached"
+        pixels = torch.from_numpy(np.array(colors)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        latents = self.encode(pixels.flip(3) if flip else pixels)[0].to("cpu", self.dtype)
+        if not latents.isfinite().all():
+            raise ValueError(
+                f"data: the autoencoder makes NaN of {picture.path.as_posix()}; run it in float32 or bfloat16 (that of "
+                "SDXL overflows in float16)"
+            )
+        return self.latents.put(key, {"latents": latents})["latents"].float()
+
+    def mask(self, picture: Picture, options: SetOptions, place: Window, alpha: bool) -> Tensor | None:
+        """[H, W] float32 in [0, 1]: the mask picture times, if asked for, the alpha channel. None when there is none.
+
+        :raises ValueError: the mask is broken or gone.
+        """
+        sources = [(picture.mask, False)] if picture.mask else []
+        if alpha and picture.alpha:
+            sources.append((picture.path, True))
+        found = None
+        for path, own in sources:
+            key = json.dumps([self.index.sha(path), own, picture.fit.bucket, place, options.interpolation])
+            entry = self.masks.get(key) or self.masks.put(
+                key, self._mask(path, own, picture.fit.bucket, options, place)
+            )
+            weight = entry["mask"].float() / 255
+            found = weight if found is None else found * weight
+        return found
+
+    def _mask(self, path: Path, own: bool, bucket: Size, options: SetOptions, place: Window) -> Entry:
+        try:
+            colors, alpha = pictures.pixels(path.read_bytes(), hidden=True)
+        except (Unreadable, OSError) as error:
+            raise ValueError(f"data: the mask {path.as_posix()} cannot be read ({error}); mend or remove it") from error
+        image = alpha if own and alpha is not None else colors[..., 0]
+        cut = pictures.fitted(np.ascontiguousarray(image), *place, bucket, options.interpolation)
+        return {"mask": torch.from_numpy(np.array(cut))}
+
+    # -- captions --------------------------------------------------------------------------------------------------
+
+    def conditioning(self, words: list[str], passing: list[bool], size: Tensor, make: bool) -> Conditioning | None:
+        """Of the captions, in float32; None when text encoders are trained. ``passing``: drawn anew each time."""
+        if self.encode_text is None:
+            return None
+        entries = [self.words(word, brief, make) for word, brief in zip(words, passing, strict=True)]
+
+        def stack(name: str) -> Tensor | None:
+            return torch.cat([entry[name] for entry in entries]) if name in entries[0] else None
+
+        hidden, pooled, mask = stack("hidden"), stack("pooled"), stack("mask")
+        assert hidden is not None
+        return Conditioning(hidden.float(), None if pooled is None else pooled.float(), mask, size)
+
+    @torch.no_grad()
+    def words(self, word: str, passing: bool, make: bool) -> Entry:
+        """One caption. Absent when it is not kept and may not be made."""
+        key = json.dumps([word, self.fingerprints["text"]])
+        entry = self.text.get(key) or self.passing.get(key)
+        if entry is None:
+            if not make:
+                raise Absent(word)
+            assert self.encode_text is not None, "no text encoder is attached"
+            made = self.encode_text([word])
+            parts = {"hidden": made.hidden, "pooled": made.pooled, "mask": made.mask}
+            store = self.passing if passing else self.text
+            entry = store.put(key, {name: part for name, part in parts.items() if part is not None})
+        return entry

@@ -1,0 +1,324 @@
+"""The training loop: batches in, events out, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from . import checkpoint, memory, sampling, step
+from .adapters.files import save as save_adapter
+from .adapters.prove import prove
+from .build import Parts, build
+from .config import Config, to_toml
+from .files import write_atomic
+from .header import metadata
+from .job import lock
+from .report import Writer
+from .run import RunFolder
+from .score import References, score, score_one_by_one
+from .timesteps import draw, fixed_draw
+from .types import Batch
+
+DONE, INTERRUPTED = 0, 130
+SKIP_LIMIT = 10
+"""So many steps in a row with a loss or gradient that is no number end the run."""
+
+
+def train(config: Config, resume: bool = False) -> int:
+    """Run a whole training; returns the exit code. ValueError is a person's mistake, said in one line."""
+    folder = RunFolder(Path(config.run.out) / config.run.name)
+    folder.make()
+    with lock(folder.path), Writer(folder.path) as writer, _signals() as asked:
+        try:
+            if folder.final.exists() and not resume and not checkpoint.states(folder.state):
+                writer.warning(f"{folder.final} is from an earlier run and will be replaced")
+            writer.status("running", message="loading", now=True)
+            parts = build(config, writer.say)
+            return Loop(parts, folder, writer, asked).run(resume)
+        except BaseException as error:
+            writer.fail(error, expected)
+            raise
+
+
+def expected(error: ValueError) -> bool:
+    """Whether a ValueError was raised by us for a person, and not by a library."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(last).resolve().is_relative_to(Path(__file__).resolve().parent)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set the event; a second one interrupts at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    wanted = (signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else []))
+    old = {number: signal.signal(number, ask) for number in wanted}
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Loop:
+    """The state of a running training."""
+
+    parts: Parts
+    folder: RunFolder
+    writer: Writer
+    asked: threading.Event
+    at: int = 0
+    """Optimizer steps taken."""
+    skipped: int = 0
+    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.time)
+    times: list[float] = field(default_factory=list)
+    references: References | None = None
+    proven: bool = False
+    """Whether a saved file was shown to have the trained adapter's effect; once per run."""
+
+    # ------------------------------------------------------------------------------------------------- the run
+
+    def run(self, resume: bool) -> int:
+        p, config = self.parts, self.parts.config
+        if resume:
+            self._restore()
+        elif p.is_main:
+            for old in checkpoint.states(self.folder.state):
+                old.unlink()
+        if p.is_main:
+            write_atomic(self.folder.config, to_toml(config).encode())
+        p.dataset.prepare(self.writer.progress)
+        for line in p.family.warnings():
+            self.writer.warning(line)
+        p.free_encoders()
+        if p.dataset.fixed_draws:
+            self.references = References(p)
+        self.writer.start(step=self.at, total=p.total, report=p.dataset.report)
+        if self.at == 0 and config.sample.at_start:
+            self._sample()
+        memory.reset_peak(p.device)
+        stopped = False
+        with self.writer.bar(p.total, self.at):
+            while self.at < p.total and not stopped:
+                facts = self.step()
+                self.at += 1
+                self.writer.event("step", self.at, **facts)
+                self.writer.tick(facts)
+                requests = self.folder.take_requests() if p.is_main else set()
+                stopped = p.any_rank(self.asked.is_set() or "stop" in requests)
+                self._due(requests, stopped)
+        return self._stop() if stopped and self.at < p.total else self._finish()
+
+    def _due(self, requests: set[str], stopped: bool) -> None:
+        """What falls due after a step: adapter files, the rolling state, previews, validation."""
+        config, last = self.parts.config, self.at >= self.parts.total
+        if last or stopped:
+            return
+        save, per_epoch = config.save, self.parts.dataset.steps_per_epoch
+        epoch_end = self.at % per_epoch == 0
+        by_epoch = save.every_epochs and epoch_end and self.at // per_epoch % save.every_epochs == 0
+        if _every(save.every, self.at) or by_epoch or "save" in requests:
+            self._save_adapter(self.folder.checkpoint(self.at))
+        if _every(save.state_every, self.at) or "save" in requests:
+            self._save_state()
+        if _every(config.sample.every, self.at) or "sample" in requests:
+            self._sample()
+        if _every(config.validation.every, self.at):
+            self._validate()
+
+    def _stop(self) -> int:
+        self.writer.status("saving", message="saving, then stopping")
+        self._save_state()
+        self._save_adapter(self.folder.checkpoint(self.at))
+        self.writer.end("stopped", self.at, f"stopped at step {self.at}; go on with --resume", INTERRUPTED)
+        return INTERRUPTED
+
+    def _finish(self) -> int:
+        p = self.parts
+        self.writer.status("saving", message="saving")
+        self._save_adapter(self.folder.final)
+        self._save_state()
+        self._validate()
+        self._sample()
+        texts = [prompt.text for prompt in p.prompts]
+        if p.is_main and texts:
+            sampling.before_after(self.folder.samples, texts, self.folder.path / "before_after.png")
+        seconds = time.monotonic() - self.began
+        self.writer.end("done", self.at, f"{self.at} steps in {_clock(seconds)}: {self.folder.final}", DONE)
+        return DONE
+
+    # ------------------------------------------------------------------------------------------------- a step
+
+    def step(self) -> dict[str, Any]:
+        """One optimizer step. The facts of its event."""
+        p, started = self.parts, time.monotonic()
+        batch = p.dataset.batch(self.at)
+        units = len(batch.rows.group.unique())
+        rate = p.set_rate(self.at)
+        p.adapter.train(True)
+        p.optimizer.zero_grad(set_to_none=True)
+        total = step.Judged(torch.zeros((), dtype=torch.float64))
+        for micro in step.micro_batches(batch, p.config.run.batch, p.rank, p.world):
+            judged = self._micro(micro.to(p.device), units)
+            total.add(judged)
+        sums = p.reduce(total)
+        loss = sums.pop("loss")
+        norm = p.gradient_norm()
+        if math.isfinite(loss) and math.isfinite(norm):
+            p.optimizer_step()
+            p.adapt(sums)
+            self.skipped = 0
+        else:
+            self._skip(loss, norm)
+        means = p.means(sums)
+        self.times = [*self.times[-49:], time.monotonic() - started]
+        each = sum(self.times) / len(self.times)
+        return {
+            "loss": loss, "lr": rate, "grad_norm": norm, "epoch": self.at // p.dataset.steps_per_epoch, "terms": means,
+            "seconds": self.times[-1], "eta": each * (p.total - self.at - 1), "gb": round(memory.peak_gb(p.device), 3),
+        }  # fmt: skip
+
+    def _micro(self, batch: Batch, units: int) -> step.Judged:
+        """Forward and backward of one micro-batch."""
+        p = self.parts
+        seed, noise, draws = p.config.run.seed, p.config.noise, p.dataset.fixed_draws
+        if draws:
+            visits = p.dataset.visits(self.at)
+            part = [visits[group] for group in batch.rows.group.tolist()]
+            chance = fixed_draw(batch, part, draws, seed, p.process, noise, jitter=True)
+        else:
+            chance = draw(batch, seed, self.at, p.process, noise)
+        masks = seed + (self.at << 20) + int(batch.rows.group[0])
+        if p.config.memory.one_by_one:
+            return score_one_by_one(p, self.references, batch, chance, units, masks)
+        judged = score(p, self.references, batch, chance, units, masks)
+        if judged.loss.requires_grad:
+            p.scaler.scale(judged.loss).backward()
+        judged.loss = judged.loss.detach()
+        return judged
+
+    def _skip(self, loss: float, norm: float) -> None:
+        self.skipped += 1
+        self.writer.warning(
+            f"step {self.at + 1}: loss {loss}, gradient norm {norm}: not a number, so the step is skipped"
+        )
+        self.parts.skip_step()
+        if self.skipped >= SKIP_LIMIT:
+            self._save_state()
+            raise ValueError(
+                f"train: {SKIP_LIMIT} steps in a row gave no number; lower optimizer.learning_rate, or use bf16 "
+                f"or fp32, then go on with --resume"
+            )
+
+    # ----------------------------------------------------------------------------------------------- side work
+
+    def _save_adapter(self, path: Path) -> None:
+        p = self.parts
+        if not p.is_main:
+            return
+        with p.evaluating():
+            save_adapter(path, p.adapter.for_file(p.config.save.dtype), metadata(p, self.at, self.started))
+            said = prove(path, p.adapter, effect=not self.proven)
+        if not self.proven:
+            self.writer.say(f"saved and read back: {'; '.join(said)}")
+        self.proven = True
+        if path.parent == self.folder.checkpoints:
+            checkpoint.prune_checkpoints(self.folder.checkpoints, p.config.save.keep_last)
+        self.writer.event("checkpoint", self.at, path=str(path))
+
+    def _save_state(self) -> None:
+        if self.parts.is_main:
+            tensors, facts = self.parts.state()
+            checkpoint.save_state(self.folder.state, self.at, tensors, facts)
+            if self.references:
+                self.references.save()
+
+    def _restore(self) -> None:
+        tensors, facts = checkpoint.load_state(self.folder.state)
+        self.at = int(facts["step"])
+        notes = self.parts.load_state(tensors, facts)
+        for note in notes:
+            self.writer.warning(note)
+        self.writer.say(f"resumed at step {self.at}")
+
+    def _sample(self) -> None:
+        p = self.parts
+        if not p.is_main or not p.prompts:
+            return
+        p.adapter.train(False)
+        with p.evaluating():
+            for index, prompt in enumerate(p.prompts):
+                path = sampling.picture_path(self.folder.samples, self.at, index)
+                facts = {"run": p.config.run.name, "step": self.at}
+                sampling.save_picture(p.picture(prompt), path, prompt, facts)
+                self.writer.event("sample", self.at, path=str(path), prompt=prompt.text, seed=prompt.seed)
+        sampling.grid(self.folder.samples, [prompt.text for prompt in p.prompts])
+
+    def _validate(self) -> None:
+        """The loss on held-out pictures, per level, at noise that never changes."""
+        p, options = self.parts, self.parts.config.validation
+        batches = p.dataset.validation_batches(p.config.run.batch)[: options.max_batches]
+        if not batches or not p.is_main:
+            return
+        p.adapter.train(False)
+        found: dict[str, Any] = {}
+        with torch.no_grad(), p.evaluating():
+            for part in range(options.levels):
+                total, level = step.Judged(torch.zeros((), dtype=torch.float64)), 0.0
+                for cpu_batch in batches:
+                    batch = cpu_batch.to(p.device)
+                    chance = fixed_draw(batch, part, options.levels, options.seed, p.process, p.config.noise)
+                    units, level = len(batch.rows.group.unique()), float(chance.level[0])
+                    judged = score(p, None, batch, chance, units, options.seed)
+                    judged.sums["loss"] = float(judged.loss) * units
+                    judged.counts["loss"] = units
+                    total.add(judged)
+                found[f"{level:g}"] = p.means(total.sums, total.counts)
+        losses = [row["loss"] for row in found.values()]
+        self.writer.event("validation", self.at, loss=sum(losses) / len(losses), levels=found)
+
+
+def _every(period: int, at: int) -> bool:
+    return period > 0 and at % period == 0
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def sample(config: Config, adapter_file: str | None, output: Path) -> list[Path]:
+    """Draw the configuration's prompts with an adapter file, or with the base alone."""
+    parts = build(config, lambda line: print(line, file=sys.stderr), adapter_file=adapter_file, data=False)
+    if not parts.prompts:
+        raise ValueError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
+    paths = []
+    output.mkdir(parents=True, exist_ok=True)
+    with parts.evaluating():
+        for index, prompt in enumerate(parts.prompts):
+            path = sampling.picture_path(output, 0, index)
+            sampling.save_picture(parts.picture(prompt), path, prompt, {"adapter": adapter_file or ""})
+            paths.append(path)
+    return paths

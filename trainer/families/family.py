@@ -1,0 +1,210 @@
+"""What a model family is: its description (``Kind``, one per file) and a loaded model of it (``Family``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..noise import Prediction, Process
+from ..types import Conditioning
+from .options import ModelOptions
+from .sources import Files
+from .text import Tokens, clip_tokens, t5_tokens
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tensor name -> shape."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder: where its parts lie in a diffusers folder and in a single file, and its public configuration."""
+
+    folder: str
+    tokenizer: str
+    model: Literal["CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"]
+    config: dict[str, Any]
+    prefix: str
+    """Of its tensors in a single file."""
+    tokenizer_id: str
+    """Hub id of its tokenizer: the name of its folder in a tokenizer cache."""
+    pad: str | None = None
+    """The padding token, where it is not the end mark."""
+    option: str | None = None
+    """The field of [model] that names a separate file."""
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One family: all that differs from the others."""
+
+    name: str
+    title: str
+    part: Literal["unet", "transformer"]
+    model: Literal["UNet2DConditionModel", "SD3Transformer2DModel"]
+    config: dict[str, Any]
+    """Of the public denoiser, as diffusers' constructor takes it."""
+    vae: dict[str, Any]
+    """Of the public autoencoder."""
+    encoders: dict[str, Encoder]
+    """By the names of Kohya's files: ``te`` (SD 1.x, 2.x), or ``te1``, ``te2``, ``te3``."""
+    predictions: tuple[Prediction, ...]
+    """What models of this family predict."""
+    assumed: Prediction | None
+    """What a file that says nothing predicts; None where both are common and the user must say."""
+    in_file: Callable[[Shapes], bool]
+    """Whether the tensors of a denoiser in the public single-file layout are this family's."""
+    in_folder: Callable[[Mapping[str, Any]], bool]
+    """Whether the denoiser's configuration in a diffusers folder is this family's."""
+    encode: Callable[[Family, list[str]], Conditioning]
+    run: Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
+    """(denoiser, noisy, time, conditioning) -> output."""
+    check: Callable[[ModelOptions], list[str]]
+    """Notes on options that do nothing here; ValueError for those that the family does not have."""
+    multiple: int = 8
+    """Pixels that width and height must be a multiple of."""
+    resolution: int = 512
+    """Pixels per side that the public model is made for."""
+
+
+@dataclass
+class Family:
+    """A loaded model. Its modules are frozen, in evaluation mode, on the CPU; whoever trains moves and changes them."""
+
+    kind: Kind
+    options: ModelOptions
+    process: Process
+    denoiser: Any
+    vae: Any
+    text_encoders: dict[str, Any]
+    tokenizers: dict[str, Any]
+    files: Files
+    notes: list[str] = field(default_factory=list)
+    """What was found, assumed or ignored, in sentences for the log."""
+    truncated: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Text encoder -> caption -> tokens it did not read. See ``warnings``."""
+
+    scale: float = 1.0
+    """s of the latents z = s (E(x) - m)."""
+    shift: float = 0.0
+    """m of the latents."""
+
+    @property
+    def name(self) -> str:
+        return self.kind.name
+
+    @property
+    def channels(self) -> int:
+        """C of the latents."""
+        return self.vae.config.latent_channels
+
+    @property
+    def cell(self) -> int:
+        """Pixels per latent cell and side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What an adapter may sit on: ``unet`` (U-Net or MMDiT) and the text encoders."""
+        return {"unet": self.denoiser, **self.text_encoders}
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """[N, 3, H, W] in [-1, 1] -> scaled latents [N, C, h, w], float32: the mean of the posterior, z = s (E(x) - m).
+
+        One picture at a time and never under autocast, so a picture's latents depend on nothing else.
+        """
+        weight = next(self.vae.parameters())
+        with torch.autocast(weight.device.type, enabled=False):
+            means = [self.vae.encode(one.to(weight)).latent_dist.mode() for one in pixels.split(1)]
+        return self.scale * (_wide(torch.cat(means)) - self.shift)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents [N, C, h, w] -> pixels [N, 3, H, W], about [-1, 1], float32: D(z / s + m), one at a time."""
+        weight = next(self.vae.parameters())
+        with torch.autocast(weight.device.type, enabled=False):
+            z = latents.to(weight) / self.scale + self.shift
+            return _wide(torch.cat([self.vae.decode(one).sample for one in z.split(1)]))
+
+    def encode_text(self, captions: list[str]) -> Conditioning:
+        """What the denoiser hears of each caption, on the first encoder's device.
+
+        With gradient where encoders are trained. Captions longer than they read are cut, and counted in ``truncated``.
+        """
+        return self.kind.encode(self, captions)
+
+    def tokens(self, name: str, captions: list[str]) -> Tokens:
+        """The captions as one text encoder reads them; what it cannot read is counted."""
+        how, words = self.options, self.tokenizers[name]
+        if self.kind.encoders[name].model == "T5EncoderModel":
+            tokens = t5_tokens(words, captions, how.t5_max_tokens)
+        else:
+            tokens = clip_tokens(words, captions, how.max_tokens, how.weighted_captions)
+        for caption, cut in zip(captions, tokens.cut, strict=True):
+            if cut:
+                self.truncated.setdefault(name, {})[caption] = cut
+        return tokens
+
+    def predict(self, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's output [B, C, h, w] for noisy latents at levels [B], float32 (float64 for a float64 model)."""
+        dtype = _dtype(self.denoiser)
+        pooled = None if conditioning.pooled is None else conditioning.pooled.to(dtype)
+        text = replace(conditioning, hidden=conditioning.hidden.to(dtype), pooled=pooled)
+        return _wide(self.kind.run(self.denoiser, noisy.to(dtype), self.process.time(level), text))
+
+    def warnings(self) -> list[str]:
+        """One line per text encoder that could not read some captions whole; beside T5 the CLIPs may miss the rest."""
+        lines = []
+        for name, cut in self.truncated.items():
+            if "te3" in self.text_encoders and name != "te3":
+                continue
+            caption, most = max(cut.items(), key=lambda item: item[1])
+            some = f"{len(cut)} caption{'s are' if len(cut) > 1 else ' is'}"
+            lines.append(f"{some} longer than {name} reads; the worst loses {most} tokens: '{caption[:60]}'")
+        return lines
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Content hashes for cache keys: ``model``, ``vae`` (of latents) and ``text`` (of conditioning)."""
+        how = self.options
+        reading = (how.clip_skip, how.max_tokens, how.weighted_captions, how.t5_max_tokens, how.t5_mask, how.clip_mask)
+        words = [_spelling(self.tokenizers[name]) for name in self.text_encoders]
+        kinds = [f"{name} {_dtype(module)}" for name, module in self.text_encoders.items()]
+        return {
+            "model": self.files.digest("model"),
+            "vae": self.files.digest("vae", str(_dtype(self.vae)), str(self.scale), str(self.shift)),
+            "text": self.files.digest("text", self.name, str(reading), *kinds, *words),
+        }
+
+    def metadata(self) -> dict[str, str]:
+        """Names and hashes of the base model and of a separate autoencoder, as Kohya's ss_* entries."""
+        return self.files.metadata()
+
+    def to(self, device: torch.device | str) -> None:
+        """Move every module, except T5 where the options leave it on the CPU."""
+        stays = ("te3",) if self.options.t5_on_cpu else ()
+        for module in (self.denoiser, self.vae, *(m for name, m in self.text_encoders.items() if name not in stays)):
+            module.to(device)
+
+
+def _spelling(tokenizer: Any) -> str:
+    """All of a tokenizer but its momentary padding and truncation."""
+    held = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = {key: value for key, value in held.items() if key not in ("padding", "truncation")}
+    return json.dumps([kept, tokenizer.pad_token_id], sort_keys=True)
+
+
+def _wide(value: Tensor) -> Tensor:
+    """At least float32."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())

@@ -1,0 +1,343 @@
+"""From [model] to a ``Family``: find the files, tell what they are, check that against the options, read the parts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..noise import Prediction, Process, scaled_linear, zero_terminal_snr
+from ..registry import families
+from . import parts, words
+from .family import Encoder, Family, Kind
+from .options import ModelOptions
+from .sources import Checkpoint, Files, locate, open_file
+
+_SPOKEN: dict[str, Prediction] = {
+    "epsilon": "epsilon",
+    "v": "v",
+    "v_prediction": "v",
+    "sample": "sample",
+    "flow": "flow",
+}
+
+
+Source = Checkpoint | Path
+"""A single file, or a folder."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model turned out to be and where its parts lie, before any weight is read."""
+
+    kind: Kind
+    source: Source
+    process: Process
+    vae: Source
+    texts: dict[str, Source]
+    """Text encoder -> where it is read from."""
+    notes: list[str]
+
+
+def load(
+    options: ModelOptions,
+    dtype: torch.dtype = torch.float32,
+    vae_dtype: torch.dtype | None = None,
+    text_dtype: torch.dtype | None = None,
+) -> Family:
+    """The model of ``options``, frozen, on the CPU. The autoencoder is never float16, which overflows: float32 instead.
+
+    Raises ValueError, one line, for whatever is missing, damaged, of another kind, or contradicts the options.
+    """
+    found = identify(options)
+    kind, source = found.kind, found.source
+    if (vae_dtype or dtype) == torch.float16:
+        vae_dtype = torch.float32
+
+    def variant(place: Source) -> str | None:
+        return options.variant if place is source else None
+
+    with _quiet():
+        home = source.path if isinstance(source, Checkpoint) else source
+        tokenizers = {n: words.tokenizer(kind.encoders[n], home, options.tokenizer_cache_dir) for n in found.texts}
+        denoiser = parts.read_denoiser(source, kind, dtype, options.variant)
+        vae = parts.read_vae(found.vae, kind, vae_dtype or dtype, variant(found.vae))
+        encoders = {
+            name: parts.read_encoder(place, kind.encoders[name], text_dtype or dtype, variant(place))
+            for name, place in found.texts.items()
+        }
+    if vae.config.latent_channels != denoiser.config.in_channels:
+        raise ValueError(
+            f"model.vae: {options.vae or options.path} has {vae.config.latent_channels} latent channels, but the model "
+            f"{denoiser.config.in_channels}; name one of its own kind"
+        )
+    for name, encoder in encoders.items():
+        if len(tokenizers[name]) > encoder.config.vocab_size:
+            raise ValueError(
+                f"model.path: the tokenizer of {name} has {len(tokenizers[name])} words, its encoder "
+                f"{encoder.config.vocab_size}; put the model's own into {home / kind.encoders[name].tokenizer}"
+            )
+    for module in (denoiser, vae, *encoders.values()):
+        module.requires_grad_(False).eval()
+    read = {
+        "denoiser": parts.files(source, kind.part),
+        "vae": parts.files(found.vae, "vae"),
+        "text": [f for name, place in found.texts.items() for f in parts.files(place, kind.encoders[name].folder)],
+    }
+    files = Files(Path(options.path), read, Path(options.vae) if options.vae else None)
+    scale, shift = _latents(kind, source, vae)
+    return Family(
+        kind, options, found.process, denoiser, vae, encoders, tokenizers, files, found.notes, scale=scale, shift=shift
+    )
+
+
+def meta(name: str) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The public denoiser and text encoders of a family, on the meta device."""
+    return parts.meta(families[name].build())
+
+
+def identify(options: ModelOptions) -> Found:
+    """What ``options.path`` is: family, prediction, schedule, parts. Reads headers and configurations only."""
+    source = _place(options.path, "model.path", options)
+    if isinstance(source, Path):
+        kind, evidence = _folder_kind(source), _folder_evidence(source)
+    else:
+        kind, evidence = _file_kind(source), _file_evidence(source)
+    if options.family not in ("auto", kind.name):
+        raise ValueError(
+            f"model.family: {options.family}, but {options.path} is {kind.title} ({kind.name}); set that or 'auto'"
+        )
+    notes = [f"{options.path}: {kind.title}"]
+    process = _process(options, kind, evidence, notes)
+    notes += kind.check(options)
+    vae = source
+    if options.vae:
+        notes.append(f"autoencoder: {options.vae}")
+        vae = _place(options.vae, "model.vae")
+    parts.check_vae(vae, kind, "model.vae" if options.vae else "model.path")
+    texts = {name: _encoder_source(options, encoder, source, kind, notes) for name, encoder in kind.encoders.items()}
+    return Found(kind, source, process, vae, {name: place for name, place in texts.items() if place}, notes)
+
+
+def _place(named: str, where: str, options: ModelOptions | None = None) -> Source:
+    place = locate(named, where, options and options.revision, options and options.variant)
+    return place if place.is_dir() else open_file(place, where)
+
+
+# ------------------------------------------------------------------------------------------------------- what is it
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a source itself says of its noise process."""
+
+    prediction: Prediction | None
+    said_by: str
+    """Where it says so, or why it is in doubt."""
+    doubtful: bool
+    zero_snr: bool
+    alphas: torch.Tensor
+
+
+def _kinds() -> list[Kind]:
+    return [entry.build() for entry in families]
+
+
+def _file_kind(file: Checkpoint) -> Kind:
+    shapes = parts.net_shapes(file)
+    _refuse(file, shapes)
+    for kind in _kinds():
+        if kind.in_file(shapes):
+            return kind
+    known = ", ".join(kind.name for kind in _kinds())
+    raise ValueError(f"model.path: {file.path} is no model that is known here; give a checkpoint of {known}")
+
+
+_STRANGERS = (
+    (r"lora_(down|up|A|B)\b|hada_w1|lokr_w", "an adapter (LoRA), not a base model"),
+    (r"^(control_model\.|controlnet_)", "a ControlNet"),
+    (r"^(string_to_param|emb_params$)", "an embedding (textual inversion)"),
+    (r"^(model\.diffusion_model\.)?double_blocks\.", "a Flux-like model"),
+    (r"(^|\.)scaled_fp8$|\.scale_weight$", "a scaled 8-bit file made for inference only; use the fp16 or bf16 one"),
+    (r"^edm_mean$|^edm_vpred\.", "a model of the EDM noise process (such as Playground v2.5)"),
+)
+
+
+def _refuse(file: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError that names what the file is instead, where that is known."""
+    what = next((said for pattern, said in _STRANGERS if any(re.search(pattern, key) for key in file.shapes)), None)
+    channels = shapes.get("input_blocks.0.0.weight", (0, 4))[1]
+    if channels != 4:
+        what = "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
+    if shapes.get("label_emb.0.0.weight", (0, 0))[1] == 2560:
+        what = "the SDXL refiner, which is no base"
+    if not any(key.startswith(("input_blocks.", "joint_blocks.")) for key in shapes) and what is None:
+        if any(key.endswith("decoder.conv_in.weight") for key in file.shapes):
+            what = "an autoencoder (VAE) alone"
+        elif any("text_model." in key or key.startswith("encoder.block.") for key in file.shapes):
+            what = "a text encoder alone"
+    if what:
+        raise ValueError(
+            f"model.path: {file.path} is {what}; give a text-to-image checkpoint of SD 1.x, 2.x, SDXL or SD3"
+        )
+
+
+def _folder_kind(folder: Path) -> Kind:
+    net = next((p for p in ("unet", "transformer") if (folder / p / "config.json").is_file()), None)
+    if net is None:
+        held = sorted(f.name for f in folder.glob("*.safetensors"))
+        hint = (
+            f"name one of its files ({', '.join(held[:3])})" if held else "name a checkpoint file or a diffusers folder"
+        )
+        raise ValueError(f"model.path: {folder} is no diffusers folder (no unet or transformer in it); {hint}")
+    config = {"_class_name": "UNet2DConditionModel", **_json(folder / net / "config.json")}
+    channels = config.get("in_channels", 4 if net == "unet" else 16)
+    if net == "unet" and channels != 4:
+        what = "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
+        raise ValueError(f"model.path: {folder} is {what}; give a text-to-image model")
+    for kind in _kinds():
+        if kind.part == net and kind.in_folder(config):
+            return kind
+    known = ", ".join(kind.name for kind in _kinds())
+    raise ValueError(f"model.path: {folder} is a {config['_class_name']}, which is not known here; there is {known}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path: {path} cannot be read ({error}); download it again") from None
+
+
+def _file_evidence(file: Checkpoint) -> Evidence:
+    told = file.metadata.get("modelspec.prediction_type", "")
+    zero, name = "ztsnr" in file.shapes, file.path.stem
+    prediction, said_by, doubtful = _SPOKEN.get(told), "its modelspec.prediction_type", False
+    if "v_pred" in file.shapes:
+        prediction, said_by = "v", "its 'v_pred' key"
+    elif prediction is None and re.search(r"v[-_ ]?pred", name, re.IGNORECASE):
+        said_by, doubtful = "its name speaks of v-prediction, but nothing in it does", True
+    return Evidence(prediction, said_by, doubtful, zero, scaled_linear())
+
+
+def _folder_evidence(folder: Path) -> Evidence:
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = _json(path) if path.is_file() else {}
+    if config.get("_class_name", "").startswith("FlowMatch"):
+        return Evidence("flow", "its scheduler_config.json", False, False, scaled_linear())
+    if config.get("beta_schedule", "scaled_linear") != "scaled_linear" or config.get("trained_betas"):
+        raise ValueError(
+            f"model.path: {path} has beta_schedule {config.get('beta_schedule')}; only scaled_linear is known"
+        )
+    alphas = scaled_linear(
+        config.get("beta_start", 0.00085), config.get("beta_end", 0.012), config.get("num_train_timesteps", 1000)
+    )
+    zero = bool(config.get("rescale_betas_zero_snr"))
+    told = _SPOKEN.get(config.get("prediction_type", ""))
+    return Evidence(told, "its scheduler_config.json", False, zero, alphas)
+
+
+def _process(options: ModelOptions, kind: Kind, evidence: Evidence, notes: list[str]) -> Process:
+    prediction = _prediction(options, kind, evidence, notes)
+    if prediction == "flow":
+        return Process("flow")
+    zero = options.zero_terminal_snr if options.zero_terminal_snr is not None else evidence.zero_snr
+    if zero and prediction == "epsilon":
+        raise ValueError(
+            "model.zero_terminal_snr: the model predicts epsilon, which pure noise does not allow; set "
+            "prediction = 'v' if it is a v model, or zero_terminal_snr = false"
+        )
+    if zero:
+        notes.append("its schedule ends in pure noise (zero terminal SNR)")
+    return Process(prediction, zero_terminal_snr(evidence.alphas) if zero else evidence.alphas)
+
+
+def _prediction(options: ModelOptions, kind: Kind, evidence: Evidence, notes: list[str]) -> Prediction:
+    """The configured, the told or the usual prediction; ValueError when they contradict or nobody says."""
+    asked, told = options.prediction, evidence.prediction
+    if told and told not in kind.predictions:
+        raise ValueError(
+            f"model.path: {options.path} predicts {told} by {evidence.said_by}, which is not known for {kind.title}; "
+            "give another model"
+        )
+    if asked != "auto":
+        if asked not in kind.predictions:
+            raise ValueError(
+                f"model.prediction: {asked}, but {kind.title} predicts {' or '.join(kind.predictions)}; set 'auto'"
+            )
+        if told and told != asked:
+            raise ValueError(
+                f"model.prediction: {asked}, but {options.path} predicts {told} by {evidence.said_by}; set 'auto'"
+            )
+        return asked
+    if told:
+        notes.append(f"it predicts {told} (by {evidence.said_by})")
+        return told
+    if evidence.doubtful or kind.assumed is None:
+        why = evidence.said_by if evidence.doubtful else "such files do not say what they predict"
+        raise ValueError(f"model.prediction: {options.path}: {why}; set prediction = 'v' or 'epsilon'")
+    notes.append(
+        f"it predicts {kind.assumed}" + (", as nothing in it says otherwise" if len(kind.predictions) > 1 else "")
+    )
+    return kind.assumed
+
+
+# ---------------------------------------------------------------------------------------------------------- its parts
+
+
+def _latents(kind: Kind, source: Source, vae: Any) -> tuple[float, float]:
+    """(s, m) that the denoiser was trained with: of the base model, whichever autoencoder is used."""
+    if isinstance(source, Checkpoint):
+        return kind.vae["scaling_factor"], kind.vae.get("shift_factor") or 0.0
+    config = source / "vae" / "config.json"
+    own = _json(config) if config.is_file() else dict(vae.config)
+    return own.get("scaling_factor", 0.18215), own.get("shift_factor") or 0.0
+
+
+def _encoder_source(
+    options: ModelOptions, encoder: Encoder, source: Source, kind: Kind, notes: list[str]
+) -> Source | None:
+    """Where a text encoder is read from; None for an optional one that is missing or not wanted."""
+    if encoder.optional and not options.use_t5:
+        notes.append("T5 is not used; the model hears zeros in its place")
+        return None
+    if encoder.option and (named := getattr(options, encoder.option)):
+        notes.append(f"{encoder.folder}: {named}")
+        return _place(named, f"model.{encoder.option}")
+    if isinstance(source, Path):
+        inside = (source / encoder.folder / "config.json").is_file()
+    else:
+        inside = source.has(encoder.prefix)
+    if inside:
+        return source
+    if encoder.optional:
+        notes.append(f"there is no T5 in {options.path}; the model hears zeros in its place (model.t5 names a file)")
+        return None
+    where = f"name its file in model.{encoder.option}" if encoder.option else "use a checkpoint that holds it"
+    raise ValueError(f"model.path: {options.path} holds no {encoder.folder} ({kind.title} needs it); {where}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries' progress bars and advice are off while a model is read; what is wrong is told by ValueErrors."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    logs = (diffusers_log, transformers_log)
+    before = [log.get_verbosity() for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, verbosity in zip(logs, before, strict=True):
+            log.set_verbosity(verbosity)
+            log.enable_progress_bar()

@@ -1,0 +1,84 @@
+"""Stable Diffusion XL (arXiv 2307.01952): a U-Net on two CLIP encoders, the pooled text and the picture's sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registry import families
+from ..types import Conditioning
+from .family import Encoder, Family, Kind, Shapes
+from .options import ModelOptions
+from .sd15 import CLIP_L, VAE, refuse_sd3
+from .text import clip_states
+
+UNET = {
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "layers_per_block": 2, "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+CLIP_G = CLIP_L | {
+    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+    "hidden_act": "gelu", "projection_dim": 1280,
+}  # fmt: skip
+CLIP_G_ID = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
+
+
+def encode(family: Family, captions: list[str]) -> Conditioning:
+    """The layers before the last of both encoders side by side, without final norm; the second one's pooled text."""
+    first, _ = clip_states(family.text_encoders["te1"], family.tokens("te1", captions), 2, normed=False)
+    second, pooled = clip_states(family.text_encoders["te2"], family.tokens("te2", captions), 2, normed=False)
+    assert pooled is not None
+    return Conditioning(torch.cat([first, second.to(first)], -1), pooled.to(first))
+
+
+def run(denoiser: Any, noisy: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+    assert conditioning.pooled is not None
+    size = conditioning.size
+    if size is None:  # a picture made for its own size, uncropped
+        height, width = (8 * side for side in noisy.shape[-2:])
+        size = noisy.new_tensor([[height, width, 0, 0, height, width]]).expand(len(noisy), -1)
+    added = {"text_embeds": conditioning.pooled, "time_ids": size.to(noisy)}
+    return denoiser(noisy, time, encoder_hidden_states=conditioning.hidden, added_cond_kwargs=added).sample
+
+
+def penultimate(options: ModelOptions, name: str) -> list[str]:
+    """A note on ``clip_skip`` where the family always reads the layer before the last."""
+    if options.clip_skip is None or options.clip_skip == 2:
+        return []
+    if options.clip_skip == 1:
+        return [f"clip_skip = 1 has no effect: {name} always reads CLIP's layer before the last"]
+    raise ValueError(f"model.clip_skip: {name} always reads CLIP's layer before the last; remove clip_skip, or set 2")
+
+
+def _check(options: ModelOptions) -> list[str]:
+    refuse_sd3(options, "SDXL")
+    return penultimate(options, "SDXL")
+
+
+def _in_file(shapes: Shapes) -> bool:
+    return shapes.get("label_emb.0.0.weight", (0, 0))[1] == 2816
+
+
+SDXL = Kind(
+    name="sdxl", title="Stable Diffusion XL", part="unet", model="UNet2DConditionModel", config=UNET,
+    vae=VAE | {"scaling_factor": 0.13025, "sample_size": 1024},
+    encoders={
+        "te1": Encoder("text_encoder", "tokenizer", "CLIPTextModel", CLIP_L, "conditioner.embedders.0.transformer.",
+                       "openai/clip-vit-large-patch14", option="clip_l"),
+        "te2": Encoder("text_encoder_2", "tokenizer_2", "CLIPTextModelWithProjection", CLIP_G,
+                       "conditioner.embedders.1.model.", CLIP_G_ID, pad="!", option="clip_g"),
+    },
+    predictions=("epsilon", "v", "sample"), assumed="epsilon", in_file=_in_file,
+    in_folder=lambda config: config.get("addition_embed_type") == "text_time",
+    encode=encode, run=run, check=_check, resolution=1024,
+)  # fmt: skip
+
+
+@families.register("sdxl", ModelOptions)
+def sdxl() -> Kind:
+    return SDXL

@@ -1,0 +1,80 @@
+"""Files that are written whole or not at all. Standard library only."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_WINDOWS_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
+
+
+class NotWritten(OSError, ValueError):
+    """A file could not be written: one line for people. ``errno`` is the system's."""
+
+    def __init__(self, path: Path, code: int | None):
+        reason = os.strerror(code).lower() if code else "the system gave no reason"
+        remedy = "free some space there" if code in _FULL else "choose a folder that can be written to"
+        super().__init__(f"{path}: it cannot be written ({reason}); {remedy}. What was there before is untouched")
+        self.errno = code
+
+
+def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], object], *, durable: bool = True) -> None:
+    """Write beside ``path`` and rename: a reader, a crash or a full disk meets the old file or the new one.
+
+    ``content`` is the bytes, a text (written as UTF-8), or a function that writes the file whose path it is given.
+    With ``durable`` the file survives a power cut too; without, only the death of this process. Raises NotWritten
+    (an OSError and a ValueError); the file aside is removed whatever happens.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if callable(content):
+            content(aside)
+        else:
+            aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        if durable:
+            with aside.open("r+b") as file:
+                os.fsync(file.fileno())
+        _replace(aside, path)
+    except BaseException as error:
+        with suppress(OSError):
+            aside.unlink()
+        # Writers in Rust, such as safetensors, raise classes of their own for what the system said.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError):
+            raise NotWritten(path, error.errno) from error
+        if told:
+            raise NotWritten(path, int(told[1])) from error
+        raise
+    if durable and os.name != "nt":
+        folder = os.open(path.parent, os.O_RDONLY)
+        with suppress(OSError):  # some network file systems cannot
+            os.fsync(folder)
+        os.close(folder)
+
+
+def _replace(aside: Path, path: Path) -> None:
+    """Rename, patient on Windows, where it fails for as long as somebody reads the old file."""
+    for wait in _WINDOWS_WAITS if os.name == "nt" else ():
+        try:
+            aside.replace(path)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    aside.replace(path)
+
+
+def sweep(folder: str | Path) -> int:
+    """Remove what a killed ``write_atomic`` left below a folder that nobody writes to now; how many files."""
+    leftovers = [p for p in Path(folder).rglob(".*.tmp") if _ASIDE.fullmatch(p.name)]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)

@@ -1,0 +1,28 @@
+"""Focal frequency loss on the network's output (arXiv 2012.12821): the frequencies that are furthest off count most."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from ..registry import losses, option
+from ..types import Loss, Step
+from .distances import Distance, focal_frequency
+from .term import LossParts, TermOptions, mask_at, residual
+
+
+class FocalFrequencyOptions(TermOptions):
+    alpha: float = option(1.0, label="Focus", ge=0)
+    """How much more the worst frequencies count; 0 is the plain squared error."""
+
+
+@losses.register("focal_frequency", FocalFrequencyOptions)
+def build(options: FocalFrequencyOptions, parts: LossParts) -> Loss:
+    distance = Distance(2, partial(focal_frequency, alpha=options.alpha))
+
+    def loss(step: Step) -> Tensor:
+        d = residual(step)
+        return distance(d, mask_at(step.batch.mask, d.shape[-2:], d))
+
+    return loss

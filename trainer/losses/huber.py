@@ -1,0 +1,51 @@
+"""Pseudo-Huber error: the square near zero, the absolute value far from it, with kohya's scaling and schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..noise import Process
+from ..registry import losses, option
+from ..types import Loss, Step
+from .term import LossParts, TermOptions, mean, residual
+
+
+class HuberOptions(TermOptions):
+    c: float = option(0.1, kohya="huber_c", label="Huber c", gt=0)
+    """Errors well below c count squared, errors well above it count linearly."""
+    schedule: Literal["constant", "exponential", "snr"] = option("snr", kohya="huber_schedule", label="Huber schedule")
+    """How c changes with noise: not at all, or from 1 down to c, exponentially or by the noise's sigma (snr)."""
+    scale: float = option(1.0, kohya="huber_scale", label="Huber scale", gt=0)
+    """Multiplies c in the schedules `constant` and `exponential`."""
+
+
+def threshold(level: Tensor, process: Process, options: HuberOptions) -> Tensor:
+    """[B] float64: the c of each row. For a flow the timestep is 1000 sigma, and SD's sigma is s / a."""
+    match options.schedule:
+        case "constant":
+            return torch.full_like(level, options.c * options.scale, dtype=torch.float64)
+        case "exponential":
+            return torch.exp(math.log(options.c) / process.steps * process.time(level).double()) * options.scale
+        case "snr":
+            a, s = process.scales(level)
+            return (1 - options.c) * (a / (a + s)) ** 2 + options.c  # (1 - c) / (1 + s / a)^2 + c
+
+
+def pseudo_huber(d: Tensor, c: Tensor) -> Tensor:
+    """sqrt(d^2 + c^2) - c without its cancellation; c is [B]."""
+    c = c.to(d).reshape(-1, *[1] * (d.ndim - 1))
+    return d**2 / ((d**2 + c**2).sqrt() + c)
+
+
+@losses.register("huber", HuberOptions)
+def build(options: HuberOptions, parts: LossParts) -> Loss:
+    def loss(step: Step) -> Tensor:
+        c = threshold(step.draw.level, step.process, options)
+        errors = mean(pseudo_huber(residual(step), c), step.batch.mask)
+        return 2 * c.to(errors) * errors
+
+    return loss

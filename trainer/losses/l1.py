@@ -1,0 +1,16 @@
+"""Absolute error of the network's output: less drawn to outliers than the square."""
+
+from __future__ import annotations
+
+from ..registry import losses
+from ..types import Loss
+from .term import LossParts, TermOptions, mean, residual
+
+
+class L1Options(TermOptions):
+    pass
+
+
+@losses.register("l1", L1Options)
+def build(options: L1Options, parts: LossParts) -> Loss:
+    return lambda step: mean(residual(step).abs(), step.batch.mask)

@@ -1,0 +1,197 @@
+"""[loss.pixel]: the error as it looks in the picture, through the frozen decoder.
+
+Every mode decodes a true latent z and z + c (out - target), where c follows from the parameterisation:
+
+mixed     z = z_t, and z_t rebuilt from the true z0 and the predicted noise: the paper's loss (arXiv 2409.17565, eq. 2)
+x0        z = z0 and the clean latents that the output implies
+anchored  z = z0 disturbed exactly as in mixed: the decoder sees a nearly clean latent
+stepped   z = the latents a little less noisy, against a deterministic (DDIM or Euler) step of the output to there
+
+With both the predicted data *and* the predicted noise the rebuilt latent would be z_t itself whatever the output is,
+and there would be no gradient at all; that is why ``mixed`` takes the true z0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from ..noise import Process
+from ..registry import PathStr, losses, option
+from ..types import Loss, Step
+from .decode import Decoder, Plan, View, held, tiny_decoder
+from .distances import DISTANCES
+from .term import LossParts, TermOptions, Weight, mask_at, residual, wide
+
+Mode = Literal["mixed", "x0", "anchored", "stepped"]
+Compare = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Predicted pixels, true pixels [n, 3, H, W], mask [n, 1, H, W] or None -> [n]."""
+
+WHOLE = 768 * 768
+"""Pixels up to which ``decode = "auto"`` decodes whole pictures; above, a middle crop saves much of the memory."""
+
+
+class DecodeOptions(TermOptions):
+    decodes: ClassVar[bool] = True
+
+    decode: Literal["auto", "full", "window", "midcrop", "tiny"] = option("auto", label="Decode plan")
+    """How much is decoded. full: the picture. midcrop: a random window, with the middle block seeing everything.
+    window: a random window alone, cheapest but biased. tiny: a small decoder. auto: full to 768 x 768, else midcrop."""
+    window: int = option(256, label="Window size", ge=64, multiple_of=8)
+    """Side of the window of `window` and `midcrop`, in pixels; the same for prediction and target."""
+    halo: int = option(64, label="Window's halo", ge=0, multiple_of=8)
+    """Pixels around the window of plan `window` that are decoded and not scored. `midcrop` computes its own."""
+    crop_norms: Literal["own", "full"] = option("own", label="Norms of a crop")
+    """Group norms of `midcrop` use the crop's own statistics, or those of a full decode of the target (slower)."""
+    decode_batch: int = option(1, label="Pictures decoded at once", ge=1)
+    """Pictures decoded at once by plan `full`: more is faster on small pictures and takes more memory."""
+    tiny: PathStr | None = option(None, label="Tiny autoencoder")
+    """Folder of a diffusers AutoencoderTiny made for this family's latents, for plan `tiny`."""
+
+    def warnings(self) -> list[str]:
+        said = []
+        if self.decode == "tiny":
+            said.append(
+                "decode: 'tiny' invents fine detail and gives no gradient to latents beyond about 6; look closely"
+            )
+        if self.decode == "window":
+            said.append("decode: 'window' is biased, its norms and attention see only the window; 'midcrop' is closer")
+        return said
+
+
+class PixelOptions(DecodeOptions):
+    weight: Weight | Literal["auto"] = option("auto", label="Weight")
+    """What this term is multiplied by. `auto` keeps it as large as the latent terms, times `auto_ratio`."""
+    mode: Mode = option("mixed", label="Mode")
+    """Which latents are decoded: the paper's noisy ones (mixed), the implied clean ones (x0), clean ones disturbed as
+    in mixed (anchored), or slightly less noisy ones (stepped)."""
+    distance: Literal["l2", "l1", "charbonnier", "gradient", "laplacian", "haar", "focal_frequency"] = option(
+        "l2", label="Distance"
+    )
+    """How two decoded pictures are compared. Others than `l2` make sense in the modes x0 and anchored."""
+    gain_norm: bool = option(False, label="Even out noise levels")
+    """Divide by how strongly the mode weighs a noise level (at most 100 times), so that each level counts alike."""
+    step_min: float = option(0.02, label="Smallest step", ge=0, le=1)
+    """Mode stepped: the smallest step towards the clean picture, as a share of the schedule."""
+    step_max: float = option(0.05, label="Largest step", gt=0, le=1)
+    """Mode stepped: the largest step towards the clean picture, as a share of the schedule."""
+
+    @model_validator(mode="after")
+    def _steps(self) -> PixelOptions:
+        if self.step_min > self.step_max:
+            raise ValueError(f"step_min: {self.step_min} is above step_max {self.step_max}; lower it")
+        return self
+
+    def warnings(self) -> list[str]:
+        said = super().warnings()
+        if self.distance != "l2" and self.mode in ("mixed", "stepped"):
+            said.append(
+                f"distance: '{self.distance}' compares the texture of noise in mode '{self.mode}', which decodes noisy "
+                "latents; use l2 there, or mode 'anchored' or 'x0'"
+            )
+        if self.mode == "x0" and not self.gain_norm and self.max_level > 0.4:
+            said.append(
+                "mode: 'x0' weighs the noisiest steps up to 200 times on epsilon models and blurs; set max_level = 0.3 "
+                "or gain_norm = true"
+            )
+        return said
+
+
+def coefficient(process: Process, level: Tensor, mode: Mode, to: Tensor | None = None) -> Tensor:
+    """[B] float64: c of the decoded residual c (out - target). ``to``: the (a, s) [2, B] where ``stepped`` arrives."""
+    sign = 1 if process.prediction == "sample" else -1
+    if mode == "x0":
+        return sign * process.gain(level, "x0")
+    if mode == "stepped":
+        assert to is not None
+        return to[0] * sign * process.gain(level, "x0") - to[1] * sign * process.gain(level, "epsilon")
+    return -sign * process.gain(level, "mixed")
+
+
+def arrival(process: Process, level: Tensor, jump: Tensor, reach: tuple[float, float]) -> Tensor:
+    """[2, B] float64: amplitudes of data and noise after the step of mode ``stepped``; below the schedule: clean."""
+    size = reach[0] + jump.double() * (reach[1] - reach[0])
+    if process.is_flow:
+        sigma = (level.double() - size).clamp(min=0)
+        return torch.stack([1 - sigma, sigma])
+    at = (level.double() - size * process.steps).round()
+    a, s = process.scales(at.clamp(min=0))
+    clean = at < 0
+    return torch.stack([a.masked_fill(clean, 1.0), s.masked_fill(clean, 0.0)])
+
+
+def latents(step: Step, mode: Mode, reach: tuple[float, float] = (0.02, 0.05)) -> tuple[Tensor, Tensor, Tensor]:
+    """(predicted, true) latents to decode, wide, and c [B]. Equal exactly where output and target are."""
+    level, clean, noise = step.draw.level, wide(step.clean), wide(step.draw.noise)
+    to = arrival(step.process, level, step.draw.jump, reach) if mode == "stepped" else None
+    c = coefficient(step.process, level, mode, to)
+    if mode == "mixed":
+        true = step.process.noisy(clean, noise, level)
+    elif to is not None:
+        a, s = (scale.to(clean).reshape(-1, 1, 1, 1) for scale in to)
+        true = a * clean + s * noise
+    else:
+        true = clean
+    d = residual(step)
+    return true + c.to(d).reshape(-1, 1, 1, 1) * d, true, c
+
+
+def plan_for(options: DecodeOptions, decoder: Decoder, h: int, w: int) -> Plan:
+    """The plan for latents of h x w cells."""
+    kind = {"tiny": "full"}.get(options.decode, options.decode)
+    if kind == "auto":
+        kind = "midcrop" if decoder.by_parts and h * w * decoder.factor**2 > WHOLE else "full"
+    f = decoder.factor
+    return Plan(kind, options.window // f, None if kind == "midcrop" else options.halo // f, options.crop_norms)
+
+
+def ready(name: str, options: DecodeOptions, parts: LossParts) -> Decoder:
+    """The decoder that the options ask for."""
+    decoder = parts.decoder
+    if decoder is None:
+        raise ValueError(f"loss.{name}: it decodes latents, but there is no autoencoder; give [model] one that has it")
+    if options.decode == "tiny":
+        if options.tiny is None:
+            raise ValueError(f"loss.{name}.tiny: plan 'tiny' needs a tiny autoencoder; give the folder of one")
+        weight = next(decoder.vae.parameters())
+        return tiny_decoder(options.tiny, weight.device, weight.dtype)
+    if options.decode == "midcrop" and not decoder.by_parts:
+        raise ValueError(f"loss.{name}.decode: midcrop needs an AutoencoderKL with plain up-blocks; use full or window")
+    return decoder
+
+
+def compared(
+    predicted: Tensor, true: Tensor, step: Step, options: DecodeOptions, decoder: Decoder, compare: Compare
+) -> Tensor:
+    """[B]: ``compare`` over the decoded latents, by the plan of the options, one sample (or a few) at a time."""
+    plan = plan_for(options, decoder, *true.shape[-2:])
+    whole = tuple(side * decoder.factor for side in true.shape[-2:])
+    mask = mask_at(step.batch.mask, whole, true)
+
+    def evaluate(z: Tensor, rows: Tensor) -> Tensor:
+        rows = rows.to(true.device)
+        view: View = plan.view(decoder, true[rows], step.draw.window[rows.to(step.draw.window.device)])
+        with torch.no_grad():
+            target = view.decode(true[rows])
+        return compare(view.decode(z), target, None if mask is None else mask[rows][..., view.rows, view.columns])
+
+    return held(predicted, evaluate, options.decode_batch if plan.kind == "full" else 1)
+
+
+@losses.register("pixel", PixelOptions)
+def build(options: PixelOptions, parts: LossParts) -> Loss:
+    decoder = ready("pixel", options, parts)
+    distance, reach = DISTANCES[options.distance], (options.step_min, options.step_max)
+
+    def loss(step: Step) -> Tensor:
+        predicted, true, c = latents(step, options.mode, reach)
+        errors = compared(predicted, true, step, options, decoder, lambda p, t, mask: distance(p - t, mask))
+        if options.gain_norm:
+            errors = errors / (c**2).clamp(min=0.01).to(errors) ** (distance.degree / 2)
+        return errors
+
+    return loss

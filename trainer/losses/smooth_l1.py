@@ -1,0 +1,23 @@
+"""Smooth L1 as kohya has it: Huber's shape divided by c, so that its slope far from zero is 2 whatever c is."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..registry import losses
+from ..types import Loss, Step
+from .huber import HuberOptions, pseudo_huber, threshold
+from .term import LossParts, mean, residual
+
+
+class SmoothL1Options(HuberOptions):
+    pass
+
+
+@losses.register("smooth_l1", SmoothL1Options)
+def build(options: SmoothL1Options, parts: LossParts) -> Loss:
+    def loss(step: Step) -> Tensor:
+        c = threshold(step.draw.level, step.process, options)
+        return 2 * mean(pseudo_huber(residual(step), c), step.batch.mask)
+
+    return loss

@@ -1,0 +1,132 @@
+"""What every loss term has: a weight (a number, or balanced automatically), a probability per step, a gate of levels.
+
+A term is a loss with an objective. The step applies all three; a loss only measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from ..noise import Process
+from ..registry import Options, option
+from ..types import Draw, Loss, Objective, Step
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class TermOptions(Options):
+    decodes: ClassVar[bool] = False
+    """Whether the term looks through the autoencoder's decoder, and so needs one."""
+
+    weight: Weight | Literal["auto"] = option(1.0, label="Weight")
+    """What this term is multiplied by. `auto` keeps it as large as the terms that have a number, times `auto_ratio`."""
+    auto_ratio: float = option(1.0, label="Automatic weight's ratio", gt=0)
+    """With `weight = "auto"`: how large this term is beside the others; 1 is as large."""
+    probability: float = option(1.0, label="Share of steps", gt=0, le=1)
+    """Share of the samples that this term is computed for; the rest is saved and the weight raised to match."""
+    min_level: float = option(0.0, label="From noise level", ge=0, lt=1)
+    """The term counts from this share of the noise schedule on (0 is the clean picture)."""
+    max_level: float = option(1.0, label="Up to noise level", gt=0, le=1)
+    """The term counts below this share of the noise schedule (1 is pure noise); 0.2 is timesteps below 200."""
+
+    @model_validator(mode="after")
+    def _gate(self) -> TermOptions:
+        if self.min_level >= self.max_level:
+            raise ValueError(f"min_level: {self.min_level} is not below max_level {self.max_level}; lower it")
+        return self
+
+    def warnings(self) -> list[str]:
+        """What is allowed but seldom wise, a line each."""
+        return []
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """What a loss may be built from."""
+
+    process: Process
+    decoder: Any = None
+    """A ``decode.Decoder``; needed by terms whose options say ``decodes``."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss, the objective that judges its errors, and when and how much it counts."""
+
+    name: str
+    loss: Loss
+    objective: Objective
+    options: TermOptions
+
+    def active(self, draw: Draw, process: Process) -> Tensor:
+        """[B] bool: the rows that this term counts for. A pair shares its draw, so it is never split."""
+        o = self.options
+        place = draw.level / (1 if process.is_flow else process.steps)
+        gate = (place >= o.min_level) & ((place < o.max_level) | (o.max_level == 1))
+        return gate & (draw.coin < o.probability)
+
+
+class Balance:
+    """Automatic weights: ratio * mean of the weighted terms with a number / mean of this term, both running means.
+
+    It formalises how the pixel-space paper chose lambda = 8 "to balance magnitudes" (arXiv 2409.17565, section 4),
+    which depends on the model. Weights are plain numbers, 0 until both are measured; ``state`` is saved with the run.
+    """
+
+    def __init__(self, terms: Iterable[Term], decay: float = 0.99):
+        self.options = {term.name: term.options for term in terms}
+        self.decay = decay
+        self.state: dict[str, float] = {}
+        if self.options and all(o.weight == "auto" for o in self.options.values()):
+            names = ", ".join(f"loss.{name}.weight" for name in self.options)
+            raise ValueError(f"{names}: auto balances against a term with a number; give one of them a number")
+
+    def weight(self, name: str) -> float:
+        own = self.options[name]
+        if own.weight != "auto":
+            return own.weight
+        size = self._mean(name)
+        others = [o.weight * self._mean(n) for n, o in self.options.items() if o.weight != "auto"]
+        return own.auto_ratio * sum(others) / size if size > 0 else 0.0
+
+    def update(self, sums: dict[str, float], counts: dict[str, int]) -> None:
+        """Once per optimizer step: sum and number of each term's values, over all ranks. Used from the next step on."""
+        for name, count in counts.items():
+            value = sums[name] / count if count else float("nan")
+            if value - value == 0:  # finite
+                for key, new in ((f"{name}.sum", value), (f"{name}.weight", 1.0)):
+                    self.state[key] = self.decay * self.state.get(key, 0.0) + (1 - self.decay) * new
+
+    def _mean(self, name: str) -> float:
+        weight = self.state.get(f"{name}.weight", 0.0)
+        return self.state[f"{name}.sum"] / weight if weight else 0.0
+
+
+def wide(x: Tensor) -> Tensor:
+    """float32, or float64 where it is that already: errors are never computed in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def residual(step: Step) -> Tensor:
+    """[B, C, h, w] output minus target."""
+    return wide(step.out) - wide(step.target)
+
+
+def mask_at(mask: Tensor | None, size: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor | None:
+    """[B, 1, H, W] -> [B, 1, *size] by area."""
+    if mask is None:
+        return None
+    return functional.interpolate(mask.to(like), tuple(size), mode="area")
+
+
+def mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, C, h, w] -> [B]: times the mask, then the mean over all of it (not over the mask's area, as kohya)."""
+    small = mask_at(mask, values.shape[-2:], values)
+    return (values if small is None else values * small).flatten(1).mean(1)

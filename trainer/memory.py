@@ -1,0 +1,130 @@
+"""Which device, which precision, which attention; and how much memory it took."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .registry import Options, option
+
+
+class MemoryOptions(Options):
+    attention: Literal["auto", "xformers", "sdpa"] = option("auto", kohya="xformers", label="Attention")
+    """``auto`` takes xformers where it has a kernel for this device and torch's SDPA otherwise; the log says which."""
+    gradient_checkpointing: bool = option(False, kohya="gradient_checkpointing", label="Gradient checkpointing")
+    """Recompute activations in the backward pass: about a third slower, a fraction of the memory, the same numbers."""
+
+    one_by_one: bool = option(False, label="Pictures one by one")
+    """Send the rows of a micro-batch (both pictures of a pair) through the network one after the other: the activations
+    of one picture at a time, for one more forward pass each, with the same gradients."""
+
+
+def choose_device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ValueError(f"run.device: '{wanted}' is no device; use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "run.device: torch finds no CUDA card here; use device = 'auto', or run `python install.py doctor`"
+        )
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of frozen weights and arithmetic. ValueError where the device cannot do it."""
+    if wanted == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.float32
+    if wanted == "fp16" and device.type == "cpu":
+        raise ValueError("run.precision: fp16 does not train on a CPU; use bf16 or fp32")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}[wanted]
+
+
+def choose_attention(device: torch.device, wanted: str = "auto") -> tuple[str, str]:
+    """("xformers" or "sdpa", why), by running a tiny attention with gradient on the device."""
+    if wanted == "sdpa":
+        return "sdpa", "SDPA (as configured)"
+    try:
+        xformers = importlib.import_module("xformers")
+        attention = importlib.import_module("xformers.ops").memory_efficient_attention
+        q = torch.randn(1, 16, 1, 8, device=device, dtype=torch.float32 if device.type == "cpu" else torch.float16)
+        q.requires_grad_()
+        attention(q, q, q).sum().backward()
+        return "xformers", f"xformers {xformers.__version__}"
+    except ImportError:
+        why = "SDPA (xformers is not installed)"
+    except (NotImplementedError, RuntimeError, AttributeError, OSError):
+        version = getattr(sys.modules.get("xformers"), "__version__", "")
+        why = (
+            f"SDPA (xformers {version} has no kernel for {'a CPU' if device.type == 'cpu' else 'this torch and card'})"
+        )
+    if wanted == "xformers":
+        why += ", though xformers was asked for"
+    return "sdpa", why
+
+
+def use_attention(denoiser: Any, name: str) -> None:
+    """Set the denoiser's attention. Diffusers' default processor is SDPA."""
+    if name == "xformers":
+        denoiser.enable_xformers_memory_efficient_attention()
+
+
+def checkpoint_activations(module: nn.Module) -> None:
+    diffusers = hasattr(module, "enable_gradient_checkpointing")
+    getattr(module, "enable_gradient_checkpointing" if diffusers else "gradient_checkpointing_enable")()
+
+
+def used_gb(device: torch.device) -> float:
+    """GiB in use now: reserved on a card, resident in memory on a CPU (its peak so far)."""
+    return torch.cuda.memory_reserved(device) / 2**30 if device.type == "cuda" else peak_gb(device)
+
+
+def wait(device: torch.device) -> None:
+    """Until the card has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gb(device: torch.device) -> float:
+    """GiB: reserved on the card at most; on a CPU the largest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    if sys.platform == "win32":
+        return _windows_peak() / 2**30
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _windows_peak() -> int:
+    import ctypes
+    from ctypes import wintypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [
+            ("cb", wintypes.DWORD),
+            ("PageFaultCount", wintypes.DWORD),
+            ("PeakWorkingSetSize", ctypes.c_size_t),
+            *[(f"field{i}", ctypes.c_size_t) for i in range(7)],
+        ]
+
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    windll = ctypes.windll  # pyright: ignore[reportAttributeAccessIssue]
+    windll.psapi.GetProcessMemoryInfo(windll.kernel32.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
+    return int(counters.PeakWorkingSetSize)

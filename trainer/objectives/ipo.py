@@ -1,0 +1,42 @@
+"""IPO (arXiv 2310.12036, eq. 17) on denoising errors: the margin over the reference should reach 1 / (2 tau)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from ..registry import objectives, option
+from ..types import Step, Verdict
+from .common import ObjectiveParts, ReferenceOptions, SftAnchor, against, weighted
+
+
+class IpoOptions(ReferenceOptions, SftAnchor):
+    kind: Literal["ipo"] = "ipo"
+    """Preference pairs against a reference, with a target margin."""
+    tau: float = option(250.0, label="Tau", gt=0)
+    """The margin aimed at is 1 / (2 tau), in units of the error. Errors change by about 0.001, so 100 to 500."""
+
+
+class Ipo:
+    needs_reference = True
+    paired = True
+
+    def __init__(self, options: IpoOptions):
+        self.options = options
+        self.state: dict[str, float] = {}
+
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
+        winner, loser, error, metrics = against(errors, reference, step)
+        aim = 1 / (2 * self.options.tau)
+        values = (-(winner - loser) - aim) ** 2 + self.options.sft_weight * error
+        metrics["saturated"] = ((loser - winner).detach() > aim).float()
+        return weighted(values, step, metrics)
+
+    def update(self, sums: dict[str, float], count: int) -> None:
+        """Nothing adapts."""
+
+
+@objectives.register("ipo", IpoOptions)
+def build(options: IpoOptions, parts: ObjectiveParts) -> Ipo:
+    return Ipo(options)

@@ -1,0 +1,71 @@
+"""Diffusion-KTO (arXiv 2404.04465, sigmoid utility): thumbs up and down on single pictures, no pairs needed.
+
+With g = reference error - error, a picture's value is weight * (1 - sigmoid(y beta (g - KL))), y = 1 for liked and -1
+for disliked. KL = max(0, mean g) is a number: the running mean over past steps and all processes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..registry import objectives, option
+from ..types import Step, Verdict
+from .common import SATURATED, ObjectiveParts, ReferenceOptions, average, averaged
+
+SIDES = {"liked": 1, "winner": 1, "disliked": -1, "loser": -1}
+
+
+class KtoOptions(ReferenceOptions):
+    kind: Literal["kto"] = "kto"
+    """Liked and disliked pictures against a reference."""
+    beta: float = option(1000.0, label="Beta", gt=0)
+    """How closely the reference is kept to; larger is closer."""
+    liked_weight: float = option(1.0, label="Weight of liked", ge=0)
+    """What liked pictures count. Raise it when they are few."""
+    disliked_weight: float = option(1.0, label="Weight of disliked", ge=0)
+    """What disliked pictures count. Raise it when they are few."""
+
+
+class Kto:
+    needs_reference = True
+    paired = False
+
+    def __init__(self, options: KtoOptions):
+        self.options = options
+        self.state: dict[str, float] = {}
+
+    @property
+    def kl(self) -> float:
+        return max(0.0, averaged(self.state, "reward") or 0.0)
+
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
+        assert reference is not None, "this objective needs the reference's errors"
+        rows = step.batch.rows
+        if not all(role in SIDES for role in rows.role):
+            raise ValueError("objective: kto learns from liked and disliked pictures; give [data] ratings or pairs")
+        side = torch.tensor([SIDES[role] for role in rows.role]).to(errors)
+        o, g = self.options, reference - errors
+        inside = side * o.beta * (g - self.kl)
+        weight = rows.weight.to(errors) * torch.where(side > 0, o.liked_weight, o.disliked_weight)
+        seen = inside.detach()
+        return Verdict(
+            weight * torch.sigmoid(-inside),
+            {
+                "accuracy": (seen > 0).float() + 0.5 * (seen == 0).float(),
+                "margin": seen,
+                "saturated": (seen > SATURATED).float(),
+                "reward": g.detach(),
+            },
+        )
+
+    def update(self, sums: dict[str, float], count: int) -> None:
+        if count:
+            average(self.state, "reward", sums["reward"] / count, 0.9)
+
+
+@objectives.register("kto", KtoOptions)
+def build(options: KtoOptions, parts: ObjectiveParts) -> Kto:
+    return Kto(options)

@@ -1,0 +1,54 @@
+"""MaPO (arXiv 2406.06424, by its released code): the winner's error, and a bounded margin without a reference.
+
+winner - mapo_weight * log sigmoid(T (phi(winner / 2) - phi(loser / 2))) with phi(a) = a / (exp(a) - 1) and T = 1000.
+The paper's second version has another knob under the name beta, from 8 to 1024; it is not this weight.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..registry import Options, objectives, option
+from ..types import Step, Verdict
+from .common import ObjectiveParts, log_loss, pair_metrics, weighted
+
+T = 1000
+
+
+class MapoOptions(Options):
+    kind: Literal["mapo"] = "mapo"
+    """Preference pairs without a reference: learns the winner and keeps a margin to the loser."""
+    mapo_weight: float = option(0.1, label="Margin weight", ge=0)
+    """Weight of the margin beside the winner's own error."""
+
+
+def phi(a: Tensor) -> Tensor:
+    """a / (exp(a) - 1), 1 at 0; by its series 1 - a/2 + a^2/12 near 0, where the quotient is 0/0."""
+    small = a.abs() < 1e-4
+    return torch.where(small, 1 - a / 2 + a**2 / 12, a / torch.expm1(torch.where(small, torch.ones_like(a), a)))
+
+
+class Mapo:
+    needs_reference = False
+    paired = True
+
+    def __init__(self, options: MapoOptions):
+        self.options = options
+        self.state: dict[str, float] = {}
+
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
+        w, l = (rows.to(errors.device) for rows in step.batch.rows.pairs())  # noqa: E741
+        inside = T * (phi(errors[w] / 2) - phi(errors[l] / 2))
+        values = errors[w] + self.options.mapo_weight * log_loss(inside)
+        return weighted(values, step, pair_metrics(inside, errors[w], errors[l]))
+
+    def update(self, sums: dict[str, float], count: int) -> None:
+        """Nothing adapts."""
+
+
+@objectives.register("mapo", MapoOptions)
+def build(options: MapoOptions, parts: ObjectiveParts) -> Mapo:
+    return Mapo(options)

@@ -1,0 +1,116 @@
+"""Supervised training: the error itself, weighted by noise level if wished.
+
+The weights are defined for the error of the network's output, so they apply to terms of that kind only; a term that
+decodes has its own gate and gain_norm. On pairs and ratings only what is liked is learned from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from ..noise import Process
+from ..registry import Options, objectives, option
+from ..types import Step, Verdict
+from .common import ObjectiveParts, Positive
+
+
+class SftOptions(Options):
+    kind: Literal["sft"] = "sft"
+    """Supervised: learn the pictures."""
+    min_snr_gamma: Positive | None = option(None, kohya="min_snr_gamma", label="Min-SNR gamma")
+    """Limits how much steps with little noise count (arXiv 2303.09556); 5 is usual, none is off."""
+    debiased_estimation_loss: bool = option(False, kohya="debiased_estimation_loss", label="Debiased estimation")
+    """Weight 1 / sqrt(SNR), for v 1 / (SNR + 1) (arXiv 2310.08442). Not for SD3."""
+    scale_v_pred_loss_like_noise_pred: bool = option(
+        False, kohya="scale_v_pred_loss_like_noise_pred", label="Scale v loss like noise loss"
+    )
+    """v models only: multiply by SNR / (SNR + 1)."""
+    v_pred_like_loss: Positive | None = option(None, kohya="v_pred_like_loss", label="v-like loss")
+    """Epsilon models only: add so many times the error in v."""
+    flow_weighting: Literal["none", "x0", "sigma_sqrt", "cosmap"] = option("none", label="SD3 weighting")
+    """SD3 only. none: the velocity's error, as in the SD3 paper. x0: the error in the clean latents, sigma squared
+    times that (kohya's default); cosmap and sigma_sqrt weigh the latter (sigma_sqrt comes to none)."""
+
+    @model_validator(mode="after")
+    def _either(self) -> SftOptions:
+        if self.scale_v_pred_loss_like_noise_pred and self.v_pred_like_loss:
+            raise ValueError(
+                "v_pred_like_loss: this is for epsilon models, but scale_v_pred_loss_like_noise_pred for v; give one"
+            )
+        return self
+
+
+Weighting = Callable[[Tensor], Tensor]
+"""Levels [B] -> weights [B] float64."""
+
+
+def weightings(options: SftOptions, process: Process) -> list[Weighting]:
+    """The weights that are switched on, by their formulas in kohya's trainer. ValueError where one does not apply."""
+    snr, made = process.snr, list[Weighting]()
+
+    def wanted(name: str, kinds: tuple[str, ...]) -> bool:
+        value = getattr(options, name)
+        if value in (None, False, "none"):
+            return False
+        if process.prediction not in kinds:
+            raise ValueError(
+                f"objective.{name}: it is for models that predict {' or '.join(kinds)}, this one predicts "
+                f"{process.prediction}; leave it out"
+            )
+        return True
+
+    def capped(level: Tensor) -> Tensor:
+        return snr(level).clamp(max=1000)
+
+    if (gamma := options.min_snr_gamma) is not None:
+        # min(SNR, gamma) in x0 space, so times |x0 error|^2 / |output error|^2: 1 / SNR, 1 / (SNR + 1), sigma^2
+        made.append(lambda level: snr(level).clamp(max=gamma) * process.gain(level, "x0") ** 2)
+    if wanted("debiased_estimation_loss", ("epsilon", "v")):
+        v = process.prediction == "v"
+        made.append(lambda level: 1 / (capped(level) + 1) if v else capped(level).rsqrt())
+    if wanted("scale_v_pred_loss_like_noise_pred", ("v",)):
+        made.append(lambda level: capped(level) / (capped(level) + 1))
+    if wanted("v_pred_like_loss", ("epsilon",)):
+        k = options.v_pred_like_loss or 0.0
+        made.append(lambda level: 1 + k * (capped(level) + 1) / capped(level))
+    if wanted("flow_weighting", ("flow",)):
+        kind = options.flow_weighting
+        if kind != "sigma_sqrt":
+            made.append(lambda level: level.double() ** 2 * (_cosmap(level) if kind == "cosmap" else 1))
+    return made
+
+
+def _cosmap(level: Tensor) -> Tensor:
+    sigma = level.double()
+    return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
+
+
+class Sft:
+    needs_reference = False
+    paired = False
+
+    def __init__(self, weights: list[Weighting]):
+        self.weights = weights
+        self.state: dict[str, float] = {}
+
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
+        values = errors * step.batch.rows.weight.to(errors)
+        for weight in self.weights:
+            values = values * weight(step.draw.level).to(errors)
+        liked = [i for i, role in enumerate(step.batch.rows.role) if role not in ("loser", "disliked")]
+        return Verdict(values if len(liked) == len(values) else values[torch.tensor(liked, dtype=torch.long)])
+
+    def update(self, sums: dict[str, float], count: int) -> None:
+        """Nothing adapts."""
+
+
+@objectives.register("sft", SftOptions)
+def build(options: SftOptions, parts: ObjectiveParts) -> Sft:
+    made = weightings(options, parts.process)  # also checks them
+    return Sft([] if parts.decodes else made)

@@ -1,0 +1,117 @@
+"""Learning rates over a run. A schedule is a pure function of the step, so a resumed run needs only its number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim import Optimizer, lr_scheduler
+
+from .build import bare, is_schedule_free, load_class
+from .options import USES, ScheduleOptions, steps_of
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the learning rates are multiplied by."""
+
+    factor: Callable[[int], float]
+    """Of the number of optimizer steps taken: 0 before the first."""
+
+    def apply(self, optimizer: Optimizer, step: int) -> float:
+        """Set the rates for the step after ``step`` steps; the factor. A group's "initial_lr" is its full rate."""
+        factor = self.factor(step)
+        for group in bare(optimizer).param_groups:
+            if group["lr"] is not None:
+                group["lr"] = group["initial_lr"] * factor
+        return factor
+
+
+def build_schedule(options: ScheduleOptions, total: int, optimizer: Optimizer) -> tuple[Schedule, list[str]]:
+    """The schedule of a run of ``total`` optimizer steps, and notes for the person. Raises ValueError in one line."""
+    inner, kind = bare(optimizer), options.kind
+    own_rate = any(group["lr"] is None for group in inner.param_groups)
+    if kind == "adafactor" and not own_rate:
+        raise ValueError("schedule.kind: adafactor goes with Adafactor and relative_step; use constant or cosine")
+    if own_rate or is_schedule_free(inner):
+        unused = kind not in ("constant", "adafactor")
+        why = "finds its own rate" if own_rate else "needs none"
+        note = f"schedule: {kind} is not used, {type(inner).__name__} {why}"
+        return Schedule(lambda step: 1.0), [note] if unused else []
+    warmup, decay = steps_of(options.warmup, total), steps_of(options.decay, total)
+    notes = _unused(options)
+    if warmup >= total and "warmup" in USES.get(kind, set()):
+        notes.append(f"schedule.warmup: {warmup} of {total} steps: the run ends before the full rate is reached")
+    if kind == "warmup_stable_decay":
+        if warmup + decay > total:
+            raise ValueError(f"schedule: warmup {warmup} + decay {decay} exceed the run's {total} steps; lower them")
+        if not decay:
+            notes.append("schedule.decay: it is 0, so the rate does not fall at the end")
+    try:
+        factor = _factor(options, warmup, decay, total, float(inner.defaults["lr"]))
+        factor(0)
+    except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"schedule: {kind} refuses its options: {told}; see schedule.args") from None
+    return Schedule(factor), notes
+
+
+def _unused(options: ScheduleOptions) -> list[str]:
+    """Options that were changed although this kind does not look at them."""
+    if options.kind not in USES:
+        return []
+    changed = [name for name, info in type(options).model_fields.items() if getattr(options, name) != info.default]
+    idle = [name for name in changed if name not in USES[options.kind] | {"kind", "args"}]
+    return [f"schedule.{name}: {options.kind} does not use it" for name in idle]
+
+
+def _factor(options: ScheduleOptions, warmup: int, decay: int, total: int, rate: float) -> Callable[[int], float]:
+    """The formulas are those of transformers and diffusers, taken out of the schedulers that these build."""
+    from diffusers.optimization import get_piecewise_constant_schedule
+    from transformers import optimization as t
+
+    dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=rate, momentum=0.9)
+    ramp: dict[str, Any] = {"num_warmup_steps": warmup}
+    both: dict[str, Any] = {**ramp, "num_training_steps": total}
+    waves, stable = options.cycles / 2, total - warmup - decay
+    makers: dict[str, Callable[..., Any]] = {
+        "constant": t.get_constant_schedule,
+        "constant_with_warmup": partial(t.get_constant_schedule_with_warmup, **ramp),
+        "linear": partial(t.get_linear_schedule_with_warmup, **both),
+        "cosine": partial(t.get_cosine_schedule_with_warmup, **both),
+        "cosine_with_restarts": partial(
+            t.get_cosine_with_hard_restarts_schedule_with_warmup, **both, num_cycles=options.cycles
+        ),
+        "cosine_with_min_lr": partial(
+            t.get_cosine_with_min_lr_schedule_with_warmup, **both, num_cycles=waves, min_lr_rate=options.min_lr_ratio
+        ),
+        "polynomial": partial(t.get_polynomial_decay_schedule_with_warmup, **both, power=options.power),
+        "inverse_sqrt": partial(t.get_inverse_sqrt_schedule, **ramp, timescale=options.timescale),
+        "warmup_stable_decay": partial(
+            t.get_wsd_schedule, **ramp, num_decay_steps=decay, num_stable_steps=stable, num_cycles=waves,
+            min_lr_ratio=options.min_lr_ratio or 0.0,
+        ),
+        "piecewise_constant": get_piecewise_constant_schedule,
+    }  # fmt: skip
+    if options.kind in makers:
+        return makers[options.kind](dummy, **options.args).lr_lambdas[0]
+    path = options.kind if "." in options.kind else f"torch.optim.lr_scheduler.{options.kind}"
+    cls = load_class(path, lr_scheduler.LRScheduler, f"schedule.kind: {options.kind}", "cosine")
+    return _replayed(dummy, cls(dummy, **options.args), rate)
+
+
+def _replayed(dummy: Optimizer, scheduler: Any, rate: float) -> Callable[[int], float]:
+    """Any scheduler as a function of the step, by stepping it on a parameter of its own."""
+    factors = [dummy.param_groups[0]["lr"] / rate]
+
+    def factor(step: int) -> float:
+        while len(factors) <= step:
+            dummy.step()
+            scheduler.step()
+            factors.append(dummy.param_groups[0]["lr"] / rate)
+        return factors[step]
+
+    return factor

@@ -1,0 +1,93 @@
+"""Names to parts. A part registers itself in its own file; the file is found because it lies in the folder.
+
+>>> @losses.register("mse", MseOptions)
+... def build(options, parts): ...
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PathStr = Annotated[str, "path"]
+"""A file or folder. In a file it is relative to that file, as a flag to the current folder; loaded, it is absolute."""
+
+
+class Options(BaseModel):
+    """A table of the configuration. Strict types, unknown keys refused; a field's docstring is its help everywhere."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, validate_default=False
+    )
+
+
+def option(default: Any = ..., *, kohya: str | None = None, label: str | None = None, **bounds: Any) -> Any:
+    """A field of an ``Options``: its default, kohya's name for it, the form's label, pydantic bounds (ge, lt, ...)."""
+    given = (("kohya", kohya), ("label", label))
+    extra: dict[str, Any] = {key: value for key, value in given if value is not None}
+    return Field(default, json_schema_extra=extra or None, **bounds)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered part: its name, its options model, and what builds it."""
+
+    name: str
+    options: type[Options]
+    build: Callable[..., Any]
+
+
+class Registry:
+    """The parts of one folder of ``trainer/``, loaded when first asked for."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self._entries: dict[str, Entry] = {}
+        self._loaded = False
+
+    def register(self, name: str, options: type[Options]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def add(build: Callable[..., Any]) -> Callable[..., Any]:
+            assert name not in self._entries, f"{self.folder}: {name} is registered twice"
+            self._entries[name] = Entry(name, options, build)
+            return build
+
+        return add
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = f"{__package__}.{self.folder}"
+        for module in pkgutil.iter_modules([str(Path(__file__).parent / self.folder)]):
+            importlib.import_module(f"{package}.{module.name}")
+
+    def __iter__(self) -> Iterator[Entry]:
+        self._load()
+        return iter(sorted(self._entries.values(), key=lambda entry: entry.name))
+
+    def names(self) -> list[str]:
+        return [entry.name for entry in self]
+
+    def __getitem__(self, name: str) -> Entry:
+        self._load()
+        if name not in self._entries:
+            raise ValueError(f"{self.folder}: there is no '{name}'; {nearest(name, self.names())}")
+        return self._entries[name]
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """'did you mean ...?' or the list of what there is."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(known)}"
+
+
+families = Registry("families")
+losses = Registry("losses")
+objectives = Registry("objectives")

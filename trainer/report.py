@@ -1,0 +1,136 @@
+"""What a run says while it runs: to a person (bar, lines), to hosts (events, status) and to TensorBoard."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from .events import STARTED_AS, EventLog, State, write_status
+
+STATUS_SECONDS = 0.5
+INTERRUPTED, MISTAKE, OURS = 130, 2, 1
+T = TypeVar("T")
+
+
+class Writer:
+    """The one voice of a run. Quiet on all processes but the first."""
+
+    def __init__(self, folder: Path, main: bool = True):
+        self.folder, self.main = folder, main
+        self._log = EventLog(folder / "events.jsonl") if main else None
+        self._board: Any = None
+        self._last_status = 0.0
+        self._bar: tqdm[Any] | None = None
+        self.at, self.total = 0, 0
+        started_by_host = bool(os.environ.get(STARTED_AS))  # its log.txt is this process's output already
+        self._lines = (folder / "log.txt").open("a", encoding="utf-8") if main and not started_by_host else None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._log, self._lines):
+            if file:
+                file.close()
+        if self._board:
+            self._board.close()
+
+    def say(self, text: str) -> None:
+        """A line for the person and the log."""
+        if self.main:
+            tqdm.write(text, file=sys.stderr)
+        if self._lines:
+            self._lines.write(text + "\n")
+            self._lines.flush()
+
+    def warning(self, text: str) -> None:
+        self.say(f"warning: {text}")
+        self.event("warning", self.at, message=text)
+
+    def event(self, kind: str, step: int, **facts: Any) -> None:
+        self.at = step
+        if not self._log:
+            return
+        self._log.write(kind, step, **facts)
+        if self._board and kind in ("step", "validation"):
+            prefix = "" if kind == "step" else "validation/"
+            for name, value in _scalars({k: v for k, v in facts.items() if k not in ("eta", "seconds")}):
+                self._board.add_scalar(prefix + name, value, step)
+
+    def status(self, state: State, *, message: str = "", eta: float | None = None, now: bool = False) -> None:
+        """``status.json``, at most twice a second while running."""
+        if not self.main or (state == "running" and not now and time.monotonic() - self._last_status < STATUS_SECONDS):
+            return
+        self._last_status = time.monotonic()
+        write_status(self.folder, state, step=self.at, total=self.total, eta=eta, message=message)
+
+    def start(self, step: int, total: int, report: dict[str, Any]) -> None:
+        """The run begins to train."""
+        self.at, self.total = step, total
+        if self.main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        self.event("start", step, total=total, data=report)
+        self.status("running", message="training", now=True)
+
+    def progress(self, items: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
+        """Hands on what it is given: a bar over preparations, also told in the status."""
+        for done, item in enumerate(tqdm(items, desc=text, total=total, disable=not self.main, leave=False)):
+            self.status("running", message=f"{text}: {done + 1}" + (f" of {total}" if total else ""))
+            yield item
+
+    def bar(self, total: int, start: int) -> tqdm[Any]:
+        self._bar = tqdm(
+            total=total, initial=start, disable=not self.main, dynamic_ncols=True, unit="step", smoothing=0.1
+        )
+        return self._bar
+
+    def tick(self, facts: dict[str, Any]) -> None:
+        """One step was taken."""
+        assert self._bar is not None
+        shown = {"loss": f"{facts['loss']:.4f}", **{k: f"{v:.3g}" for k, v in _headline(facts["terms"])}}
+        self._bar.set_postfix({**shown, "lr": f"{facts['lr']:.2e}", "GB": f"{facts['gb']:.1f}"}, refresh=False)
+        self._bar.update(1)
+        self.status("running", message=f"loss {facts['loss']:.4f}", eta=facts["eta"])
+
+    def end(self, state: State, step: int, message: str, code: int) -> None:
+        self.at = step
+        self.event("end", step, state=state, message=message, exit_code=code)
+        if self.main:
+            write_status(self.folder, state, step=step, total=self.total, eta=0, message=message, exit_code=code)
+        self.say(message)
+
+    def fail(self, error: BaseException, tell: Callable[[ValueError], bool]) -> None:
+        """The run ends with an error; the person is told by whoever started it."""
+        if isinstance(error, KeyboardInterrupt):
+            state, code, message = "stopped", INTERRUPTED, "interrupted twice, so nothing more was saved"
+        elif isinstance(error, ValueError) and tell(error):
+            state, code, message = "failed", MISTAKE, str(error)
+        else:
+            state, code, message = "failed", OURS, f"{type(error).__name__}: {error}"
+        self.event("end", self.at, state=state, message=message, exit_code=code)
+        if self.main:
+            write_status(self.folder, state, step=self.at, total=self.total, message=message, exit_code=code)
+
+
+def _scalars(facts: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)
+
+
+def _headline(terms: dict[str, float]) -> Iterable[tuple[str, float]]:
+    """What belongs on the bar beside the loss."""
+    for name, value in terms.items():
+        term, _, metric = name.partition("/")
+        if metric == "accuracy" or (metric == "error" and term != "mse"):
+            yield (term if metric == "error" else f"{term} acc"), value

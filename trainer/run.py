@@ -1,0 +1,106 @@
+"""[run]: one training run, and the folder that is its interface to every host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from .registry import Options, PathStr, option
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+
+
+class RunOptions(Options):
+    name: str = option("last", kohya="output_name", label="Name", pattern=r"^[^\\/:*?\"<>|\x00-\x1f]+$")
+    """The run's name: its folder below ``out`` and the adapter file are called so."""
+    out: PathStr = option("runs", kohya="output_dir", label="Output folder")
+    """The folder that holds the runs."""
+    seed: int = option(0, kohya="seed", label="Seed", ge=0, lt=2**63)
+    """All randomness follows from it: the same seed gives the same noise, data order and previews."""
+    steps: int | None = option(None, kohya="max_train_steps", label="Steps", ge=1)
+    """Optimizer steps. Without ``steps`` and ``epochs``: 1000."""
+    epochs: int | None = option(None, kohya="max_train_epochs", label="Epochs", ge=1)
+    """Passes over the data instead of ``steps``."""
+    batch: int = option(1, kohya="train_batch_size", label="Batch size", ge=1)
+    """Pictures (or pairs) on the card at a time."""
+    accumulation: int = option(1, kohya="gradient_accumulation_steps", label="Gradient accumulation", ge=1)
+    """Micro-batches per optimizer step: the effective batch is batch x accumulation x processes, of one bucket."""
+    precision: Precision = option("auto", kohya="mixed_precision", label="Precision")
+    """Of the frozen weights and the arithmetic; the adapter stays in fp32. ``auto``: bf16 where the card has it, fp16
+    on older cards, fp32 on a CPU. ``fp64`` is for comparing runs exactly."""
+    full: bool = option(False, kohya="full_bf16", label="Adapter in low precision")
+    """Keep the adapter in bf16 too (only with precision bf16): less memory, rougher updates."""
+    device: str = option("auto", label="Device")
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> RunOptions:
+        if self.steps and self.epochs:
+            raise ValueError("steps and epochs are both given; keep one of them")
+        if self.full and self.precision not in ("bf16", "auto"):
+            raise ValueError(f"full needs precision bf16, not {self.precision}; set precision = 'bf16' or full = false")
+        if self.name in (".", ".."):
+            raise ValueError(f"name {self.name!r} is no folder name; choose another")
+        return self
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what: read it with ``ls``, the UI, or a node."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def final(self) -> Path:
+        return self.path / f"{self.path.name}.safetensors"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"{self.path.name}-step{step:08d}.safetensors"
+
+    def make(self) -> None:
+        try:
+            for folder in (self.path, self.samples, self.checkpoints, self.state, self.control):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".write"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"run.out: {self.path} cannot be written ({error.strerror}); choose a folder that you may write to"
+            ) from None
+
+    def take_requests(self) -> set[str]:
+        """The requests lying in ``control/``, taken away: stop, save, sample."""
+        asked = (
+            {p.name for p in self.control.iterdir()} & {"stop", "save", "sample"} if self.control.is_dir() else set()
+        )
+        for name in asked:
+            (self.control / name).unlink(missing_ok=True)
+        return asked
+
+
+def total_steps(options: RunOptions, steps_per_epoch: int) -> int:
+    return options.epochs * steps_per_epoch if options.epochs else options.steps or 1000

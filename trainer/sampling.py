@@ -1,0 +1,285 @@
+"""[sample]: previews at fixed seeds, drawn as ComfyUI draws them, and the grid of prompts by checkpoints.
+
+The noise is drawn on the CPU and the sigmas follow ComfyUI's ``normal``, ``karras``, ``simple`` and ``sgm_uniform``
+schedules, so the same seed, sampler, scheduler, steps and guidance give the same picture there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, PngImagePlugin
+from torch import Tensor
+
+from .files import write_atomic
+from .noise import Process
+from .registry import Options, PathStr, option
+from .types import Conditioning
+
+Sampler = Literal["euler", "euler_ancestral", "heun", "ddim", "dpmpp_2m"]
+Spacing = Literal["normal", "karras", "simple", "sgm_uniform"]
+
+
+class SampleOptions(Options):
+    prompts: list[str] = option([], label="Prompts")
+    """What to draw; each prompt is a row of the grid. Kohya's flags may follow: ``a cat --n blurry --d 7 --w 512``."""
+    file: PathStr | None = option(None, kohya="sample_prompts", label="Prompt file")
+    """Prompts from a text file, one a line, ``#`` for comments, with the same flags."""
+    negative: str = option("", label="Negative prompt")
+    """What to steer away from, where a prompt has no ``--n`` of its own."""
+    every: int = option(0, kohya="sample_every_n_steps", label="Every (steps)", ge=0)
+    """Steps between previews; 0 draws only at the end."""
+    at_start: bool = option(True, kohya="sample_at_first", label="At the start")
+    """Draw before the first step as well: the picture to compare with."""
+    sampler: Sampler = option("euler", kohya="sample_sampler", label="Sampler")
+    """How the picture is integrated from noise."""
+    scheduler: Spacing = option("normal", label="Scheduler")
+    """How the noise levels are spaced, by ComfyUI's names."""
+    steps: int = option(20, label="Steps", ge=1, le=1000)
+    """Sampling steps."""
+    guidance: float = option(7.0, label="Guidance (CFG)", ge=0.0)
+    """Classifier-free guidance; 1 switches it off."""
+    width: int | None = option(None, label="Width", ge=64)
+    """Pixels; the training resolution when not given."""
+    height: int | None = option(None, label="Height", ge=64)
+    """Pixels; the training resolution when not given."""
+    seed: int = option(42, label="Seed", ge=0)
+    """Seed of the first prompt; each following prompt takes the next."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One picture to draw."""
+
+    text: str
+    negative: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    sampler: Sampler
+    scheduler: Spacing
+
+    def parameters(self) -> str:
+        """As A1111 writes it into its pictures."""
+        return (
+            f"{self.text}\nNegative prompt: {self.negative}\nSteps: {self.steps}, Sampler: {self.sampler}, "
+            f"Schedule type: {self.scheduler}, CFG scale: {self.guidance}, Seed: {self.seed}, "
+            f"Size: {self.width}x{self.height}"
+        )
+
+
+def prompts(options: SampleOptions, resolution: tuple[int, int], cell: int = 8) -> list[Prompt]:
+    """The prompts of the options and of their file, flags applied. ValueError names a flag that is not known."""
+    lines = list(options.prompts)
+    if options.file:
+        try:
+            text = Path(options.file).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"sample.file: {options.file} cannot be read ({error}); give a UTF-8 text file") from None
+        lines += [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [_prompt(line, options, resolution, options.seed + i, cell) for i, line in enumerate(lines)]
+
+
+def _prompt(line: str, options: SampleOptions, resolution: tuple[int, int], seed: int, cell: int) -> Prompt:
+    text, *flags = line.strip().split(" --")
+    given: dict[str, Any] = {}
+    readers: dict[str, tuple[str, Callable[[str], Any]]] = {
+        "n": ("negative", str), "d": ("seed", int), "w": ("width", int), "h": ("height", int), "s": ("steps", int),
+        "l": ("guidance", float), "g": ("guidance", float), "ss": ("sampler", str),
+    }  # fmt: skip
+    for flag in flags:
+        name, _, value = flag.strip().partition(" ")
+        if name.lower() not in readers:
+            raise ValueError(f"sample prompt '{text}': --{name} is not known; there is --{' --'.join(readers)}")
+        field, read = readers[name.lower()]
+        try:
+            given[field] = read(value.strip())
+        except ValueError:
+            raise ValueError(f"sample prompt '{text}': --{name} {value!r} is no {read.__name__}") from None
+    aliases = {
+        "euler_a": "euler_ancestral",
+        "k_euler": "euler",
+        "k_euler_a": "euler_ancestral",
+        "dpmsolver++": "dpmpp_2m",
+    }
+    sampler: Any = aliases.get(given.get("sampler", ""), given.get("sampler", options.sampler))
+    if sampler not in _SCHEDULERS:
+        raise ValueError(f"sample prompt '{text}': there is no sampler '{sampler}'; there is {', '.join(_SCHEDULERS)}")
+    width, height = (
+        max(cell, int(given.get(side) or getattr(options, side) or default) // cell * cell)
+        for side, default in zip(("width", "height"), resolution, strict=True)
+    )
+    return Prompt(
+        text, given.get("negative", options.negative), given.get("seed", seed), width, height,
+        min(1000, max(1, given.get("steps", options.steps))), given.get("guidance", options.guidance), sampler,
+        options.scheduler,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- sampling
+
+_SCHEDULERS = {
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+}
+
+
+def sigmas(process: Process, spacing: Spacing, steps: int) -> Tensor:
+    """[steps + 1] float64 noise levels from the largest to 0, spaced as ComfyUI's schedulers of the same names."""
+    if process.alphas is None:
+        table = torch.arange(1, 1001, dtype=torch.float64) / 1000
+        table = 3 * table / (1 + 2 * table)  # ComfyUI samples SD3 with shift 3
+    else:
+        table = ((1 - process.alphas) / process.alphas.clamp(min=1e-8)).sqrt()
+
+    def at(timestep: Tensor) -> Tensor:
+        """Sigma at a fractional timestep."""
+        if process.alphas is None:
+            u = (timestep + 1) / 1000
+            return 3 * u / (1 + 2 * u)
+        low = timestep.floor().long().clamp(max=len(table) - 1)
+        high, part = (low + 1).clamp(max=len(table) - 1), timestep - low
+        return ((1 - part) * table[low].log() + part * table[high].log()).exp()
+
+    last = len(table) - 1
+    match spacing:
+        case "normal":
+            values = at(torch.linspace(last, 0, steps, dtype=torch.float64))
+        case "sgm_uniform":
+            values = at(torch.linspace(last, 0, steps + 1, dtype=torch.float64)[:-1])
+        case "simple":
+            values = torch.stack([table[-(1 + int(i * len(table) / steps))] for i in range(steps)])
+        case "karras":
+            low, high = table[0] ** (1 / 7), table[-1] ** (1 / 7)
+            values = (high + torch.linspace(0, 1, steps, dtype=torch.float64) * (low - high)) ** 7
+    return torch.cat([values, values.new_zeros(1)])
+
+
+@torch.no_grad()
+def draw(
+    process: Process,
+    predict: Callable[[Tensor, Tensor, Conditioning], Tensor],
+    prompt: Prompt,
+    positive: Conditioning,
+    negative: Conditioning,
+    channels: int,
+    device: torch.device,
+    cell: int = 8,
+) -> Tensor:
+    """Latents [1, C, h, w] of one prompt. ``predict(noisy, level, conditioning)`` is the family's."""
+    shape = (1, channels, prompt.height // cell, prompt.width // cell)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(prompt.seed), dtype=torch.float32)
+
+    def said(noisy: Tensor, level: Tensor) -> Tensor:
+        out = predict(noisy, level, positive)
+        if prompt.guidance == 1:
+            return out
+        return (away := predict(noisy, level, negative)) + prompt.guidance * (out - away)
+
+    levels = sigmas(process, prompt.scheduler, prompt.steps)
+    if process.alphas is None:
+        x = noise.to(device) * levels[0]
+        for sigma, following in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
+            x = x + (following - sigma) * said(x, torch.full((1,), sigma, device=device))
+        return x
+    scheduler = _scheduler(process, prompt, levels)
+    ancestral = torch.Generator().manual_seed(prompt.seed + 1)
+    x = noise.to(device)
+    if prompt.sampler in ("euler", "euler_ancestral", "heun"):
+        x = x * (1 + levels[0] ** 2) ** 0.5
+    for t in scheduler.timesteps:
+        level = t.round().reshape(1).to(device, torch.float32)
+        extra = {"generator": ancestral} if prompt.sampler == "euler_ancestral" else {}
+        x = scheduler.step(said(scheduler.scale_model_input(x, t), level), t, x, **extra).prev_sample
+    return x
+
+
+def _scheduler(process: Process, prompt: Prompt, levels: Tensor) -> Any:
+    import diffusers
+
+    assert process.alphas is not None
+    alphas = process.alphas
+    betas = (1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])).numpy().astype(np.float32)
+    kind = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}[process.prediction]
+    extra = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} if prompt.sampler == "ddim" else {}
+    made = getattr(diffusers, _SCHEDULERS[prompt.sampler])(trained_betas=betas, prediction_type=kind, **extra)
+    if prompt.sampler == "euler":
+        made.set_timesteps(sigmas=levels.tolist())
+    else:
+        made.set_timesteps(prompt.steps)
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] -> a picture."""
+    array = ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+def save_picture(picture: Image.Image, path: Path, prompt: Prompt, facts: dict[str, Any]) -> None:
+    """A PNG that says in its metadata how it was made."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", prompt.parameters())
+    info.add_text("pixelkiln", json.dumps({**facts, **prompt.__dict__}, ensure_ascii=False))
+    write_atomic(path, lambda file: picture.save(file, "PNG", pnginfo=info))
+
+
+def picture_path(samples: Path, step: int, index: int) -> Path:
+    return samples / f"step{step:08d}_{index:02d}.png"
+
+
+def grid(samples: Path, texts: list[str], cell: int = 256) -> Path | None:
+    """``grid.png``: rows are prompts, columns are the steps at which previews were drawn. None without pictures."""
+    steps = sorted({int(p.name[4:12]) for p in samples.glob("step????????_??.png")})
+    if not steps:
+        return None
+    label, strip = 18, 28
+    sheet = Image.new("RGB", (cell * len(steps), label + len(texts) * (cell + strip)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, step in enumerate(steps):
+        pen.text((column * cell + 6, 3), f"step {step}", fill="black")
+        for row, text in enumerate(texts):
+            top = label + row * (cell + strip)
+            if column == 0:
+                pen.text((6, top + cell + 6), text[: cell * len(steps) // 7], fill="black")
+            path = picture_path(samples, step, row)
+            if path.exists():
+                with Image.open(path) as picture:
+                    scale = min(cell / picture.width, cell / picture.height)
+                    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+                    sheet.paste(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS), (column * cell, top))
+    path = samples / "grid.png"
+    write_atomic(path, lambda file: sheet.save(file, "PNG"))
+    return path
+
+
+def before_after(samples: Path, texts: list[str], path: Path, cell: int = 192) -> None:
+    """The first and the last preview of each prompt, one above the other."""
+    steps = sorted({int(p.name[4:12]) for p in samples.glob("step????????_??.png")})
+    if len(steps) < 2:
+        return
+    margin, strip = 64, 22
+    sheet = Image.new("RGB", (margin + cell * len(texts), 2 * cell + strip), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (step, word) in enumerate(((steps[0], "before"), (steps[-1], "after"))):
+        pen.text((10, row * cell + cell // 2), word, fill="black")
+        for column, text in enumerate(texts):
+            with Image.open(picture_path(samples, step, column)) as picture:
+                shown = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+            sheet.paste(shown, (margin + column * cell, row * cell))
+            pen.text((margin + column * cell + 6, 2 * cell + 5), text[: cell // 7], fill="black")
+    write_atomic(path, lambda file: sheet.save(file, "PNG"))

@@ -1,0 +1,168 @@
+"""Commands beside training: ``keys inspect convert merge`` for adapter files, ``pairs ...`` for preferences."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+DONE = 0
+
+
+class Command(Protocol):
+    def __call__(self, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser: ...
+
+
+def register(command: Command, configured: Command) -> None:
+    """Add the commands to the parser of the command line."""
+    keys = command("keys", _keys, "Print `name [shape]` of the file that a run would write, without any weights.")
+    keys.add_argument("--family", required=True)
+    keys.add_argument("--rank", type=int, default=16)
+    keys.add_argument("--conv-rank", type=int)
+    keys.add_argument("--text-encoders", default="", help="clip_l,clip_g,t5")
+    keys.add_argument("--json", action="store_true")
+    inspect = command("inspect", _inspect, "Say what an adapter file is.")
+    inspect.add_argument("file", type=Path)
+    inspect.add_argument("--json", action="store_true")
+    convert = command("convert", _convert, "Write an adapter in another form or at another rank.")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("target", type=Path)
+    convert.add_argument("--to", choices=["kohya", "diffusers", "peft"], default="kohya")
+    convert.add_argument("--rank", type=int, help="resize by singular values")
+    merge = command("merge", _merge, "Join several adapters into one: merge OUT A.safetensors B.safetensors=0.5")
+    merge.add_argument("target", type=Path)
+    merge.add_argument("sources", nargs="+", help="FILE or FILE=WEIGHT")
+    merge.add_argument("--rank", type=int)
+    imported = command("pairs-import", _import, "Bring pairs of another tool into a folder of pairs.")
+    imported.add_argument("source", type=Path)
+    imported.add_argument("-o", "--output", type=Path, required=True)
+    imported.add_argument("--prompt", help="for pairs that have none")
+    imported.add_argument("--json", action="store_true")
+    exported = command("pairs-export", _export, "Write a folder of pairs as pick-a-pic parquet.")
+    exported.add_argument("folder", type=Path)
+    exported.add_argument("target", type=Path)
+    checked = command("pairs-check", _check, "Look for what is wrong with pairs and ratings.")
+    checked.add_argument("folder", type=Path)
+    checked.add_argument("--json", action="store_true")
+    made = configured("pairs-generate", _generate, "Draw candidates to choose from; what is drawn already is kept.")
+    made.add_argument("--adapter", dest="adapter_file", help="adapter file; without it the base model draws")
+    made.add_argument("--prompts", type=Path, required=True, help="a prompt a line")
+    made.add_argument("-n", type=int, default=2, help="pictures a prompt")
+    made.add_argument("-o", "--output", type=Path, required=True)
+
+
+def joined(words: list[str]) -> list[str]:
+    """``pairs import X`` is the command ``pairs-import X``."""
+    return [f"pairs-{words[1]}", *words[2:]] if len(words) > 1 and words[0] == "pairs" else words
+
+
+def _say(notes: list[str]) -> int:
+    print("\n".join(notes))
+    return DONE
+
+
+def _json(answer: dict[str, Any]) -> int:
+    print(json.dumps({"v": 1, **answer}, ensure_ascii=False, default=str))
+    return DONE
+
+
+def _keys(args: argparse.Namespace) -> int:
+    from .adapters.keys import file_keys
+    from .adapters.names import encoder
+    from .families.load import meta
+
+    denoiser, encoders = meta(args.family)
+    wanted = {encoder(args.family, name) for name in filter(None, args.text_encoders.split(","))}
+    modules = {"unet": denoiser, **{name: module for name, module in encoders.items() if name in wanted}}
+    found = file_keys(args.family, modules, args.rank, args.conv_rank)
+    if args.json:
+        return _json({"keys": [[name, list(shape)] for name, shape in found]})
+    return _say([f"{name} {list(shape)}" for name, shape in found])
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from .adapters.convert import inspect
+
+    facts = inspect(args.file)
+    if args.json:
+        return _json(facts)
+    return _say([f"{name:16} {value}" for name, value in facts.items() if value not in (None, [], {}, "")])
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from .adapters.convert import convert
+
+    return _say([*convert(args.source, args.target, args.to, args.rank), str(args.target)])
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from .adapters.convert import merge
+
+    sources = []
+    for word in args.sources:
+        path, equals, weight = word.rpartition("=")
+        try:
+            sources.append((Path(path), float(weight)) if equals and not Path(word).exists() else (Path(word), 1.0))
+        except ValueError:
+            raise ValueError(f"{word}: '{weight}' is no weight; write FILE=0.5") from None
+    return _say([*merge(sources, args.target, args.rank), str(args.target)])
+
+
+def _import(args: argparse.Namespace) -> int:
+    from .data.pairs import import_pairs
+
+    found = import_pairs(args.source, args.output, args.prompt)
+    if args.json:
+        return _json(found.as_json())
+    return _say(
+        [f"{found.pairs} pairs from {found.form} into {args.output}", *(f"left out: {r}" for r in found.rejects)]
+    )
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .data.pairs import export_pairs
+
+    return _say([f"{export_pairs(args.folder, args.target)} pairs in {args.target}"])
+
+
+def _check(args: argparse.Namespace) -> int:
+    from .data.pairs_check import check_pairs
+
+    found = check_pairs(args.folder)
+    if args.json:
+        return _json(found.as_json())
+    print(f"{found.pairs} pairs, {found.ratings} ratings, {found.prompts} prompts")
+    print("\n".join(found.lines() or ["nothing is wrong"]))
+    return DONE if found.sound else 2
+
+
+def _generate(args: argparse.Namespace) -> int:
+    """``NNNN_k.png`` for prompt N, and ``candidates.jsonl`` with prompt, seed and picture."""
+    from .build import build
+    from .config import load
+    from .files import write_atomic
+    from .sampling import save_picture
+
+    try:
+        texts = [line.strip() for line in args.prompts.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{args.prompts}: it cannot be read ({error}); give a UTF-8 text file") from None
+    if not texts:
+        raise ValueError(f"{args.prompts}: it holds no prompt; write one a line")
+    flags = {**args.flags, "sample.prompts": [text for text in texts for _ in range(args.n)]}
+    parts = build(
+        load(args.config, flags, args.preset), lambda line: print(line, file=sys.stderr), args.adapter_file, data=False
+    )
+    parts.adapter.train(False)
+    args.output.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, prompt in enumerate(parts.prompts):
+        path = args.output / f"{index // args.n:04d}_{index % args.n}.png"
+        if not path.exists():
+            save_picture(parts.picture(prompt), path, prompt, {"adapter": args.adapter_file or ""})
+        rows.append({"prompt": prompt.text, "seed": prompt.seed, "image": path.name})
+    write_atomic(args.output / "candidates.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return _say([f"{len(rows)} pictures of {len(texts)} prompts in {args.output}"])
