@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import memory, sampling
 from .adapters.inject import Adapter, inject
-from .checkpoint import prefixed, under
+from .checkpoint import prefixed, thumbnail, under
 from .config import Config
 from .data.loader import Dataset
 from .families.family import Family
@@ -288,7 +288,7 @@ def scan(config: Config, world: int = 1) -> tuple[Found, Dataset]:
         raise ValueError("loss: every term has weight 0; give one of them a weight")
     for name, (_, objective) in config.terms().items():
         _fits(f"objective ({objective.kind}, loss.{name})", objective.kind, dataset.kind)  # pyright: ignore[reportAttributeAccessIssue]
-    if config.validation.every and not dataset.held:
+    if (config.validation.every or config.validation.every_epochs) and not dataset.held:
         raise ValueError("validation.every: nothing is held out; set data.validation_split, for example 0.1")
     return found, dataset
 
@@ -375,6 +375,7 @@ def _adapter(
 def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Callable[[str], None]) -> None:
     """What only training needs: encoded data, terms, optimizer, schedule."""
     config, family = parts.config, parts.family
+    thumbnail(config.save)  # a wrong one is told before the run, not after it
     total = total_steps(config.run, dataset.steps_per_epoch)
     ending = {"sd15": "sd", "sd2": "sd", "sdxl": "sdxl"}.get(family.name, "sd3")
     dataset.attach(

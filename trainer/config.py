@@ -249,7 +249,7 @@ def _absolute(raw: Any, model: type[Options], base: Path) -> dict[str, Any]:
 
 
 def _path(value: Any, base: Path) -> Any:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or value.startswith("data:"):
         return value
     path = base / Path(value).expanduser()
     if re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not path.exists() and path.suffix not in WEIGHTS:

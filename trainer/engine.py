@@ -26,7 +26,7 @@ from .files import write_atomic
 from .header import metadata
 from .job import lock
 from .report import Writer
-from .run import RunFolder
+from .run import RunFolder, epochs
 from .score import References, score, score_one_by_one
 from .timesteps import draw, fixed_draw
 from .types import Batch
@@ -136,16 +136,26 @@ class Loop:
         config, last = self.parts.config, self.at >= self.parts.total
         if last or stopped:
             return
-        save, per_epoch = config.save, self.parts.dataset.steps_per_epoch
-        epoch_end = self.at % per_epoch == 0
-        by_epoch = save.every_epochs and epoch_end and self.at // per_epoch % save.every_epochs == 0
-        if _every(save.every, self.at) or by_epoch or "save" in requests:
-            self._save_adapter(self.folder.checkpoint(self.at))
-        if _every(save.state_every, self.at) or "save" in requests:
+        save, sample, validation = config.save, config.sample, config.validation
+        epoch, within = divmod(self.at, self.parts.dataset.steps_per_epoch)
+
+        def due(steps: int, per_epochs: int) -> bool:
+            """By epochs where that is given, else by steps."""
+            return not within and epoch % per_epochs == 0 if per_epochs else _every(steps, self.at)
+
+        files = []
+        if due(0, max(1, epochs(self.parts.total, self.parts.dataset.steps_per_epoch) // save.times) if save.times
+               else save.every_epochs):  # fmt: skip
+            files.append(self.folder.epoch(epoch))
+        if _every(save.every, self.at) or "save" in requests:
+            files.append(self.folder.checkpoint(self.at))
+        for path in files:
+            self._save_adapter(path)
+        if _every(save.state_every, self.at) or "save" in requests or (files and save.state_with_files):
             self._save_state()
-        if _every(config.sample.every, self.at) or "sample" in requests:
+        if due(sample.every, sample.every_epochs) or "sample" in requests:
             self._sample()
-        if _every(config.validation.every, self.at):
+        if due(validation.every, validation.every_epochs):
             self._validate()
 
     def _stop(self) -> int:
@@ -245,13 +255,14 @@ class Loop:
             self.writer.say(f"saved and read back: {'; '.join(said)}")
         self.proven = True
         if path.parent == self.folder.checkpoints:
-            checkpoint.prune_checkpoints(self.folder.checkpoints, p.config.save.keep_last)
+            checkpoint.prune_checkpoints(self.folder.checkpoints, self.folder.path.name, p.config.save)
         self.writer.event("checkpoint", self.at, path=str(path))
 
     def _save_state(self) -> None:
         if self.parts.is_main:
             tensors, facts = self.parts.state()
-            checkpoint.save_state(self.folder.state, self.at, tensors, facts)
+            save = self.parts.config.save
+            checkpoint.save_state(self.folder.state, self.at, tensors, facts, save.keep_states, save.keep_states_steps)
             if self.references:
                 self.references.save()
 

@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from . import checkpoint
 from .adapters import files
 from .build import Parts
 
@@ -21,8 +22,9 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
     arguments = ",".join(
         f"{k}={v}" for k, v in {"weight_decay": optimizer.weight_decay, **optimizer.args}.items() if v is not None
     )
-    side = config.data.resolution or parts.family.kind.resolution
-    size = (side, side) if isinstance(side, int) else tuple(side)
+    size, low, high = data.resolution, shared.bucket_min, shared.bucket_max
+    huber = config.loss.huber
+    said = [one for _, one in config.data.named_sets()]
     facts: dict[str, Any] = {
         "session_id": int(started),
         "training_started_at": started,
@@ -63,23 +65,36 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
         "caption_dropout_rate": shared.caption_dropout,
         "caption_dropout_every_n_epochs": shared.caption_dropout_every_n_epochs,
         "caption_tag_dropout_rate": shared.tag_dropout,
+        "face_crop_aug_range": next((one.face_crop for one in said if one.face_crop), None),
         "prior_loss_weight": config.data.prior_loss_weight,
         "min_snr_gamma": getattr(sft, "min_snr_gamma", None),
         "scale_weight_norms": config.adapter.scale_weight_norms,
         "ip_noise_gamma": config.noise.ip_noise_gamma or None,
         "ip_noise_gamma_random_strength": config.noise.ip_noise_gamma_random_strength,
         "debiased_estimation": getattr(sft, "debiased_estimation_loss", False),
+        **({f"huber_{k}": getattr(huber, k) for k in ("schedule", "scale", "c")} if huber else {}),
         "loss_type": next(({"mse": "l2"}.get(n, n) for n in config.terms()), "l2"),
         "validation_seed": config.data.validation_seed,
         "validation_split": config.data.validation_split,
+        "max_validation_steps": config.validation.max_batches,
+        "validate_every_n_epochs": config.validation.every_epochs or None,
+        "validate_every_n_steps": config.validation.every or None,
+        "resize_interpolation": None if shared.interpolation == "auto" else shared.interpolation,
         "resolution": str(size),
         "enable_bucket": shared.buckets,
-        "flip_aug": shared.flip,
-        "shuffle_caption": shared.shuffle,
+        "bucket_no_upscale": shared.no_upscale,
+        "min_bucket_reso": low or min(size) // 2,
+        "max_bucket_reso": high or 2 * max(size),
+        "color_aug": any(one.color for one in said),
+        "flip_aug": any(one.flip for one in said),
+        "random_crop": any(one.random_crop for one in said),
+        "shuffle_caption": any(one.shuffle for one in said),
+        "keep_tokens": max(one.keep_tokens for one in said),
         "batch_size_per_device": run.batch,
         "total_batch_size": run.batch * run.accumulation * parts.world,
         "tag_frequency": data.tag_frequency(),
-        "dataset_dirs": {f["name"]: {"n_repeats": f["repeats"], "img_count": f["items"]} for f in report["folders"]},
+        "dataset_dirs": _folders(report, False),
+        "reg_dataset_dirs": _folders(report, True),
         "bucket_info": {
             "buckets": {
                 str(i): {"resolution": [b["width"], b["height"]], "count": b["samples"]}
@@ -102,6 +117,12 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
         "trigger_phrase": save.trigger or shared.trigger,
         "resolution": f"{size[0]}x{size[1]}",
         "encoder_layer": config.model.clip_skip,
+        "timestep_range": _range(config.noise.min_timestep, config.noise.max_timestep),
+        "usage_hint": save.usage_hint,
+        "thumbnail": checkpoint.thumbnail(save),
+        "merged_from": save.merged_from,
+        "preprocessor": save.preprocessor,
+        "is_negative_embedding": save.is_negative_embedding,
     }
     return files.metadata(
         parts.family.name,
@@ -114,4 +135,20 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
         config=json.loads(config.model_dump_json(exclude_none=True)),
         prediction=parts.process.prediction,
         strip=save.strip,
+        minimal=save.minimal,
     )
+
+
+def _folders(report: dict[str, Any], reg: bool) -> dict[str, Any]:
+    """Kohya's ss_dataset_dirs; a name that two sets share is numbered."""
+    found: dict[str, Any] = {}
+    for one in (f for f in report["folders"] if f["is_reg"] == reg):
+        name, number = one["name"], 2
+        while name in found:
+            name, number = f"{one['name']} ({number})", number + 1
+        found[name] = {"n_repeats": one["repeats"], "img_count": one["items"]}
+    return found
+
+
+def _range(low: int, high: int) -> str | None:
+    return f"{low},{high}" if (low, high) != (0, 1000) else None

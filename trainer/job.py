@@ -336,7 +336,8 @@ def checkpoints(run_dir: str | Path) -> list[Checkpoint]:
         if number:
             step, epoch = (int(n) if n else None for n in number.groups())
             found.append(Checkpoint(path, step, epoch))
-    found.sort(key=lambda c: (c.epoch or 0, c.step or 0))
+    mixed = len({c.step is None for c in found}) == 2
+    found.sort(key=lambda c: (c.path.stat().st_mtime if mixed else 0, c.epoch or 0, c.step or 0))
     final = run_dir / f"{run_dir.name}.safetensors"
     if final.is_file():
         # A finished run that was continued has a final file older than its new checkpoints.

@@ -80,6 +80,10 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"{self.path.name}-step{step:08d}.safetensors"
 
+    def epoch(self, epoch: int) -> Path:
+        """The adapter after so many epochs."""
+        return self.checkpoints / f"{self.path.name}-{epoch:06d}.safetensors"
+
     def make(self) -> None:
         try:
             for folder in (self.path, self.samples, self.checkpoints, self.state, self.control):
@@ -104,3 +108,8 @@ class RunFolder:
 
 def total_steps(options: RunOptions, steps_per_epoch: int) -> int:
     return options.epochs * steps_per_epoch if options.epochs else options.steps or 1000
+
+
+def epochs(total: int, steps_per_epoch: int) -> int:
+    """Passes over the data that so many steps are, the last one perhaps not whole."""
+    return -(-total // steps_per_epoch)

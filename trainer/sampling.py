@@ -35,6 +35,8 @@ class SampleOptions(Options):
     """What to steer away from, where a prompt has no ``--n`` of its own."""
     every: int = option(0, kohya="sample_every_n_steps", label="Every (steps)", ge=0)
     """Steps between previews; 0 draws only at the end."""
+    every_epochs: int = option(0, kohya="sample_every_n_epochs", label="Every (epochs)", ge=0)
+    """Epochs between previews, instead of ``every``."""
     at_start: bool = option(True, kohya="sample_at_first", label="At the start")
     """Draw before the first step as well: the picture to compare with."""
     sampler: Sampler = option("euler", kohya="sample_sampler", label="Sampler")

@@ -205,6 +205,8 @@ max_validation_steps validate_every_n_epochs validate_every_n_steps resize_inter
 """What Kohya's tools write of every run, as ss_NAME; ``None`` where it does not apply."""
 PRIVATE = ("tag_frequency", "dataset_dirs", "reg_dataset_dirs", "datasets", "bucket_info")
 """What tells of the training pictures."""
+LEAST = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
+"""What Kohya's tools keep with no_metadata."""
 _BASE = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3-medium": "medium", "sd3.5-medium": "5-medium",
          "sd3.5-large": "5-large"}  # fmt: skip
 _ARCHITECTURE = {
@@ -226,13 +228,15 @@ def metadata(
     config: Mapping[str, Any] | None = None,
     prediction: str | None = None,
     strip: bool = False,
+    minimal: bool = False,
 ) -> dict[str, str]:
     """The header that Kohya's tools, A1111 and Civitai read.
 
     ``facts`` are Kohya's ss_* by their names without ``ss_``; ``spec`` modelspec's entries (title, author, description,
     license, tags, trigger_phrase, usage_hint, thumbnail, merged_from, resolution, encoder_layer, timestep_range,
     implementation_version); ``config`` the resolved configuration. ``strip`` leaves out tags, folder names and the
-    configuration's paths and prompts; a path's folders are never written.
+    configuration's paths and prompts; a path's folders are never written. ``minimal`` keeps of ss_* what loaders need,
+    and no configuration.
     """
     is_v, is_flow = prediction == "v", layout(family) == "sd3"
     args = {"algo": kind, **(network_args or {})} if kind in ("loha", "lokr") else dict(network_args or {})
@@ -251,6 +255,8 @@ def metadata(
     )
     if strip:
         said = {name: value for name, value in said.items() if name not in PRIVATE}
+    if minimal:
+        said = {name: value for name, value in said.items() if name in LEAST}
     found = {f"ss_{name}": _text(value) for name, value in said.items()}
     architecture = "stable-diffusion-v2-768-v" if family == "sd2" and is_v else _ARCHITECTURE[family]
     sizes = {"sd15": 512, "sd2": 768 if is_v else 512}
@@ -266,7 +272,7 @@ def metadata(
         **{name: value for name, value in (spec or {}).items() if value is not None},
     }
     found.update({f"modelspec.{name}": str(value) for name, value in entries.items() if value is not None})
-    if config is not None:
+    if config is not None and not minimal:
         found[CONFIG] = json.dumps(without_paths(config, strip), ensure_ascii=False, sort_keys=True, default=str)
     return found
 

@@ -1,0 +1,103 @@
+"""What is kept of a run: files of steps and epochs, states, previews and validation by epochs, and what files say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import short_runs
+from PIL import Image
+
+from pixelkiln.trainer import job
+from pixelkiln.trainer.adapters.files import read_header
+from pixelkiln.trainer.engine import train
+
+# 8 pictures in batches of 4: an epoch is 2 steps, and 6 steps are 3 epochs.
+
+
+def saved(config) -> tuple[list[str], list[str]]:
+    """Names of adapter files and of states."""
+    folder = Path(config.run.out) / config.run.name
+    return tuple(sorted(p.stem for p in (folder / name).iterdir()) for name in ("checkpoints", "state"))  # type: ignore
+
+
+@pytest.mark.parametrize(
+    "options, files, states",
+    [
+        ({"save.every_epochs": 1}, ["t-000001", "t-000002"], ["step00000006"]),  # the last epoch's is the final file
+        ({"save.every_epochs": 1, "save.keep_last": 1}, ["t-000002"], ["step00000006"]),
+        ({"save.times": 3}, ["t-000001", "t-000002"], ["step00000006"]),
+        ({"save.times": 2}, ["t-000001", "t-000002"], ["step00000006"]),  # 3 // 2 epochs
+        ({"save.times": 1}, [], ["step00000006"]),
+        ({"save.every": 1, "save.keep_last_steps": 2}, ["t-step00000003", "t-step00000004", "t-step00000005"],
+         ["step00000006"]),
+        ({"save.every": 2, "save.state_with_files": True, "save.keep_states": 0},
+         ["t-step00000002", "t-step00000004"], ["step00000002", "step00000004", "step00000006"]),
+        ({"save.state_every": 1, "save.keep_states": 0, "save.keep_states_steps": 3}, [],
+         [f"step0000000{i}" for i in (3, 4, 5, 6)]),
+    ],
+)  # fmt: skip
+def test_what_is_kept(tmp_path, options, files, states) -> None:
+    config = short_runs.config(tmp_path, options)
+    assert train(config) == 0
+    assert saved(config) == (files, states)
+
+
+def test_files_of_steps_and_epochs_are_listed_in_the_order_of_time(tmp_path) -> None:
+    config = short_runs.config(tmp_path, {"save.every_epochs": 1, "save.every": 3})
+    assert train(config) == 0
+    names = [one.path.stem for one in job.checkpoints(Path(config.run.out) / "t")]
+    assert names == ["t-000001", "t-step00000003", "t-000002", "t"]
+
+
+def test_previews_and_validation_by_epochs(tmp_path) -> None:
+    flags = {
+        "sample.prompts": ["a cat"], "sample.steps": 1, "sample.every_epochs": 2, "sample.at_start": False,
+        "validation.every_epochs": 1, "data.validation_split": 0.25, "run.steps": 5,
+    }  # fmt: skip
+    config = short_runs.config(tmp_path, flags)
+    assert train(config) == 0
+    at = {
+        kind: [e["step"] for e in short_runs.events(config) if e["kind"] == kind] for kind in ("sample", "validation")
+    }
+    assert at == {"sample": [4, 5], "validation": [2, 4, 5]}  # 6 pictures in batches of 4: an epoch is 2 steps
+
+
+def test_a_file_says_what_was_asked_and_used(tmp_path) -> None:
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "thumb.png")
+    flags = {
+        "save.thumbnail": str(tmp_path / "thumb.png"), "save.usage_hint": "say ink", "save.merged_from": "x",
+        "save.preprocessor": "none", "save.is_negative_embedding": "false", "noise.max_timestep": 900,
+        "loss.huber.c": 0.2, "loss.huber.schedule": "constant", "run.steps": 1, "data.keep_tokens": 2,
+    }  # fmt: skip
+    config = short_runs.config(tmp_path, flags)
+    assert train(config) == 0
+    said, _ = read_header(Path(config.run.out) / "t" / "t.safetensors")
+    spec = {k.removeprefix("modelspec."): v for k, v in said.items() if k.startswith("modelspec.")}
+    assert spec["resolution"] == "64x64" and spec["timestep_range"] == "0,900"
+    assert spec["thumbnail"].startswith("data:image/png;base64,iVBOR")
+    assert (spec["usage_hint"], spec["merged_from"], spec["preprocessor"]) == ("say ink", "x", "none")
+    told = {
+        name: said[f"ss_{name}"] for name in ("loss_type", "huber_c", "huber_schedule", "keep_tokens", "resolution")
+    }
+    assert told == {"loss_type": "huber", "huber_c": "0.2", "huber_schedule": "constant", "keep_tokens": "2",
+                    "resolution": "(64, 64)"}  # fmt: skip
+    assert json.loads(said["ss_dataset_dirs"]) == {"pictures": {"n_repeats": 1, "img_count": 8}}
+    assert said["ss_reg_dataset_dirs"] == "{}"
+
+
+def test_the_least_metadata(tmp_path) -> None:
+    config = short_runs.config(tmp_path, {"save.minimal": True, "run.steps": 1})
+    assert train(config) == 0
+    said, _ = read_header(Path(config.run.out) / "t" / "t.safetensors")
+    kept = {name for name in said if not name.startswith(("modelspec.", "sshs_"))}
+    assert kept == {"ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha"}
+
+
+@pytest.mark.parametrize("name, told", [("x.gif", "no JPEG, PNG or WebP"), ("x.png", "cannot be read")])
+def test_a_wrong_thumbnail_is_told_before_the_run(tmp_path, name, told) -> None:
+    config = short_runs.config(tmp_path, {"save.thumbnail": str(tmp_path / name)})
+    with pytest.raises(ValueError, match=f"save.thumbnail: .*{told}"):
+        train(config)
+    assert not any(e["kind"] == "step" for e in short_runs.events(config))
