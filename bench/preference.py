@@ -1,11 +1,17 @@
-"""Does preference training work? Arms of the demo side by side.
+"""Does preference training work, and does the pixel term help? Arms of the demo side by side, on pairs never seen.
 
-    python -m bench.preference [--steps N] [--pictures N] [--out FOLDER]
+    python -m bench.preference --out FOLDER [--arms "latent DPO;pixel DPO"] [--seeds 0,1] [--steps N]
 
-Every arm learns the same 150 pairs (outlines preferred over colour) and is asked of 40 that it never saw, at 16 fixed
-noise levels each: the share in the right order (implicit accuracy) with its 95 % interval, levels as independent;
-and, of pictures drawn at fixed seeds for held-out prompts, how many lie nearer to a picture of the chosen style than to
-any of the other: a vote of nearest neighbours that is not the training loss.
+Every arm learns the same 150 pairs (outlines preferred over colour) by ``presets/demo_dpo.toml``; 40 are held out. The
+saved file of each is then asked, whatever it was trained with:
+
+- accuracy: the share of held-out pairs in the right order, by latent and by pixel errors over the base's, at 16 fixed
+  noise levels each. A pair's levels are one observation: the 95 % interval resamples pairs.
+- style: pictures of the 40 held-out prompts at fixed seeds, judged by a small classifier that was trained on the two
+  styles of the other pairs, and by a vote: is the nearest of all 380 pictures an outline?
+- subject: whether that nearest picture is of the prompt, in either style. A picture that fades away loses this.
+
+What is in FOLDER already is kept, so a list that was cut short, or split over processes, is gone on with.
 """
 
 from __future__ import annotations
@@ -13,108 +19,216 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
-import time
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS = ROOT / "presets" / "pictures" / "pairs"
-ARMS = {
+PRESET, LEVELS, SIDE = "demo_dpo", 16, 64
+BASE = "before training"
+ARMS: dict[str, dict[str, Any]] = {
     "latent DPO": {"loss.pixel.weight": 0.0},
     "pixel DPO": {"loss.mse.weight": 0.0, "loss.pixel.weight": 1.0},
     "latent + pixel DPO": {},
+    "the same, 2 cached draws": {"objective.reference_draws": 2},
     "latent DPO + pixel SimPO": {"objective.pixel.kind": "simpo"},
+    "latent + pixel SimPO": {"objective.kind": "simpo"},
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.preference", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.preference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="runs, measurements and the picture")
+    parser.add_argument("--arms", default=";".join(ARMS), help="names, separated by semicolons")
+    parser.add_argument("--seeds", default="0", help="separated by commas")
     parser.add_argument("--steps", type=int, help="instead of the preset's")
-    parser.add_argument("--pictures", type=int, default=24)
-    parser.add_argument("--out", type=Path, help="keep runs and the picture here")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        out = args.out or Path(scratch)
-        rows = [arm(name, flags, args, out) for name, flags in ARMS.items()]
-        sheet(rows, out / "preference.png")
-    print("| arm | steps | minutes | held-out accuracy | pictures in the chosen style, before | after |")
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        accuracy = ", ".join(f"{term} {p:.3f} ± {half:.3f}" for term, (p, half) in row["accuracy"].items())
-        print(
-            f"| {row['arm']} | {row['steps']} | {row['minutes']:.1f} | {accuracy} | {row['before']} | {row['after']} |"
-        )
+    names = args.arms.split(";")
+    if unknown := [name for name in names if name not in ARMS]:
+        raise SystemExit(f"bench: there is no arm '{unknown[0]}'; there is: {'; '.join(ARMS)}")
+    runs = [(name, int(seed)) for name in names for seed in args.seeds.split(",")]
+    files = {f"{name}, seed {seed}": trained(name, seed, args) for name, seed in runs}
+    base = measured(BASE, args.out / "base", None)
+    rows = [base, *(measured(name, file.parent, file, base) for name, file in files.items())]
+    print(table(rows))
+    sheet(rows, args.out / "preference.png")
 
 
-def arm(name: str, flags: dict, args: argparse.Namespace, out: Path) -> dict:
+def configuration(out: Path, flags: dict[str, Any]):
     from pixelkiln.trainer.config import load
+
+    return load(preset=PRESET, flags={"run.out": str(out), "validation.levels": LEVELS, **flags})
+
+
+def trained(name: str, seed: int, args: argparse.Namespace) -> Path:
+    """The adapter file of an arm."""
     from pixelkiln.trainer.engine import train
 
-    prompts = held_out_prompts(args.pictures)
-    base = {"run.out": str(out), "run.name": name.replace(" ", "-"), "sample.prompts": prompts, "sample.every": 0}
-    config = load(preset="demo_dpo", flags={**base, **({"run.steps": args.steps} if args.steps else {}), **flags})
-    start = time.monotonic()
-    assert train(config) == 0, f"the arm {name} did not end"
-    folder = out / config.run.name
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]
-    told = [e for e in events if e["kind"] == "validation"][-1]
-    levels, count = told["levels"].values(), 40 * len(told["levels"])
-    accuracy = {}
-    for term in config.terms():
-        p = sum(level[f"{term}/accuracy"] for level in levels) / len(levels)
-        accuracy[term] = (p, 1.96 * math.sqrt(p * (1 - p) / count))
-    steps = config.run.steps
+    run = f"{name} {seed}".replace(" + ", "+").replace(",", "").replace(" ", "-")
+    flags = {**ARMS[name], "run.name": run, "run.seed": seed, "sample.prompts": [], "validation.max_batches": 1}
+    config = configuration(args.out, flags | ({"run.steps": args.steps} if args.steps else {}))
+    file = args.out / run / f"{run}.safetensors"
+    if not file.exists() and train(config):
+        raise SystemExit(f"bench: the arm {name} did not end")
+    return file
+
+
+def measured(name: str, folder: Path, file: Path | None, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What an adapter file (or the base alone) does to held-out pairs and prompts."""
+    known = folder / "measured.json"
+    if known.exists():
+        return json.loads(known.read_text("utf-8"))
+    from pixelkiln.trainer import sampling
+    from pixelkiln.trainer.build import build, scan
+
+    captions = [item.caption for item in scan(configuration(folder.parent, {}))[1].held]
+    config = configuration(folder.parent, {"sample.prompts": captions})
+    parts = build(config, lambda line: print(line, file=sys.stderr), str(file) if file else None)
+    parts.dataset.prepare()
+    parts.adapter.train(False)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for index, prompt in enumerate(parts.prompts):
+        path = sampling.picture_path(folder, 0, index)
+        sampling.save_picture(parts.picture(prompt), path, prompt, {"adapter": name})
+        drawn.append(path)
+    errors = held_out(parts)
+    row = {"arm": name, "errors": errors, "pictures": [str(p) for p in drawn], "minutes": minutes(folder)}
+    row["accuracy"] = {term: interval(in_order(errors[term], (base or row)["errors"][term])) for term in errors}
+    row |= judged(drawn, captions)
+    known.write_text(json.dumps(row), "utf-8")
+    return row
+
+
+@torch.no_grad()
+def held_out(parts: Any) -> dict[str, list[list[tuple[float, float]]]]:
+    """Term -> for each held-out pair and level the errors of winner and loser."""
+    from pixelkiln.trainer import step
+    from pixelkiln.trainer.score import observe
+    from pixelkiln.trainer.timesteps import fixed_draw
+
+    found: dict[str, list[list[tuple[float, float]]]] = {term.name: [] for term in parts.terms}
+    for batch in parts.dataset.validation_batches(1):
+        for each in found.values():
+            each.append([])
+        for level in range(LEVELS):
+            chance = fixed_draw(batch, level, LEVELS, 0, parts.process, parts.config.noise)
+            for term, said in step.errors(parts.terms, observe(parts, batch, chance)).items():
+                found[term][-1].append((float(said[0]), float(said[1])))
+    return found
+
+
+def in_order(errors: list[list[tuple[float, float]]], base: list[list[tuple[float, float]]]) -> list[float]:
+    """For each pair the share of levels at which the winner's error fell more than the loser's; ties count half."""
+    change = np.array(errors) - np.array(base)
+    margin = change[..., 1] - change[..., 0]
+    return ((margin > 0) + 0.5 * (margin == 0)).mean(1).tolist()
+
+
+def interval(each: list[float]) -> tuple[float, float, float]:
+    """Mean, and the middle 95 % of the means of 4,000 resamples."""
+    values = np.array(each)
+    means = np.random.default_rng(0).choice(values, (4000, len(values))).mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(values.mean()), float(low), float(high)
+
+
+def minutes(folder: Path) -> float | None:
+    """Of the training steps alone."""
+    log = folder / "events.jsonl"
+    if not log.exists():
+        return None
+    events = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    return sum(event["seconds"] for event in events if event["kind"] == "step") / 60
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def judged(drawn: list[Path], captions: list[str]) -> dict[str, Any]:
+    rows = [json.loads(line) for line in (PAIRS / "pairs.jsonl").read_text("utf-8").splitlines()]
+    known = [(row["prompt"], style, PAIRS / row[style]) for row in rows for style in ("chosen", "rejected")]
+    every, made = pixels([path for *_, path in known]), pixels(drawn)
+    nearest = [known[int(((every - one) ** 2).mean((1, 2, 3)).argmin())] for one in made]
+    held = torch.tensor([prompt in captions for prompt, *_ in known])
+    chosen = torch.tensor([float(style == "chosen") for _, style, _ in known])
+    ask = classifier(every[~held], chosen[~held])
+    right = float(((ask(every[held]) > 0.5) == (chosen[held] > 0.5)).float().mean())
     return {
-        "arm": name,
-        "steps": steps,
-        "minutes": (time.monotonic() - start) / 60,
-        "accuracy": accuracy,
-        "before": vote(folder / "samples", 0, len(prompts)),
-        "after": vote(folder / "samples", steps, len(prompts)),
-        "folder": folder,
+        "count": len(made),
+        "style": int((ask(made) > 0.5).sum()),
+        "classifier": right,
+        "vote": sum(style == "chosen" for _, style, _ in nearest),
+        "subject": sum(one[0] == prompt for one, prompt in zip(nearest, captions, strict=True)),
     }
 
 
-def held_out_prompts(count: int) -> list[str]:
-    """Prompts of pairs that validation holds out, as the trainer splits them."""
-    from pixelkiln.trainer.build import scan
-    from pixelkiln.trainer.config import load
-
-    held = scan(load(preset="demo_dpo"))[1].held
-    return [item.caption for item in held[:count]]
-
-
-def vote(samples: Path, step: int, count: int) -> str:
-    styles = {role: pictures(sorted(PAIRS.glob(f"*_{role}.png"))) for role in ("chosen", "rejected")}
-    drawn = pictures([samples / f"step{step:08d}_{i:02d}.png" for i in range(count)])
-
-    def nearest(one: np.ndarray, many: np.ndarray) -> float:
-        return float(((many - one) ** 2).mean(axis=(1, 2, 3)).min())
-
-    won = sum(nearest(one, styles["chosen"]) < nearest(one, styles["rejected"]) for one in drawn)
-    return f"{won} of {count}"
-
-
-def pictures(paths: list[Path]) -> np.ndarray:
+def pixels(paths: list[Path]) -> torch.Tensor:
+    """[N, 3, 64, 64] in [0, 1]."""
     made = []
     for path in paths:
         with Image.open(path) as picture:
-            made.append(np.asarray(picture.convert("RGB").resize((64, 64)), dtype=np.float32) / 255)
-    return np.stack(made)
+            made.append(np.asarray(picture.convert("RGB").resize((SIDE, SIDE)), dtype=np.float32) / 255)
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
 
-def sheet(rows: list[dict], path: Path, columns: int = 8, cell: int = 96) -> None:
-    """One row of pictures before training, then one of each arm."""
-    lines = [(rows[0]["folder"], 0), *((row["folder"], row["steps"]) for row in rows)]
-    page = Image.new("RGB", (columns * cell, len(lines) * cell), "white")
-    for y, (folder, step) in enumerate(lines):
-        for x in range(columns):
-            with Image.open(folder / "samples" / f"step{step:08d}_{x:02d}.png") as picture:
-                page.paste(picture.convert("RGB").resize((cell, cell)), (x * cell, y * cell))
-    page.save(path)
+def classifier(pictures: torch.Tensor, labels: torch.Tensor, steps: int = 150):
+    """A convolutional network of three layers, trained on flipped and shifted pictures -> probability of label 1."""
+    torch.manual_seed(0)
+    layers = [(3, 12), (12, 24), (24, 48)]
+    stack = [
+        part for i, o in layers for part in (torch.nn.Conv2d(i, o, 3, 2, 1), torch.nn.GroupNorm(4, o), torch.nn.SiLU())
+    ]
+    net = torch.nn.Sequential(*stack, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(48, 1))
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-2)
+    with torch.enable_grad():
+        for _ in range(steps):
+            rows = torch.randint(len(pictures), (32,))
+            shown = pictures[rows].roll(tuple(int(v) for v in torch.randint(-6, 7, (2,))), (2, 3))
+            shown = shown.flip(3) if torch.rand(()) < 0.5 else shown
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(net(shown)[:, 0], labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return lambda some: torch.sigmoid(net(some)[:, 0]).detach()
+
+
+# ------------------------------------------------------------------------------------------------------------- telling
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| arm | minutes | accuracy, latent errors | accuracy, pixel errors | style | vote | subject |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        latent, pixel = ("{:.3f} ({:.3f} to {:.3f})".format(*row["accuracy"][term]) for term in ("mse", "pixel"))
+        shares = " | ".join(f"{row[key]} of {row['count']}" for key in ("style", "vote", "subject"))
+        took = "" if row["minutes"] is None else f"{row['minutes']:.1f}"
+        lines.append(f"| {row['arm']} | {took} | {latent} | {pixel} | {shares} |")
+    told = ", ".join(sorted({f"{row['classifier']:.3f}" for row in rows}))
+    return "\n".join([*lines, "", f"The classifier is right about {told} of the held-out pictures themselves."])
+
+
+def sheet(rows: list[dict[str, Any]], path: Path, columns: int = 8, cell: int = 96, margin: int = 190) -> None:
+    """A line of pictures for each row: every so many of the held-out prompts."""
+    page = Image.new("RGB", (margin + columns * cell, len(rows) * cell), "white")
+    pen = ImageDraw.Draw(page)
+    for y, row in enumerate(rows):
+        pen.text((6, y * cell + cell // 2 - 6), row["arm"], fill="black")
+        apart = math.ceil(len(row["pictures"]) / columns)
+        for x, file in enumerate(row["pictures"][::apart]):
+            with Image.open(file) as picture:
+                page.paste(picture.convert("RGB").resize((cell, cell)), (margin + x * cell, y * cell))
+    page.save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_a_finite_value_per_sample_or_pair_with_detached_metrics(name, dtype):
     (grad,) = torch.autograd.grad(verdict.values.sum(), errors)
     assert grad.isfinite().all()
     for metric in verdict.metrics.values():
-        assert metric.shape == verdict.values.shape
+        assert metric.ndim == 1 and len(metric) <= len(verdict.values)  # fewer where they are of one side only
         assert metric.grad_fn is None
     objective.update({k: float(v.sum()) for k, v in verdict.metrics.items()}, len(verdict.values))
     assert all(isinstance(v, float) for v in objective.state.values())

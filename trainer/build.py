@@ -34,6 +34,7 @@ from .run import total_steps
 from .sampling import Prompt
 from .step import Judged
 from .types import Batch, Conditioning
+from .watch import Watch
 
 BETAS = {"sd15": 2000.0, "sd2": 2000.0, "sdxl": 5000.0}
 """DPO's beta by family, at mean reduction."""
@@ -68,6 +69,7 @@ class Parts:
     dataset: Dataset = None  # type: ignore[assignment]
     terms: list[Term] = field(default_factory=list)
     balance: Balance = field(default_factory=lambda: Balance([]))
+    watch: Watch = field(default_factory=lambda: Watch({}))
     decoder: Decoder | None = None
     optimizer: Any = None
     schedule: Schedule = field(default_factory=lambda: Schedule(lambda step: 1.0))
@@ -189,6 +191,7 @@ class Parts:
             "optimizer": facts,
             "objectives": adaptive,
             "balance": self.balance.state,
+            "watch": self.watch.state,
             "scaler": self.scaler.state_dict(),
             "model": self.family.fingerprints["model"],
             "family": self.family.name,
@@ -213,6 +216,7 @@ class Parts:
         for term in self.terms:
             term.objective.state.update(facts["objectives"].get(term.name, {}))
         self.balance.state.update(facts["balance"])
+        self.watch.state.update(facts.get("watch", {}))
         if facts["scaler"]:
             self.scaler.load_state_dict(facts["scaler"])
         return notes
@@ -397,6 +401,7 @@ def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Calla
         for line in options.warnings():  # pyright: ignore[reportAttributeAccessIssue]
             say(f"warning: loss.{name}.{line}")
     parts.balance = Balance(parts.terms)
+    parts.watch = Watch({name: objective for name, (_, objective) in terms.items()})
     parts.optimizer, notes = build_optimizer(config.optimizer, _groups(parts.adapter))
     parts.schedule, more = build_schedule(config.schedule, parts.total, parts.optimizer)
     for line in [*notes, *more]:

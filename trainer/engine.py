@@ -126,8 +126,10 @@ class Loop:
                 self.at += 1
                 self.writer.event("step", self.at, **facts)
                 self.writer.tick(facts)
+                for line in p.watch.see(facts["terms"]):
+                    self.writer.warning(line)
                 requests = self.folder.take_requests() if p.is_main else set()
-                stopped = p.any_rank(self.asked.is_set() or "stop" in requests)
+                stopped = p.any_rank(self.asked.is_set() or "stop" in requests or p.watch.stop)
                 self._due(requests, stopped)
         return self._stop() if stopped and self.at < p.total else self._finish()
 
@@ -162,7 +164,8 @@ class Loop:
         self.writer.status("saving", message="saving, then stopping")
         self._save_state()
         self._save_adapter(self.folder.checkpoint(self.at))
-        self.writer.end("stopped", self.at, f"stopped at step {self.at}; go on with --resume", INTERRUPTED)
+        why = " by objective.winner_stop" if self.parts.watch.stop else ""
+        self.writer.end("stopped", self.at, f"stopped at step {self.at}{why}; go on with --resume", INTERRUPTED)
         return INTERRUPTED
 
     def _finish(self) -> int:
@@ -307,8 +310,9 @@ class Loop:
                     judged.counts["loss"] = units
                     total.add(judged)
                 found[f"{level:g}"] = p.means(total.sums, total.counts)
-        losses = [row["loss"] for row in found.values()]
-        self.writer.event("validation", self.at, loss=sum(losses) / len(losses), levels=found)
+        each = {name: [row[name] for row in found.values() if name in row] for row in found.values() for name in row}
+        means = {name: sum(values) / len(values) for name, values in each.items()}
+        self.writer.held_out(self.at, means, found)
 
 
 def _every(period: int, at: int) -> bool:

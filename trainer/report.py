@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,6 +100,12 @@ class Writer:
         self._bar.update(1)
         self.status("running", message=f"loss {facts['loss']:.4f}", eta=facts["eta"])
 
+    def held_out(self, step: int, means: Mapping[str, float], levels: Mapping[str, Mapping[str, float]]) -> None:
+        """A validation: the means over all levels, and each level."""
+        self.event("validation", step, loss=means["loss"], levels=levels)
+        told = {"loss": f"{means['loss']:.4f}", **{k: f"{v:.3g}" for k, v in _headline(means)}}
+        self.say(f"held out at step {step}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
+
     def end(self, state: State, step: int, message: str, code: int) -> None:
         self.at = step
         self.event("end", step, state=state, message=message, exit_code=code)
@@ -128,9 +134,16 @@ def _scalars(facts: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, flo
             yield f"{prefix}{name}", float(value)
 
 
-def _headline(terms: dict[str, float]) -> Iterable[tuple[str, float]]:
+SHORT = {"accuracy": "acc", "margin": "margin", "saturated": "sat", "winner_change": "win", "loser_change": "lose"}
+"""Metrics of preferences by their names on the bar. win, lose: the error over the reference's; win must not rise."""
+
+
+def _headline(terms: Mapping[str, float]) -> Iterable[tuple[str, float]]:
     """What belongs on the bar beside the loss."""
+    compared = [name.partition("/")[0] for name in terms if name.endswith("/accuracy")]
     for name, value in terms.items():
         term, _, metric = name.partition("/")
-        if metric == "accuracy" or (metric == "error" and term != "mse"):
-            yield (term if metric == "error" else f"{term} acc"), value
+        if (metric in SHORT and term == compared[0]) or metric == "accuracy":
+            yield f"{term} {SHORT[metric]}", value
+        elif metric == "error" and term != "mse" and not compared:
+            yield term, value

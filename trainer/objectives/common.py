@@ -35,6 +35,11 @@ class ReferenceOptions(Options):
     """What training is held against: the model without any adapter, or with the adapter that training started from."""
     reference_draws: int = option(0, label="Cached reference draws", ge=0)
     """0 draws fresh noise each time. K gives each pair K fixed draws, whose reference errors are computed once."""
+    winner_limit: float = option(0.05, label="Alarm for winners", ge=0)
+    """Warn when the liked pictures' error rises above the reference's by more than this share of it (a running mean
+    over about 20 steps); 0 is off."""
+    winner_stop: bool = option(False, label="Stop at the alarm")
+    """Save and stop as soon as `winner_limit` is passed, instead of a warning alone."""
 
 
 class SftAnchor(Options):

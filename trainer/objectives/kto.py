@@ -47,9 +47,9 @@ class Kto:
         if not all(role in SIDES for role in rows.role):
             raise ValueError("objective: kto learns from liked and disliked pictures; give [data] ratings or pairs")
         side = torch.tensor([SIDES[role] for role in rows.role]).to(errors)
-        o, g = self.options, reference - errors
+        o, g, liked = self.options, reference - errors, side > 0
         inside = side * o.beta * (g - self.kl)
-        weight = rows.weight.to(errors) * torch.where(side > 0, o.liked_weight, o.disliked_weight)
+        weight = rows.weight.to(errors) * torch.where(liked, o.liked_weight, o.disliked_weight)
         seen = inside.detach()
         return Verdict(
             weight * torch.sigmoid(-inside),
@@ -58,6 +58,10 @@ class Kto:
                 "margin": seen,
                 "saturated": (seen > SATURATED).float(),
                 "reward": g.detach(),
+                "winner": errors[liked].detach(),
+                "winner_change": -g[liked].detach(),
+                "loser": errors[~liked].detach(),
+                "loser_change": -g[~liked].detach(),
             },
         )
 
