@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import memory, sampling
+from . import frozen, memory, sampling
 from .adapters.inject import Adapter, inject
 from .checkpoint import prefixed, thumbnail, under
 from .config import Config
@@ -318,6 +318,7 @@ def build(config: Config, say: Callable[[str], None], adapter_file: str | None =
         say(line)
     attention, why = memory.choose_attention(device, config.memory.attention)
     say(f"training on {device}, {str(dtype).removeprefix('torch.')}, attention: {why}")
+    _hold(config, family, device, say)
     family.to(device)
     memory.use_attention(family.denoiser, attention)
     adapter = _adapter(config, family, dtype, adapter_file, say)
@@ -346,6 +347,19 @@ def build(config: Config, say: Callable[[str], None], adapter_file: str | None =
     if dataset:
         _training(parts, dataset, vae_dtype, say)
     return parts
+
+
+def _hold(config: Config, family: Family, device: torch.device, say: Callable[[str], None]) -> None:
+    """Make frozen weights small, on the device where they will be."""
+    try:
+        held = frozen.hold_all(family.denoiser, config.memory.base_weights, device)
+        if held:
+            say(f"base weights: {held} layers in {frozen.held_as(family.denoiser)}")
+        for name, encoder in family.text_encoders.items():
+            stays = name == "te3" and config.model.t5_on_cpu
+            frozen.hold_all(encoder, config.memory.text_weights, torch.device("cpu") if stays else device)
+    except ImportError as error:
+        raise ValueError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
 
 
 def _processes(device: str) -> tuple[int, int, torch.device]:

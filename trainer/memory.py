@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .frozen import Weights
 from .registry import Options, option
 
 
@@ -18,6 +19,12 @@ class MemoryOptions(Options):
     gradient_checkpointing: bool = option(False, kohya="gradient_checkpointing", label="Gradient checkpointing")
     """Recompute activations in the backward pass: about a third slower, a fraction of the memory, the same numbers."""
 
+    base_weights: Weights = option("full", label="Base weights")
+    """How the frozen denoiser is held: ``full`` as ``run.precision`` says, ``fp8`` and ``int8`` in half of 16 bits,
+    ``nf4`` in about a third (its convolutions in int8). Unpacked layer by layer as they are used; the adapter learns on
+    the rounded model."""
+    text_weights: Weights = option("full", label="Text encoder weights")
+    """The same for the text encoders (SD3's T5 needs 9.5 GB in 16 bits, 2.7 in nf4)."""
     one_by_one: bool = option(False, label="Pictures one by one")
     """Send the rows of a micro-batch (both pictures of a pair) through the network one after the other: the activations
     of one picture at a time, for one more forward pass each, with the same gradients."""

@@ -13,6 +13,7 @@ import torch
 from . import step
 from .build import Parts
 from .files import write_atomic
+from .frozen import held_as
 from .step import Errors, Judged
 from .types import Batch, Draw, Step
 
@@ -99,6 +100,7 @@ class References:
             "fingerprints": p.family.fingerprints,
             "dtype": str(p.dtype),
             "attention": p.attention,
+            "weights": held_as(p.family.denoiser),
             "seed": config.run.seed,
             "draws": p.dataset.fixed_draws,
             "noise": config.noise.model_dump(),

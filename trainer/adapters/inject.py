@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..frozen import looking
 from . import algebra, files, keys
 from .dropout import Dropout
 from .layers import NAME, START, Mounted, unique
@@ -357,7 +358,7 @@ def _config(kind: str, rank: int, alpha: float, targets: str, options: AdapterOp
 def _inject(model: nn.Module, config: Any, adapter: str) -> None:
     import peft
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), looking():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         peft.inject_adapter_in_model(config, model, adapter)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..frozen import held_as
 from ..noise import Prediction, Process
 from ..types import Conditioning
 from .options import ModelOptions
@@ -176,7 +177,7 @@ class Family:
         how = self.options
         reading = (how.clip_skip, how.max_tokens, how.weighted_captions, how.t5_max_tokens, how.t5_mask, how.clip_mask)
         words = [_spelling(self.tokenizers[name]) for name in self.text_encoders]
-        kinds = [f"{name} {_dtype(module)}" for name, module in self.text_encoders.items()]
+        kinds = [f"{name} {_dtype(module)}{_held(module)}" for name, module in self.text_encoders.items()]
         return {
             "model": self.files.digest("model"),
             "vae": self.files.digest("vae", str(_dtype(self.vae)), str(self.scale), str(self.shift)),
@@ -199,6 +200,12 @@ def _spelling(tokenizer: Any) -> str:
     held = json.loads(tokenizer.backend_tokenizer.to_str())
     kept = {key: value for key, value in held.items() if key not in ("padding", "truncation")}
     return json.dumps([kept, tokenizer.pad_token_id], sort_keys=True)
+
+
+def _held(module: nn.Module) -> str:
+    """How a module's weights are held, where that is not as they are."""
+    kind = held_as(module)
+    return "" if kind == "full" else f" {kind}"
 
 
 def _wide(value: Tensor) -> Tensor:

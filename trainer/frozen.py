@@ -1,0 +1,216 @@
+"""Frozen weights held small (8 or 4 bits) or somewhere else, and whole only while their layer computes with them.
+
+A held layer is still an ``nn.Linear`` or ``nn.Conv2d`` with a ``weight``, so every kind of adapter sits on it as on any
+other. Its output's gradient is taken with the weight unpacked a second time; no unpacked weight outlives a layer's
+forward or backward pass, with or without checkpointing. The arithmetic of int8 and nf4 is bitsandbytes'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
+
+Weights = Literal["full", "fp8", "int8", "nf4"]
+Parts = dict[str, Tensor]
+"""What a weight is held as."""
+BLOCK = 64
+"""Numbers that share a scale in nf4."""
+INSIDE = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "encoder")
+"""The parts of a denoiser or text encoder whose layers are held; what is before and after stays as it is."""
+
+
+def kind_for(layer: nn.Module, wanted: Weights) -> Weights:
+    """How a layer is held: convolutions, few and sensitive, get 8 bits where the rest gets 4."""
+    return "int8" if wanted == "nf4" and isinstance(layer, nn.Conv2d) else wanted
+
+
+def pack(weight: Tensor, kind: Weights) -> Parts:
+    """A weight [out, ...] as it is held. ``full``: as it is."""
+    if kind == "full":
+        return {"packed": weight.contiguous()}
+    rows = weight.flatten(1)
+    if kind == "fp8":  # a scale for each row, a power of two: nothing is lost by it, also in bfloat16
+        most = rows.float().abs().amax(1, keepdim=True).clamp(min=2.0**-100)
+        scale = torch.exp2(torch.ceil(torch.log2(most / 448)))
+        return {"packed": (rows.float() / scale).to(torch.float8_e4m3fn), "scale": scale}
+    import bitsandbytes.functional as bnb
+
+    if kind == "int8":
+        packed, scale, _ = bnb.int8_vectorwise_quant(rows.to(torch.float16))
+        return {"packed": packed, "scale": scale.float()[:, None] / 127}
+    low = rows if rows.dtype in (torch.float16, torch.bfloat16, torch.float32) else rows.float()
+    packed, state = bnb.quantize_4bit(low.contiguous(), blocksize=BLOCK, quant_type="nf4")
+    return {"packed": packed, "scale": state.absmax}
+
+
+def unpack(parts: Parts, kind: Weights, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The weight again, in ``dtype``."""
+    packed = parts["packed"]
+    if kind == "full":
+        return packed.reshape(shape).to(dtype)
+    if kind == "fp8":
+        return packed.to(dtype).mul_(parts["scale"].to(dtype)).reshape(shape)
+    if kind == "int8":
+        out = torch.empty(packed.shape, dtype=dtype, device=packed.device)
+        return torch.mul(packed, parts["scale"].to(torch.promote_types(dtype, torch.float32)), out=out).reshape(shape)
+    import bitsandbytes.functional as bnb
+
+    known = dtype if dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.float32
+    rows = torch.Size((shape[0], shape[1:].numel()))
+    state = bnb.QuantState(parts["scale"], rows, _levels(packed.device), BLOCK, "nf4", known)
+    return bnb.dequantize_4bit(packed, state).reshape(shape).to(dtype)
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type("nf4", device=device)
+
+
+def held_bytes(kind: Weights, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes that a weight of ``shape`` takes when it is held."""
+    numbers = torch.Size(shape).numel()
+    if kind == "full":
+        return numbers * dtype.itemsize
+    if kind == "nf4":
+        return -(-numbers // 2) + 4 * -(-numbers // BLOCK)
+    return numbers + 4 * shape[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ layers
+
+
+class _Through(torch.autograd.Function):
+    """A layer's output for its input, both passes with a weight that is unpacked for them alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
+        ctx.layer, ctx.shape = layer, x.shape
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if layer.bias is None else layer.bias.to(x.dtype)
+            return layer.compute(x, layer.whole(x.dtype), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
+        with torch.autocast(grad.device.type, enabled=False):
+            return ctx.layer.pull(grad, ctx.layer.whole(grad.dtype), ctx.shape), None
+
+
+_looked: list[tuple[Any, Any]] = []
+"""The last layer looked at and its weight, inside ``looking``."""
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """Inside, many looks at one layer's ``weight`` in a row unpack it once: PEFT looks fifteen times at each."""
+    _looked.append((None, None))
+    try:
+        yield
+    finally:
+        _looked.pop()
+
+
+class _Held(nn.Module):
+    """What held layers share. They are made of plain ones by ``hold``, never constructed."""
+
+    kind: Weights
+    shape: torch.Size
+    dtype: torch.dtype
+    names: tuple[str, ...]
+    fetch: Callable[[], Parts] | None
+    """Where the parts come from when they are not the layer's own buffers."""
+    bias: nn.Parameter | None
+
+    def parts(self) -> Parts:
+        if self.fetch is not None:
+            return self.fetch()
+        return {name: self._buffers[f"held_{name}"] for name in self.names}  # pyright: ignore[reportReturnType]
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        return unpack(self.parts(), self.kind, self.shape, dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in the precision of the run, for whoever looks at it (a copy: nothing written to it stays)."""
+        if _looked and _looked[-1][0] is self:
+            return _looked[-1][1]
+        whole = self.whole(self.dtype)
+        whole = whole.clone() if self.kind == "full" else whole
+        if _looked:
+            _looked[-1] = (self, whole)
+        return whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return _Through.apply(x.to(dtype), self)  # pyright: ignore[reportReturnType]
+
+
+class HeldLinear(_Held, nn.Linear):  # pyright: ignore
+    compute = staticmethod(F.linear)
+
+    @staticmethod
+    def pull(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        return grad @ weight
+
+
+class HeldConv2d(_Held, nn.Conv2d):  # pyright: ignore
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """PEFT makes the matrices of an adapter by the base layer's class: those are plain."""
+        return nn.Conv2d(*args, **kwargs) if args else super().__new__(cls)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight, bias)
+
+    def pull(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        how: Any = (self.stride, self.padding, self.dilation, self.groups)
+        return conv2d_input(shape, weight, grad, *how)
+
+
+def holdable(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """The layers of a denoiser or text encoder that can be held, by name."""
+    for name, layer in module.named_modules():
+        if any(part in INSIDE for part in name.split(".")) and type(layer) in (nn.Linear, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+                continue
+            yield name, layer  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def hold(layer: nn.Module, kind: Weights, device: torch.device | None = None) -> None:
+    """Turn a plain layer into a held one, its weight packed on ``device`` (where it is, if not given)."""
+    weight: Tensor = layer.weight  # pyright: ignore[reportAssignmentType]
+    parts = pack(weight.detach().to(device or weight.device), kind)
+    del layer._parameters["weight"]
+    made: Any = layer
+    made.__class__ = HeldLinear if isinstance(layer, nn.Linear) else HeldConv2d
+    made.kind, made.shape, made.dtype, made.names, made.fetch = kind, weight.shape, weight.dtype, tuple(parts), None
+    for name, value in parts.items():
+        layer.register_buffer(f"held_{name}", value, persistent=False)
+
+
+def hold_all(module: nn.Module, weights: Weights, device: torch.device) -> int:
+    """Hold every layer that can be; layer by layer, so that no second copy is on the device. How many there are."""
+    if weights == "full":
+        return 0
+    layers = [layer for _, layer in holdable(module)]
+    for layer in layers:
+        hold(layer, kind_for(layer, weights), device)
+    return len(layers)
+
+
+def held_as(module: nn.Module) -> str:
+    """``full``, or the kinds that a module's layers are held as: part of what its output depends on."""
+    kinds = {layer.kind for layer in module.modules() if isinstance(layer, _Held)}
+    return "+".join(sorted(kinds - {"full"})) or "full"
