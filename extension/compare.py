@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import random
+import re
+import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,12 +26,19 @@ from .page import EVENT, SLOW, Context, Screen, folder_of, kindly, lora_hosts, n
 MOST_CANDIDATES = 12
 
 
+@dataclass(frozen=True)
+class Showing:
+    """Two candidates and the prompt's number, laid on the table once."""
+
+    pair: tuple[str, str, int]
+    mark: str
+
+
 class Compare:
     """The screen: its parts as they lie on the page, and what they do."""
 
     def __init__(self, context: Context):
         self.context, self.home, self.address = context, context.home, context.addresses
-        self.duel = gr.State(None)
         with gr.Row():
             self.run = gr.Dropdown([], label=words.COMPARE_RUN, elem_id="compare-run", scale=1)
             self.which = gr.Dropdown([], label=words.COMPARE_WHAT, multiselect=True, elem_id="compare-which", scale=3)
@@ -41,7 +52,8 @@ class Compare:
         self.grid = gr.HTML(elem_id="compare-grid")
         self._vote()
         self._use()
-        self.result = [self.told, self.grid, self.asked, self.left, self.right, self.duel]
+        self.table = [self.asked, self.left, self.right]
+        self.result = [self.told, self.grid, *self.table]
         self.outputs = [self.run, self.which, self.prompts, self.used, self.where, *self.result, self.tally]
         self._wire()
 
@@ -70,12 +82,14 @@ class Compare:
     def _wire(self) -> None:
         self.run.input(self.show, [self.run], self.outputs, **EVENT)
         asked = [self.run, self.which, self.strengths, self.prompts]
-        self.drawing.click(self.draw, asked, self.result, **SLOW)
+        # The last values of a generator come twice: the pictures to vote on are laid by an event of their own, or they
+        # would lie there again when the first vote is already in.
+        drawn = self.drawing.click(self.draw, asked, [self.told, self.grid], **SLOW)
+        drawn.success(self.lay, [self.run], self.table, **EVENT)
         # A quick key is not dropped while the last one is under way: one after another, each for what was seen.
         keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "vote"}
         for name, button in self.buttons.items():
-            outputs = [self.asked, self.left, self.right, self.duel]
-            button.click(functools.partial(self.vote, name), [self.run, self.duel, self.left], outputs, **keys)
+            button.click(functools.partial(self.vote, name), [self.run, self.left], self.table, **keys)
         self.show_tally.click(self.count, [self.run], [self.tally], **EVENT)
         self.use.click(self.give, [self.used, self.where], None, **EVENT)
         self.add_host.click(self.remember_host, [self.host_folder], [self.where], **EVENT)
@@ -86,7 +100,7 @@ class Compare:
         current = next((one for one in known if one.name == chosen), known[0] if known else None)
         if current is None:
             blank = [gr.update(choices=[], value=None), gr.update(choices=[], value=[]), ""]
-            rest = [_where(self.home), note(words.NO_RUNS), "", "", "", "", None, ""]
+            rest = [_where(self.home), note(words.NO_RUNS), "", "", "", "", ""]
             return [*blank, gr.update(choices=[], value=None), *rest]
         options = _options(current.path, known)
         sheet = draws.latest(current.path)
@@ -103,56 +117,71 @@ class Compare:
 
     def _result(self, run_dir: Path, sheet: Sheet | None) -> list[Any]:
         if sheet is None:
-            return ["", "", "", "", "", None]
-        done, trouble = sheet.done(), draws.trouble(sheet)
-        line = note(words.DRAWING.format(done, sheet.total)) if draws.busy(sheet) else note(trouble, "bad")
+            return ["", "", "", "", ""]
+        line = note(words.DRAWING.format(sheet.done(), sheet.total)) if draws.busy(sheet) else _ended(sheet)
         return [line, _grid(sheet, self.address), *self._next(run_dir, sheet)]
 
-    def _next(self, run_dir: Path, sheet: Sheet) -> list[Any]:
-        """Two pictures to vote on."""
+    def _next(self, run_dir: Path, sheet: Sheet, last: Showing | None = None) -> list[Any]:
+        """Two pictures to vote on. After the same showing, with the same votes, the same two: an answer that is sent
+        twice shows nothing else."""
+        given = votes.read(votes_of(run_dir))
+        told = f"{last.mark}{len(given)}" if last else secrets.token_hex(8)
+        rng, mark = random.Random(told), hashlib.sha256(told.encode()).hexdigest()[:16]
+        pair = votes.choose(sheet.drawn(), given, rng, last and last.pair)
+        return self._lay(sheet, Showing(pair, mark), len(given)) if pair else ["", "", ""]
+
+    def _lay(self, sheet: Sheet, shown: Showing, given: int) -> list[Any]:
+        one, other, number = shown.pair
         drawn = sheet.drawn()
-        pair = votes.choose(drawn, votes.read(votes_of(run_dir)), random.Random())
-        if pair is None:
-            return ["", "", "", None]
-        one, other, number = pair
-        pictures = [
-            f'<figure><img alt="{side}" src="{self.address.url(drawn[name][number], 1024)}"></figure>'
-            for side, name in (("left", one), ("right", other))
-        ]
-        return [f'<p class="prompt">{escape(sheet.prompts[number])}</p>', *pictures, pair]
+        urls = [self.address.url(drawn[name][number], 1024) for name in (one, other)]
+        about = f"{one} {other} {number} {shown.mark}"
+        left = f'<figure data-showing="{about}"><img alt="left" src="{urls[0]}"></figure>'
+        right = f'<figure><img alt="right" src="{urls[1]}"></figure>'
+        told = words.VOTES_SO_FAR.format(given) if given else ""
+        return [f'<p class="prompt">{escape(sheet.prompts[number])} <small>{told}</small></p>', left, right]
 
     def draw(self, name: str, adapters: list[str], weights: str, text: str) -> Iterator[list[Any]]:
         """Draw what is missing, and fill the grid while it comes."""
-        run_dir, sheet = self._begin(name, adapters, weights, text)
+        sheet = self._begin(name, adapters, weights, text)
         before = -1
         while draws.busy(sheet):
             if sheet.done() != before:
                 before = sheet.done()
-                yield [note(words.DRAWING.format(before, sheet.total)), _grid(sheet, self.address), *[gr.skip()] * 4]
+                yield [note(words.DRAWING.format(before, sheet.total)), _grid(sheet, self.address)]
             time.sleep(0.5)
-        yield self._result(run_dir, sheet)
+        yield [_ended(sheet), _grid(sheet, self.address)]
 
     @kindly
-    def _begin(self, name: str, adapters: list[str], weights: str, text: str) -> tuple[Path, Sheet]:
+    def lay(self, name: str) -> list[Any]:
+        """The first two pictures of what was drawn."""
+        run_dir = folder_of(self.home, name)
+        sheet = draws.latest(run_dir)
+        return self._next(run_dir, sheet) if sheet else ["", "", ""]
+
+    @kindly
+    def _begin(self, name: str, adapters: list[str], weights: str, text: str) -> Sheet:
         run_dir = folder_of(self.home, name)
         sheet = draws.sheet(run_dir, lines_of(text), _candidates(self.home, run_dir, adapters, weights))
         draws.remember(run_dir, sheet)
         draws.start(run_dir, sheet)
-        return run_dir, sheet
+        return sheet
 
     @kindly
-    def vote(self, won: str, name: str, pair: tuple[str, str, int] | None, seen: str) -> list[Any]:
+    def vote(self, won: str, name: str, seen: str) -> list[Any]:
+        """One answer to what the person saw, which the page itself says: no other window, restart or quick key
+        mistakes it for another."""
         run_dir = folder_of(self.home, name)
-        sheet = draws.latest(run_dir)
+        sheet, path = draws.latest(run_dir), votes_of(run_dir)
         if sheet is None:
-            return ["", "", "", None]
+            return ["", "", ""]
+        shown = _shown(seen, sheet)
         if won == "undo":
-            votes.undo(votes_of(run_dir))
-        elif pair and self.address.url(sheet.drawn()[pair[0]][pair[2]], 1024) not in seen:
-            return [gr.skip()] * 4  # the key was meant for the pictures before
-        elif pair and won != "skip":
-            votes.record(votes_of(run_dir), votes.Vote(pair[0], pair[1], won, pair[2]))
-        return self._next(run_dir, sheet)
+            taken = votes.undo(path)
+            back = taken and _showing(sheet, taken.left, taken.right, taken.prompt, secrets.token_hex(8))
+            return self._lay(sheet, back, len(votes.read(path))) if back else self._next(run_dir, sheet, shown)
+        if shown and won != "skip":
+            votes.record(path, votes.Vote(*shown.pair[:2], won, shown.pair[2], mark=shown.mark))
+        return self._next(run_dir, sheet, shown)
 
     @kindly
     def count(self, name: str) -> str:
@@ -180,6 +209,22 @@ def build(context: Context) -> Screen:
 
 def votes_of(run_dir: Path) -> Path:
     return run_dir / "compare" / "votes.jsonl"
+
+
+def _shown(seen: str, sheet: Sheet) -> Showing | None:
+    """What lay on the page, by its own words; None for anything that the sheet does not hold."""
+    found = re.search(r'data-showing="(\w+) (\w+) (\d{1,6}) ([0-9a-f]{16})"', seen or "")
+    return _showing(sheet, found[1], found[2], int(found[3]), found[4]) if found else None
+
+
+def _showing(sheet: Sheet, left: str, right: str, prompt: int, mark: str) -> Showing | None:
+    drawn = sheet.drawn()
+    there = left != right and all(prompt in drawn.get(one, {}) for one in (left, right))
+    return Showing((left, right, prompt), mark) if there else None
+
+
+def _ended(sheet: Sheet) -> str:
+    return note(draws.trouble(sheet), "bad")
 
 
 def label(checkpoint: job.Checkpoint, run: str) -> str:

@@ -71,14 +71,16 @@ class Prefer:
                 self.thumbs[side, liked] = gr.Button(text, size="sm", elem_id=name)
 
     def _wire(self) -> None:
-        decided = [self.kept, self.rest, self.source, self.run, self.outside, self.left]
+        decided = [self.kept, self.rest, self.source, self.run, self.outside, self.left, self.right]
         # A quick key is not dropped while the last one is under way: one after another, each for what was seen.
         keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "prefer"}
         for name, button in self.buttons.items():
             button.click(functools.partial(self.choose, name), decided, self.table, **keys)
         for (side, liked), button in self.thumbs.items():
             button.click(functools.partial(self.thumb, side, liked), [self.kept, self.rest], [self.counted], **EVENT)
-        self.generate.click(self.draw, [self.kept, self.run, self.prompts], self.table, **SLOW)
+        drawn = self.generate.click(self.draw, [self.kept, self.run, self.prompts], [self.told], **SLOW)
+        # An event of its own, as a generator's last values come twice: see compare.
+        drawn.success(self.lay, [self.kept, self.run, self.told], self.table, **EVENT)
         self.load.click(self.from_folder, [self.kept, self.outside], self.table, **SLOW)
         for changed in (self.source.input, self.run.input):
             changed(self.show, self.inputs, self.outputs, **EVENT)
@@ -107,9 +109,12 @@ class Prefer:
 
     def _all(self, pool: Path | None, folder: str, line: str = "") -> list[Any]:
         """Everything that is still open, the first of it on the table."""
-        found = duels.duels(duels.grouped(pool), duels.decided(Path(folder))) if pool else []
+        found = self._open(pool, Path(folder))
         none = words.ALL_RATED if pool else words.NOTHING_TO_RATE
         return self._top(found, folder, line or ("" if found else note(none)))
+
+    def _open(self, pool: Path | None, folder: Path) -> list[duels.Duel]:
+        return duels.duels(duels.grouped(pool), duels.decided(folder)) if pool else []
 
     def _top(self, rest: list[duels.Duel], folder: str, line: str = "") -> list[Any]:
         counts = _counts(Path(folder))
@@ -121,25 +126,37 @@ class Prefer:
             for side, path in (("left", one.left), ("right", one.right))
         ]
         prompt = f'<p class="prompt">{escape(one.prompt)} <small>({words.LEFT_OVER.format(len(rest))})</small></p>'
-        return [line, prompt, *pictures, counts, rest]
+        soon = "".join(
+            f'<img hidden alt="" src="{self.address.url(p, 1024)}">' for d in rest[1:2] for p in (d.left, d.right)
+        )
+        return [line, prompt + soon, *pictures, counts, rest]
 
     @kindly
     def choose(
-        self, won: str, folder: str, rest: list[duels.Duel], which: str, name: str, outside: str, seen: str
+        self, won: str, folder: str, rest: list[duels.Duel], which: str, name: str, outside: str, *seen: str
     ) -> list[Any]:
-        """One key: the answer is on the disk before the next two pictures show."""
+        """One key, for the two pictures that were seen: the answer is on the disk before the next two show."""
         target = self._pairs_folder(folder)
         if won == "undo":
             duels.undo(target)
-            return self._all(self._pool(which, _run(self.home, name), outside), str(target))
+        if won == "undo" or not rest:  # nothing is known of a page that was open before a restart
+            rest = self._open(self._pool(which, _run(self.home, name), outside), target)
+        if won == "undo":
+            return self._top(rest, str(target))
         if not rest:
             raise ValueError(words.NOTHING_TO_RATE)
-        if self.address.url(rest[0].left, 1024) not in seen:  # the key was meant for the pictures before
+        meant = next((one for one in rest if self._is(one, seen)), None)
+        if meant is None:  # the key was meant for the pictures before, which are decided
             return self._top(rest, str(target))
+        others = [one for one in rest if one is not meant]
         if won == "skip":
-            return self._top([*rest[1:], rest[0]], str(target))
-        duels.decide(target, rest[0], won)
-        return self._top(rest[1:], str(target))
+            return self._top([*others, meant], str(target))
+        duels.decide(target, meant, won)
+        return self._top(others, str(target))
+
+    def _is(self, duel: duels.Duel, seen: tuple[str, ...]) -> bool:
+        """Whether these are the two pictures that the page showed."""
+        return all(self.address.url(path, 1024) in one for path, one in zip((duel.left, duel.right), seen))
 
     @kindly
     def thumb(self, side: str, liked: bool, folder: str, rest: list[duels.Duel]) -> str:
@@ -155,20 +172,24 @@ class Prefer:
         self._remember(folder, outputs=str(pool))
         return self._all(pool, folder)
 
-    def draw(self, folder: str, name: str, text: str) -> Iterator[list[Any]]:
-        """Draw two pictures for each prompt, then lay them on the table."""
-        sheet, run_dir = self._begin(folder, name, text)
+    def draw(self, folder: str, name: str, text: str) -> Iterator[str]:
+        """Draw two pictures for each prompt."""
+        sheet = self._begin(folder, name, text)
         before = -1
         while draws.busy(sheet):
             if sheet.done() != before:
                 before = sheet.done()
-                yield [note(words.DRAWING.format(before, sheet.total)), *[gr.skip()] * 5]
+                yield note(words.DRAWING.format(before, sheet.total))
             time.sleep(0.5)
-        trouble = draws.trouble(sheet)
-        yield self._all(run_dir / "candidates", folder, note(trouble, "bad") if trouble else "")
+        yield note(draws.trouble(sheet), "bad")
 
     @kindly
-    def _begin(self, folder: str, name: str, text: str) -> tuple[draws.Sheet, Path]:
+    def lay(self, folder: str, name: str, trouble: str) -> list[Any]:
+        """Lay what was drawn on the table."""
+        return self._all(self._pool("generate", _run(self.home, name), ""), folder, trouble)
+
+    @kindly
+    def _begin(self, folder: str, name: str, text: str) -> draws.Sheet:
         run_dir = folder_of(self.home, name)
         adapter = job.checkpoints(run_dir)[-1].path
         texts = duels.two_seeds(lines_of(text), int(time.time()) % 1_000_000)
@@ -176,7 +197,7 @@ class Prefer:
         sheet = draws.Sheet(place, tuple(texts), (draws.Candidate(name, str(adapter)),))
         draws.start(run_dir, sheet)
         self._remember(folder)
-        return sheet, run_dir
+        return sheet
 
     def _remember(self, folder: str, **more: str) -> None:
         settings = read_json(self.home.settings)

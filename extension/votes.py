@@ -26,28 +26,31 @@ class Vote:
     """left, right or tie."""
     prompt: int
     t: float = 0.0
+    mark: str = ""
+    """The showing that it answers; a second answer to the same showing is none."""
 
 
 def record(path: Path, vote: Vote) -> None:
-    """Append a vote; it is on the disk when this returns."""
+    """Append a vote, once for each showing; it is on the disk when this returns."""
     line = json.dumps({"v": 1, **asdict(vote), "t": round(time.time(), 3)}) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path), path.open("ab") as file:
+        if vote.mark and any(one.mark == vote.mark for one in read(path)):
+            return
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def undo(path: Path) -> bool:
-    """Take the last line back; False when there is none."""
+def undo(path: Path) -> Vote | None:
+    """Take the last line back, and give it; None when there is none."""
     if not path.is_file():
-        return False
+        return None
     with locked(path), path.open("r+b") as file:
+        last = next(reversed(read(path)), None)
         lines = file.read().splitlines(keepends=True)
-        if not lines:
-            return False
         file.truncate(sum(map(len, lines[:-1])))
-    return True
+    return last
 
 
 def read(path: Path) -> list[Vote]:
@@ -58,7 +61,16 @@ def read(path: Path) -> list[Vote]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-            out.append(Vote(str(row["left"]), str(row["right"]), str(row["won"]), int(row["prompt"]), float(row["t"])))
+            out.append(
+                Vote(
+                    str(row["left"]),
+                    str(row["right"]),
+                    str(row["won"]),
+                    int(row["prompt"]),
+                    float(row["t"]),
+                    str(row.get("mark", "")),
+                )
+            )
         except (ValueError, KeyError, TypeError):
             continue
     return out
@@ -98,9 +110,13 @@ def tally(votes: Sequence[Vote]) -> list[Row]:
 
 
 def choose(
-    drawn: Mapping[str, Mapping[int, Path]], votes: Sequence[Vote], rng: random.Random
+    drawn: Mapping[str, Mapping[int, Path]],
+    votes: Sequence[Vote],
+    rng: random.Random,
+    last: tuple[str, str, int] | None = None,
 ) -> tuple[str, str, int] | None:
-    """The next two candidates and the prompt to compare them on, sides by chance; those compared least come first."""
+    """The next two candidates and the prompt to compare them on, sides by chance; those compared least come first.
+    What was shown ``last`` does not come again at once if there is anything else: an answer is seen to be taken."""
     seen: dict[tuple[frozenset[str], int], int] = {}
     for vote in votes:
         key = (frozenset((vote.left, vote.right)), vote.prompt)
@@ -112,6 +128,8 @@ def choose(
         for b in names[i + 1 :]
         for prompt in sorted(drawn[a].keys() & drawn[b])
     ]
+    if last and len(options) > 1:
+        options = [one for one in options if (set(one[:2]), one[2]) != (set(last[:2]), last[2])]
     if not options:
         return None
     least = min(seen.get((frozenset((a, b)), prompt), 0) for a, b, prompt in options)

@@ -136,6 +136,7 @@ BASE = "base"
 VOTE_TITLE = "Blind vote"
 VOTE_INTRO = "Which is better? You are not told which is which until the tally."
 CHOICES = {"left": "← Left", "tie": "↓ Tie", "right": "Right →", "skip": "S Skip", "undo": "U Undo"}
+VOTES_SO_FAR = "({} voted)"
 COPIED = "Copied to {}."
 SHOW_TALLY = "Show the tally"
 NO_VOTES = "No votes yet."

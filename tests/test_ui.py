@@ -19,17 +19,21 @@ pytest.importorskip("gradio", reason="the interface's own extra is not installed
 
 from pixelkiln.extension import (
     captions,
+    compare,
     draft,
+    draws,
     duels,
     fields,
     hosts,
     images,
     metadata,
+    prefer,
     progress,
     queue,
     security,
     votes,
 )
+from pixelkiln.extension.page import Context
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer import config, job
 
@@ -342,6 +346,76 @@ def test_votes_are_blind_even_and_can_be_taken_back(tmp_path: Path) -> None:
     row = next(row for row in votes.tally(votes.read(path)) if "base" in (row.one, row.other))
     assert (row.wins, row.losses, row.ties) == ((0, 4, 0) if row.one == "base" else (4, 0, 0))
     assert votes.undo(path) and len(votes.read(path)) == 11
+
+
+def test_an_answer_is_never_followed_by_the_same_two_pictures() -> None:
+    """Two checkpoints and two prompts: after a whole round a free choice would repeat the last showing half the time,
+    which looks as if the key were lost."""
+    drawn, rng, given, last = {name: {0: Path(), 1: Path()} for name in ("base", "x")}, random.Random(0), [], None
+    for _ in range(200):
+        chosen = votes.choose(drawn, given, rng, last)
+        assert chosen is not None and (last is None or chosen[2] != last[2])
+        given, last = [*given, votes.Vote(*chosen[:2], "left", chosen[2])], chosen
+    assert votes.choose({name: {0: Path()} for name in ("base", "x")}, given, rng, last)  # unless there is no other
+
+
+@pytest.fixture
+def compared(home: Home) -> tuple[compare.Compare, Path]:
+    """The screen, over a run whose pictures for two candidates and two prompts are drawn; and the file of votes."""
+    import gradio as gr
+
+    run = home.runs / "one"
+    write(run / "status.json", json.dumps({"v": 1, "state": "done", "step": 1, "total": 1}))
+    write(run / "one.safetensors", b"")
+    candidates = [draws.Candidate("base", None), draws.Candidate("one", str(run / "one.safetensors"))]
+    sheet = draws.sheet(run, ["a cat", "a dog"], candidates)
+    draws.remember(run, sheet)
+    for number, one in enumerate(candidates):
+        for row in range(2):
+            picture(sheet.folder / one.id / draws.PICTURE.format(row), colour=(number, row, 0))
+    with gr.Blocks():
+        screen = compare.Compare(Context(home, security.Addresses.of(home), security.Folders()))
+    return screen, compare.votes_of(run)
+
+
+def test_every_vote_counts_once_for_what_was_seen(compared: tuple[compare.Compare, Path]) -> None:
+    screen, path = compared
+    asked, left, right = screen.lay("one")
+    for number in range(1, 13):
+        after = screen.vote("left", "one", left)
+        assert len(votes.read(path)) == number
+        again = screen.vote("left", "one", left)  # the key twice, before the next pictures came
+        assert after == again and len(votes.read(path)) == number
+        assert after[1:] != [left, right] and f"({number} voted)" in after[0]
+        asked, left, right = after
+    assert asked
+    assert screen.vote("skip", "one", left)[1] != left and len(votes.read(path)) == 12
+    last = votes.read(path)[-1]
+    back = screen.vote("undo", "one", left)
+    assert len(votes.read(path)) == 11
+    assert f'data-showing="{last.left} {last.right} {last.prompt} ' in back[1]  # what was taken back is asked again
+    for made_up in ("", 'data-showing="base ../x 0 0123456789abcdef"', 'data-showing="base base 0 0123456789abcdef"'):
+        assert screen.vote("left", "one", made_up)[1] and len(votes.read(path)) == 11
+
+
+def test_a_choice_is_for_what_was_seen_even_after_a_restart(home: Home, tmp_path: Path) -> None:
+    import gradio as gr
+
+    outputs, kept = tmp_path / "out", str(tmp_path / "pairs")
+    for seed in range(8):
+        told = f"a cat\nSteps: 20, Seed: {seed}, Size: 64x64"
+        picture(outputs / f"{seed}.png", colour=(seed, 0, 0), parameters=told)
+    with gr.Blocks():
+        screen = prefer.Prefer(Context(home, security.Addresses.of(home), security.Folders()))
+    _, _, left, right, _, rest = screen.from_folder(kept, str(outputs))
+    where = ("folder", "", str(outputs))
+    shown = screen.choose("left", kept, rest, *where, left, right)
+    assert len(duels.pairs(Path(kept))) == 1
+    twice = screen.choose("left", kept, shown[5], *where, left, right)  # the key twice: the second is for none
+    assert twice[2:4] == shown[2:4] and len(duels.pairs(Path(kept))) == 1
+    restarted = screen.choose("right", kept, [], *where, *shown[2:4])  # the server has forgotten; the page has not
+    assert len(duels.pairs(Path(kept))) == 2 and len(restarted[5]) == 2
+    assert Path(duels.pairs(Path(kept))[1].chosen).stem == duels.stored_name(shown[5][0].right)
 
 
 def test_duels_from_outputs_and_undo(tmp_path: Path) -> None:
