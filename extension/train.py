@@ -46,7 +46,8 @@ class Train:
         self._wire()
 
     def _run(self) -> None:
-        self.run = gr.Dropdown([], label=words.RUN, elem_id="run", filterable=True)
+        # What was chosen may be newer than the list that a tick has just filled; ``show`` and ``folder_of`` check the name.
+        self.run = gr.Dropdown([], label=words.RUN, elem_id="run", allow_custom_value=True)
         self.state = gr.HTML(elem_id="run-state")
         with gr.Row(elem_classes="tight"):
             self.pause = gr.Button(words.PAUSE, elem_id="pause", size="sm")
