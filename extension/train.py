@@ -46,7 +46,7 @@ class Train:
         self._wire()
 
     def _run(self) -> None:
-        # What was chosen may be newer than the list that a tick has just filled; ``show`` and ``folder_of`` check the name.
+        # What was chosen may be newer than the list that a tick has just filled: the name is checked where it is used.
         self.run = gr.Dropdown([], label=words.RUN, elem_id="run", allow_custom_value=True)
         self.state = gr.HTML(elem_id="run-state")
         with gr.Row(elem_classes="tight"):
