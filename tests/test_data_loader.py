@@ -438,3 +438,35 @@ def test_only_thumbs_up(tmp_path):
         add_rating(tmp_path, "p", png(seed=i), liked=True)
     with pytest.raises(ValueError, match=r"all 3 pictures are liked; rate some as disliked, both are needed"):
         dataset({"ratings": str(tmp_path)})
+
+
+def test_pools_share_no_batch_and_have_their_own_batch_sizes_and_regularisation(tmp_path):
+    for i, (name, count) in enumerate((("a", 5), ("b", 4), ("r", 6), ("q", 1))):
+        folder(tmp_path / name, count, first=100 * i)
+    sets = [
+        {"path": str(tmp_path / "a"), "pool": "one"},
+        {"path": str(tmp_path / "r"), "pool": "one", "is_reg": True},
+        {"path": str(tmp_path / "b"), "pool": "two", "batch": 1},
+        {"path": str(tmp_path / "q"), "pool": "two", "batch": 1, "is_reg": True},
+    ]
+    made = dataset({"sets": sets}, effective_batch=4, shares=2)
+    assert [(f["name"], f["samples"]) for f in made.report["folders"]] == [("a", 5), ("r", 5), ("b", 4), ("q", 4)]
+    assert made.unused == 1  # of r
+    assert made.steps_per_epoch == 3 + 4  # 10 in fours, 8 in twos
+    for step in range(7):
+        batch = made.batch(step)
+        names = {key.partition("/")[0] for key in batch.keys}
+        assert names <= {"a", "r"} or names <= {"b", "q"}
+        assert made.micro_batch(step) == (1 if names <= {"b", "q"} else None)
+        assert len(batch) <= (2 if names <= {"b", "q"} else 4)
+
+
+def test_rows_of_a_set_that_preserves_are_marked(tmp_path):
+    folder(tmp_path / "a", 2)
+    folder(tmp_path / "b", 2, first=10)
+    plain = dataset({"path": str(tmp_path / "a")})
+    assert plain.batch(0).preserve is None
+    made = dataset({"sets": [{"path": str(tmp_path / "a")}, {"path": str(tmp_path / "b"), "preserve": True}]})
+    batch = made.batch(0)
+    assert batch.preserve is not None
+    assert batch.preserve.tolist() == [key.startswith("b/") for key in batch.keys]

@@ -24,6 +24,7 @@ from .families.family import Family
 from .families.load import Found, identify, load
 from .losses.decode import Decoder, decoding_dtype
 from .losses.term import Balance, LossParts, Term
+from .noise import scaled_linear
 from .objectives.common import ObjectiveParts
 from .optimizers.build import build as build_optimizer
 from .optimizers.build import evaluating, learning_rates
@@ -286,6 +287,7 @@ def scan(config: Config, world: int = 1) -> tuple[Found, Dataset]:
         multiple=found.kind.multiple,
         cache_dir=Path(config.run.out) / "cache",
         effective_batch=config.run.batch * config.run.accumulation * world,
+        shares=config.run.accumulation * world,
         fixed_draws=draws.pop() if draws else 0,
     )
     if not config.terms():
@@ -327,6 +329,8 @@ def build(config: Config, say: Callable[[str], None], adapter_file: str | None =
     trains_text = any(p.requires_grad for encoder in family.text_encoders.values() for p in encoder.parameters())
     side = config.data.resolution or family.kind.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
+    if config.run.kohya_strict:
+        config = config.model_copy(update={"noise": config.noise.model_copy(update={"whole_timesteps": True})})
     parts = Parts(
         config,
         family,
@@ -394,7 +398,7 @@ def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Calla
     """What only training needs: encoded data, terms, optimizer, schedule."""
     config, family = parts.config, parts.family
     thumbnail(config.save)  # a wrong one is told before the run, not after it
-    total = total_steps(config.run, dataset.steps_per_epoch)
+    total = total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
     ending = {"sd15": "sd", "sd2": "sd", "sdxl": "sdxl"}.get(family.name, "sd3")
     dataset.attach(
         family.encode_pixels,
@@ -408,9 +412,12 @@ def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Calla
     if any(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
         parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
     beta = BETAS.get(family.name, FLOW_BETA)
+    weighed = family.process
+    if config.run.kohya_strict and not weighed.is_flow:
+        weighed = replace(weighed, alphas=scaled_linear())
     for name, (options, objective) in terms.items():
         loss = losses[name].build(options, LossParts(family.process, parts.decoder))
-        judge = objectives[objective.kind].build(objective, ObjectiveParts(family.process, options.decodes, beta))  # pyright: ignore
+        judge = objectives[objective.kind].build(objective, ObjectiveParts(weighed, options.decodes, beta))  # pyright: ignore
         parts.terms.append(Term(name, loss, judge, options))  # pyright: ignore[reportArgumentType]
         for line in options.warnings():  # pyright: ignore[reportAttributeAccessIssue]
             say(f"warning: loss.{name}.{line}")

@@ -13,7 +13,7 @@ from .run import RunFolder, total_steps
 def check(config: Config) -> dict[str, Any]:
     """JSON-able: the model as its file tells it, data, steps, terms, files. ValueError as ``train`` would raise it."""
     found, dataset = scan(config)
-    total = total_steps(config.run, dataset.steps_per_epoch)
+    total = total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
     folder = RunFolder(Path(config.run.out) / config.run.name)
     resolution = config.data.resolution or found.kind.resolution
     warnings = [*dataset.warnings]

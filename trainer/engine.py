@@ -193,7 +193,8 @@ class Loop:
         p.adapter.train(True)
         p.optimizer.zero_grad(set_to_none=True)
         total = step.Judged(torch.zeros((), dtype=torch.float64))
-        for micro in step.micro_batches(batch, p.config.run.batch, p.rank, p.world):
+        size = p.dataset.micro_batch(self.at) or p.config.run.batch
+        for micro in step.micro_batches(batch, size, p.rank, p.world):
             judged = self._micro(micro.to(p.device), units)
             total.add(judged)
         sums = p.reduce(total)

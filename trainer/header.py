@@ -36,7 +36,7 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
         "num_train_images": sum(f["samples"] for f in report["folders"] if not f["is_reg"]),
         "num_validation_images": report["held_out"],
         "num_reg_images": sum(f["samples"] for f in report["folders"] if f["is_reg"]),
-        "num_batches_per_epoch": data.steps_per_epoch * run.accumulation,
+        "num_batches_per_epoch": data.batches_per_epoch(run.accumulation),
         "num_epochs": -(-parts.total // data.steps_per_epoch),
         "epoch": -(-step // data.steps_per_epoch),
         "steps": step,

@@ -35,6 +35,9 @@ class RunOptions(Options):
     """Keep the adapter in bf16 too (only with precision bf16): less memory, rougher updates."""
     device: str = option("auto", label="Device")
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+    kohya_strict: bool = option(False, kohya="kohya_strict", label="Kohya's numbers")
+    """Reproduce sd-scripts' numbers where we do it otherwise: loss weights from the noise schedule before zero terminal
+    SNR is put on it, SD3's timesteps rounded down, epochs counted over micro-batches of all buckets."""
 
     @model_validator(mode="after")
     def _agree(self) -> RunOptions:
@@ -106,7 +109,10 @@ class RunFolder:
         return asked
 
 
-def total_steps(options: RunOptions, steps_per_epoch: int) -> int:
+def total_steps(options: RunOptions, steps_per_epoch: int, batches_per_epoch: int) -> int:
+    """Of the run. An effective batch is of one bucket here; sd-scripts accumulates over batches as they come."""
+    if options.kohya_strict:
+        steps_per_epoch = -(-batches_per_epoch // options.accumulation)
     return options.epochs * steps_per_epoch if options.epochs else options.steps or 1000
 
 

@@ -52,6 +52,7 @@ def score_one_by_one(
         draw=chance,
         noisy=torch.cat([s.noisy for s in parts]),
         out=torch.cat([s.out for s in parts]),
+        bare=None if batch.preserve is None else torch.cat([s.out if s.bare is None else s.bare for s in parts]),
     )
     names = list(dict.fromkeys(name for said in single for name in said))
     leaves = {name: torch.cat([said[name] for said in single if name in said]).requires_grad_() for name in names}
@@ -73,9 +74,14 @@ def score_one_by_one(
 
 def observe(p: Parts, batch: Batch, chance: Draw) -> Step:
     """The step as the network, with its adapter as it stands, sees it."""
+    bare = None
+    if batch.preserve is not None and bool(batch.preserve.any()):  # before the policy, for no recompute to meet it
+        with torch.no_grad(), p.adapter.reference("base"):
+            bare = observe(p, replace(batch, preserve=None), chance).out
     conditioning = p.conditioning(batch)
     with p.autocast():
-        return step.observe(p.process, p.family.predict, batch, chance, conditioning, p.decoder)
+        seen = step.observe(p.process, p.family.predict, batch, chance, conditioning, p.decoder)
+    return seen if bare is None else replace(seen, bare=bare)
 
 
 def _reference(p: Parts, references: References | None, batch: Batch, chance: Draw) -> Errors:

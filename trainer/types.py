@@ -110,6 +110,8 @@ class Batch:
     """[B, 1, H, W] in [0, 1]: what counts in the loss; None means everything."""
     target: Tensor | None = None
     """[B, C, h, w] clean latents to predict where they are not the input (dense prediction)."""
+    preserve: Tensor | None = None
+    """[B] bool: rows that hold the network to what it says without the adapter; None is none of them."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -161,15 +163,26 @@ class Step:
     process: Process
     decoder: Any = None
     """A ``losses.pixel.Decoder``; None when no term looks at pixels."""
+    bare: Tensor | None = None
+    """[B, C, h, w] the output without the adapter, where ``batch.preserve`` has rows."""
 
-    @property
+    @cached_property
     def clean(self) -> Tensor:
         """z0: what should be predicted, [B, C, h, w]."""
-        return self.batch.latents if self.batch.target is None else self.batch.target
+        wanted = self.batch.latents if self.batch.target is None else self.batch.target
+        if self.bare is None:
+            return wanted
+        return self._preserved(self.process.x0(self.noisy, self.bare, self.draw.level), wanted)
 
     @cached_property
     def target(self) -> Tensor:
-        return self.process.target(self.clean, self.draw.noise, self.draw.level)
+        wanted = self.batch.latents if self.batch.target is None else self.batch.target
+        target = self.process.target(wanted, self.draw.noise, self.draw.level)
+        return target if self.bare is None else self._preserved(self.bare, target)
+
+    def _preserved(self, bare: Tensor, wanted: Tensor) -> Tensor:
+        assert self.batch.preserve is not None
+        return torch.where(self.batch.preserve.to(bare.device)[:, None, None, None], bare.to(wanted.dtype), wanted)
 
     @cached_property
     def x0(self) -> Tensor:
@@ -184,7 +197,7 @@ class Step:
     def pick(self, rows: Tensor) -> Step:
         """The same step for some of its rows."""
         return Step(self.batch.pick(rows), self.draw.pick(rows), self.noisy[rows], self.out[rows], self.process,
-                    self.decoder)  # fmt: skip
+                    self.decoder, None if self.bare is None else self.bare[rows])  # fmt: skip
 
 
 class Loss(Protocol):

@@ -29,7 +29,7 @@ class Planned:
 def plan(family: str, sites: Sequence[Site], options: AdapterOptions) -> list[Planned]:
     """The adapters of a fresh run. ValueError for options that this model has no use for."""
     _refuse_foreign(family, options)
-    rates = _block_rates(family, options)
+    rates = block_rates(family, options)
     depth = 1 + max((block_of(family, s.name) or 0 for s in sites if s.component == DENOISER), default=0)
     blocks = block_numbers(options.blocks, depth) if layout(family) == "sd3" else None
     found = []
@@ -96,7 +96,7 @@ def _embedder(site: Site) -> int | None:
     return next((i for i, mark in enumerate(_EMBEDDERS) if mark in site.name), None)
 
 
-def _block_rates(family: str, options: AdapterOptions) -> list[float] | None:
+def block_rates(family: str, options: AdapterOptions) -> list[float] | None:
     """Kohya's factor per block on the learning rate."""
     if options.down_lr is None and options.mid_lr is None and options.up_lr is None:
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .buckets import Size
@@ -40,20 +40,42 @@ class EffectiveBatch:
 class Plan:
     """The order of a run. Each item comes ``repeats`` times an epoch; the last batch of a bucket may be short."""
 
-    def __init__(self, buckets: Sequence[Size], repeats: Sequence[int], size: int, seed: int):
-        """``buckets[i]`` and ``repeats[i]`` belong to item i; ``size`` is the effective batch."""
+    def __init__(
+        self,
+        buckets: Sequence[Size],
+        repeats: Sequence[int],
+        size: int,
+        seed: int,
+        pools: Sequence[Hashable] = (),
+        sizes: Mapping[Hashable, int] | None = None,
+    ):
+        """``buckets[i]``, ``repeats[i]`` and ``pools[i]`` belong to item i.
+
+        :param size: the effective batch, where ``sizes`` gives the pool of an item no other.
+        :param pools: items of different pools are never in one batch; without them all are in one.
+        """
         assert size > 0 and len(buckets) == len(repeats)
         self.size = size
         self.seed = seed
         self.repeats = list(repeats)
-        self._buckets: dict[Size, list[int]] = {}
+        self._sizes = dict(sizes or {})
+        self._buckets: dict[tuple[Hashable, Size], list[int]] = {}
         for item in range(len(buckets)):
             if repeats[item] > 0:
-                self._buckets.setdefault(buckets[item], []).append(item)
-        self.counts = {bucket: sum(repeats[i] for i in items) for bucket, items in sorted(self._buckets.items())}
-        self.samples = sum(self.counts.values())
-        self.steps_per_epoch = sum(-(-count // size) for count in self.counts.values())
+                pool = pools[item] if pools else ""
+                self._buckets.setdefault((pool, buckets[item]), []).append(item)
+        self._buckets = dict(sorted(self._buckets.items(), key=lambda one: (one[0][1], str(one[0][0]))))
+        self.rows = [
+            (bucket, count := sum(repeats[i] for i in items), -(-count // self._size(pool)), self._size(pool))
+            for (pool, bucket), items in self._buckets.items()
+        ]
+        """Each bucket of each pool with its samples and steps per epoch, and its effective batch."""
+        self.samples = sum(row[1] for row in self.rows)
+        self.steps_per_epoch = sum(row[2] for row in self.rows)
         self._epoch: tuple[int, list[list[tuple[int, int]]]] = (0, [])
+
+    def _size(self, pool: Hashable) -> int:
+        return self._sizes.get(pool, self.size)
 
     def _order(self, epoch: int) -> list[list[tuple[int, int]]]:
         """The batches of an epoch as (item, repeat)."""
@@ -61,10 +83,11 @@ class Plan:
         if known != epoch:
             rng = stream("epoch", self.seed, epoch)
             batches = []
-            for bucket in self.counts:
-                uses = [(item, repeat) for item in self._buckets[bucket] for repeat in range(self.repeats[item])]
+            for (pool, _), items in self._buckets.items():
+                uses = [(item, repeat) for item in items for repeat in range(self.repeats[item])]
                 rng.shuffle(uses)
-                batches += [uses[i : i + self.size] for i in range(0, len(uses), self.size)]
+                size = self._size(pool)
+                batches += [uses[i : i + size] for i in range(0, len(uses), size)]
             rng.shuffle(batches)
             self._epoch = (epoch, batches)
         return batches

@@ -70,6 +70,7 @@ class Dataset:
         *,
         base_seed: int = 0,
         effective_batch: int = 1,
+        shares: int = 1,
         native: int = 512,
         multiple: int = 8,
         cache_dir: Path | str | None = None,
@@ -81,6 +82,8 @@ class Dataset:
         """Scan and plan.
 
         :param effective_batch: items per optimizer step, over all micro-batches and processes.
+        :param shares: into so many micro-batches of all processes an effective batch is cut; that of a set with a batch
+            size of its own has so many times that.
         :param native: side in pixels that the model was made for, where [data] gives no resolution.
         :param multiple: what the sides of its pictures have to be a multiple of.
         :param cache_dir: where caches go if [data] does not say; None: what would go to the disk stays in memory.
@@ -91,6 +94,7 @@ class Dataset:
         self.options = options
         self.seed = base_seed
         self.effective_batch = effective_batch
+        self.shares = shares
         self.fixed_draws = fixed_draws
         self.native = native
         self.total_steps = 0
@@ -146,14 +150,23 @@ class Dataset:
         self.held = [item for i, item in enumerate(plain) if i in out]
         train = [item for i, item in enumerate(plain) if i not in out]
         regs = [item for item in self.scan.items if item.is_reg]
-        times = balanced(sum(item.repeats for item in train), [item.repeats for item in regs])
-        used = [(item, count) for item, count in zip(regs, times, strict=True) if count]
+        used = [(item, count) for item, count in self._matched(train, regs) if count]
         self.unused = len(regs) - len(used)
         self.items = train + [item for item, _ in used]
         repeats = [item.repeats for item in train] + [count for _, count in used]
-        self.plan = Plan([item.bucket for item in self.items], repeats, self.effective_batch, self.seed)
+        pools = [(self.set_of(item).pool, self.set_of(item).batch or 0) for item in self.items]
+        sizes = {pool: pool[1] * self.shares for pool in pools if pool[1]}
+        buckets = [item.bucket for item in self.items]
+        self.plan = Plan(buckets, repeats, self.effective_batch, self.seed, pools, sizes)
         if not self.plan.samples:
             raise ValueError("data: nothing is left to train on; set repeats to 1 or more")
+
+    def _matched(self, train: Sequence[Item], regs: Sequence[Item]) -> Iterator[tuple[Item, int]]:
+        """Regularisation pictures with how often each is seen: as often as the others of their pool, together."""
+        for pool in dict.fromkeys(self.set_of(item).pool for item in regs):
+            mine = [item for item in regs if self.set_of(item).pool == pool]
+            others = sum(item.repeats for item in train if self.set_of(item).pool == pool)
+            yield from zip(mine, balanced(others, [item.repeats for item in mine]), strict=True)
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -163,6 +176,10 @@ class Dataset:
     @property
     def steps_per_epoch(self) -> int:
         return self.plan.steps_per_epoch
+
+    def batches_per_epoch(self, accumulation: int) -> int:
+        """Micro-batches of an epoch, where ``accumulation`` of them are a step."""
+        return sum(-(-samples // max(1, size // accumulation)) for _, samples, _, size in self.plan.rows)
 
     @property
     def resolution(self) -> Size:
@@ -182,7 +199,15 @@ class Dataset:
     def signature(self) -> str:
         """Changes when a resumed run would not see the order of the stopped one."""
         rows = [
-            (item.name, item.caption, item.weight, [(one.size, one.fit.bucket) for one in item.pictures], times)
+            (
+                item.name,
+                item.caption,
+                item.weight,
+                self.set_of(item).pool,
+                self.set_of(item).batch,
+                [(one.size, one.fit.bucket) for one in item.pictures],
+                times,
+            )
             for item, times in zip(self.items, self.plan.repeats, strict=True)
         ]
         return digest(repr((rows, self.seed, self.effective_batch, self.fixed_draws)))
@@ -222,8 +247,8 @@ class Dataset:
                 for i, one in enumerate(self.scan.sets)
             ],
             "buckets": [
-                {"width": width, "height": height, "samples": count, "steps": -(-count // self.effective_batch)}
-                for (width, height), count in self.plan.counts.items()
+                {"width": width, "height": height, "samples": samples, "steps": steps}
+                for (width, height), samples, steps, _ in self.plan.rows
             ],
             "mean_aspect_error": sum(errors) / len(errors),
             "captions": {
@@ -258,6 +283,10 @@ class Dataset:
             return self._build(self._uses(step), make=False)
         except (Absent, ValueError, OSError):  # the main thread makes it, or meets the error itself
             return None
+
+    def micro_batch(self, step: int) -> int | None:
+        """Items on the card at a time in a step, where its sets say so."""
+        return self.set_of(self.items[self.plan.batch(step).occurrences[0].item]).batch
 
     def visits(self, step: int) -> list[int]:
         """For each group of a step's batch how often its item was seen before, modulo ``fixed_draws`` when that is
@@ -297,9 +326,10 @@ class Dataset:
         """Winners before losers; plain pictures as they come. Absent when ``make`` is off and something is not kept."""
         rows = [(use, i) for i in range(len(uses[0].item.pictures)) for use in uses]
         parts = [self._row(use, i, make) for use, i in rows]
+        sets = [self.set_of(use.item) for use, _ in rows]
         size = torch.tensor([part[1] for part in parts], dtype=torch.float32)
         words = [use.caption for use, _ in rows]
-        passing = [bool(use.key) and captions.varies(self.set_of(use.item)) for use, _ in rows]
+        passing = [bool(use.key) and captions.varies(one) for (use, _), one in zip(rows, sets, strict=True)]
         weights = torch.tensor([use.item.weight for use, _ in rows], dtype=torch.float32)
         return Batch(
             latents=torch.stack([part[0] for part in parts]),
@@ -309,6 +339,7 @@ class Dataset:
             keys=[part[3] for part in parts],
             conditioning=self.shelf.conditioning(words, passing, size, make),
             mask=_stacked([part[2] for part in parts], uses[0].item.bucket),
+            preserve=torch.tensor([one.preserve for one in sets]) if any(one.preserve for one in sets) else None,
         )
 
     def _row(self, use: Use, i: int, make: bool) -> tuple[Tensor, list[int], Tensor | None, str]:

@@ -121,6 +121,15 @@ class SetOptions(PictureOptions):
     """Folder with the pictures; may be left out when ``metadata`` names them by absolute paths."""
     is_reg: bool = option(False, kohya="is_reg", label="Regularisation pictures")
     """Pictures of the class in general, which keep the model from forgetting it; weighed by ``prior_loss_weight``."""
+    preserve: bool = option(False, kohya="diff_output_preservation", label="Preserve the model's output")
+    """Instead of these pictures, learn what the model says of them without the adapter: keeps it from changing there.
+    One more forward pass for each."""
+    batch: int | None = option(None, kohya="batch_size", label="Batch size of this set", ge=1)
+    """Pictures of this set on the card at a time, where it is not ``run.batch``: more of small ones, fewer of large
+    ones. Sets with different batch sizes never share a batch."""
+    pool: str = option("", label="Pool")
+    """Sets of different pools never share a batch, and each pool's regularisation pictures are matched with its own
+    others: what one [[datasets]] is to sd-scripts."""
 
     @model_validator(mode="after")
     def _source(self) -> SetOptions:

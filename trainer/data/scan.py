@@ -49,7 +49,7 @@ def _folders(found: Scan, options: DataOptions, native: int, index: Index) -> No
         raise ValueError('data: nothing to train on; give [data] path = "folder of pictures", or pairs, or ratings')
     seen: set[tuple] = set()
     for where, one in named:
-        source = (one.path or "", one.metadata or "", rules(one, native, where), one.is_reg)
+        source = (one.path or "", one.metadata or "", rules(one, native, where), one.is_reg, one.pool)
         if one.repeats == 0 or source in seen:
             found.notes.add("repeats = 0" if one.repeats == 0 else "repeated set", where)
             continue
