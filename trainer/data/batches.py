@@ -9,6 +9,7 @@ import hashlib
 import random
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .buckets import Size
 
@@ -47,7 +48,7 @@ class Plan:
         size: int,
         seed: int,
         pools: Sequence[Hashable] = (),
-        sizes: Mapping[Hashable, int] | None = None,
+        sizes: Mapping[Any, int] | None = None,
     ):
         """``buckets[i]``, ``repeats[i]`` and ``pools[i]`` belong to item i.
 
