@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from .cache import digest
 from .items import Item, Picture, check_unreadable
 from .options import DataOptions, SetOptions
 from .pictures import Unreadable
+from .report import report, tag_frequency
 from .scan import scan
 from .shelf import Absent, Encode, EncodeText, Shelf
 
@@ -227,45 +227,11 @@ class Dataset:
     @property
     def report(self) -> dict:
         """JSON-able: what there is, and how long an epoch is."""
-        uses: Counter[int] = Counter()
-        for item, times in zip(self.items, self.plan.repeats, strict=True):
-            uses[item.set] += times
-        counts = Counter(item.set for item in self.scan.items)
-        shapes = [(one.size, one.fit.bucket) for item in self.items for one in item.pictures]
-        errors = [abs(bucket[0] / bucket[1] - size[0] / size[1]) for size, bucket in shapes]
-        return {
-            "kind": self.kind,
-            "items": len(self.items),
-            "pictures": len({one.path for item in self.items for one in item.pictures}),
-            "held_out": len(self.held),
-            "samples_per_epoch": self.plan.samples,
-            "effective_batch": self.effective_batch,
-            "steps_per_epoch": self.steps_per_epoch,
-            "folders": [
-                {"name": self.scan.names[i], "path": one.path, "items": counts[i], "repeats": one.repeats,
-                 "samples": uses[i], "is_reg": one.is_reg}
-                for i, one in enumerate(self.scan.sets)
-            ],
-            "buckets": [
-                {"width": width, "height": height, "samples": samples, "steps": steps}
-                for (width, height), samples, steps, _ in self.plan.rows
-            ],
-            "mean_aspect_error": sum(errors) / len(errors),
-            "captions": {
-                "distinct": len({item.caption for item in self.items}),
-                "change": any(captions.varies(self.set_of(item)) for item in self.items),
-            },
-            "warnings": self.warnings,
-            "notes": self.scan.notes.as_json(),
-        }  # fmt: skip
+        return report(self)
 
     def tag_frequency(self) -> dict[str, dict[str, int]]:
         """For each folder how often each tag occurs in its captions."""
-        found: dict[str, Counter[str]] = {}
-        for item in self.scan.items:
-            tags = captions.tags(item.caption.split("\n")[0], self.set_of(item).separator)
-            found.setdefault(self.scan.names[item.set], Counter()).update(tags)
-        return {name: dict(counter) for name, counter in found.items()}
+        return tag_frequency(self)
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
