@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import shutil
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from . import captions, draft, images, words
-from .page import EVENT, SLOW, Context, Screen, kindly, note
+from . import captions, crops, draft, images, tagger, words
+from .page import EVENT, SLOW, Context, Screen, kindly, note, notes
 from .store import ROOT, read_json, write_json
 
 CELLS = 12
@@ -32,10 +33,11 @@ class Pictures:
         with gr.Row(elem_classes="align-end"):
             self.folder = gr.Textbox(label=words.FOLDER, info=words.FOLDER_INFO, elem_id="folder", scale=6)
             self.opened = gr.Button(words.OPEN, elem_id="open-folder", variant="primary", scale=1, min_width=90)
-            self.upload = gr.UploadButton(
-                words.UPLOAD, file_count="multiple", file_types=[*images.ENDINGS, ".txt"], scale=1, min_width=130
-            )
-            self.demo = gr.Button(words.DEMO, elem_id="demo-pictures", scale=1, min_width=150)
+            self.demo = gr.Button(words.DEMO, elem_id="demo-pictures", scale=1, min_width=190)
+        self.upload = gr.File(
+            label=words.UPLOAD, file_count="multiple", file_types=[*images.ENDINGS, ".txt"], height=112,
+            elem_id="drop-pictures",
+        )  # fmt: skip
         with gr.Row():
             self.which = gr.Dropdown([], label=words.SET, visible=False, scale=2, elem_id="which-set")
             self.summary = gr.HTML(elem_id="pictures-summary")
@@ -48,7 +50,8 @@ class Pictures:
         self.tokens = [token for _, _, token, _ in self.cells]
         cells = [part for cell in self.cells for part in cell]
         self.outputs = [
-            self.folder, self.which, self.summary, self.place, self.page, self.trigger, self.counted, *cells
+            self.folder, self.which, self.summary, self.place, self.page, self.trigger, self.counted,
+            self.tagging, self.no_tagger, *cells,
         ]  # fmt: skip
         self.view = [self.which, self.filter, self.holds, self.page]
         self._wire()
@@ -81,13 +84,20 @@ class Pictures:
             self.replace = gr.Button(words.REPLACE_ALL, min_width=90, elem_id="replace-all")
             self.undo = gr.Button(words.UNDO, min_width=60, elem_id="undo-replace")
         self.counted = gr.HTML()
-        gr.HTML(note(words.TAGGER))
+        with gr.Group(visible=False) as self.tagging:
+            self.at_least = gr.Slider(0.1, 0.9, value=0.35, step=0.05, label=words.TAG_AT_LEAST)
+            self.tag = gr.Button(words.TAG, elem_id="tag-pictures")
+        self.no_tagger = gr.HTML(note(words.NO_TAGGER.format(tagger.FOLDER)))
+        self.tagged = gr.HTML(elem_id="tagged")
 
     def _wire(self) -> None:
         self.opened.click(self.choose, [self.folder], self.outputs, **EVENT)
         self.folder.submit(self.choose, [self.folder], self.outputs, **EVENT)
         self.demo.click(self.choose_demo, None, self.outputs, **EVENT)
-        self.upload.upload(self.add, [self.upload, self.folder], self.outputs, **SLOW)
+        added = self.upload.upload(self.add, [self.upload, self.folder], self.outputs, **SLOW)
+        added.then(lambda: None, None, [self.upload], **EVENT)
+        tagged = self.tag.click(self.tag_all, [self.which, self.at_least], [self.tagged], **SLOW)
+        tagged.success(self.show, self.view, self.outputs, **EVENT)
         for changed in (self.trigger.blur, self.trigger.submit):
             changed(self.set_trigger, [self.trigger], None, **EVENT)
         page = [*self.view, *self.boxes, *self.tokens]
@@ -121,13 +131,14 @@ class Pictures:
         pages = max(1, math.ceil(len(names) / CELLS))
         at = max(0, min(at, pages - 1))
         part = names[at * CELLS : (at + 1) * CELLS]
-        drawn = [_cell(listing.folder / name, texts[name], wrong.get(name, []), self.address) for name in part]
+        rules = crops.rules(recipe, current)
+        drawn = [_cell(listing.folder / name, texts[name], wrong.get(name, []), self.address, rules) for name in part]
         drawn += [_no_cell()] * (CELLS - len(part))
         return [
             gr.update(value=current if len(folders) == 1 else str(Path(folders[0]).parent)),
             gr.update(choices=[(Path(one).name, one) for one in folders], value=current, visible=len(folders) > 1),
             _summary(listing, texts, wrong, later), f'<p class="note center">{at + 1} / {pages}</p>', at,
-            draft.get(recipe, "data.trigger", ""), _tags(captions.counts(texts.values())),
+            draft.get(recipe, "data.trigger", ""), _tags(captions.counts(texts.values())), *_tagger(),
             *(one for cell in drawn for one in cell),
         ]  # fmt: skip
 
@@ -195,6 +206,23 @@ class Pictures:
         self.undo_file.unlink(missing_ok=True)
         gr.Info(words.RESTORED.format(done))
         return self.show(chosen, filtered, held, at)
+
+    def tag_all(self, chosen: str, at_least: float) -> Iterator[str]:
+        """Captions by the tagger, for the pictures that have none."""
+        listing, loaded = self._tagger(chosen)
+        names = [name for name, text in captions.read_all(listing).items() if not text]
+        refused = []
+        for number, name in enumerate(names):
+            yield note(words.TAGGING.format(number, len(names)))
+            try:
+                captions.save(listing.folder / name, loaded.tags(listing.folder / name, at_least))
+            except ValueError as error:
+                refused.append(str(error))
+        yield note(words.TAGGED.format(len(names) - len(refused)), "good") + notes(refused[:5], "warn")
+
+    @kindly
+    def _tagger(self, chosen: str) -> tuple[captions.Listing, tagger.Tagger]:
+        return captions.scan(_current(self.context, chosen)), tagger.load()
 
     @kindly
     def set_trigger(self, text: str) -> None:
@@ -266,13 +294,23 @@ def _save(context: Context, text: str, token: str) -> None:
         captions.save(path, text)
 
 
-def _cell(path: Path, caption: str | None, wrong: list[str], address: Any) -> tuple[Any, ...]:
+def _tagger() -> tuple[Any, Any]:
+    here = tagger.there()
+    return gr.update(visible=here), gr.update(visible=not here)
+
+
+def _cell(
+    path: Path, caption: str | None, wrong: list[str], address: Any, rules: crops.Rules | None
+) -> tuple[Any, ...]:
     size = images.size(path)
     told = f"{size[0]} × {size[1]}" if size else ""
+    fit = crops.kept(size, rules) if size and rules else None
+    told += f" → {fit[0][0]} × {fit[0][1]}" if fit else ""
+    frame = crops.drawn(size, fit[1]) if size and fit else ""
     marks = "".join(f'<span class="mark">{escape(one)}</span>' for one in wrong)
     html = (
         f'<figure><a href="{address.url(path)}" target="_blank"><img loading="lazy" src="{address.url(path, SIDE)}" '
-        f'alt="{escape(path.name)}"></a><figcaption title="{escape(str(path))}">{escape(path.name)} '
+        f'alt="{escape(path.name)}">{frame}</a><figcaption title="{escape(str(path))}">{escape(path.name)} '
         f"<small>{told}</small> {marks}</figcaption></figure>"
     )
     return gr.update(visible=True), html, address.url(path), caption or ""
@@ -286,7 +324,7 @@ def _nothing(text: str, recipe: dict[str, Any], folder: str = "", kind: str = "q
     trigger = draft.get(recipe, "data.trigger", "")
     blank = [one for _ in range(CELLS) for one in _no_cell()]
     # What somebody is typing into the field stays there.
-    return [folder or gr.skip(), gr.update(visible=False), note(text, kind), "", 0, trigger, "", *blank]
+    return [folder or gr.skip(), gr.update(visible=False), note(text, kind), "", 0, trigger, "", *_tagger(), *blank]
 
 
 def _summary(listing: captions.Listing, texts: dict[str, str | None], wrong: dict[str, list[str]], later: int) -> str:

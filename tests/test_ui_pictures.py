@@ -1,0 +1,93 @@
+"""What step 1 tells of a picture before training: the part that is kept, and tags from a tagger on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the interface's own extra is not installed")
+
+from pixelkiln.extension import captions, crops, pictures, tagger
+from pixelkiln.extension.page import Context
+from pixelkiln.extension.security import Addresses, Folders
+from pixelkiln.extension.store import Home
+
+
+def test_the_frame_is_what_training_keeps() -> None:
+    """1024 x 512 to 512 x 512 without buckets: resized to 1024 x 512, the middle half of the width is kept. In a square
+    the picture fills the middle half of the height."""
+    rules = crops.rules({"data": {"path": "a", "resolution": 512, "buckets": False}}, "a")
+    assert rules is not None
+    assert crops.kept((1024, 512), rules) == ((512, 512), (0.25, 0.0, 0.5, 1.0))
+    assert 'left:25.00%;top:25.00%;width:50.00%;height:50.00%"' in crops.drawn((1024, 512), (0.25, 0.0, 0.5, 1.0))
+    assert crops.drawn((512, 512), (0, 0, 1, 1)) == ""
+
+
+def test_a_frame_takes_the_options_of_its_set_and_is_silent_where_the_recipe_is() -> None:
+    recipe = {"data": {"resolution": 512, "sets": [{"path": "a"}, {"path": "b", "resolution": 256}]}}
+    sizes = [crops.kept((800, 400), rules) for name in "ab" if (rules := crops.rules(recipe, name))]
+    assert [one and one[0] for one in sizes] == [(704, 320), (320, 192)]
+    for wrong in ({}, {"data": 3}, {"data": {"resolution": 7}}, {"data": {"resolution": 512, "random_crop": True}}):
+        assert crops.rules(wrong, "a") is None
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """A tagger whose tags are the means of the channels: it sees colours, in the order that WD14 wants (BGR)."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    seen = helper.make_tensor_value_info("picture", TensorProto.FLOAT, [1, 8, 8, 3])
+    sure = helper.make_tensor_value_info("sure", TensorProto.FLOAT, [1, 3])
+    whole = helper.make_tensor("whole", TensorProto.FLOAT, [], [255.0])
+    nodes = [
+        helper.make_node("Div", ["picture", "whole"], ["part"]),
+        helper.make_node("ReduceMean", ["part"], ["sure"], axes=[1, 2], keepdims=0),
+    ]
+    graph = helper.make_graph(nodes, "colours", [seen], [sure], [whole])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    folder = tmp_path / "tagger"
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    rows = "tag_id,name,category,count\n1,blue,0,9\n2,green_hill,0,9\n3,red,4,9\n"
+    (folder / "selected_tags.csv").write_text(rows, encoding="utf-8")
+    return folder
+
+
+def test_a_tagger_writes_captions_only_where_there_are_none(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gradio as gr
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, colour in (("red", (255, 0, 0)), ("field", (0, 200, 60)), ("mine", (0, 0, 255))):
+        Image.new("RGB", (40, 20), colour).save(folder / f"{name}.png")  # padded with white: half of it
+    (folder / "mine.txt").write_text("my words", encoding="utf-8")
+    (folder / "broken.png").write_bytes(b"none")
+    home = Home(tmp_path / "runs")
+    home.make()
+    home.draft.write_text(f'[data]\npath = "{folder.as_posix()}"\n', encoding="utf-8")
+    monkeypatch.setattr(tagger, "FOLDER", colours)
+    monkeypatch.setattr(tagger.load, "__defaults__", (colours,))
+    with gr.Blocks():
+        screen = pictures.Pictures(Context(home, Addresses.of(home), Folders()))
+    *_, last = screen.tag_all(str(folder), 0.6)
+    assert "2 captions were written" in last and "broken.png: it cannot be read" in last
+    texts = captions.read_all(captions.scan(folder))
+    # Red: (1 + 1) / 2 = 1 for red, 1/2 for the others. Field: (200 / 255 + 1) / 2 = 0.89 for green, 0.62 for blue.
+    assert texts == {"red.png": "red", "field.png": "green hill, blue", "mine.png": "my words", "broken.png": None}
+
+
+def test_a_tagger_that_is_not_there_or_is_none_is_told_in_one_line(colours: Path, tmp_path: Path) -> None:
+    assert tagger.there(colours) and not tagger.there(tmp_path)
+    with pytest.raises(ValueError, match=r"selected_tags\.csv: it has no name"):
+        tagger.load(tmp_path)
+    (colours / "selected_tags.csv").write_text("tag_id,name,category,count\n1,blue,0,9\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="3 tags, and 1 in"):
+        tagger.load(colours)
+    (colours / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="it is no tagger"):
+        tagger.load(colours)
