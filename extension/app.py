@@ -129,6 +129,7 @@ def application(context: Context, login: Login | None) -> Any:
         return {"is": "pixelkiln"}
 
     blocks = page(context).queue(default_concurrency_limit=16, api_open=False)
+    blocks.has_launched = True  # mounted, it never is, and then gradio takes any path of this machine for an upload
     mounted = gr.mount_gradio_app(
         web, blocks, path="/", theme=look.theme(), css=look.style(), js=look.keys(), footer_links=[],
         max_file_size=UPLOAD_BYTES, show_error=True, ssr_mode=False, allowed_paths=[], enable_monitoring=False,

@@ -53,7 +53,7 @@ def build(context: Context) -> Screen:
         """Queue a copy of the recipe; gives the run's folder."""
         text = draft.read(home)
         name = queue.free_name(home, str(draft.get(draft.values(text), "run.name", "last")))
-        added = queue.add(home, name, draft.snapshot(text, home.draft, name, home.runs))
+        added = queue.add(home, name, draft.snapshot(text, home.draft, name, home.runs, context.folders))
         queue.ensure(home)
         return added.folder
 
@@ -70,7 +70,7 @@ def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
     try:
         name = queue.free_name(home, str(draft.get(draft.values(text), "run.name", "last")))
         path = home.own / "check.toml"
-        write(path, draft.snapshot(text, home.draft, name, home.runs))
+        write(path, draft.snapshot(text, home.draft, name, home.runs, context.folders))
         return [], job.ask(["check", str(path)])
     except job.Refused as refused:
         listed = refused.answer.get("problems")

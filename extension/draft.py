@@ -17,6 +17,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from ..trainer import config
+from .security import Folders
 from .store import Home, locked, write
 
 KEPT_WITH_A_NEW_PRESET = ("run.name", "run.out", "model.path", "data", "sample.prompts")
@@ -233,10 +234,14 @@ def apply_remedy(home: Home, found: tuple[str, str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------------- snapshots
 
 
-def snapshot(text: str, source: Path, name: str, runs: Path) -> str:
-    """The whole configuration as it would run now, under this name; later changes do not reach it."""
+def snapshot(text: str, source: Path, name: str, runs: Path, folders: Folders) -> str:
+    """The whole configuration as it would run now, under this name; later changes do not reach it. ValueError: it is
+    wrong, or names a file that who is at this page may not read."""
     own = tomlkit.parse(text).unwrap()
     raw = config.merge(inherited(own), own)
     raw.pop("preset", None)
     raw = config.merge(raw, {"run": {"name": name, "out": str(runs)}})
-    return config.to_toml(config.parse(raw, str(source)))
+    whole = config.to_toml(config.parse(config.absolute(raw, source.parent), str(source)))
+    for key, value in flat(values_of(whole)).items():
+        folders.allow(key, value)
+    return whole

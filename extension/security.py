@@ -7,9 +7,9 @@ import binascii
 import hashlib
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,8 +24,19 @@ CLOSED = (
     "/redoc",
     "/openapi.json",
     "/gradio_api/mcp",
+    "/gradio_api/call",
+    "/gradio_api/run",
+    "/gradio_api/api",
+    "/gradio_api/runs",
+    "/gradio_api/dev",
+    "/gradio_api/deep_link",
+    "/gradio_api/component_server",
+    "/gradio_api/custom_component",
+    "/gradio_api/process_recording",
+    "/gradio_api/monitoring",
     "/monitoring",
 )
+"""What gradio offers to programs. The page itself needs none of it: it joins the queue."""
 FRAMED_BY = "frame-ancestors 'self' http://127.0.0.1:* http://localhost:*"
 """Other pages may not frame this one; the tab in a host's own page on this machine may."""
 
@@ -40,8 +51,8 @@ class Login:
 
 
 class Guard:
-    """Before everything else: the host name on loopback (against DNS rebinding), the origin of what changes something,
-    and the password when the page is open to others."""
+    """Before everything else: the host name on loopback (against DNS rebinding), the origin of whoever says one, and
+    the password when the page is open to others."""
 
     def __init__(self, app: Asgi, login: Login | None):
         self.app, self.login = app, login
@@ -51,7 +62,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        refused = self.refuse(scope.get("method", "GET"), scope["path"], headers)
+        refused = self.refuse(scope["path"], headers)
         if refused is None:
             await self.app(scope, receive, _with_headers(send))
         elif scope["type"] == "websocket":
@@ -62,15 +73,13 @@ class Guard:
             await send({"type": "http.response.start", "status": code, "headers": head})
             await send({"type": "http.response.body", "body": text.encode()})
 
-    def refuse(
-        self, method: str, path: str, headers: dict[str, str]
-    ) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
+    def refuse(self, path: str, headers: dict[str, str]) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
         """None, or the status, the words and the headers of a refusal."""
         host = _host_name(headers.get("host", ""))
         if self.login is None and host not in LOOPBACK:
             return 403, f"this page answers on this machine only, not as '{host}'", []
         origin = headers.get("origin")
-        if origin and method not in ("GET", "HEAD") and urlsplit(origin).netloc != headers.get("host"):
+        if origin and urlsplit(origin).netloc != headers.get("host"):
             return 403, "this request comes from another page", []
         if self.login and not _knows(headers.get("authorization", ""), self.login):
             return (
@@ -180,6 +189,23 @@ class Folders:
         except OSError as error:
             raise ValueError(f"{where}: {given} cannot be read ({error.strerror}); check its permissions") from None
         return path
+
+    def allow(self, where: str, value: Any) -> None:
+        """ValueError for an option that leads out of the folders: a path, or a list or table that holds one."""
+        if isinstance(value, (list, tuple)):
+            for one in value:
+                self.allow(where, one)
+        elif isinstance(value, Mapping):
+            for name, one in value.items():
+                self.allow(f"{where}.{name}", one)
+        elif self.roots is not None and isinstance(value, str) and _leads_away(value):
+            path = Path(value).expanduser().resolve()
+            if not any(path.is_relative_to(root) for root in self.roots):
+                raise ValueError(f"{where}: {value} is outside the folders of this server; start it with --folder PATH")
+
+
+def _leads_away(text: str) -> bool:
+    return text.startswith(("/", "\\", "~", "..")) or PureWindowsPath(text).drive != ""
 
 
 def below(folder: Path, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import sys
@@ -111,7 +110,7 @@ def test_a_mistake_stands_beside_its_field_and_its_remedy_mends_it(
 
 def test_snapshot_is_whole_and_independent(home: Home) -> None:
     draft.change(home, {"preset": "demo", "adapter.rank": 5})
-    text = draft.snapshot(draft.read(home), home.draft, "mine", home.runs)
+    text = draft.snapshot(draft.read(home), home.draft, "mine", home.runs, security.Folders())
     path = home.own / "s.toml"
     write(path, text)
     loaded = config.load(path)
@@ -446,51 +445,6 @@ def test_duels_from_outputs_and_undo(tmp_path: Path) -> None:
     assert duels.undo(kept) and duels.duels(groups, duels.decided(kept)) == found[1:]
     duels.rate(kept, found[0], "left", liked=True)
     assert duels.ratings(kept)[0].liked
-
-
-# ------------------------------------------------------------------------------------------------------------ security
-
-
-def test_addresses_cannot_be_made_up(home: Home, tmp_path: Path) -> None:
-    addresses = security.Addresses.of(home)
-    _, _, signature, side, name = addresses.url(tmp_path / "a b.png", 64).split("?")[0].split("/")
-    assert addresses.path(signature, 64, name) == tmp_path / "a b.png"
-    other = base64.urlsafe_b64encode(b"/etc/passwd").decode().rstrip("=")
-    assert addresses.path(signature, 64, other) is None and addresses.path(signature, 0, name) is None
-    assert security.Addresses.of(home).url(tmp_path / "x") == addresses.url(tmp_path / "x")  # after a restart too
-    assert security.Addresses(b"x" * 32).path(signature, int(side), name) is None
-
-
-def test_guard_lets_in_this_machine_only_or_who_knows_the_password() -> None:
-    alone, shared = security.Guard(_app, None), security.Guard(_app, security.Login("ann", "long enough"))
-    refuse = alone.refuse
-    assert refuse("GET", "/", {"host": "127.0.0.1:7860"}) is None
-    assert (refuse("GET", "/", {"host": "evil.example"}) or (0,))[0] == 403
-    assert (refuse("POST", "/", {"host": "localhost:1", "origin": "http://evil.example"}) or (0,))[0] == 403
-    assert refuse("POST", "/", {"host": "localhost:1", "origin": "http://localhost:1"}) is None
-    assert (refuse("GET", "/gradio_api/info", {"host": "localhost"}) or (0,))[0] == 404
-    assert (shared.refuse("GET", "/", {"host": "pc:1"}) or (0,))[0] == 401
-    for words_, let_in in (("ann:long enough", True), ("ann:wrong", False), ("ann", False)):
-        known = {"host": "pc:1", "authorization": "Basic " + base64.b64encode(words_.encode()).decode()}
-        assert (shared.refuse("GET", "/", known) is None) == let_in
-
-
-async def _app(*_: Any) -> None:
-    raise AssertionError("not called")
-
-
-def test_listening_needs_a_password_and_keeps_to_its_folders(home: Home, tmp_path: Path) -> None:
-    for user, password in ((None, None), ("ann", None), ("ann", "short")):
-        with pytest.raises(ValueError, match=r"^--"):
-            security.need_login(True, user, password)
-    (tmp_path / "mine").mkdir()
-    folders = security.roots(home, [str(tmp_path / "mine")], [], open_to_others=True)
-    assert folders.check("folder", str(tmp_path / "mine")) == tmp_path / "mine"
-    for outside in (str(tmp_path), str(tmp_path / "mine" / ".."), "/etc"):
-        with pytest.raises(ValueError, match="outside"):
-            folders.check("folder", outside)
-    with pytest.raises(ValueError, match="not there"):
-        security.Folders().check("folder", str(tmp_path / "nothing"))
 
 
 def test_an_adapter_is_given_to_a_host_without_replacing_another(home: Home, tmp_path: Path) -> None:
