@@ -76,7 +76,9 @@ def squared(path: Path, side: int) -> np.ndarray:
             picture = ImageOps.exif_transpose(opened).convert("RGBA")
     except images.WRONG:
         raise ValueError(f"{path.name}: it cannot be read; it keeps no caption") from None
-    square = Image.new("RGBA", (max(picture.size),) * 2, "white")
-    square.alpha_composite(picture, tuple((max(picture.size) - one) // 2 for one in picture.size))
+    width, height = picture.size
+    whole = max(width, height)
+    square = Image.new("RGBA", (whole, whole), "white")
+    square.alpha_composite(picture, ((whole - width) // 2, (whole - height) // 2))
     small = square.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(small, dtype=np.float32)[None, :, :, ::-1])
