@@ -35,7 +35,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "latent DPO": {"loss.pixel.weight": 0.0},
     "pixel DPO": {"loss.mse.weight": 0.0, "loss.pixel.weight": 1.0},
     "latent + pixel DPO": {},
-    "the same, 2 cached draws": {"objective.reference_draws": 2},
+    "latent DPO, 2 cached draws": {"loss.pixel.weight": 0.0, "objective.reference_draws": 2},
     "latent DPO + pixel SimPO": {"objective.pixel.kind": "simpo"},
     "latent + pixel SimPO": {"objective.kind": "simpo"},
 }

@@ -100,6 +100,10 @@ def test_train_sample_and_inspect(home, tmp_path, capsys):
     ("more", "said"),
     [
         ({"adapter__rnk": 4}, "adapter.rnk: there is no such option; did you mean 'rank'?"),
+        (
+            {"objective__kind": "simpo", "objective__reference_draws": 2},
+            "objective.reference_draws: this kind has no such option, only dpo, ipo, kto",
+        ),
         ({"adapter__rank": "four"}, "adapter.rank: 'four' does not fit"),
         ({"data__path": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"model__path": "/nowhere/m.safetensors"}, "/nowhere/m.safetensors"),
@@ -151,7 +155,9 @@ def test_a_pickle_that_holds_code_is_refused_and_never_run(home, tmp_path, capsy
     torch.save({"state_dict": {"w": torch.zeros(1)}, "bad": Code()}, tmp_path / "m.ckpt")
     (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Code()))
     for name in ("m.ckpt", "raw.ckpt"):
-        assert name in refused(home, capsys, model__path=tmp_path / name)
+        said = refused(home, capsys, model__path=tmp_path / name)
+        assert name in said
+        assert "will likely succeed" not in said  # torch's advice to load it all the same
     assert "executed" not in capsys.readouterr().out
 
 

@@ -113,7 +113,7 @@ def dotted(rest: Sequence[str], allowed: bool) -> dict[str, Any]:
 def _config(args: argparse.Namespace):
     from .config import load
 
-    if not (args.config or args.preset):
+    if not (args.config or args.preset or args.flags):
         raise ValueError("config: neither a configuration nor --preset is given; see `python -m trainer presets`")
     return load(args.config, args.flags, args.preset)
 

@@ -277,6 +277,9 @@ def _told(problem: Any, raw: Any) -> tuple[str, str]:
     kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind == "extra_forbidden":
         table, _, key = where.rpartition(".")
+        kinds = [e.name for e in objectives if key in e.options.model_fields]
+        if table.startswith("objective") and kinds:
+            return where, f"this kind has no such option, only {', '.join(kinds)}; leave it out or change the kind"
         return where, f"there is no such option; {nearest(key, list(_fields_at(table, raw)))}"
     if kind == "missing":
         return where, "it is needed and not given; set it"

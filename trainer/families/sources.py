@@ -72,15 +72,18 @@ def _open_safetensors(path: Path, where: str) -> Checkpoint:
 
 def _open_pickle(path: Path, where: str) -> Checkpoint:
     import pickle
+    import warnings
     import zipfile
 
     try:
-        held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another pickle protocol: it loads, or what follows is said
+            held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        first = str(error).strip().split("\n")[0]
+        code = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words go on to advise loading it all the same
         raise ValueError(
-            f"{where}: {path} holds more than tensors, or is damaged, and a pickle can run any code, so it is not "
-            f"loaded ({first}); give a .safetensors file"
+            f"{where}: {path} holds more than tensors{f' ({code[1]})' if code else ''}, or is damaged, and a pickle "
+            "can run any code, so it is not loaded; give a .safetensors file"
         ) from None
     while isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
         held = held["state_dict"]
