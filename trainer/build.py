@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import frozen, memory, sampling
+from . import frozen, memory, sampling, several
 from .adapters.inject import Adapter, inject
 from .checkpoint import prefixed, thumbnail, under
 from .config import Config
@@ -26,8 +25,8 @@ from .losses.decode import Decoder, decoding_dtype
 from .losses.term import Balance, LossParts, Term
 from .noise import scaled_linear
 from .objectives.common import ObjectiveParts
+from .optimizers.build import bare, evaluating, learning_rates
 from .optimizers.build import build as build_optimizer
-from .optimizers.build import evaluating, learning_rates
 from .optimizers.schedules import Schedule, build_schedule
 from .optimizers.state import load_optimizer_state, optimizer_state_to_tensors
 from .registry import losses, objectives
@@ -111,6 +110,11 @@ class Parts:
         self.schedule.apply(self.optimizer, step)
         return max(learning_rates(self.optimizer).values())
 
+    def lower_rate(self, factor: float) -> None:
+        """Of the whole schedule from here on; the optimizer's state carries it."""
+        for group in bare(self.optimizer).param_groups:
+            group["initial_lr"] *= factor
+
     def parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -123,12 +127,9 @@ class Parts:
         return float(torch.nn.utils.clip_grad_norm_(self.parameters(), limit or math.inf))
 
     def _sum_gradients(self) -> None:
-        from accelerate.utils import reduce
-
         kept = self.parameters()
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in kept])
-        flat = reduce(flat, "sum")
-        assert isinstance(flat, Tensor)
+        flat = several.total(flat)
         for p, grad in zip(kept, flat.split([p.numel() for p in kept]), strict=True):
             p.grad = grad.view_as(p)
 
@@ -147,11 +148,7 @@ class Parts:
     def reduce(self, total: Judged) -> dict[str, float]:
         """Sums over all processes, with ``loss``; the counts become this object's ``counts``."""
         mine = {"loss": float(total.loss), **total.sums}
-        gathered = [(mine, total.counts)]
-        if self.world > 1:
-            from accelerate.utils import gather_object
-
-            gathered = gather_object([(mine, total.counts)])
+        gathered = several.gather((mine, total.counts)) if self.world > 1 else [(mine, total.counts)]
         sums: dict[str, float] = {}
         self.counts = {}
         for some, counts in gathered:
@@ -175,11 +172,7 @@ class Parts:
 
     def any_rank(self, asked: bool) -> bool:
         """Whether any process was asked, so that all stop at the same step."""
-        if self.world == 1:
-            return asked
-        from accelerate.utils import gather_object
-
-        return any(gather_object([asked]))
+        return asked if self.world == 1 else any(several.gather(asked))
 
     # -------------------------------------------------------------------------------------------------- the state
 
@@ -309,7 +302,7 @@ def _fits(where: str, objective: str, data: str) -> None:
 
 def build(config: Config, say: Callable[[str], None], adapter_file: str | None = None, data: bool = True) -> Parts:
     """Load the model, scan the data, inject the adapter. ``data=False`` makes what previews need and nothing else."""
-    rank, world, device = _processes(config.run.device)
+    rank, world, device = several.join(config.run.device)
     dtype = memory.choose_precision(config.run.precision, device)
     dataset = scan(config, world)[1] if data else None
     for line in dataset.warnings if dataset else ():
@@ -364,17 +357,6 @@ def _hold(config: Config, family: Family, device: torch.device, say: Callable[[s
             frozen.hold_all(encoder, config.memory.text_weights, torch.device("cpu") if stays else device)
     except ImportError as error:
         raise ValueError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
-
-
-def _processes(device: str) -> tuple[int, int, torch.device]:
-    """(rank, world, device): one process, or those that torchrun or accelerate started."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1, memory.choose_device(device)
-    from accelerate import PartialState
-
-    state = PartialState(cpu=device == "cpu")
-    assert state.device is not None
-    return state.process_index, state.num_processes, state.device
 
 
 def _scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:

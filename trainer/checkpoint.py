@@ -116,11 +116,13 @@ def states(folder: Path) -> list[Path]:
     return sorted(folder.glob("step????????.safetensors"))
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The newest readable state: (tensors, facts). ValueError when there is none."""
+def load_state(folder: Path, before: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The newest readable state, of a step below ``before``: (tensors, facts). ValueError when there is none."""
     from safetensors import SafetensorError, safe_open
 
     for path in reversed(states(folder)):
+        if before is not None and path >= state_path(folder, before):
+            continue
         try:
             with safe_open(path, "pt") as file:
                 facts = json.loads((file.metadata() or {})["pixelkiln.state"])
@@ -128,6 +130,13 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         except (SafetensorError, KeyError, json.JSONDecodeError, OSError):
             continue
     raise ValueError(f"{folder}: {NO_STATE}; start the run without --resume")
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Remove the states of later steps, which a run that went back will not reach in this way."""
+    for path in states(folder):
+        if path > state_path(folder, step):
+            path.unlink(missing_ok=True)
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from .adapters.options import AdapterOptions
 from .checkpoint import SaveOptions
 from .data.options import DataOptions
 from .families.options import ModelOptions
+from .heal import HealOptions
 from .memory import MemoryOptions
 from .optimizers.options import OptimizerOptions, ScheduleOptions
 from .registry import Options, losses, nearest, objectives, option
@@ -76,6 +77,7 @@ class _Tables(Options):
     sample: SampleOptions = Field(default_factory=SampleOptions)
     save: SaveOptions = Field(default_factory=SaveOptions)
     validation: ValidationOptions = Field(default_factory=ValidationOptions)
+    heal: HealOptions = Field(default_factory=HealOptions)
 
 
 class Config(_Tables):

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, memory, sampling, step
+from . import checkpoint, memory, sampling, several, step
 from .adapters.files import save as save_adapter
 from .adapters.prove import prove
 from .build import Parts, build
 from .config import Config, to_toml
 from .files import write_atomic
 from .header import metadata
+from .heal import Health
 from .job import lock
 from .report import Writer
 from .run import RunFolder, epochs
@@ -31,14 +32,24 @@ from .score import References, score, score_one_by_one
 from .timesteps import draw, fixed_draw
 from .types import Batch
 
-DONE, INTERRUPTED = 0, 130
-SKIP_LIMIT = 10
-"""So many steps in a row with a loss or gradient that is no number end the run."""
+DONE, LEFT, INTERRUPTED = 0, 2, 130
+RESCUED = (OSError, RuntimeError, ValueError)
+"""Errors after which the steps taken so far are saved."""
+SAME_PRESS = 1.0
+"""Seconds within which signals are one request: torchrun passes on the Ctrl-C that its processes met already."""
 
 
 def train(config: Config, resume: bool = False) -> int:
     """Run a whole training; returns the exit code. ValueError is a person's mistake, said in one line."""
     folder = RunFolder(Path(config.run.out) / config.run.name)
+    try:
+        return _lead(config, folder, resume) if several.place()[0] == 0 else _follow(config, folder, resume)
+    finally:
+        several.leave()
+
+
+def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
+    """As the only process, or the first of several: the one that writes."""
     folder.make()
     with lock(folder.path), Writer(folder.path) as writer, _signals() as asked:
         try:
@@ -52,6 +63,38 @@ def train(config: Config, resume: bool = False) -> int:
             raise
 
 
+def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
+    """As one of the others, which write nothing unless the first is dead."""
+    loop = None
+    with Writer(folder.path, main=False) as quiet, _signals() as asked:
+        try:
+            loop = Loop(build(config, quiet.say), folder, quiet, asked)
+            return loop.run(resume)
+        except several.Lost as error:
+            if loop is None or not _take_over(loop, error):
+                return LEFT
+            raise
+        except ValueError as error:
+            if not expected(error):
+                raise
+            raise ValueError(f"process {several.place()[0]}: {error}") from error
+
+
+def _take_over(loop: Loop, error: several.Lost) -> bool:
+    """Save what the first process, if it is dead, cannot save any more; whether it is, and its folder within reach."""
+    if not loop.folder.path.is_dir():
+        return True
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(loop.folder.path))
+        except ValueError:  # it lives, and speaks for all
+            return False
+        loop.writer = stack.enter_context(Writer(loop.folder.path))
+        loop.rescue()
+        loop.writer.fail(error, expected)
+    return True
+
+
 def expected(error: ValueError) -> bool:
     """Whether a ValueError was raised by us for a person, and not by a library."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -61,11 +104,13 @@ def expected(error: ValueError) -> bool:
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
     """Ctrl-C and SIGTERM set the event; a second one interrupts at once."""
-    asked = threading.Event()
+    asked, last = threading.Event(), -math.inf
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        nonlocal last
+        if asked.is_set() and time.monotonic() - last > SAME_PRESS:
             raise KeyboardInterrupt
+        last = time.monotonic()
         asked.set()
 
     if threading.current_thread() is not threading.main_thread():
@@ -80,6 +125,10 @@ def _signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+class Diverged(ValueError):
+    """The numbers ran away, and going back did not help: what is in memory is not worth saving."""
+
+
 @dataclass
 class Loop:
     """The state of a running training."""
@@ -90,13 +139,18 @@ class Loop:
     asked: threading.Event
     at: int = 0
     """Optimizer steps taken."""
-    skipped: int = 0
+    health: Health = field(init=False)
+    torn: bool = False
+    """An optimizer step is under way: the adapter is neither of this step nor of the next."""
     began: float = field(default_factory=time.monotonic)
     started: float = field(default_factory=time.time)
     times: list[float] = field(default_factory=list)
     references: References | None = None
     proven: bool = False
     """Whether a saved file was shown to have the trained adapter's effect; once per run."""
+
+    def __post_init__(self) -> None:
+        self.health = Health(self.parts.config.heal)
 
     # ------------------------------------------------------------------------------------------------- the run
 
@@ -109,29 +163,56 @@ class Loop:
                 old.unlink()
         if p.is_main:
             write_atomic(self.folder.config, to_toml(config).encode())
-        p.dataset.prepare(self.writer.progress)
+        self._prepare()
         for line in p.family.warnings():
             self.writer.warning(line)
         p.free_encoders()
         if p.dataset.fixed_draws:
             self.references = References(p)
         self.writer.start(step=self.at, total=p.total, report=p.dataset.report)
+        if self.at == 0 and config.save.state_every:
+            self._save_state()  # so that there is always something to go back to
         if self.at == 0 and config.sample.at_start:
             self._sample()
         memory.reset_peak(p.device)
-        stopped = False
         with self.writer.bar(p.total, self.at):
-            while self.at < p.total and not stopped:
-                facts = self.step()
-                self.at += 1
-                self.writer.event("step", self.at, **facts)
-                self.writer.tick(facts)
-                for line in p.watch.see(facts["terms"]):
-                    self.writer.warning(line)
-                requests = self.folder.take_requests() if p.is_main else set()
-                stopped = p.any_rank(self.asked.is_set() or "stop" in requests or p.watch.stop)
-                self._due(requests, stopped)
+            try:
+                stopped = self._train()
+            except Diverged:
+                raise
+            except RESCUED:
+                if p.is_main:
+                    self.rescue()
+                raise
         return self._stop() if stopped and self.at < p.total else self._finish()
+
+    def _train(self) -> bool:
+        """All steps; whether somebody asked to stop before the last."""
+        p, stopped = self.parts, False
+        while self.at < p.total and not stopped:
+            facts = self.step()
+            self.at += 1
+            self.torn = False
+            self.writer.event("step", self.at, **facts)
+            self.writer.tick(facts)
+            for line in p.watch.see(facts["terms"]):
+                self.writer.warning(line)
+            requests = self.folder.take_requests() if p.is_main else set()
+            stopped = p.any_rank(self.asked.is_set() or "stop" in requests or p.watch.stop)
+            if self.health.ill:
+                self._roll_back()
+            else:
+                self._due(requests, stopped)
+        return stopped
+
+    def _prepare(self) -> None:
+        """Fill the caches, together where there are several processes, which then have to agree on what there is."""
+        p = self.parts
+        if p.world > 1 and p.config.data.cache_latents == "disk":
+            p.dataset.prepare(self.writer.progress, share=(p.rank, p.world))
+            several.gather(None)
+        p.dataset.prepare(self.writer.progress)
+        several.same({"model": p.family.fingerprints["model"], "data": p.dataset.signature, "steps": str(p.total)})
 
     def _due(self, requests: set[str], stopped: bool) -> None:
         """What falls due after a step: adapter files, the rolling state, previews, validation."""
@@ -153,7 +234,8 @@ class Loop:
             files.append(self.folder.checkpoint(self.at))
         for path in files:
             self._save_adapter(path)
-        if _every(save.state_every, self.at) or "save" in requests or (files and save.state_with_files):
+        rolling = _every(save.state_every, self.at) and not self.health.streak
+        if rolling or "save" in requests or (files and save.state_with_files):
             self._save_state()
         if due(sample.every, sample.every_epochs) or "sample" in requests:
             self._sample()
@@ -179,7 +261,8 @@ class Loop:
         if p.is_main and texts:
             sampling.before_after(self.folder.samples, texts, self.folder.path / "before_after.png")
         seconds = time.monotonic() - self.began
-        self.writer.end("done", self.at, f"{self.at} steps in {_clock(seconds)}: {self.folder.final}", DONE)
+        skipped = f" ({self.health.skipped} skipped)" if self.health.skipped else ""
+        self.writer.end("done", self.at, f"{self.at} steps{skipped} in {_clock(seconds)}: {self.folder.final}", DONE)
         return DONE
 
     # ------------------------------------------------------------------------------------------------- a step
@@ -201,9 +284,11 @@ class Loop:
         loss = sums.pop("loss")
         norm = p.gradient_norm()
         if math.isfinite(loss) and math.isfinite(norm):
+            self.torn = True
             p.optimizer_step()
             p.adapt(sums)
-            self.skipped = 0
+            if (usual := self.health.good(loss)) is not None:
+                self.writer.event("spike", self.at + 1, loss=loss, usual=usual)
         else:
             self._skip(loss, norm)
         means = p.means(sums)
@@ -234,17 +319,50 @@ class Loop:
         return judged
 
     def _skip(self, loss: float, norm: float) -> None:
-        self.skipped += 1
+        self.health.skip()
         self.writer.warning(
             f"step {self.at + 1}: loss {loss}, gradient norm {norm}: not a number, so the step is skipped"
         )
         self.parts.skip_step()
-        if self.skipped >= SKIP_LIMIT:
-            self._save_state()
-            raise ValueError(
-                f"train: {SKIP_LIMIT} steps in a row gave no number; lower optimizer.learning_rate, or use bf16 "
-                f"or fp32, then go on with --resume"
-            )
+
+    # ------------------------------------------------------------------------------------------------ when it fails
+
+    def _roll_back(self) -> None:
+        """Back to the last state from which good steps were taken, with a lower rate; or the end."""
+        health, config = self.health, self.parts.config
+        streak, failed = health.streak, self.at - health.streak
+        why = f"train: {streak} steps in a row, from {failed + 1} on, gave no number (a loss or gradient of NaN)"
+        help_ = "lower optimizer.learning_rate, or use bf16 or fp32"
+        if not health.may_roll_back:
+            back = " again, although the run went back and lowered the learning rate" if health.rolled_back else ""
+            raise Diverged(f"{why}{back}; {help_}, then go on with --resume")
+        try:
+            tensors, facts = several.of_the_first(lambda: checkpoint.load_state(self.folder.state, before=failed))
+        except ValueError:
+            raise Diverged(f"{why}, and there is no state from before; {help_}") from None
+        self.at = int(facts["step"])
+        self.parts.load_state(tensors, facts)
+        health.streak, health.rolled_back = 0, health.rolled_back + 1
+        self.parts.lower_rate(config.heal.rate_factor)
+        if self.parts.is_main:
+            checkpoint.drop_after(self.folder.state, self.at)
+        self.writer.warning(
+            f"{why}: the weights have run away. Back to step {self.at}, from where the learning rate is "
+            f"{config.heal.rate_factor:g} times what it was; if this comes back, the run stops"
+        )
+        self.writer.event("rollback", self.at, failed=failed + 1, rate_factor=config.heal.rate_factor)
+        self.writer.rewind(self.at)
+
+    def rescue(self) -> None:
+        """Save the steps taken, though the run ends by an error; say where it can go on."""
+        if self.torn:
+            return
+        try:
+            if not checkpoint.state_path(self.folder.state, self.at).exists():
+                self._write_state()
+            self.writer.say(f"the state of step {self.at} is saved; --resume goes on from there")
+        except RESCUED as error:
+            self.writer.say(f"the state of step {self.at} could not be saved: {error}")
 
     # ----------------------------------------------------------------------------------------------- side work
 
@@ -264,16 +382,20 @@ class Loop:
 
     def _save_state(self) -> None:
         if self.parts.is_main:
-            tensors, facts = self.parts.state()
-            save = self.parts.config.save
-            checkpoint.save_state(self.folder.state, self.at, tensors, facts, save.keep_states, save.keep_states_steps)
-            if self.references:
-                self.references.save()
+            self._write_state()
+
+    def _write_state(self) -> None:
+        tensors, facts = self.parts.state()
+        facts, save = {**facts, "health": self.health.state()}, self.parts.config.save
+        checkpoint.save_state(self.folder.state, self.at, tensors, facts, save.keep_states, save.keep_states_steps)
+        if self.references:
+            self.references.save()
 
     def _restore(self) -> None:
-        tensors, facts = checkpoint.load_state(self.folder.state)
+        tensors, facts = several.of_the_first(lambda: checkpoint.load_state(self.folder.state))
         self.at = int(facts["step"])
         notes = self.parts.load_state(tensors, facts)
+        self.health.load(facts.get("health", {}))
         for note in notes:
             self.writer.warning(note)
         self.writer.say(f"resumed at step {self.at}")

@@ -106,6 +106,13 @@ class Writer:
         told = {"loss": f"{means['loss']:.4f}", **{k: f"{v:.3g}" for k, v in _headline(means)}}
         self.say(f"held out at step {step}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
 
+    def rewind(self, step: int) -> None:
+        """The run went back to a step."""
+        self.at = step
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.refresh()
+
     def end(self, state: State, step: int, message: str, code: int) -> None:
         self.at = step
         self.event("end", step, state=state, message=message, exit_code=code)

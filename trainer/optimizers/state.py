@@ -70,6 +70,7 @@ def load_optimizer_state(optimizer: Optimizer, tensors: dict[str, Tensor], facts
         for group, some in zip(inner.param_groups, rows)
         for p, row in zip(group["params"], some)
     }
+    inner.state.clear()
     for parameter, state in states.items():
         if state:
             inner.state[parameter] = {key: _paged(inner, parameter, value) for key, value in state.items()}
