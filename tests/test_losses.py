@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pixelkiln.trainer.losses.decode import Decoder
-from pixelkiln.trainer.losses.distances import DISTANCES, haar_bands
+from pixelkiln.trainer.losses.distances import DISTANCES, focal_frequency, haar_bands
 from pixelkiln.trainer.losses.huber import HuberOptions, threshold
 from pixelkiln.trainer.losses.term import Balance, LossParts, Term, TermOptions
 from pixelkiln.trainer.registry import losses
@@ -232,6 +232,17 @@ def test_focal_frequency_doubles_to_four_times():
     d = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3)).double() * 0.2
     one, two = DISTANCES["focal_frequency"](d), DISTANCES["focal_frequency"](2 * d)
     assert (two / one).item() == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "numbers"),
+    [(0.5, [0.1162358, 0.1207715]), (1.0, [0.0867217, 0.0931806]), (2.0, [0.0534193, 0.0608648])],
+)
+def test_focal_frequency_is_its_authors(alpha, numbers):
+    """Numbers of the authors' package focal-frequency-loss 0.3.0 for the same two pairs of pictures, one at a time."""
+    generator = torch.Generator().manual_seed(5)
+    predicted, true = (torch.rand(2, 3, 16, 12, generator=generator) for _ in range(2))
+    assert focal_frequency(predicted - true, alpha).tolist() == pytest.approx(numbers, rel=1e-5)
 
 
 def test_haar_is_orthonormal():

@@ -19,6 +19,7 @@ from .adapters.inject import Adapter, inject
 from .checkpoint import prefixed, thumbnail, under
 from .config import Config
 from .data.loader import Dataset
+from .ema import Average
 from .families.family import Family
 from .families.load import Found, identify, load
 from .losses.decode import Decoder, decoding_dtype
@@ -72,6 +73,7 @@ class Parts:
     watch: Watch = field(default_factory=lambda: Watch({}))
     decoder: Decoder | None = None
     optimizer: Any = None
+    average: Average | None = None
     schedule: Schedule = field(default_factory=lambda: Schedule(lambda step: 1.0))
     total: int = 0
     counts: dict[str, int] = field(default_factory=dict)
@@ -138,6 +140,8 @@ class Parts:
         self.scaler.update()
         if limit := self.config.adapter.scale_weight_norms:
             self.adapter.scale_weight_norms(limit)
+        if self.average is not None:
+            self.average.update()
 
     def skip_step(self) -> None:
         """A step whose gradient is no number: fp16's scale goes down, nothing is learned."""
@@ -180,9 +184,11 @@ class Parts:
         """All that a resumed run needs, as tensors and JSON. Data order and draws follow from the step's number."""
         tensors, facts = optimizer_state_to_tensors(self.optimizer)
         adaptive = {t.name: t.objective.state for t in self.terms}
+        averaged, average = self.average.state() if self.average is not None else ({}, {})
         whole = prefixed("adapter", self.adapter.state_dict()) | prefixed("optimizer", tensors)
-        return whole, {
+        return whole | prefixed("average", averaged), {
             "optimizer": facts,
+            "average": average,
             "objectives": adaptive,
             "balance": self.balance.state,
             "watch": self.watch.state,
@@ -207,6 +213,8 @@ class Parts:
             )
         self.adapter.load(under("adapter", tensors))
         notes += load_optimizer_state(self.optimizer, under("optimizer", tensors), facts["optimizer"])
+        if self.average is not None:
+            notes += self.average.load(under("average", tensors), facts.get("average", {}))
         for term in self.terms:
             term.objective.state.update(facts["objectives"].get(term.name, {}))
         self.balance.state.update(facts["balance"])
@@ -406,6 +414,8 @@ def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Calla
     parts.balance = Balance(parts.terms)
     parts.watch = Watch({name: objective for name, (_, objective) in terms.items()})
     parts.optimizer, notes = build_optimizer(config.optimizer, _groups(parts.adapter))
+    if config.save.ema:
+        parts.average = Average(parts.parameters(), config.save.ema)
     parts.schedule, more = build_schedule(config.schedule, parts.total, parts.optimizer)
     for line in [*notes, *more]:
         say(line)

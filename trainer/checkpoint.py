@@ -40,6 +40,9 @@ class SaveOptions(Options):
     """Delete older states beyond so many; 0 keeps all."""
     keep_states_steps: int = option(0, kohya="save_last_n_steps_state", label="Keep the last states (steps)", ge=0)
     """Delete states that are more than so many steps old; 0 goes by ``keep_states`` alone."""
+    ema: float = option(0.0, label="Average of the weights (EMA)", ge=0, lt=1)
+    """Also keep a moving average of the weights with this decay, 0.99 to 0.9999, and save it beside every adapter file
+    as NAME-ema.safetensors; 0 is off. Previews and validation show the trained adapter, not the average."""
     precision: Literal["fp16", "bf16", "fp32"] = option("fp16", kohya="save_precision", label="Saved as")
     """Of the adapter file's tensors."""
     strip: bool = option(False, label="Leave out tags and folder names")
@@ -162,3 +165,9 @@ def _prune(files: list[Path], keep: int, keep_steps: int = 0) -> None:
         old += [path for path in files if int(path.stem[-8:]) < int(files[-1].stem[-8:]) - keep_steps]
     for path in dict.fromkeys(old):
         path.unlink(missing_ok=True)
+        averaged(path).unlink(missing_ok=True)
+
+
+def averaged(path: Path) -> Path:
+    """Where the average of the adapter file at ``path`` is."""
+    return path.with_name(f"{path.stem}-ema{path.suffix}")

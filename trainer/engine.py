@@ -90,6 +90,7 @@ def _take_over(loop: Loop, error: several.Lost) -> bool:
         except ValueError:  # it lives, and speaks for all
             return False
         loop.writer = stack.enter_context(Writer(loop.folder.path))
+        loop.writer.at, loop.writer.total = loop.at, loop.parts.total
         loop.rescue()
         loop.writer.fail(error, expected)
     return True
@@ -373,6 +374,11 @@ class Loop:
         with p.evaluating():
             save_adapter(path, p.adapter.for_file(p.config.save.dtype), metadata(p, self.at, self.started))
             said = prove(path, p.adapter, effect=not self.proven)
+        if p.average is not None:
+            second = checkpoint.averaged(path)
+            with p.evaluating(), p.average.shown():
+                save_adapter(second, p.adapter.for_file(p.config.save.dtype), metadata(p, self.at, self.started))
+                prove(second, p.adapter, effect=False)
         if not self.proven:
             self.writer.say(f"saved and read back: {'; '.join(said)}")
         self.proven = True

@@ -1,0 +1,133 @@
+"""Runs killed by SIGKILL at any moment, also in the middle of writing: everything on the disk stays readable, the run
+goes on from its last state, and arrives where it would have arrived.
+
+Long form: ``pytest -m slow tests/test_kills.py``, 100 runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+import short_runs as runs
+from fork_server import Server
+from PIL import Image
+from safetensors import safe_open
+
+from pixelkiln.trainer import checkpoint, job
+from pixelkiln.trainer.config import Config, to_toml
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="processes are forked")
+STEPS = 8
+FLAGS = {
+    "run.steps": STEPS, "run.batch": 2, "save.state_every": 1, "save.every": 2, "save.ema": 0.9, "save.keep_last": 2,
+    "data.flip": True, "data.caption_dropout": 0.2, "sample.prompts": ["a red cat"], "sample.steps": 1,
+    "sample.every": 3, "data.validation_split": 0.25, "validation.every": 4, "run.precision": "fp32",
+    "loss.pixel.mode": "mixed", "loss.pixel.probability": 0.5, "optimizer.kind": "AdamW",
+}  # fmt: skip
+
+
+class Kills:
+    """One uninterrupted run, and many that are not."""
+
+    def __init__(self, root: Path, server: Server):
+        self.root, self.server, self.log = root, server, root / "log"
+        self.whole = self.config("whole")
+        assert self.train(self.whole) == 0, self.log.read_text()
+        self.steps, self.files = last_steps(self.whole), weights(self.whole)
+        assert len(self.steps) == STEPS and len(self.files) == 2
+
+    def config(self, name: str) -> Config:
+        return runs.config(self.root, {**FLAGS, "run.name": name})
+
+    def train(self, config: Config, *words: str, **hooks: float) -> int:
+        file = self.root / f"{config.run.name}.toml"
+        file.write_text(to_toml(config), "utf-8")
+        return self.server.run(["train", file, *words], self.log, **hooks)
+
+    def changes(self) -> int:
+        """How often a run changes the file system: the largest ``kill_at`` that still kills."""
+        low, high = 1, 4096
+        while low < high:
+            middle = (low + high + 1) // 2
+            killed = self.train(self.config("count"), kill_at=middle) == -9
+            low, high = (middle, high) if killed else (low, middle - 1)
+        return low
+
+    def survives(self, name: str, **hooks: float) -> bool:
+        """Kill a run, look at what is left, go on with it; whether it was killed before its end."""
+        config = self.config(name)
+        code = self.train(config, **hooks)
+        assert code in (0, -9), self.log.read_text()
+        folder = Path(config.run.out) / name
+        self.look(folder)
+        kept = [int(path.stem[4:]) for path in checkpoint.states(folder / "state")]
+        done = len(last_steps(config)) if (folder / "events.jsonl").exists() else 0
+        if kept:
+            assert kept[-1] >= done - 1, "a state after every step"
+        assert self.train(config, *["--resume"] * bool(kept)) == 0, self.log.read_text()
+        assert last_steps(config) == self.steps
+        assert weights(config) == self.files
+        assert not list(folder.rglob("*.tmp"))
+        if kept:
+            *_, start = [e for e in runs.events(config) if e["kind"] == "start"]
+            assert start["step"] == kept[-1], "no step before the state is trained again"
+        return code == -9
+
+    @staticmethod
+    def look(folder: Path) -> None:
+        """Every file that has its own name is whole."""
+        for path in folder.rglob("*"):
+            if not path.is_file() or path.name.endswith(".tmp"):
+                continue
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
+            elif path.suffix == ".png":
+                with Image.open(path) as picture:
+                    picture.load()
+            elif path.suffix == ".json":
+                json.loads(path.read_text("utf-8"))
+        read, _ = job.events(folder)
+        assert all("kind" in event for event in read)
+        assert not job.status(folder).live
+
+
+def last_steps(config: Config) -> dict[int, tuple[float, float]]:
+    """Loss and gradient norm of each step, as it was taken last."""
+    found, _ = job.events(Path(config.run.out) / config.run.name)
+    return {e["step"]: (e["loss"], e["grad_norm"]) for e in found if e["kind"] == "step"}
+
+
+def weights(config: Config) -> list[bytes]:
+    """Of the final adapter and its average."""
+    name = config.run.name
+    folder = Path(config.run.out) / name
+    files = [(folder / f"{name}{end}.safetensors").read_bytes() for end in ("", "-ema")]
+    return [file[8 + int.from_bytes(file[:8], "little") :] for file in files]
+
+
+@pytest.fixture(scope="module")
+def kills(tmp_path_factory):
+    with Server() as server:
+        yield Kills(tmp_path_factory.mktemp("kills"), server)
+
+
+@pytest.mark.parametrize(("how", "when"), [("kill_at", 60), ("torn_at", 40), ("kill_after", 0.3)])
+def test_a_killed_run_goes_on(kills, how, when):
+    assert kills.survives(how, **{how: when})
+
+
+@pytest.mark.slow
+def test_a_hundred_killed_runs_go_on(kills):
+    rng, killed = random.Random(9), 0
+    most = kills.changes()
+    for i in range(100):
+        how = ("kill_at", "torn_at", "kill_after")[i % 3]
+        when = {"kill_at": rng.randint(1, most), "torn_at": rng.randint(1, 70), "kill_after": rng.uniform(0, 1.5)}[how]
+        killed += kills.survives(f"run{i:03d}", **{how: when})
+    print(f"{killed} of 100 runs were killed before their end; file system changes of a run: {most}")
+    assert killed >= 80
