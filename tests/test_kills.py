@@ -116,7 +116,7 @@ def kills(tmp_path_factory):
         yield Kills(tmp_path_factory.mktemp("kills"), server)
 
 
-@pytest.mark.parametrize(("how", "when"), [("kill_at", 60), ("torn_at", 40), ("kill_after", 0.3)])
+@pytest.mark.parametrize(("how", "when"), [("kill_at", 60), ("torn_at", 12), ("kill_after", 0.3)])
 def test_a_killed_run_goes_on(kills, how, when):
     assert kills.survives(how, **{how: when})
 
@@ -127,7 +127,7 @@ def test_a_hundred_killed_runs_go_on(kills):
     most = kills.changes()
     for i in range(100):
         how = ("kill_at", "torn_at", "kill_after")[i % 3]
-        when = {"kill_at": rng.randint(1, most), "torn_at": rng.randint(1, 70), "kill_after": rng.uniform(0, 1.5)}[how]
+        when = {"kill_at": rng.randint(1, most), "torn_at": rng.randint(1, 25), "kill_after": rng.uniform(0, 1.5)}[how]
         killed += kills.survives(f"run{i:03d}", **{how: when})
     print(f"{killed} of 100 runs were killed before their end; file system changes of a run: {most}")
     assert killed >= 80

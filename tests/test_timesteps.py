@@ -161,8 +161,8 @@ def test_multires_noise_has_unit_size_and_more_coarse_energy():
     [(6, 0.3, {4: 0.07496, 16: 0.00653}), (10, 0.8, {4: 0.28595, 16: 0.14854, 64: 0.08324})],
 )
 def test_multires_noise_has_the_spectrum_of_kohyas(iterations, discount, energy):
-    """Mean square of 64 x 64 cells averaged over blocks of 4, 16 and 64, against sd-scripts' pyramid_noise_like at batch
-    1: the mean of 3000 draws there (standard error below 2 %), of 400 here."""
+    """Mean square of 64 x 64 cells averaged over blocks of 4, 16 and 64, against sd-scripts' pyramid_noise_like at
+    batch 1: the mean of 3000 draws there (standard error below 2 %), of 400 here."""
     options = NoiseOptions(multires_iterations=iterations, multires_discount=discount)
     noise = draw(batch(400, size=(64, 64)), 1, 2, process("epsilon"), options).noise
     for block, value in energy.items():

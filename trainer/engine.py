@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, memory, sampling, several, step
+from . import checkpoint, memory, rescue, sampling, several, step
 from .adapters.files import save as save_adapter
 from .adapters.prove import prove
 from .build import Parts, build
@@ -33,8 +33,6 @@ from .timesteps import draw, fixed_draw
 from .types import Batch
 
 DONE, LEFT, INTERRUPTED = 0, 2, 130
-RESCUED = (OSError, RuntimeError, ValueError)
-"""Errors after which the steps taken so far are saved."""
 SAME_PRESS = 1.0
 """Seconds within which signals are one request: torchrun passes on the Ctrl-C that its processes met already."""
 
@@ -71,29 +69,13 @@ def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
             loop = Loop(build(config, quiet.say), folder, quiet, asked)
             return loop.run(resume)
         except several.Lost as error:
-            if loop is None or not _take_over(loop, error):
+            if loop is None or not rescue.take_over(loop, error, expected):
                 return LEFT
             raise
         except ValueError as error:
             if not expected(error):
                 raise
             raise ValueError(f"process {several.place()[0]}: {error}") from error
-
-
-def _take_over(loop: Loop, error: several.Lost) -> bool:
-    """Save what the first process, if it is dead, cannot save any more; whether it is, and its folder within reach."""
-    if not loop.folder.path.is_dir():
-        return True
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(lock(loop.folder.path))
-        except ValueError:  # it lives, and speaks for all
-            return False
-        loop.writer = stack.enter_context(Writer(loop.folder.path))
-        loop.writer.at, loop.writer.total = loop.at, loop.parts.total
-        loop.rescue()
-        loop.writer.fail(error, expected)
-    return True
 
 
 def expected(error: ValueError) -> bool:
@@ -104,7 +86,7 @@ def expected(error: ValueError) -> bool:
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event; a second one interrupts at once."""
+    """Ctrl-C and SIGTERM set the event; a second one, a second later or more, interrupts at once."""
     asked, last = threading.Event(), -math.inf
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -124,10 +106,6 @@ def _signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-class Diverged(ValueError):
-    """The numbers ran away, and going back did not help: what is in memory is not worth saving."""
 
 
 @dataclass
@@ -176,15 +154,8 @@ class Loop:
         if self.at == 0 and config.sample.at_start:
             self._sample()
         memory.reset_peak(p.device)
-        with self.writer.bar(p.total, self.at):
-            try:
-                stopped = self._train()
-            except Diverged:
-                raise
-            except RESCUED:
-                if p.is_main:
-                    self.rescue()
-                raise
+        with self.writer.bar(p.total, self.at), rescue.saving(self):
+            stopped = self._train()
         return self._stop() if stopped and self.at < p.total else self._finish()
 
     def _train(self) -> bool:
@@ -201,7 +172,7 @@ class Loop:
             requests = self.folder.take_requests() if p.is_main else set()
             stopped = p.any_rank(self.asked.is_set() or "stop" in requests or p.watch.stop)
             if self.health.ill:
-                self._roll_back()
+                rescue.roll_back(self)
             else:
                 self._due(requests, stopped)
         return stopped
@@ -326,45 +297,6 @@ class Loop:
         )
         self.parts.skip_step()
 
-    # ------------------------------------------------------------------------------------------------ when it fails
-
-    def _roll_back(self) -> None:
-        """Back to the last state from which good steps were taken, with a lower rate; or the end."""
-        health, config = self.health, self.parts.config
-        streak, failed = health.streak, self.at - health.streak
-        why = f"train: {streak} steps in a row, from {failed + 1} on, gave no number (a loss or gradient of NaN)"
-        help_ = "lower optimizer.learning_rate, or use bf16 or fp32"
-        if not health.may_roll_back:
-            back = " again, although the run went back and lowered the learning rate" if health.rolled_back else ""
-            raise Diverged(f"{why}{back}; {help_}, then go on with --resume")
-        try:
-            tensors, facts = several.of_the_first(lambda: checkpoint.load_state(self.folder.state, before=failed))
-        except ValueError:
-            raise Diverged(f"{why}, and there is no state from before; {help_}") from None
-        self.at = int(facts["step"])
-        self.parts.load_state(tensors, facts)
-        health.streak, health.rolled_back = 0, health.rolled_back + 1
-        self.parts.lower_rate(config.heal.rate_factor)
-        if self.parts.is_main:
-            checkpoint.drop_after(self.folder.state, self.at)
-        self.writer.warning(
-            f"{why}: the weights have run away. Back to step {self.at}, from where the learning rate is "
-            f"{config.heal.rate_factor:g} times what it was; if this comes back, the run stops"
-        )
-        self.writer.event("rollback", self.at, failed=failed + 1, rate_factor=config.heal.rate_factor)
-        self.writer.rewind(self.at)
-
-    def rescue(self) -> None:
-        """Save the steps taken, though the run ends by an error; say where it can go on."""
-        if self.torn:
-            return
-        try:
-            if not checkpoint.state_path(self.folder.state, self.at).exists():
-                self._write_state()
-            self.writer.say(f"the state of step {self.at} is saved; --resume goes on from there")
-        except RESCUED as error:
-            self.writer.say(f"the state of step {self.at} could not be saved: {error}")
-
     # ----------------------------------------------------------------------------------------------- side work
 
     def _save_adapter(self, path: Path) -> None:
@@ -388,9 +320,9 @@ class Loop:
 
     def _save_state(self) -> None:
         if self.parts.is_main:
-            self._write_state()
+            self.write_state()
 
-    def _write_state(self) -> None:
+    def write_state(self) -> None:
         tensors, facts = self.parts.state()
         facts, save = {**facts, "health": self.health.state()}, self.parts.config.save
         checkpoint.save_state(self.folder.state, self.at, tensors, facts, save.keep_states, save.keep_states_steps)
