@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,7 @@ def _serve() -> None:
 
 
 def _child(asked: dict[str, Any]) -> None:
-    """Hooks: ``kill_at``: die at so many changes of the file system; ``torn_at``: die in the middle of so many writes;
-    ``kill_after``: die so many seconds after the first step; ``kill_after_step``: die when so many are taken;
-    ``nan_steps``: the losses of these are no number."""
+    """``hooks``: the functions below by their names, with their argument."""
     from pixelkiln.trainer import cli
 
     with Path(asked["log"]).open("ab") as log:
@@ -95,6 +93,7 @@ def _die() -> None:
 
 
 def _kill_at(count: int) -> None:
+    """Die at so many changes of the file system."""
     left = count
 
     def hook(event: str, details: tuple) -> None:
@@ -109,6 +108,7 @@ def _kill_at(count: int) -> None:
 
 
 def _torn_at(count: int) -> None:
+    """Die in the middle of writing the file of that number."""
     left, write = count, Path.write_bytes
 
     def torn(self: Path, data: bytes) -> int:
@@ -123,6 +123,7 @@ def _torn_at(count: int) -> None:
 
 
 def _kill_after(seconds: float) -> None:
+    """Die so many seconds after the first step began."""
     import threading
 
     from pixelkiln.trainer import engine
@@ -137,34 +138,77 @@ def _kill_after(seconds: float) -> None:
     engine.Loop.step = first
 
 
-def _kill_after_step(count: int) -> None:
+def _at_step(count: int, act: Callable[[Any], object]) -> None:
+    """Do something before the step that follows so many."""
     from pixelkiln.trainer import engine
 
     step = engine.Loop.step
 
     def counted(self: engine.Loop) -> dict[str, Any]:
         if self.at == count:
-            _die()
+            act(self)
         return step(self)
 
     engine.Loop.step = counted
 
 
-def _nan_steps(steps: list[int]) -> None:
-    """The losses of these steps (from 1) are no number, whenever they are taken."""
-    from pixelkiln.trainer import build
+def _kill_after_step(count: int) -> None:
+    _at_step(count, lambda loop: _die())
 
-    reduce, at = build.Parts.reduce, build.Parts.set_rate
 
-    def remember(self: Any, step: int) -> float:
-        self.now = step + 1
-        return at(self, step)
+def _full_at_step(count: int) -> None:
+    import resource
 
-    def broken(self: Any, total: Any) -> dict[str, float]:
-        sums = reduce(self, total)
-        return {**sums, "loss": float("nan")} if self.now in steps else sums
+    _at_step(count, lambda loop: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY)))
 
-    build.Parts.set_rate, build.Parts.reduce = remember, broken
+
+def _move_at_step(what: list[Any]) -> None:
+    _at_step(what[0], lambda loop: Path(what[1]).rename(what[2]))
+
+
+def _read_only_at_step(count: int) -> None:
+    def act(loop: Any) -> None:
+        loop.folder.state.chmod(0o555)
+        loop.folder.checkpoints.chmod(0o555)
+
+    _at_step(count, act)
+
+
+def _jump_at_step(what: list[int]) -> None:
+    now = time.time
+
+    def jump(loop: Any) -> None:
+        time.time = lambda: now() + what[1]
+
+    _at_step(what[0], jump)
+
+
+def _stop_at_step(count: int) -> None:
+    _at_step(count, lambda loop: loop.asked.set())
+
+
+def _wait_for(path: str) -> None:
+    """Before the fifth step: until that file is there."""
+
+    def act(loop: Any) -> None:
+        while not Path(path).exists():
+            time.sleep(0.01)
+
+    _at_step(4, act)
+
+
+def _no_override(_: bool) -> None:
+    """Root that is held to permissions as everybody is: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    import ctypes
+
+    if os.geteuid() or sys.platform != "linux":
+        return
+    libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    held = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, held) == 0
+    for i in range(2):
+        held[i] &= ~0b110
+    assert libc.capset(header, held) == 0
 
 
 if __name__ == "__main__":

@@ -72,6 +72,14 @@ def _replace(aside: Path, path: Path) -> None:
     aside.replace(path)
 
 
+def is_file(path: Path) -> bool:
+    """``Path.is_file``, and False for what cannot be a file's name here: those of damaged lists can be anything."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, a null character
+        return False
+
+
 def sweep(folder: str | Path) -> int:
     """Remove what a killed ``write_atomic`` left below a folder that nobody writes to now; how many files."""
     leftovers = [p for p in Path(folder).rglob(".*.tmp") if _ASIDE.fullmatch(p.name)]

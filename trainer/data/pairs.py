@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomic
+from ..files import is_file, write_atomic
 from . import captions, pictures
 from .pairs_file import PAIRS, Pair, add_picture, append_pairs, contradictions, read_pairs
 from .pictures import EXTENSIONS, Unreadable
@@ -243,7 +243,7 @@ def _picture(value: Any, root: Path) -> Path | bytes | None:
     name = value.replace("\\", "/")
     for folder in (root, root / "images"):
         for ending in ("", *EXTENSIONS):
-            if (folder / (name + ending)).is_file():
+            if is_file(folder / (name + ending)):
                 return folder / (name + ending)
     return None
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..files import is_file
 from . import pictures
 from .pairs_file import IMAGES, PAIRS, RATINGS, Pair, Rating, contradictions, read
 from .pictures import EXTENSIONS, Unreadable
@@ -127,7 +128,7 @@ def _looks(result: Checked, folder: Path, named: list[tuple[int, str]]) -> dict[
     looks: dict[str, Look] = {}
     for number, name in {name: (number, name) for number, name in reversed(named)}.values():
         path = folder / name
-        if not path.is_file():
+        if not is_file(path):
             result.add("missing", [f"line {number}: {name}"])
             continue
         try:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..files import is_file
 from ..types import Role
 from .buckets import Fit, cover, rules
 from .cache import Index
@@ -114,6 +115,6 @@ def _refuse_empty(where: str, rows: Sequence[tuple[int, Pair]] | Sequence[tuple[
 
 
 def _refuse_missing(where: str, folder: Path, rows: Sequence[tuple[int, Sequence[str | None]]]) -> None:
-    gone = [(number, name) for number, names in rows for name in names if name and not (folder / name).is_file()]
+    gone = [(number, name) for number, names in rows for name in names if name and not is_file(folder / name)]
     _refuse(where, [number for number, _ in gone],
             f"there is no picture {gone[0][1] if gone else ''}; restore it or delete the line")  # fmt: skip

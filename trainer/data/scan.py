@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from ..files import is_file
 from . import captions
 from .buckets import rules
 from .cache import Index
@@ -210,8 +211,8 @@ def _metadata(where: str, one: SetOptions, files: Files, notes: Notes) -> dict[t
         picture = Path(key) if Path(key).is_absolute() else files.find(relative)
         if picture is None and not Path(key).is_absolute():  # a stem, as sd-scripts writes, or relative to the file
             beside = path.parent / relative
-            picture = files.beside(relative + ".", EXTENSIONS) or (beside if beside.is_file() else None)
-        if picture is None or not picture.is_file():
+            picture = files.beside(relative + ".", EXTENSIONS) or (beside if is_file(beside) else None)
+        if picture is None or not is_file(picture):
             notes.add("missing", key)
             continue
         words, tags = entry.get("caption", entry.get("text")) or "", entry.get("tags") or ""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ..files import is_file
 from .term import wide
 
 Norm = Callable[[nn.GroupNorm, Tensor], Tensor]
@@ -140,7 +141,7 @@ def tiny_decoder(folder: str, device: torch.device, dtype: torch.dtype) -> Decod
     """A TAESD-class decoder from a diffusers AutoencoderTiny folder. It takes scaled latents as they are."""
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
-    if not Path(folder, "config.json").is_file():
+    if not is_file(Path(folder, "config.json")):
         raise ValueError(f"loss.pixel.tiny: {folder} has no config.json; give a diffusers folder of an AutoencoderTiny")
     vae: Any = AutoencoderTiny.from_pretrained(folder)
     return Decoder(vae.to(device, dtype), 1.0)

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..files import is_file
 from ..registry import PathStr, losses, option
 from ..types import Loss, Step
 from .pixel import DecodeOptions, compared, latents, ready
@@ -112,7 +113,7 @@ def _read(path: str, where: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not Path(path).is_file():
+    if not is_file(Path(path)):
         raise ValueError(f"{where}: there is no file {path}; give the file of the weights")
     try:
         return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
