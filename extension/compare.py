@@ -45,7 +45,7 @@ class Compare:
             self.strengths = gr.Textbox("1", label=words.STRENGTHS, info=words.STRENGTHS_INFO, scale=1)
         with gr.Row(elem_classes="align-end"):
             self.prompts = gr.Textbox(
-                label=words.COMPARE_PROMPTS, lines=3, max_lines=10, scale=4, elem_id="compare-prompts"
+                label=words.COMPARE_PROMPTS, lines=3, max_lines=4, scale=4, elem_id="compare-prompts"
             )
             self.drawing = gr.Button(words.DRAW, variant="primary", elem_id="draw", scale=1, min_width=150)
         self.told = gr.HTML(elem_id="compare-told")

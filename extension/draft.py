@@ -187,9 +187,9 @@ def problems(text: str, path: Path) -> list[Problem]:
     except TOMLKitError as error:
         return [Problem("recipe", f"this is not TOML ({error}); mend that line")]
     try:
-        config.parse(config.merge(inherited(own), own), str(path))
-        if own.get("preset"):
+        if own.get("preset"):  # first: without it, much else seems to be missing
             config.find_preset(str(own["preset"]))
+        config.parse(config.merge(inherited(own), own), str(path))
     except config.ConfigError as error:
         return [Problem(where, what, remedy(where, what, own)) for where, what in error.problems]
     except ValueError as error:

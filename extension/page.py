@@ -45,14 +45,17 @@ class Screen:
 
 
 def kindly(function: Callable[P, T]) -> Callable[P, T]:
-    """A person's mistake becomes one line on the page, and nothing else changes."""
+    """A person's mistake, or a disk's, becomes one line on the page, and nothing else changes."""
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
         except ValueError as error:
-            raise gr.Error(escape(str(error)), duration=12, print_exception=False) from None
+            told = str(error)
+        except OSError as error:
+            told = f"{error.filename or 'the disk'}: {error.strerror}; make room or mend that, then do it again"
+        raise gr.Error(escape(told), duration=12, print_exception=False)
 
     return inner
 

@@ -51,7 +51,7 @@ class Prefer:
         with gr.Row(elem_classes="align-end") as self.by_drawing:
             self.run = gr.Dropdown([], label=words.RUN, elem_id="prefer-run", scale=1)
             self.prompts = gr.Textbox(
-                label=words.COMPARE_PROMPTS, lines=3, max_lines=12, elem_id="prefer-prompts", scale=3
+                label=words.COMPARE_PROMPTS, lines=3, max_lines=4, elem_id="prefer-prompts", scale=3
             )
             self.generate = gr.Button(words.GENERATE, variant="primary", elem_id="generate", scale=0, min_width=140)
         with gr.Row(elem_classes="align-end", visible=False) as self.by_folder:

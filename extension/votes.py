@@ -37,9 +37,14 @@ def record(path: Path, vote: Vote) -> None:
     with locked(path), path.open("ab") as file:
         if vote.mark and any(one.mark == vote.mark for one in read(path)):
             return
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+        end = file.tell()
+        try:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def undo(path: Path) -> Vote | None:
