@@ -59,11 +59,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = tools.joined(list(sys.argv[1:] if arguments is None else arguments))
     _utf8()
-    args, rest = parser().parse_known_args(tools.joined(given))
     try:
-        args.flags = dotted(rest, allowed=hasattr(args, "preset"))
+        given, kohya = tools.kohya(given)
+        args, rest = parser().parse_known_args(given)
+        args.kohya, args.flags = kohya, dotted(rest, allowed=hasattr(args, "preset"))
         return args.run(args)
     except ValueError as error:
         from .engine import expected
@@ -113,6 +114,8 @@ def dotted(rest: Sequence[str], allowed: bool) -> dict[str, Any]:
 def _config(args: argparse.Namespace):
     from .config import load
 
+    if args.kohya:
+        return tools.from_kohya(args)
     if not (args.config or args.preset or args.flags):
         raise ValueError("config: neither a configuration nor --preset is given; see `python -m trainer presets`")
     return load(args.config, args.flags, args.preset)

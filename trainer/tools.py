@@ -54,9 +54,57 @@ def register(command: Command, configured: Command) -> None:
     made.add_argument("-o", "--output", type=Path, required=True)
 
 
+    kohya = command("import-kohya", _import_kohya, "Turn kohya's configuration into one of ours, with comments.")
+    kohya.add_argument("file", type=Path, nargs="?", help="a .toml of sd-scripts; kohya's flags may follow")
+    kohya.add_argument("-o", "--output", type=Path, help="the file to write; printed when not given")
+    kohya.add_argument("--json", action="store_true")
+
+
 def joined(words: list[str]) -> list[str]:
     """``pairs import X`` is the command ``pairs-import X``."""
     return [f"pairs-{words[1]}", *words[2:]] if len(words) > 1 and words[0] == "pairs" else words
+
+
+KOHYA = ("train", "check", "sample", "draw", "pairs-generate")
+"""Commands that take kohya's command line in place of a configuration of ours."""
+KOHYA_BEGINS = {"--config_file", "--dataset_config", "--pretrained_model_name_or_path", "--train_data_dir"}
+"""Flags that say it is one."""
+
+
+def kohya(words: list[str]) -> tuple[list[str], Any]:
+    """A command line without its kohya flags, and these, where it speaks kohya's language."""
+    if not words or words[0] not in (*KOHYA, "import-kohya"):
+        return words, None
+    if words[0] != "import-kohya" and not any(word.partition("=")[0] in KOHYA_BEGINS for word in words):
+        return words, None
+    from .kohya.entrance import take
+
+    given, left = take(words[1:])
+    return [words[0], *left], given
+
+
+def from_kohya(args: argparse.Namespace) -> Any:
+    """The configuration of a kohya command line; what is to be said of it goes to standard error."""
+    from .kohya.entrance import load
+
+    other = args.config or args.preset
+    if other:
+        raise ValueError(f"{other}: kohya's flags are given too; give one of them, or import-kohya first")
+    config, notes = load(args.kohya)
+    print("".join(f"note: {note}\n" for note in notes), end="", file=sys.stderr)
+    return config
+
+
+def _import_kohya(args: argparse.Namespace) -> int:
+    from .files import write_atomic
+    from .kohya.entrance import imported
+
+    toml, notes = imported(args.kohya, args.file)
+    if args.output:
+        write_atomic(args.output, toml)
+    if args.json:
+        return _json({"toml": toml, "notes": notes})
+    return _say([str(args.output), *(f"note: {note}" for note in notes)] if args.output else [toml])
 
 
 def _say(notes: list[str]) -> int:

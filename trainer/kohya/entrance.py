@@ -1,0 +1,173 @@
+"""The kohya entrance: a command line of sd-scripts becomes a configuration, or a file of ours that says what was what.
+
+Relative paths are relative to the current folder, as in sd-scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from ..config import Config, ConfigError, absolute, merge, nested, parse, reference
+from .convert import convert, find_family
+from .dataset import bucket_step, data
+from .made import Made
+from .read import Values, read_file, read_flags
+
+OURS = ("json", "output", "adapter", "prompts", "cells", "preset")
+"""Flags of our own commands that are not options."""
+
+
+@dataclass
+class Given:
+    """A command line in kohya's words."""
+
+    flags: Values = field(default_factory=Values)
+    dotted: dict[str, Any] = field(default_factory=dict)
+    """Native options on top: ``{"adapter.rank": 16}``."""
+
+
+def take(words: Sequence[str]) -> tuple[Given, list[str]]:
+    """Kohya's flags and native ones; what remains is for the command's own parser."""
+    given = Given()
+    given.dotted, left = read_flags(given.flags, words, OURS)
+    return given, left
+
+
+def load(given: Given) -> tuple[Config, list[str]]:
+    """The configuration that trains as sd-scripts would, and notes for the person. ConfigError tells all problems."""
+    made, values = _made(given)
+    raw = merge(absolute(nested(made.options), Path.cwd()), absolute(nested(given.dotted), Path.cwd()))
+    problems = [*values.problems, *made.problems]
+    told = {what for _, what in problems}
+    for option, name in (("model", "pretrained_model_name_or_path"), ("data", "train_data_dir")):
+        if not raw.get(option, {}).get("path") and not (option == "data" and _has_data(raw)) and not problems:
+            problems.append((name, f"it is not given; add --{name} PATH" + (" or --dataset_config FILE"
+                             if option == "data" else "")))  # fmt: skip
+    try:
+        config = parse(raw, "kohya")
+    except ConfigError as error:
+        said = [(_kohya(where, made, values), what) for where, what in error.problems if what not in told]
+        missing = {"model.path"} if not problems else {"model", "model.path", "data"}
+        problems += [one for one, (where, _) in zip(said, error.problems) if where not in missing]
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return config, [*values.notes, *made.notes]
+
+
+def _made(given: Given, file: Path | None = None) -> tuple[Made, Values]:
+    values = Values()
+    path = given.flags.given.get("config_file") or file
+    if path:
+        path = Path(path).expanduser()
+        read_file(values, path if path.suffix else path.with_suffix(".toml"))
+    values.given |= given.flags.given
+    values.places |= given.flags.places
+    values.problems += given.flags.problems
+    values.notes += given.flags.notes
+    family = find_family(values, given.dotted.get("model.family"))
+    made = convert(values, family)
+    data(values, made)
+    bucket_step(made, family)
+    return made, values
+
+
+def _has_data(raw: Mapping[str, Any]) -> bool:
+    return any(raw.get("data", {}).get(name) for name in ("sets", "pairs", "ratings", "metadata"))
+
+
+def _kohya(where: str, made: Made, values: Values) -> str:
+    """The argument that an option came from, with its place."""
+    name = made.names.get(where)
+    if not name:
+        return where
+    return f"{values.places[name]}: {name}" if name in values.places else f"{name} ({where})"
+
+
+# ------------------------------------------------------------------------------------------------- a file of our own
+
+
+def imported(given: Given, file: Path | None = None) -> tuple[str, list[str]]:
+    """The same as a TOML file of ours with comments, and notes. What is not on this machine may be missing."""
+    made, values = _made(given, file)
+    for option, value in given.dotted.items():
+        made.options[option], made.comments[option] = value, f"--{option}"
+    _full_paths(made)
+    raw = nested(made.options)
+    raw = merge({"model": {"path": "-"}, "data": {} if _has_data(raw) else {"path": "-"}}, raw)
+    problems = [*values.problems, *made.problems]
+    told = {what for _, what in problems}
+    try:
+        parse(raw, "kohya")
+    except ConfigError as error:
+        problems += [(_kohya(where, made, values), what) for where, what in error.problems if what not in told]
+    if problems:
+        raise ConfigError(problems)
+    source = Path(given.flags.given.get("config_file") or file or "kohya's arguments").name
+    return written(made, source, [*values.notes, *made.notes]), [*values.notes, *made.notes]
+
+
+def _full_paths(made: Made) -> None:
+    for row in reference():
+        option = f"{row['table']}.{row['name']}"
+        if row["path"] and isinstance(made.options.get(option), str):
+            made.options[option] = _full_path(option, made.options[option])
+        if row["path"] and row["table"] == "data.sets":
+            for one in made.options.get("data.sets", []):
+                if row["name"] in one:
+                    one[row["name"]] = _full_path(f"data.{row['name']}", one[row["name"]])
+
+
+def _full_path(option: str, path: str) -> str:
+    """Absolute, where the file belongs to this machine."""
+    if PureWindowsPath(path).drive and not Path(path).exists():
+        return path
+    table, _, name = option.partition(".")
+    return absolute({table: {name: path}}, Path.cwd())[table][name]
+
+
+def written(made: Made, source: str, notes: Sequence[str]) -> str:
+    """TOML with a comment at each value that says what it was."""
+    import tomlkit
+
+    document = tomlkit.document()
+    document.add(tomlkit.comment(f"Made from {source} by `python -m trainer import-kohya`"))
+    for note in notes:
+        document.add(tomlkit.comment(f"note: {note}"))
+    document.add("config_version", tomlkit.item(1))
+    tables: dict[str, Any] = {}
+    order = [f"{row['table']}.{row['name']}" for row in reference()]
+    for option in sorted(made.options, key=lambda one: order.index(one) if one in order else len(order)):
+        if option == "data.sets":
+            continue
+        table, _, name = option.rpartition(".")
+        at = tables
+        for piece in table.split("."):
+            at = at.setdefault(piece, {})
+        item = tomlkit.item(made.options[option])
+        if made.comments.get(option):
+            item.comment(made.comments[option])
+        at[name] = item
+    for name, table in tables.items():
+        document.add(tomlkit.nl())
+        document.add(name, _table(table))
+    text = tomlkit.dumps(document)
+    sets = tomlkit.document()
+    if made.options.get("data.sets"):
+        sets.add("sets", tomlkit.aot())
+        for one in made.options["data.sets"]:
+            sets["sets"].append(_table(one))  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        text += "\n" + tomlkit.dumps(sets).replace("[[sets]]", "[[data.sets]]")
+    return text
+
+
+def _table(values: Mapping[str, Any]) -> Any:
+    import tomlkit
+
+    table = tomlkit.table()
+    for name, value in values.items():
+        table.add(name, _table(value) if type(value) is dict and name not in ("args",) else value)
+    return table

@@ -1,0 +1,170 @@
+"""Kohya's names: every argument of sd-scripts' three LoRA scripts with its type, and what becomes of it here.
+
+``arguments.csv`` holds the 218 arguments as sd-scripts 48d368fa (2026-02-16) declares them. Each is mapped (an alias on
+one of our fields, or a conversion), harmless (accepted, with the reason why it has no effect here), or refused (with
+the nearest thing that there is).
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of sd-scripts."""
+
+    name: str
+    type: str
+    """flag, int, float, str, path, steps (a number, a ratio or "10%"), list[str] or list[float]."""
+    default: Any
+    choices: tuple[str, ...]
+    families: tuple[str, ...]
+    """The scripts that know it: sd15 (also SD 2.x), sdxl, sd3."""
+
+
+@cache
+def arguments() -> dict[str, Argument]:
+    with (Path(__file__).parent / "arguments.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {row["name"]: _argument(row) for row in rows}
+
+
+def _argument(row: dict[str, str]) -> Argument:
+    text, kind = row["default"], row["type"]
+    readers: dict[str, Any] = {"flag": lambda word: word == "true", "int": int, "float": float, "steps": int}
+    default = readers.get(kind, str)(text) if text else None
+    choices = tuple(filter(None, row["choices"].split("|")))
+    return Argument(row["name"], kind, default, choices, tuple(row["families"].split(";")))
+
+
+IGNORED = frozenset(
+    """ae attn_mode byt5 compile compile_backend compile_cache_size_limit compile_dynamic compile_fullgraph compile_mode
+    discrete_flow_shift double_blocks_to_swap epoch fp8_scaled fp8_vl gemma2 gemma2_max_token_length guidance_scale
+    llm_adapter_path mem_eff_save model_prediction_type model_type noise_offset_type qwen3 qwen3_max_token_length
+    qwen_image_vae_2d show_timesteps show_timesteps_resolution sigmoid_scale single_blocks_to_swap split_attn split_mode
+    stop_text_encoder_training system_prompt t5_max_token_length t5_tokenizer_path text_encoder text_encoder_cpu
+    timestep_sampling train_inpainting unsloth_offload_checkpointing use_flash_attn use_sage_attn vae_chunk_size
+    vae_disable_cache""".split()
+)
+"""What the GUI of kohya_ss writes and the three scripts never read."""
+
+_NO_UPLOAD = "nothing is uploaded from here"
+_DEEPSPEED = "it belongs to deepspeed, which is not used here"
+_DDP = "several cards are driven without DDP's wrapper"
+_LOGGING = "everything is in the run's log.txt and events.jsonl"
+_NOWHERE = "sd-scripts does nothing with it either"
+HARMLESS = {
+    "async_upload": _NO_UPLOAD,
+    "cache_info": "sizes are kept by the pictures' content",
+    "console_log_file": _LOGGING,
+    "console_log_level": _LOGGING,
+    "console_log_simple": _LOGGING,
+    "ddp_gradient_as_bucket_view": _DDP,
+    "ddp_static_graph": _DDP,
+    "ddp_timeout": _DDP,
+    "dim_from_weights": "network_weights always brings its own ranks and alphas",
+    "disable_mmap_load_safetensors": "files are read part by part",
+    "dynamo_backend": "the model is not compiled",
+    "fp16_master_weights_and_gradients": _DEEPSPEED,
+    "fused_backward_pass": "sd-scripts does not fuse it for LoRA either",
+    "highvram": "memory is freed when something is done with, whatever the card",
+    "huggingface_path_in_repo": _NO_UPLOAD,
+    "huggingface_repo_type": _NO_UPLOAD,
+    "huggingface_repo_visibility": _NO_UPLOAD,
+    "huggingface_token": _NO_UPLOAD,
+    "log_config": "config.toml in the run's folder is the whole configuration",
+    "log_tracker_config": "TensorBoard needs none",
+    "log_tracker_name": "TensorBoard's folder is the run's",
+    "lowram": "models are read part by part",
+    "max_data_loader_n_workers": "pictures are read by threads of the trainer",
+    "no_half_vae": "the autoencoder never runs in fp16 here",
+    "offload_optimizer_device": _DEEPSPEED,
+    "offload_optimizer_nvme_path": _DEEPSPEED,
+    "offload_param_device": _DEEPSPEED,
+    "offload_param_nvme_path": _DEEPSPEED,
+    "persistent_data_loader_workers": "pictures are read by threads of the trainer",
+    "save_clip": _NOWHERE,
+    "save_state_on_train_end": "a state is always kept at the end",
+    "save_state_to_huggingface": _NO_UPLOAD,
+    "save_t5xxl": _NOWHERE,
+    "skip_cache_check": "caches are found by content, there is nothing to check",
+    "skip_until_initial_step": "a resumed run always goes on with the pictures that come next",
+    "t5xxl_device": _NOWHERE,
+    "t5xxl_dtype": _NOWHERE,
+    "text_encoder_batch_size": "it changes only how fast captions are cached",
+    "torch_compile": "the model is not compiled; the numbers are the same",
+    "vae_batch_size": "it changes only how fast pictures are cached",
+    "wandb_api_key": "nothing is sent to Weights & Biases",
+    "wandb_run_name": "nothing is sent to Weights & Biases",
+    "zero3_init_flag": _DEEPSPEED,
+    "zero3_save_16bit_model": _DEEPSPEED,
+    "zero_stage": _DEEPSPEED,
+}
+"""Accepted, and why it has no effect here."""
+
+REFUSED = {
+    "base_weights": "adapters are not merged into the base here; merge them into one file and name that as the model",
+    "base_weights_multiplier": "adapters are not merged into the base here",
+    "blocks_to_swap": "blocks are not swapped; use gradient_checkpointing",
+    "clip_g_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
+    "clip_l_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
+    "cpu_offload_checkpointing": "activations are not moved to the CPU; use gradient_checkpointing",
+    "dataset_class": "there is no data set of your own code; name folders in a dataset_config",
+    "debug_dataset": "leave it out and run `python -m trainer check` with the same arguments",
+    "deepspeed": "one card, or torchrun with several, is what there is",
+    "enable_scaled_pos_embed": "positions are embedded as the model was made; leave it out",
+    "fp8_base": "the base stays in 16 bit; leave it out and use gradient_checkpointing",
+    "fp8_base_unet": "the base stays in 16 bit; leave it out and use gradient_checkpointing",
+    "full_fp16": 'fp16 has no room for small updates; use full_bf16 with mixed_precision = "bf16", or leave it out',
+    "huggingface_repo_id": "nothing is uploaded from here; leave it out and run `hf upload` with the finished file",
+    "initial_epoch": "a run goes on where its state stopped; use resume",
+    "initial_step": "a run goes on where its state stopped; use resume",
+    "log_prefix": "curves lie in the run's own folder; leave it out",
+    "logging_dir": "curves lie in the run's own folder; leave it out",
+    "metadata_is_negative_embedding": "this entry of the metadata is not written; leave it out",
+    "metadata_merged_from": "this entry of the metadata is not written; leave it out",
+    "metadata_preprocessor": "this entry of the metadata is not written; leave it out",
+    "metadata_thumbnail": "this entry of the metadata is not written; leave it out",
+    "metadata_usage_hint": "this entry of the metadata is not written; use metadata_description",
+    "output_config": "run `python -m trainer import-kohya ... -o mine.toml` with the same arguments",
+    "pos_emb_random_crop_rate": "positions are embedded as the model was made; leave it out",
+    "resume": "states of another run are not taken up; go on from its file with network_weights",
+    "resume_from_huggingface": "download the file and go on from it with network_weights",
+    "sample_every_n_epochs": "use sample_every_n_steps",
+    "save_last_n_epochs": "files are not deleted by epoch; use save_last_n_steps",
+    "save_last_n_epochs_state": "the last two states are kept; leave it out",
+    "save_last_n_steps_state": "the last two states are kept; leave it out",
+    "save_n_epoch_ratio": "use save_every_n_epochs",
+    "t5_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
+    "validate_every_n_epochs": "use validate_every_n_steps",
+}
+"""Not done here, and the nearest thing that is. An alias on a field takes precedence."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """'did you mean ...?' with every name one letter away, or else the most alike; empty when nothing is alike."""
+    known = sorted(known)
+    found = [other for other in known if _one_letter(name, other)]
+    found = found or difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"did you mean {' or '.join(found)}?" if found else ""
+
+
+def _one_letter(a: str, b: str) -> bool:
+    """Whether one letter more, less, other, or two swapped, makes b of a (upper and lower case are one)."""
+    a, b = a.lower(), b.lower()
+    if a == b:
+        return True
+    if abs(len(a) - len(b)) > 1:
+        return False
+    start = 0
+    while start < min(len(a), len(b)) and a[start] == b[start]:
+        start += 1
+    a, b = a[start:], b[start:]
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[:2] == b[:2][::-1] and a[2:] == b[2:])
