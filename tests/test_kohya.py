@@ -67,8 +67,13 @@ SAMPLES: dict[str, Any] = {
     "in_json": None,
     "config_file": None,
     "reg_data_dir": None,
-    "conditioning_data_dir": {"conditioning_data_dir": "masks", "masked_loss": True},
+    "conditioning_data_dir": None,
+    "fp8_base": {"fp8_base": True, "mixed_precision": "bf16"},
+    "fp8_base_unet": {"fp8_base_unet": True, "mixed_precision": "bf16"},
     "masked_loss": {"conditioning_data_dir": "masks", "masked_loss": True},
+    "multires_noise_iterations": {"multires_noise_iterations": 6},
+    "resolution": {"resolution": 768},
+    "save_last_n_epochs_state": {"save_last_n_epochs_state": 3, "save_state": True},
     "face_crop_aug_range": {"face_crop_aug_range": "2,4"},
     "full_bf16": {"full_bf16": True, "mixed_precision": "bf16"},
     "huber_c": {"huber_c": 0.2, "loss_type": "huber"},
@@ -85,7 +90,7 @@ SAMPLES: dict[str, Any] = {
     "optimizer_args": {"optimizer_args": ["betas=0.9,0.99"]},
     "optimizer_type": {"optimizer_type": "Prodigy"},
     "pretrained_model_name_or_path": {"pretrained_model_name_or_path": "other.safetensors"},
-    "resize_interpolation": {"resize_interpolation": "box"},
+    "resize_interpolation": {"resize_interpolation": "nearest"},
     "sample_at_first": {"sample_at_first": True, "sample_prompts": "p.txt"},
     "scale_v_pred_loss_like_noise_pred": {"v_parameterization": True, "scale_v_pred_loss_like_noise_pred": True},
     "text_encoder_lr": {"text_encoder_lr": [1e-5]},
@@ -96,16 +101,16 @@ SAMPLES: dict[str, Any] = {
 }
 """Values that show what an argument does; None where a test of its own does."""
 BY_TYPE = {"flag": True, "int": 128, "float": 0.25, "str": "text", "steps": 5, "list[float]": [0.5], "list[str]": ["a"]}
-TOLD_ONLY = {"cache_text_encoder_outputs_to_disk", "mem_eff_attn", "save_state", "log_with", "save_model_as"}
+TOLD_ONLY = {"cache_text_encoder_outputs_to_disk", "mem_eff_attn", "log_with", "save_model_as"}
 """What is mapped to what is the case anyway, or to a message."""
 
 
 @pytest.mark.parametrize("name", sorted(n for n in arguments() if convert.treatment(n) == "mapped"))
 def test_a_mapped_argument_changes_the_configuration(name, folder):
     argument = arguments()[name]
-    values = SAMPLES.get(name, {name: argument.choices[-1] if argument.choices else BY_TYPE[argument.type]})
-    if values is None or name in TOLD_ONLY:
+    if name in TOLD_ONLY or SAMPLES.get(name, {}) is None:
         return
+    values = SAMPLES.get(name) or {name: argument.choices[-1] if argument.choices else BY_TYPE[argument.type]}
     family = {("sd3",): "sd3-medium", ("sdxl", "sd3"): "sd3-medium"}.get(argument.families, "sd15")
     with_it, _ = read(folder, family=family, **values)
     without, _ = read(folder, family=family, **{key: value for key, value in values.items() if key != name})
@@ -116,7 +121,7 @@ def test_a_mapped_argument_changes_the_configuration(name, folder):
 @pytest.mark.parametrize("name", sorted(n for n in arguments() if convert.treatment(n) == "harmless"))
 def test_a_harmless_argument_changes_nothing_and_says_why(name, folder):
     argument = arguments()[name]
-    value = argument.choices[0] if argument.choices else BY_TYPE[argument.type]
+    value = argument.choices[-1] if argument.choices else BY_TYPE[argument.type]
     family = "sd3-medium" if argument.families == ("sd3",) else "sd15" if "sd15" in argument.families else "sdxl"
     got, notes = read(folder, family=family, **{name: value})
     assert got == read(folder, family=family)[0]
@@ -130,7 +135,7 @@ def test_a_refused_argument_is_named_with_what_there_is_instead(name, folder):
     family = "sd3-medium" if "sd3" in argument.families else "sd15"
     said = problems(folder, family=family, **{name: value})
     assert said.startswith(f"kohya.toml, line 3: {name}: ")
-    assert ";" in said
+    assert len(said.partition(f"{name}: ")[2]) > 20
 
 
 def test_what_the_gui_writes_and_the_scripts_ignore_is_tolerated_silently(folder):
@@ -190,7 +195,7 @@ def test_tables_of_the_file_mean_nothing_and_the_later_of_two_counts(folder):
         ("max_token_length", 75, "model.max_tokens", 75),
         ("network_alpha", 2, "adapter.alpha", 2.0),
         ("text_encoder_lr", [1e-5, 2e-5], "optimizer.text_encoder_lr", 1e-5),
-        ("optimizer_args", "weight_decay=0.1 betas=.9,.99", "optimizer.args", {"weight_decay": 0.1, "betas": [0.9, 0.99]}),
+        ("optimizer_args", "eps=0.1 betas=.9,.99", "optimizer.args", {"eps": 0.1, "betas": [0.9, 0.99]}),
         ("network_weights", "", "adapter.init_from", None),
     ],
 )  # fmt: skip
@@ -219,9 +224,9 @@ def test_prodigy_works_with_the_first_groups_rate_as_in_sd_scripts(folder):
 
 def test_lycoris_kinds(folder):
     def adapter(*args: str, **more: Any):
-        return read(folder, network_module="lycoris.kohya", network_dim=8, network_alpha=4, network_args=[*args], **more)[
-            0
-        ].adapter
+        return read(
+            folder, network_module="lycoris.kohya", network_dim=8, network_alpha=4, network_args=[*args], **more
+        )[0].adapter
 
     assert (adapter().kind, adapter().conv_rank, adapter().conv_alpha) == ("lora", 8, 4.0)
     assert (adapter("algo=locon", "dora_wd=True").kind, adapter("dora_wd=True").dora_for) == ("dora", "lycoris")
@@ -234,7 +239,7 @@ def test_lycoris_kinds(folder):
     ("module", "args", "said"),
     [
         ("lycoris.kohya", ["algo=ia3"], "algo=ia3 is not here; there is lora, locon, loha, lokr"),
-        ("lycoris.kohya", ["use_tucker=True"], "Tucker decomposition of convolutions are not here"),
+        ("lycoris.kohya", ["use_tucker=True"], "Tucker decomposition of convolutions is not here"),
         ("lycoris.kohya", ["algo=loha", "dora_wd=True"], "there is no loha with magnitudes"),
         ("networks.lora_fa", [], "networks.lora_fa is not here; networks.lora"),
         ("networks.lora_flux", [], "networks.lora_flux is not here"),
@@ -298,7 +303,7 @@ def test_all_problems_at_once_with_their_lines(folder):
         ({"use_8bit_adam": True, "optimizer_type": "Lion"}, "keep one of them"),
         ({"network_train_unet_only": True, "network_train_text_encoder_only": True}, "keep one of them"),
         ({"optimizer_args": ["betas"]}, "write name=value"),
-        ({"mixed_precision": "fp8"}, "did you mean fp16?"),
+        ({"mixed_precision": "fp8"}, "there is no, fp16, bf16"),
         ({"max_grad_norm": True}, "True is no number; write one"),
         ({"output_name": ["a"]}, "is no text; write it in quotes"),
         ({"network_args": [["a"]]}, 'write ["name=value", ...]'),
@@ -324,7 +329,6 @@ def test_flags_that_are_wrong_are_told_together(folder):
     said = problems(folder, "--network_dmi", "3", "--seed", "--learning_rate=fast")
     assert "--network_dmi: sd-scripts has no such argument; did you mean network_dim?" in said
     assert "--seed: a value is missing; write --seed=VALUE" in said
-    assert "--learning_rate: learning_rate: 'fast' is no number" not in said
     assert "--learning_rate: 'fast' is no number" in said
 
 
@@ -350,16 +354,24 @@ def test_a_typo_of_one_letter_names_the_key(key, how, place, letter):
 # ------------------------------------------------------------------------------------------------- a file of our own
 
 
-NUMBERS = {"network_dim": st.integers(1, 256), "network_alpha": st.floats(0, 256), "seed": st.integers(0, 2**40),
-           "learning_rate": st.floats(1e-7, 1), "max_train_steps": st.integers(1, 9999), "min_snr_gamma": st.floats(0.5, 9),
-           "noise_offset": st.floats(0, 1), "output_name": st.text("abc äß'\"#=", min_size=1).filter(lambda s: '"' not in s),
-           "lr_warmup_steps": st.sampled_from(["10%", 0.1, 20]), "shuffle_caption": st.booleans(),
-           "network_args": st.sampled_from([["conv_dim=4"], ["rank_dropout=0.1", "loraplus_lr_ratio=4"]]),
-           "optimizer_args": st.sampled_from([["weight_decay=0.1", "betas=.9,.99"]]),
-           "caption_prefix": st.text(max_size=9)}  # fmt: skip
+NUMBERS = {
+    "network_dim": st.integers(1, 256),
+    "network_alpha": st.floats(0, 256),
+    "seed": st.integers(0, 2**40),
+    "learning_rate": st.floats(1e-7, 1),
+    "max_train_steps": st.integers(1, 9999),
+    "min_snr_gamma": st.floats(0.5, 9),
+    "noise_offset": st.floats(0, 1),
+    "output_name": st.text("abc äß'#=", min_size=1),
+    "lr_warmup_steps": st.sampled_from(["10%", 0.1, 20]),
+    "shuffle_caption": st.booleans(),
+    "network_args": st.sampled_from([["conv_dim=4"], ["rank_dropout=0.1", "loraplus_lr_ratio=4"]]),
+    "optimizer_args": st.sampled_from([["weight_decay=0.1", "betas=.9,.99"]]),
+    "caption_prefix": st.text(max_size=9),
+}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.fixed_dictionaries({}, optional=NUMBERS))
 def test_the_imported_file_is_the_same_configuration(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("import")
@@ -379,11 +391,11 @@ def test_import_says_what_each_value_was(folder, capsys):
     path = write(folder, {"network_dim": 8, "learning_rate": 1e-4, "train_data_dir": str(folder / "img"), "fp8": 1})
     assert main(["import-kohya", str(path), "-o", str(folder / "mine.toml"), "--network_alpha", "4"]) == 0
     text = (folder / "mine.toml").read_text("utf-8")
-    assert 'rank = 8 # network_dim = 8' in text
+    assert "rank = 8 # network_dim = 8" in text
     assert "alpha = 4.0 # network_alpha = 4" in text
     assert "steps = 1600 # max_train_steps is not given; sd-scripts takes 1600" in text
     assert "# note: kohya.toml, line 4: fp8 is not an argument of sd-scripts' LoRA scripts; it is left out" in text
-    assert '[[data.sets]]\npath = ' in text
+    assert "[[data.sets]]\npath = " in text
     assert "note: seed is not given" in capsys.readouterr().out
 
 

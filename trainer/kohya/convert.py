@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from ..config import reference
 from ..families.load import identify
@@ -83,8 +82,8 @@ def find_family(values: Values, asked: str | None) -> str | None:
         return asked
     if path and Path(path).expanduser().exists():
         try:
-            texts = {name: values.given.get(theirs) for name, theirs in _ENCODERS.items()}
-            return identify(ModelOptions(path=str(Path(path).expanduser()), **texts)).kind.name
+            given = {"path": str(Path(path).expanduser()), **{n: values.given.get(k) for n, k in _ENCODERS.items()}}
+            return identify(ModelOptions.model_validate(given)).kind.name
         except ValueError:
             return None  # whoever loads it says what is wrong
     module, sd3 = str(values["network_module"]), ("clip_g", "weighting_scheme", "t5xxl")
@@ -181,6 +180,12 @@ def _optimizer(values: Values, made: Made, family: str | None) -> None:
 def _memory(values: Values, made: Made, family: str | None) -> None:
     attention = "xformers" if values["xformers"] else "sdpa" if values["sdpa"] else None
     made.put("memory.attention", attention, values, "xformers" if values["xformers"] else "sdpa")
+    if values["fp8_base"] or values["fp8_base_unet"]:
+        made.put("memory.base_weights", "fp8", values, "fp8_base", "fp8_base_unet")
+        made.put("memory.text_weights", "fp8" if values["fp8_base"] else None, values, "fp8_base")
+        if values["mixed_precision"] == "no":
+            values.wrong("fp8_base" if values["fp8_base"] else "fp8_base_unet",
+                         'it needs mixed_precision = "bf16" or "fp16"; set one of them')  # fmt: skip
     if values["mem_eff_attn"] and not attention:
         made.notes.append("mem_eff_attn: torch's SDPA is used, which is as frugal and faster")
 
@@ -214,9 +219,10 @@ def _files(values: Values, made: Made, family: str | None) -> None:
         made.put("sample.at_start", values["sample_at_first"], values, "sample_at_first")
         made.put("sample.steps", 30, values, "sample_prompts")
         made.put("sample.guidance", 7.5, values, "sample_prompts")
-    made.put("save.strip", values["no_metadata"] or None, values, "no_metadata")
     if values["save_state"]:
-        made.notes.append("save_state: the last two states are kept, one every 250 steps and one at the end")
+        limits = ("save_last_n_epochs_state", "save_last_n_epochs")
+        kept = next((values[name] for name in limits if values[name]), 0)
+        made.put("save.keep_states", kept, values, "save_state", *limits)
     if "seed" not in values.given:
         made.notes.append("seed is not given: sd-scripts draws one, here it is 0, so that a run can be repeated")
 
@@ -231,23 +237,24 @@ SAMPLERS = {
 STEPS: tuple[Callable[[Values, Made, str | None], None], ...] = (
     _run, _model, network, _loss, _optimizer, _memory, _caches, _files
 )  # fmt: skip
-DATA = frozenset(
-    """alpha_mask bucket_no_upscale bucket_reso_steps caption_dropout_every_n_epochs caption_dropout_rate
-    caption_extension caption_extention caption_prefix caption_separator caption_suffix caption_tag_dropout_rate
-    color_aug conditioning_data_dir dataset_config dataset_repeats enable_bucket enable_wildcard face_crop_aug_range
-    flip_aug in_json keep_tokens keep_tokens_separator masked_loss max_bucket_reso min_bucket_reso random_crop
-    reg_data_dir resize_interpolation resolution secondary_separator shuffle_caption token_warmup_min token_warmup_step
-    train_batch_size train_data_dir validation_seed validation_split""".split()
-)
+_DATA = """
+alpha_mask bucket_no_upscale bucket_reso_steps caption_dropout_every_n_epochs caption_dropout_rate caption_extension
+caption_extention caption_prefix caption_separator caption_suffix caption_tag_dropout_rate color_aug
+conditioning_data_dir dataset_config dataset_repeats enable_bucket enable_wildcard face_crop_aug_range flip_aug
+in_json keep_tokens keep_tokens_separator masked_loss max_bucket_reso min_bucket_reso random_crop reg_data_dir
+resize_interpolation resolution secondary_separator shuffle_caption token_warmup_min token_warmup_step
+train_batch_size train_data_dir validation_seed validation_split
+"""
+DATA = frozenset(_DATA.split())
 """Arguments that ``dataset.py`` converts."""
-CONVERTED = DATA | frozenset(
-    """adaptive_noise_scale cache_latents cache_latents_to_disk cache_text_encoder_outputs
-    cache_text_encoder_outputs_to_disk config_file full_bf16 huber_c huber_scale huber_schedule learning_rate log_with
-    loss_type lr_scheduler lr_scheduler_args lr_scheduler_type lr_warmup_steps max_train_epochs max_train_steps
-    mem_eff_attn min_snr_gamma mixed_precision network_alpha network_args network_dim network_dropout network_module
-    network_train_text_encoder_only network_train_unet_only no_metadata optimizer_args optimizer_type sample_at_first
-    sample_sampler save_model_as save_precision save_state scale_weight_norms sdpa text_encoder_lr unet_lr use_8bit_adam
-    use_lion_optimizer v2 v_parameterization v_pred_like_loss weighting_scheme xformers zero_terminal_snr""".split()
-)
+_CONVERTED = """
+adaptive_noise_scale cache_latents cache_latents_to_disk cache_text_encoder_outputs
+cache_text_encoder_outputs_to_disk config_file fp8_base fp8_base_unet full_bf16 huber_c huber_scale huber_schedule
+learning_rate log_with loss_type lr_scheduler lr_scheduler_args lr_scheduler_type lr_warmup_steps max_train_epochs
+max_train_steps mem_eff_attn min_snr_gamma mixed_precision network_alpha network_args network_dim network_dropout
+network_module network_train_text_encoder_only network_train_unet_only optimizer_args optimizer_type sample_at_first
+sample_sampler save_last_n_epochs_state save_model_as save_precision scale_weight_norms sdpa text_encoder_lr unet_lr
+use_8bit_adam use_lion_optimizer v2 v_parameterization v_pred_like_loss weighting_scheme xformers zero_terminal_snr
+"""
+CONVERTED = DATA | frozenset(_CONVERTED.split())
 """Arguments that are more than another name."""
-

@@ -42,16 +42,15 @@ def load(given: Given) -> tuple[Config, list[str]]:
     raw = merge(absolute(nested(made.options), Path.cwd()), absolute(nested(given.dotted), Path.cwd()))
     problems = [*values.problems, *made.problems]
     told = {what for _, what in problems}
-    for option, name in (("model", "pretrained_model_name_or_path"), ("data", "train_data_dir")):
-        if not raw.get(option, {}).get("path") and not (option == "data" and _has_data(raw)) and not problems:
-            problems.append((name, f"it is not given; add --{name} PATH" + (" or --dataset_config FILE"
-                             if option == "data" else "")))  # fmt: skip
+    if not raw.get("model", {}).get("path"):
+        add = "it is not given; add --pretrained_model_name_or_path PATH"
+        problems.append(("pretrained_model_name_or_path", add))
+    if not _has_data(raw) and not told:
+        problems.append(("train_data_dir", "it is not given; add --train_data_dir PATH or --dataset_config FILE"))
     try:
         config = parse(raw, "kohya")
     except ConfigError as error:
-        said = [(_kohya(where, made, values), what) for where, what in error.problems if what not in told]
-        missing = {"model.path"} if not problems else {"model", "model.path", "data"}
-        problems += [one for one, (where, _) in zip(said, error.problems) if where not in missing]
+        problems += _translated(error, made, values, told)
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
@@ -76,15 +75,18 @@ def _made(given: Given, file: Path | None = None) -> tuple[Made, Values]:
 
 
 def _has_data(raw: Mapping[str, Any]) -> bool:
-    return any(raw.get("data", {}).get(name) for name in ("sets", "pairs", "ratings", "metadata"))
+    return any(raw.get("data", {}).get(name) for name in ("path", "sets", "pairs", "ratings", "metadata"))
 
 
-def _kohya(where: str, made: Made, values: Values) -> str:
-    """The argument that an option came from, with its place."""
-    name = made.names.get(where)
-    if not name:
-        return where
-    return f"{values.places[name]}: {name}" if name in values.places else f"{name} ({where})"
+def _translated(error: ConfigError, made: Made, values: Values, told: set[str]) -> list[tuple[str, str]]:
+    """Problems with our options, told of the arguments that they came from."""
+    found = []
+    for option, what in error.problems:
+        name = made.names.get(option)
+        where = option if not name else values.where(name) if name in values.places else f"{name} ({option})"
+        if what not in told and option not in ("model", "model.path"):
+            found.append((where, what))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- a file of our own
@@ -103,7 +105,7 @@ def imported(given: Given, file: Path | None = None) -> tuple[str, list[str]]:
     try:
         parse(raw, "kohya")
     except ConfigError as error:
-        problems += [(_kohya(where, made, values), what) for where, what in error.problems if what not in told]
+        problems += _translated(error, made, values, told)
     if problems:
         raise ConfigError(problems)
     source = Path(given.flags.given.get("config_file") or file or "kohya's arguments").name
@@ -157,9 +159,10 @@ def written(made: Made, source: str, notes: Sequence[str]) -> str:
     text = tomlkit.dumps(document)
     sets = tomlkit.document()
     if made.options.get("data.sets"):
-        sets.add("sets", tomlkit.aot())
+        many = tomlkit.aot()
+        sets.add("sets", many)
         for one in made.options["data.sets"]:
-            sets["sets"].append(_table(one))  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+            many.append(_table(one))
         text += "\n" + tomlkit.dumps(sets).replace("[[sets]]", "[[data.sets]]")
     return text
 

@@ -27,9 +27,7 @@ class Made:
     problems: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def put(
-        self, option: str, value: Any, values: Values, *names: str, force: bool = False, comment: str = ""
-    ) -> None:
+    def put(self, option: str, value: Any, values: Values, *names: str, force: bool = False, comment: str = "") -> None:
         """Set an option that comes from these arguments. What is our default anyway is left out, unless given."""
         given = [name for name in names if name in values.given]
         if value is None or (not given and not force and defaults().get(option) == value):

@@ -44,15 +44,16 @@ def _argument(row: dict[str, str]) -> Argument:
     return Argument(row["name"], kind, default, choices, tuple(row["families"].split(";")))
 
 
-IGNORED = frozenset(
-    """ae attn_mode byt5 compile compile_backend compile_cache_size_limit compile_dynamic compile_fullgraph compile_mode
-    discrete_flow_shift double_blocks_to_swap epoch fp8_scaled fp8_vl gemma2 gemma2_max_token_length guidance_scale
-    llm_adapter_path mem_eff_save model_prediction_type model_type noise_offset_type qwen3 qwen3_max_token_length
-    qwen_image_vae_2d show_timesteps show_timesteps_resolution sigmoid_scale single_blocks_to_swap split_attn split_mode
-    stop_text_encoder_training system_prompt t5_max_token_length t5_tokenizer_path text_encoder text_encoder_cpu
-    timestep_sampling train_inpainting unsloth_offload_checkpointing use_flash_attn use_sage_attn vae_chunk_size
-    vae_disable_cache""".split()
-)
+_IGNORED = """
+ae attn_mode byt5 compile compile_backend compile_cache_size_limit compile_dynamic compile_fullgraph compile_mode
+discrete_flow_shift double_blocks_to_swap epoch fp8_scaled fp8_vl gemma2 gemma2_max_token_length guidance_scale
+llm_adapter_path mem_eff_save model_prediction_type model_type noise_offset_type qwen3 qwen3_max_token_length
+qwen_image_vae_2d show_timesteps show_timesteps_resolution sigmoid_scale single_blocks_to_swap split_attn split_mode
+stop_text_encoder_training system_prompt t5_max_token_length t5_tokenizer_path text_encoder text_encoder_cpu
+timestep_sampling train_inpainting unsloth_offload_checkpointing use_flash_attn use_sage_attn vae_chunk_size
+vae_disable_cache
+"""
+IGNORED = frozenset(_IGNORED.split())
 """What the GUI of kohya_ss writes and the three scripts never read."""
 
 _NO_UPLOAD = "nothing is uploaded from here"
@@ -120,30 +121,17 @@ REFUSED = {
     "debug_dataset": "leave it out and run `python -m trainer check` with the same arguments",
     "deepspeed": "one card, or torchrun with several, is what there is",
     "enable_scaled_pos_embed": "positions are embedded as the model was made; leave it out",
-    "fp8_base": "the base stays in 16 bit; leave it out and use gradient_checkpointing",
-    "fp8_base_unet": "the base stays in 16 bit; leave it out and use gradient_checkpointing",
     "full_fp16": 'fp16 has no room for small updates; use full_bf16 with mixed_precision = "bf16", or leave it out',
     "huggingface_repo_id": "nothing is uploaded from here; leave it out and run `hf upload` with the finished file",
     "initial_epoch": "a run goes on where its state stopped; use resume",
     "initial_step": "a run goes on where its state stopped; use resume",
     "log_prefix": "curves lie in the run's own folder; leave it out",
     "logging_dir": "curves lie in the run's own folder; leave it out",
-    "metadata_is_negative_embedding": "this entry of the metadata is not written; leave it out",
-    "metadata_merged_from": "this entry of the metadata is not written; leave it out",
-    "metadata_preprocessor": "this entry of the metadata is not written; leave it out",
-    "metadata_thumbnail": "this entry of the metadata is not written; leave it out",
-    "metadata_usage_hint": "this entry of the metadata is not written; use metadata_description",
     "output_config": "run `python -m trainer import-kohya ... -o mine.toml` with the same arguments",
     "pos_emb_random_crop_rate": "positions are embedded as the model was made; leave it out",
     "resume": "states of another run are not taken up; go on from its file with network_weights",
     "resume_from_huggingface": "download the file and go on from it with network_weights",
-    "sample_every_n_epochs": "use sample_every_n_steps",
-    "save_last_n_epochs": "files are not deleted by epoch; use save_last_n_steps",
-    "save_last_n_epochs_state": "the last two states are kept; leave it out",
-    "save_last_n_steps_state": "the last two states are kept; leave it out",
-    "save_n_epoch_ratio": "use save_every_n_epochs",
     "t5_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
-    "validate_every_n_epochs": "use validate_every_n_steps",
 }
 """Not done here, and the nearest thing that is. An alias on a field takes precedence."""
 

@@ -20,10 +20,10 @@ REFUSED_MODULES = {
 }
 """Modules that are not here, and what is."""
 SWITCHES = {
-    "use_tucker": "Tucker decomposition of convolutions", "use_cp": "Tucker decomposition of convolutions",
-    "use_conv_cp": "Tucker decomposition of convolutions", "use_scalar": "a trained scalar", "train_norm": "norm layers",
-    "full_matrix": "full matrices", "unbalanced_factorization": "an unbalanced factorisation", "rescaled": "OFT",
-    "split_qkv": "separate q, k and v",
+    **dict.fromkeys(("use_tucker", "use_cp", "use_conv_cp"), "Tucker decomposition of convolutions"),
+    "use_scalar": "a trained scalar", "train_norm": "training of norm layers", "full_matrix": "a full matrix",
+    "unbalanced_factorization": "an unbalanced factorisation", "rescaled": "OFT",
+    "split_qkv": "one LoRA each for q, k, v",
 }  # fmt: skip
 """Switches of network modules that can only be off here."""
 WITHOUT_EFFECT = {"verbose", "bypass_mode", "rank_dropout_scale", "block_size", "constraint", "train_on_input", "unit"}
@@ -106,15 +106,14 @@ def _kind(values: Values, args: Args, made: Made) -> str:
         if preset not in PRESETS:
             args.wrong("preset", "it is not here; use full, or adapter.targets for modules by name")
         elif kind:
-            made.notes.append(f"LyCORIS preset {preset}: attention blocks, and resnet blocks where conv_dim is given, are "
-                              "adapted; its first and last convolution and its embeddings are not")  # fmt: skip
+            made.notes.append(f"preset={preset}: attention blocks, and with conv_dim resnet blocks, are adapted; "
+                              "the first and last convolution and embeddings are not")  # fmt: skip
     elif kind is None:
         instead = REFUSED_MODULES.get(module) or near(module, [*MODULES, "lycoris.kohya"])
         values.wrong("network_module", f"{module} is not here; {instead or 'use networks.lora or lycoris.kohya'}")
     for name, what in SWITCHES.items():
         if args.on(name):
-            args.wrong(name, f"{what} are not here; leave it out" if what.endswith("s") else
-                       f"{what} is not here; leave it out")  # fmt: skip
+            args.wrong(name, f"{what} is not here; leave it out")
     if args.on("dora_wd"):
         if kind in ("loha", "lokr"):
             args.wrong("dora_wd", f"there is no {kind} with magnitudes; use algo=locon, or leave it out")
@@ -133,7 +132,7 @@ def _size(values: Values, made: Made, args: Args, kind: str, convolutions: bool)
     alpha = values["network_alpha"]
     conv = args.number("conv_dim")
     conv_alpha = args.number("conv_alpha")
-    if lycoris and convolutions and args.table.get("preset") != "attn-mlp":  # LyCORIS adapts convolutions unless told otherwise
+    if lycoris and convolutions and args.table.get("preset") != "attn-mlp":  # adapted unless told otherwise
         conv, conv_alpha = conv or rank, conv_alpha or alpha
     elif (conv or args.table.get("conv_block_dims")) and conv_alpha is None:
         conv_alpha = 1.0

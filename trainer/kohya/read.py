@@ -46,7 +46,7 @@ class Values:
                 return
             hint = near(name, known())
             if hint:
-                self.problems.append((f"{place}: {name}", f"sd-scripts has no such argument; {hint}"))
+                self.problems.append((at(place, name), f"sd-scripts has no such argument; {hint}"))
             else:
                 self.notes.append(f"{place}: {name} is not an argument of sd-scripts' LoRA scripts; it is left out")
             return
@@ -56,11 +56,18 @@ class Values:
             self.given[name] = typed(argument, value)
             self.places[name] = place
         except Wrong as wrong:
-            self.problems.append((f"{place}: {name}", str(wrong)))
+            self.problems.append((at(place, name), str(wrong)))
 
     def wrong(self, name: str, what: str) -> None:
         """A problem with an argument."""
-        self.problems.append((f"{self.places[name]}: {name}" if name in self.places else name, what))
+        self.problems.append((self.where(name), what))
+
+    def where(self, name: str) -> str:
+        return at(self.places[name], name) if name in self.places else name
+
+
+def at(place: str, name: str) -> str:
+    return place if place == f"--{name}" else f"{place}: {name}"
 
 
 def known() -> Mapping[str, Argument]:
