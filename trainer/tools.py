@@ -53,7 +53,6 @@ def register(command: Command, configured: Command) -> None:
     made.add_argument("-n", type=int, default=2, help="pictures a prompt")
     made.add_argument("-o", "--output", type=Path, required=True)
 
-
     kohya = command("import-kohya", _import_kohya, "Turn kohya's configuration into one of ours, with comments.")
     kohya.add_argument("file", type=Path, nargs="?", help="a .toml of sd-scripts; kohya's flags may follow")
     kohya.add_argument("-o", "--output", type=Path, help="the file to write; printed when not given")
