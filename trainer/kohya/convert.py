@@ -56,6 +56,7 @@ def convert(values: Values, family: str | None) -> Made:
             made.put(option, values[name], values, name)
     for step in STEPS:
         step(values, made, family)
+    made.options |= values.options
     return made
 
 
@@ -86,6 +87,8 @@ def find_family(values: Values, asked: str | None) -> str | None:
             return identify(ModelOptions.model_validate(given)).kind.name
         except ValueError:
             return None  # whoever loads it says what is wrong
+    if values.family:
+        return values.family
     module, sd3 = str(values["network_module"]), ("clip_g", "weighting_scheme", "t5xxl")
     if module.endswith("lora_sd3") or any(name in values.given for name in sd3):
         return "sd3.5-medium" if re.search(r"3[._]5[-_]?m", str(path)) else "sd3-medium"

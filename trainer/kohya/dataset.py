@@ -45,8 +45,6 @@ KINDS = {
 }  # fmt: skip
 ARGUMENTS = {"batch_size": "train_batch_size", "num_repeats": "dataset_repeats"}
 """Keys whose argument has another name."""
-PER_DATASET = ("validation_split", "validation_seed")
-"""What is one for all sets here."""
 
 
 @cache
@@ -87,6 +85,8 @@ def _shared(values: Values, made: Made) -> None:
         name = ARGUMENTS.get(key, key)
         if key in options and place in "DS" and key not in ("num_repeats", "class_tokens", "batch_size"):
             made.put(f"data.{options[key]}", values[name], values, name)
+    if "data.resolution" in made.options:
+        made.options["data.resolution"] = _eighths(made, made.options["data.resolution"])
     made.put("run.batch", values["train_batch_size"], values, "train_batch_size")
     made.put("data.caption_extension", values["caption_extention"], values, "caption_extention")
     made.put("data.alpha_mask", values["alpha_mask"], values, "alpha_mask")
@@ -95,6 +95,16 @@ def _shared(values: Values, made: Made) -> None:
         made.put(option, values["validation_seed"], values, "validation_seed")
     if values["masked_loss"]:
         made.put("data.masks", values["conditioning_data_dir"], values, "conditioning_data_dir")
+
+
+def _eighths(made: Made, value: Any) -> Any:
+    """A resolution whose sides are multiples of 8."""
+    sides = value if isinstance(value, list) else [value]
+    if not any(side % 8 for side in sides):
+        return value
+    rounded = [side // 8 * 8 for side in sides]
+    made.notes.append(f"resolution: {shown(value)} is rounded down to multiples of 8: {shown(rounded)}")
+    return rounded if isinstance(value, list) else rounded[0]
 
 
 # -------------------------------------------------------------------------------------------------------- the checks
@@ -130,7 +140,7 @@ def bucket_step(made: Made, family: str | None) -> None:
     step = 64 if family in ("sd15", "sd2") else 32 if family else 8
     for one in ({"bucket_step": made.options.get("data.bucket_step")}, *made.options.get("data.sets", [])):
         given = one.get("bucket_step")
-        if given and given % step and made.options.get("data.buckets", True):
+        if given and given % step and one.get("buckets", made.options.get("data.buckets", True)):
             made.problems.append(("bucket_reso_steps", f"{given} is no multiple of {step}, which {family or 'a model'} "
                                   f"needs; set {max(step, round(given / step) * step)}"))  # fmt: skip
 
@@ -212,19 +222,20 @@ def _config(values: Values, made: Made, path: Path) -> None:
         read.wrong("", "datasets", "there is none; write [[datasets]] and below it [[datasets.subsets]]")
         return
     made.options["data.sets"] = []
+    tables = []
     for number, one in enumerate(datasets):
-        _dataset(values, made, read, general, one, f"datasets[{number}]" if len(datasets) > 1 else "datasets", number)
-    _one_for_all(values, made, read, general, datasets)
+        where = f"datasets[{number}]" if len(datasets) > 1 else "datasets"
+        tables.append({**general, **_dataset(values, made, read, general, one, where)})
+    _one_for_all(values, made, read, tables)
 
 
-def _dataset(
-    values: Values, made: Made, read: Reader, general: dict[str, Any], raw: Any, where: str, number: int
-) -> None:
+def _dataset(values: Values, made: Made, read: Reader, general: dict[str, Any], raw: Any, where: str) -> dict[str, Any]:
+    """Add the sets of one dataset; its own keys."""
     own = read.table(raw, where, "dataset")
     subsets = raw.get("subsets", []) if isinstance(raw, dict) else []
     if not isinstance(subsets, list) or not subsets:
         read.wrong(where, "subsets", "there is none; write [[datasets.subsets]] with image_dir")
-        return
+        return own
     tables = [read.table(one, f"{where}.subsets[{k}]", "subset") for k, one in enumerate(subsets)]
     captioned = [bool(one.get("metadata_file")) for one in tables]
     if any(captioned) and not all(captioned):
@@ -239,15 +250,16 @@ def _dataset(
             if one.get("metadata_file") and key in one:
                 read.wrong(place, key, "metadata_file brings the captions; leave it out")
         merged = {**general, **own, **one}
-        made.options["data.sets"].append(_set(values, made, merged, number))
+        made.options["data.sets"].append(_set(made, merged))
+    return own
 
 
-def _set(values: Values, made: Made, keys: Mapping[str, Any], number: int) -> dict[str, Any]:
+def _set(made: Made, keys: Mapping[str, Any]) -> dict[str, Any]:
     """One set: what differs from [data]."""
     options = set_aliases()
     found: dict[str, Any] = {}
     for key, value in keys.items():
-        name = options.get(key)
+        name, value = options.get(key), _eighths(made, value) if key == "resolution" else value
         if name and (key in ("image_dir", "metadata_file") or made.options.get(f"data.{name}", _UNSET) != value):
             found[name] = max(value, 0) if key == "num_repeats" else value
     attributes = keys.get("custom_attributes", {})
@@ -264,9 +276,8 @@ def _set(values: Values, made: Made, keys: Mapping[str, Any], number: int) -> di
 _UNSET = object()
 
 
-def _one_for_all(values: Values, made: Made, read: Reader, general: dict[str, Any], datasets: list[Any]) -> None:
+def _one_for_all(values: Values, made: Made, read: Reader, tables: list[dict[str, Any]]) -> None:
     """Keys of a dataset that are one for the whole run here."""
-    tables = [{**general, **{k: v for k, v in one.items() if k in KEYS}} for one in datasets if isinstance(one, dict)]
     for key, options in (
         ("batch_size", ["run.batch"]),
         ("validation_split", ["data.validation_split"]),
@@ -300,6 +311,9 @@ def _folders(values: Values, made: Made) -> None:
         if name not in values.given:
             continue
         root = Path(values[name]).expanduser()
+        if not root.is_dir() and values.elsewhere:
+            made.notes.append(f"{name}: {values[name]} is not on this machine; name its folders in [[data.sets]]")
+            continue
         if not root.is_dir():
             values.wrong(name, f"there is no folder {root.as_posix()}; give the folder that holds folders like 10_cat")
             continue

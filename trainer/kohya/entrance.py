@@ -13,6 +13,7 @@ from typing import Any
 from ..config import Config, ConfigError, absolute, merge, nested, parse, reference
 from .convert import convert, find_family
 from .dataset import bucket_step, data
+from .gui import read_gui
 from .made import Made
 from .read import Values, read_file, read_flags
 
@@ -41,32 +42,31 @@ def load(given: Given) -> tuple[Config, list[str]]:
     made, values = _made(given)
     raw = merge(absolute(nested(made.options), Path.cwd()), absolute(nested(given.dotted), Path.cwd()))
     problems = [*values.problems, *made.problems]
-    told = {what for _, what in problems}
     if not raw.get("model", {}).get("path"):
         add = "it is not given; add --pretrained_model_name_or_path PATH"
         problems.append(("pretrained_model_name_or_path", add))
-    if not _has_data(raw) and not told:
+    if not _has_data(raw) and not {"train_data_dir", "reg_data_dir", "dataset_config", "in_json"} & set(values.given):
         problems.append(("train_data_dir", "it is not given; add --train_data_dir PATH or --dataset_config FILE"))
     try:
         config = parse(raw, "kohya")
     except ConfigError as error:
-        problems += _translated(error, made, values, told)
+        problems += _translated(error, made, values, problems)
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
     return config, [*values.notes, *made.notes]
 
 
-def _made(given: Given, file: Path | None = None) -> tuple[Made, Values]:
-    values = Values()
+def _made(given: Given, file: Path | None = None, elsewhere: bool = False) -> tuple[Made, Values]:
+    values = Values(elsewhere=elsewhere)
     path = given.flags.given.get("config_file") or file
     if path:
         path = Path(path).expanduser()
-        read_file(values, path if path.suffix else path.with_suffix(".toml"))
-    values.given |= given.flags.given
-    values.places |= given.flags.places
-    values.problems += given.flags.problems
-    values.notes += given.flags.notes
+        if path.suffix.lower() == ".json":
+            read_gui(values, path)
+        else:
+            read_file(values, path if path.suffix == ".toml" else path.with_name(path.name + ".toml"))
+    values.over(given.flags)
     family = find_family(values, given.dotted.get("model.family"))
     made = convert(values, family)
     data(values, made)
@@ -78,13 +78,14 @@ def _has_data(raw: Mapping[str, Any]) -> bool:
     return any(raw.get("data", {}).get(name) for name in ("path", "sets", "pairs", "ratings", "metadata"))
 
 
-def _translated(error: ConfigError, made: Made, values: Values, told: set[str]) -> list[tuple[str, str]]:
-    """Problems with our options, told of the arguments that they came from."""
+def _translated(error: ConfigError, made: Made, values: Values, told: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Problems with our options, told of the arguments that they came from, where these were not told already."""
     found = []
+    names = {where.rpartition(": ")[2].removeprefix("--") for where, _ in told}
     for option, what in error.problems:
         name = made.names.get(option)
         where = option if not name else values.where(name) if name in values.places else f"{name} ({option})"
-        if what not in told and option not in ("model", "model.path"):
+        if (name or option) not in names and option not in ("model", "model.path"):
             found.append((where, what))
     return found
 
@@ -94,18 +95,17 @@ def _translated(error: ConfigError, made: Made, values: Values, told: set[str]) 
 
 def imported(given: Given, file: Path | None = None) -> tuple[str, list[str]]:
     """The same as a TOML file of ours with comments, and notes. What is not on this machine may be missing."""
-    made, values = _made(given, file)
+    made, values = _made(given, file, elsewhere=True)
     for option, value in given.dotted.items():
         made.options[option], made.comments[option] = value, f"--{option}"
     _full_paths(made)
     raw = nested(made.options)
     raw = merge({"model": {"path": "-"}, "data": {} if _has_data(raw) else {"path": "-"}}, raw)
     problems = [*values.problems, *made.problems]
-    told = {what for _, what in problems}
     try:
         parse(raw, "kohya")
     except ConfigError as error:
-        problems += _translated(error, made, values, told)
+        problems += _translated(error, made, values, problems)
     if problems:
         raise ConfigError(problems)
     source = Path(given.flags.given.get("config_file") or file or "kohya's arguments").name

@@ -34,6 +34,22 @@ class Values:
     """Argument -> where it was given: ``config.toml, line 3`` or ``--network_dim``."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of ours that the file gives in a form that no argument has."""
+    family: str | None = None
+    """What the file says of the base model's family."""
+    elsewhere: bool = False
+    """The run may be meant for another machine: folders that are not here are no mistake."""
+
+    def own(self) -> Values:
+        return Values(family=self.family)
+
+    def over(self, other: Values) -> None:
+        """Lay other values over these."""
+        self.given |= other.given
+        self.places |= other.places
+        self.problems += other.problems
+        self.notes += other.notes
 
     def __getitem__(self, name: str) -> Any:
         return self.given[name] if name in self.given else known()[name].default

@@ -1,0 +1,198 @@
+"""The JSON that the GUI of kohya_ss saves: its own names, turned into arguments as the GUI turns them.
+
+The GUI drops every 0, false and empty text, so that sd-scripts' defaults hold there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .names import IGNORED, arguments, near
+from .network import network_aliases, network_names
+from .read import Values, Wrong, line_of, number, read_flags, read_text
+
+RENAMED = {
+    "optimizer": "optimizer_type", "max_resolution": "resolution", "lora_network_weights": "network_weights",
+    "sdxl_no_half_vae": "no_half_vae", "sd3_clip_l": "clip_l", "sd3_t5xxl": "t5xxl",
+    "sdxl_cache_text_encoder_outputs": "cache_text_encoder_outputs", "sd3_t5_dropout_rate": "t5_dropout_rate",
+    "sd3_cache_text_encoder_outputs": "cache_text_encoder_outputs", "sd3_fused_backward_pass": "fused_backward_pass",
+    "sd3_cache_text_encoder_outputs_to_disk": "cache_text_encoder_outputs_to_disk",
+    "sd3_clip_l_dropout_rate": "clip_l_dropout_rate", "sd3_enable_scaled_pos_embed": "enable_scaled_pos_embed",
+    "sd3_text_encoder_batch_size": "text_encoder_batch_size",
+    "sd3_disable_mmap_load_safetensors": "disable_mmap_load_safetensors",
+}  # fmt: skip
+"""The GUI's name -> sd-scripts'."""
+_OTHERS = """
+LoRA_type LyCORIS_preset additional_parameters caption_metadata_filename constrain conv_alphas conv_dims dynamo_mode
+dynamo_use_dynamic dynamo_use_fullgraph enable_all_linear extra_accelerate_launch_args full_path gpu_ids in_dims
+latent_metadata_filename lora_type lowvram lr_warmup main_process_port model_list multi_gpu no_token_padding
+num_cpu_threads_per_process num_machines num_processes rank_dropout_scale save_as_bool sd3_checkbox sdxl
+stop_text_encoder_training_pct t5xxl_lr train_blocks train_lora_ggpo ggpo_beta ggpo_sigma training_preset unit
+flux1_checkbox hunyuan_image_checkbox anima_checkbox lumina_checkbox
+"""
+OTHERS = frozenset(_OTHERS.split())
+"""What else the GUI saves: its own affairs, or read below."""
+STRANGERS = {"flux1_checkbox": "FLUX", "hunyuan_image_checkbox": "HunyuanImage", "anima_checkbox": "Anima",
+             "lumina_checkbox": "Lumina"}  # fmt: skip
+KINDS = {"LyCORIS/LoCon": "locon", "LoCon": "locon", "LyCORIS/LoHa": "loha", "LyCORIS/LoKr": "lokr",
+         "LyCORIS/iA3": "ia3", "LyCORIS/GLoRA": "glora", "LyCORIS/DyLoRA": "dylora", "LyCORIS/BOFT": "boft",
+         "LyCORIS/Diag-OFT": "diag-oft", "LyCORIS/Native Fine-Tuning": "full"}  # fmt: skip
+MODULES = {"Standard": "networks.lora", "Kohya LoCon": "networks.lora", "Kohya LoHa": "networks.loha",
+           "Kohya LoKr": "networks.lokr", "LoRA-FA": "networks.lora_fa", "Kohya DyLoRA": "networks.dylora"}  # fmt: skip
+LYCORIS_ARGS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "use_tucker", "use_cp", "use_scalar",
+                "dora_wd", "train_norm", "factor", "decompose_both")  # fmt: skip
+
+
+def read_gui(values: Values, path: Path) -> None:
+    """Take a file of the GUI."""
+    text = read_text(path)
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: this is not JSON: {error}; mend that line") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: it holds no settings; give a .json that the GUI of kohya_ss saved")
+    if "datasets" in raw:
+        raise ValueError(f"{path}: this describes a data set; give it as --dataset_config")
+    for checkbox, what in STRANGERS.items():
+        if raw.get(checkbox):
+            raise ValueError(f"{path}: it trains {what}, which is not here; there is SD 1.x, 2.x, SDXL and SD3")
+    values.family = "sdxl" if raw.get("sdxl") else "sd3-medium" if raw.get("sd3_checkbox") else (
+        "sd2" if raw.get("v2") else "sd15")  # fmt: skip
+    gui = Gui(values, raw, path.name)
+    for name, value in raw.items():
+        gui.take(name, value)
+    gui.set(
+        "sdpa" if raw.get("xformers") == "sdpa" else "xformers", raw.get("xformers") not in ("", "none", None, False)
+    )
+    gui.network()
+    gui.rates()
+    gui.schedule()
+    known = {*arguments(), *RENAMED, *network_names(), *OTHERS, *IGNORED}
+    for name in sorted(set(raw) - known):
+        if hint := near(name, known):
+            values.problems.append((f"{path.name}{_line(text, name)}: {name}", f"the GUI has no such setting; {hint}"))
+    flags = values.own()
+    try:
+        _, left = read_flags(flags, shlex.split(str(raw.get("additional_parameters") or "")), ())
+    except ValueError as error:
+        raise ValueError(f"{path}: additional_parameters: {error}; mend them") from None
+    values.over(flags)
+    if left:
+        values.notes.append(f"additional_parameters: {' '.join(left)} is left out")
+
+
+def _line(text: str, name: str) -> str:
+    return next(
+        (f", line {i}" for i, line in enumerate(text.splitlines(), 1) if f'"{name}"' in line), line_of("", name)
+    )
+
+
+class Gui:
+    """One saved file, on its way into arguments."""
+
+    def __init__(self, values: Values, raw: Mapping[str, Any], file: str):
+        self.values, self.raw, self.file = values, raw, file
+
+    def number(self, name: str, default: float = 0) -> float:
+        value = self.raw.get(name)
+        try:
+            return default if value in (None, "") else number(value)
+        except Wrong as wrong:
+            self.values.problems.append((f"{self.file}: {name}", str(wrong)))
+            return default
+
+    def set(self, name: str, value: Any) -> None:
+        self.values.set(name, value, self.file)
+
+    def take(self, name: str, value: Any) -> None:
+        """A setting that is an argument, perhaps by another name."""
+        target = RENAMED.get(name, name)
+        if target not in arguments() or name in _READ_ELSEWHERE or value in ("", None, []) or value is False:
+            return
+        if name.startswith(("sdxl_", "sd3_")) and not name.startswith((self.values.family or "").split("-")[0] + "_"):
+            return
+        original = self.raw.get("noise_offset_type", "Original") == "Original"
+        if name.startswith(("multires_" if original else "noise_offset", "adaptive_noise_scale")) and not (
+            original and name == "adaptive_noise_scale"
+        ):
+            return
+        if not isinstance(value, (list, dict)) and str(value) in ("0", "0.0"):
+            if name in ("max_grad_norm", "prior_loss_weight"):
+                self.values.notes.append(f"{name} = 0: the GUI does not pass a 0 on, so {arguments()[name].default:g} "
+                                         f"holds; for 0 add --{name}=0")  # fmt: skip
+            return
+        self.set(target, value)
+
+    def network(self) -> None:
+        kind = self.raw.get("LoRA_type") or "Standard"
+        raw, args = self.raw, []
+        if kind in KINDS:
+            self.set("network_module", "lycoris.kohya")
+            args = [f"algo={KINDS[kind]}", f"preset={raw.get('LyCORIS_preset') or 'full'}"]
+            args += [f"{name}={raw[name]}" for name in LYCORIS_ARGS if raw.get(name) not in (None, "", False, 0)]
+        elif kind in MODULES:
+            module = "networks.lora_sd3" if raw.get("sd3_checkbox") and kind == "Standard" else MODULES[kind]
+            self.set("network_module", module)
+            names = [name for name in network_aliases() if name not in ("conv_dim", "conv_alpha") and raw.get(name)]
+            names = [name for name in names if not name.startswith("loraplus") and (
+                name not in ("factor", "decompose_both") or kind == "Kohya LoKr")]  # fmt: skip
+            names += ["conv_dim", "conv_alpha"] if kind != "Standard" and raw.get("conv_dim") else []
+            args = [f"{name}={raw[name]}" for name in names if raw.get(name) not in (None, "")]
+        else:
+            known = [*KINDS, *MODULES]
+            self.values.problems.append(
+                (f"{self.file}: LoRA_type", f"{kind!r} is not here; {near(kind, known) or 'use Standard'}")
+            )
+        args += [f"{name}={raw[name]}" for name in network_aliases() if name.startswith("loraplus") and raw.get(name)]
+        self.set("network_args", args or None)
+
+    def rates(self) -> None:
+        """A rate of 0 beside another that is not 0 leaves that part out."""
+        text, unet, t5 = (self.number(name) for name in ("text_encoder_lr", "unet_lr", "t5xxl_lr"))
+        self.set("unet_lr", unet or None)
+        self.set("text_encoder_lr", ([text, t5] if t5 else [text]) if text else None)
+        if {"text_encoder_lr", "unet_lr"} <= set(self.raw):
+            self.set("network_train_unet_only", True if not text and unet else None)
+            self.set("network_train_text_encoder_only", True if text and not unet else None)
+
+    def schedule(self) -> None:
+        epochs, steps = int(self.number("epoch", 1)), int(self.number("max_train_steps"))
+        warmup, exact = self.number("lr_warmup"), int(self.number("lr_warmup_steps"))
+        self.set("lr_warmup_steps", exact or (warmup / 100 if warmup else None))
+        if "lr_scheduler_num_cycles" in self.raw and not self.raw["lr_scheduler_num_cycles"]:
+            self.set("lr_scheduler_num_cycles", epochs)
+        self.set("max_train_steps", steps or None)
+        if not steps and not self.number("max_train_epochs") and not self.raw.get("dataset_config"):
+            self._computed(epochs)
+        if isinstance(prompts := self.raw.get("sample_prompts"), str) and prompts.strip():
+            lines = [line.strip() for line in prompts.splitlines()]
+            self.values.options["sample.prompts"] = [line for line in lines if line and not line.startswith("#")]
+
+    def _computed(self, epochs: int) -> None:
+        """The GUI's own arithmetic; epochs, where its folders are not on this machine."""
+        root = Path(str(self.raw.get("train_data_dir") or "-")).expanduser()
+        folders = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+        total = 0
+        for folder in folders:
+            repeats = folder.name.partition("_")[0]
+            if repeats.isdigit():
+                pictures = [p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
+                total += int(repeats) * len(pictures)
+        if not total:
+            self.set("max_train_epochs", epochs)
+            return
+        each = self.number("train_batch_size", 1) * self.number("gradient_accumulation_steps", 1)
+        steps = math.ceil(total / max(each, 1) * epochs * (2 if self.raw.get("reg_data_dir") else 1))
+        self.set("max_train_steps", steps)
+        self.values.notes.append(f"{steps} steps, as the GUI computes them: {total} pictures with their repeats, "
+                                 f"{epochs} epochs, {each:g} at a time")  # fmt: skip
+
+
+_READ_ELSEWHERE = {"unet_lr", "text_encoder_lr", "max_train_steps", "lr_warmup_steps", "sample_prompts", "network_args",
+                   "xformers"}  # fmt: skip
