@@ -170,6 +170,18 @@ def test_all_mistakes_of_both_files_at_once(tmp_path):
     assert [line.partition(": ")[0] for line in found[:2]] == ["--learning_rte", "--network_dim"]
 
 
+def test_each_dataset_keeps_its_batch_size(tmp_path):
+    config, _ = read(tmp_path, WHOLE.replace("batch_size = 2\nflip", "flip"), train_batch_size=4)
+    assert (config.run.batch, [one.batch for one in config.data.sets]) == (4, [2, 2, None, None])
+
+
+def test_preserved_outputs_and_strict_numbers(tmp_path):
+    whole = SUBSET.format(dataset="", subset="custom_attributes = { diff_output_preservation = true, mine = 1 }")
+    config, notes = read(tmp_path, whole, kohya_strict=True)
+    assert (config.data.sets[0].preserve, config.run.kohya_strict, config.data.transparent) == (True, True, "keep")
+    assert "custom_attributes.mine: nothing reads it; it is left out" in notes
+
+
 def test_validation_is_one_for_all(tmp_path):
     whole = SUBSET.format(dataset="validation_split = 0\nvalidation_seed = 7", subset="")
     config, _ = read(tmp_path, "[general]\nvalidation_split = 0.2\n" + whole)

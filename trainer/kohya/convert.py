@@ -110,6 +110,7 @@ def _run(values: Values, made: Made, family: str | None) -> None:
             made.notes.append("max_train_steps is left out: max_train_epochs takes precedence")
     else:
         made.put("run.steps", values["max_train_steps"], values, "max_train_steps")
+    made.put("run.kohya_strict", values["kohya_strict"] or None, values, "kohya_strict")
     precision = {"no": "fp32"}.get(values["mixed_precision"], values["mixed_precision"])
     made.put("run.precision", precision, values, "mixed_precision")
     made.put("run.full", values["full_bf16"] or None, values, "full_bf16")

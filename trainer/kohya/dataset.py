@@ -87,6 +87,7 @@ def _shared(values: Values, made: Made) -> None:
             made.put(f"data.{options[key]}", values[name], values, name)
     if "data.resolution" in made.options:
         made.options["data.resolution"] = _eighths(made, made.options["data.resolution"])
+    made.put("data.transparent", "keep" if values["kohya_strict"] else None, values, "kohya_strict")
     made.put("run.batch", values["train_batch_size"], values, "train_batch_size")
     made.put("data.caption_extension", values["caption_extention"], values, "caption_extention")
     made.put("data.alpha_mask", values["alpha_mask"], values, "alpha_mask")
@@ -225,7 +226,11 @@ def _config(values: Values, made: Made, path: Path) -> None:
     tables = []
     for number, one in enumerate(datasets):
         where = f"datasets[{number}]" if len(datasets) > 1 else "datasets"
+        before = len(made.options["data.sets"])
         tables.append({**general, **_dataset(values, made, read, general, one, where)})
+        if len(datasets) > 1:
+            for made_set in made.options["data.sets"][before:]:
+                made_set["pool"] = str(number + 1)
     _one_for_all(values, made, read, tables)
 
 
@@ -262,11 +267,10 @@ def _set(made: Made, keys: Mapping[str, Any]) -> dict[str, Any]:
         name, value = options.get(key), _eighths(made, value) if key == "resolution" else value
         if name and (key in ("image_dir", "metadata_file") or made.options.get(f"data.{name}", _UNSET) != value):
             found[name] = max(value, 0) if key == "num_repeats" else value
-    attributes = keys.get("custom_attributes", {})
-    for key, value in attributes.items():
-        if key == "diff_output_preservation" and value and "diff_output_preservation" not in options:
-            made.problems.append((f"custom_attributes.{key}", "it is not done here; use regularisation pictures"))
-        elif key != "diff_output_preservation":
+    for key, value in keys.get("custom_attributes", {}).items():
+        if key == "diff_output_preservation":
+            found["preserve"] = bool(value)
+        else:
             made.notes.append(f"custom_attributes.{key}: nothing reads it; it is left out")
     if keys.get("network_multiplier", 1.0) != 1.0:
         made.notes.append("network_multiplier: sd-scripts does not apply it to LoRA either; it is left out")
@@ -284,7 +288,13 @@ def _one_for_all(values: Values, made: Made, read: Reader, tables: list[dict[str
         ("validation_seed", ["data.validation_seed", "validation.seed"]),
     ):
         found = [one.get(key, values[ARGUMENTS.get(key, key)]) for one in tables]
-        if any(other != found[0] for other in found):
+        differ = any(other != found[0] for other in found)
+        if key == "batch_size":
+            if differ:
+                continue  # each set keeps its own
+            for one in made.options["data.sets"]:
+                one.pop("batch", None)
+        if differ:
             read.wrong("datasets", key, f"the datasets have {shown(found)}; give all of them the same")
         elif found and found[0] is not None and any(key in one for one in tables):
             for option in options:
