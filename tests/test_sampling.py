@@ -47,7 +47,7 @@ def test_flow_starts_at_pure_noise_and_is_shifted_by_three():
     assert levels[2] == pytest.approx(3 * 0.5 / (1 + 2 * 0.5))
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "ddim", "dpmpp_2m", "k_dpm_2", "pndm", "dpmsingle"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_a_network_that_knows_the_picture_draws_the_picture(sampler, prediction):
     """With out = the true target for a fixed z0, every deterministic sampler must end at z0."""
@@ -96,6 +96,40 @@ def test_prompt_flags_override_the_options(tmp_path):
     assert (first.seed, first.width, first.height) == (3, 512, 768)
     assert (second.text, second.negative, second.seed) == ("a red cat", "blurry", 7)
     assert (second.width, second.steps, second.guidance, second.sampler) == (512, 1000, 3.5, "euler_ancestral")
+
+
+def test_prompts_of_kohyas_files(tmp_path):
+    as_toml, as_json = tmp_path / "p.toml", tmp_path / "p.json"
+    as_toml.write_text(
+        '[prompt]\nwidth = 256\nnegative_prompt = "blurry"\n[[prompt.subset]]\nprompt = "a cat"\nseed = 7\n'
+        '[[prompt.subset]]\nprompt = "a dog"\nwidth = 128\nscale = 3\nsample_sampler = "k_dpm_2_a"\n', "utf-8"
+    )  # fmt: skip
+    first, second = prompts(SampleOptions(file=str(as_toml), sampler="dpmsolver++"), (512, 512))
+    assert (first.text, first.negative, first.width, first.seed, first.sampler) == (
+        "a cat", "blurry", 256, 7, "dpmpp_2m"
+    )  # fmt: skip
+    assert (second.width, second.guidance, second.sampler, second.seed) == (128, 3.0, "dpm_2_ancestral", 43)
+    rows = [{"prompt": "a cat", "sample_steps": 5, "flow_shift": "3"}, "a dog --w 64 --ctr 0.5"]
+    as_json.write_text(json.dumps(rows), "utf-8")
+    first, second = prompts(SampleOptions(file=str(as_json)), (512, 512))
+    assert (first.steps, second.text, second.width) == (5, "a dog", 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("p.toml", "x = 1", "is not .prompt. with"),
+        ("p.toml", "x = ", "is not .prompt. with"),
+        ("p.json", "{}", "is not a list of prompts"),
+        ("p.json", '[{"prompt": "x", "widht": 5}]', "no 'widht'; did you mean 'width'"),
+        ("p.json", '[{"prompt": "x", "seed": "5"}]', "seed = '5' is no int"),
+        ("p.txt", "x --cn a.png", "--cn is not known"),
+    ],
+)
+def test_a_wrong_prompt_file_is_one_clear_line(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=said):
+        prompts(SampleOptions(file=str(tmp_path / name)), (64, 64))
 
 
 @pytest.mark.parametrize(

@@ -101,3 +101,36 @@ def test_a_wrong_thumbnail_is_told_before_the_run(tmp_path, name, told) -> None:
     with pytest.raises(ValueError, match=f"save.thumbnail: .*{told}"):
         train(config)
     assert not any(e["kind"] == "step" for e in short_runs.events(config))
+
+
+def test_a_run_goes_on_from_the_state_of_another(tmp_path) -> None:
+    whole = short_runs.trajectory(short_runs.config(tmp_path, {"run.name": "whole"}))
+    half = short_runs.config(tmp_path, {"run.name": "half", "run.steps": 3})
+    assert train(half) == 0
+    folder = Path(half.run.out) / "half"
+    for i, place in enumerate((folder, folder / "state" / "step00000003.safetensors")):
+        rest = short_runs.config(tmp_path, {"run.name": f"rest{i}", "run.resume_from": str(place)})
+        assert [loss for loss, _ in short_runs.trajectory(rest)] == pytest.approx([loss for loss, _ in whole[3:]])
+    wrong = short_runs.config(tmp_path, {"run.name": "wrong", "run.resume_from": str(tmp_path)})
+    with pytest.raises(ValueError, match="no state to resume from"):
+        train(wrong)
+
+
+def test_tensorboards_curves_have_kohyas_names_and_place(tmp_path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = {
+        "run.log_dir": str(tmp_path / "logs"), "run.log_prefix": "ink-", "adapter.text_encoders": True,
+        "optimizer.text_encoder_lr": 1e-4, "data.validation_split": 0.25, "validation.every": 2,
+    }  # fmt: skip
+    config = short_runs.config(tmp_path, flags)
+    losses = [loss for loss, _ in short_runs.trajectory(config)]
+    (folder,) = (tmp_path / "logs").glob("ink-*/network_train")
+    curves = EventAccumulator(str(folder))
+    curves.Reload()
+    names = set(curves.Tags()["scalars"])
+    assert names >= {"loss/current", "loss/average", "lr/unet", "lr/textencoder", "loss/validation/step_average"}
+    assert [one.value for one in curves.Scalars("loss/current")] == pytest.approx(losses, rel=1e-6)
+    average = [one.value for one in curves.Scalars("loss/average")]
+    assert average[3] == pytest.approx((losses[2] + losses[3]) / 2)  # over an epoch, which is 2 steps
+    assert [one.value for one in curves.Scalars("lr/textencoder")] == pytest.approx([1e-4] * 6)

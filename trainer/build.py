@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import frozen, memory, sampling, several
+from .adapters.bake import bake_all
 from .adapters.inject import Adapter, inject
 from .checkpoint import prefixed, thumbnail, under
 from .config import Config
@@ -321,6 +322,9 @@ def build(config: Config, say: Callable[[str], None], adapter_file: str | None =
         say(line)
     attention, why = memory.choose_attention(device, config.memory.attention)
     say(f"training on {device}, {str(dtype).removeprefix('torch.')}, attention: {why}")
+    if config.model.base_adapters:
+        for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
+            say(line)
     _hold(config, family, device, say)
     family.to(device)
     memory.use_attention(family.denoiser, attention)

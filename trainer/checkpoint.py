@@ -115,7 +115,10 @@ def save_state(
 
 
 def states(folder: Path) -> list[Path]:
-    """The states of a run, oldest first."""
+    """The states of a run, oldest first. ``folder`` may also be a state's file, or the folder of the run."""
+    if folder.is_file():
+        return [folder]
+    folder = folder / "state" if (folder / "state").is_dir() else folder
     return sorted(folder.glob("step????????.safetensors"))
 
 

@@ -26,8 +26,9 @@ from .files import write_atomic
 from .header import metadata
 from .heal import Health
 from .job import lock
+from .optimizers.build import learning_rates
 from .report import Writer
-from .run import RunFolder, epochs
+from .run import RunFolder, RunOptions, epochs
 from .score import References, score, score_one_by_one
 from .timesteps import draw, fixed_draw
 from .types import Batch
@@ -49,7 +50,7 @@ def train(config: Config, resume: bool = False) -> int:
 def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
     """As the only process, or the first of several: the one that writes."""
     folder.make()
-    with lock(folder.path), Writer(folder.path) as writer, _signals() as asked:
+    with lock(folder.path), Writer(folder.path, board=_board(config.run, folder)) as writer, _signals() as asked:
         try:
             if folder.final.exists() and not resume and not checkpoint.states(folder.state):
                 writer.warning(f"{folder.final} is from an earlier run and will be replaced")
@@ -76,6 +77,13 @@ def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
             if not expected(error):
                 raise
             raise ValueError(f"process {several.place()[0]}: {error}") from error
+
+
+def _board(options: RunOptions, folder: RunFolder) -> Path:
+    """Where TensorBoard's curves go."""
+    if not options.log_dir:
+        return folder.path / "tensorboard"
+    return Path(options.log_dir) / f"{options.log_prefix}{time.strftime('%Y%m%d%H%M%S')}" / "network_train"
 
 
 def expected(error: ValueError) -> bool:
@@ -136,7 +144,12 @@ class Loop:
     def run(self, resume: bool) -> int:
         p, config = self.parts, self.parts.config
         if resume:
-            self._restore()
+            self._restore(self.folder.state)
+        elif config.run.resume_from:
+            self._restore(Path(config.run.resume_from))
+            for old in checkpoint.states(self.folder.state) if p.is_main else ():
+                if old > checkpoint.state_path(self.folder.state, self.at):  # of what came after, in another life
+                    old.unlink()
         elif p.is_main:
             for old in checkpoint.states(self.folder.state):
                 old.unlink()
@@ -267,7 +280,8 @@ class Loop:
         self.times = [*self.times[-49:], time.monotonic() - started]
         each = sum(self.times) / len(self.times)
         return {
-            "loss": loss, "lr": rate, "grad_norm": norm, "epoch": self.at // p.dataset.steps_per_epoch, "terms": means,
+            "loss": loss, "lr": rate, "rates": learning_rates(p.optimizer),
+            "grad_norm": norm, "epoch": self.at // p.dataset.steps_per_epoch, "terms": means,
             "seconds": self.times[-1], "eta": each * (p.total - self.at - 1), "gb": round(memory.peak_gb(p.device), 3),
         }  # fmt: skip
 
@@ -329,8 +343,8 @@ class Loop:
         if self.references:
             self.references.save()
 
-    def _restore(self) -> None:
-        tensors, facts = several.of_the_first(lambda: checkpoint.load_state(self.folder.state))
+    def _restore(self, state: Path) -> None:
+        tensors, facts = several.of_the_first(lambda: checkpoint.load_state(state))
         self.at = int(facts["step"])
         notes = self.parts.load_state(tensors, facts)
         self.health.load(facts.get("health", {}))

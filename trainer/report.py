@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +22,13 @@ T = TypeVar("T")
 class Writer:
     """The one voice of a run. Quiet on all processes but the first."""
 
-    def __init__(self, folder: Path, main: bool = True):
+    def __init__(self, folder: Path, main: bool = True, board: Path | None = None):
+        """``board``: where TensorBoard's curves go; unset, beside the run's events."""
         self.folder, self.main = folder, main
+        self._board_folder = board or folder / "tensorboard"
         self._log = EventLog(folder / "events.jsonl") if main else None
         self._board: Any = None
+        self._average: deque[float] = deque(maxlen=1)
         self._last_status = 0.0
         self._bar: tqdm[Any] | None = None
         self.at, self.total = 0, 0
@@ -59,9 +63,8 @@ class Writer:
             return
         self._log.write(kind, step, **facts)
         if self._board and kind in ("step", "validation"):
-            prefix = "" if kind == "step" else "validation/"
-            for name, value in _scalars({k: v for k, v in facts.items() if k not in ("eta", "seconds")}):
-                self._board.add_scalar(prefix + name, value, step)
+            for name, value in _curves(kind, facts, self._average):
+                self._board.add_scalar(name, value, step)
 
     def status(self, state: State, *, message: str = "", eta: float | None = None, now: bool = False) -> None:
         """``status.json``, at most twice a second while running."""
@@ -73,10 +76,11 @@ class Writer:
     def start(self, step: int, total: int, report: dict[str, Any]) -> None:
         """The run begins to train."""
         self.at, self.total = step, total
+        self._average = deque(maxlen=max(1, report["steps_per_epoch"]))
         if self.main:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+            self._board = SummaryWriter(str(self._board_folder), purge_step=step + 1)
         self.event("start", step, total=total, data=report)
         self.status("running", message="training", now=True)
 
@@ -131,6 +135,23 @@ class Writer:
         self.event("end", self.at, state=state, message=message, exit_code=code)
         if self.main:
             write_status(self.folder, state, step=self.at, total=self.total, message=message, exit_code=code)
+
+
+TAGS = {
+    "loss": "loss/current", "rates/denoiser": "lr/unet", "rates/text_encoder": "lr/textencoder",
+    "validation/loss": "loss/validation/step_average",
+}  # fmt: skip
+"""TensorBoard's names of what Kohya's tools draw too."""
+
+
+def _curves(kind: str, facts: dict[str, Any], recent: deque[float]) -> Iterable[tuple[str, float]]:
+    """What TensorBoard draws of a step or validation; ``recent``: the losses of the last epoch's steps."""
+    prefix = "" if kind == "step" else "validation/"
+    for name, value in _scalars({k: v for k, v in facts.items() if k not in ("eta", "seconds", "lr")}):
+        yield TAGS.get(prefix + name, (prefix + name).replace("rates/", "lr/")), value
+    if kind == "step":
+        recent.append(facts["loss"])
+        yield "loss/average", sum(recent) / len(recent)
 
 
 def _scalars(facts: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:

@@ -35,6 +35,13 @@ class RunOptions(Options):
     """Keep the adapter in bf16 too (only with precision bf16): less memory, rougher updates."""
     device: str = option("auto", label="Device")
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+    resume_from: PathStr | None = option(None, kohya="resume", label="Go on from a state")
+    """A state file of Pixelkiln, or the folder of a run: adapter, optimizer and step are taken from there. ``--resume``
+    goes on from this run's own."""
+    log_dir: PathStr | None = option(None, kohya="logging_dir", label="TensorBoard folder")
+    """Where TensorBoard's curves go, in a folder named after the time; in the run's own folder when not given."""
+    log_prefix: str = option("", kohya="log_prefix", label="TensorBoard prefix")
+    """What the name of that folder begins with."""
     kohya_strict: bool = option(False, kohya="kohya_strict", label="Kohya's numbers")
     """Reproduce sd-scripts' numbers where we do it otherwise: loss weights from the noise schedule before zero terminal
     SNR is put on it, SD3's timesteps rounded down, epochs counted over micro-batches of all buckets."""

@@ -15,22 +15,32 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, PngImagePlugin
+from pydantic import field_validator
 from torch import Tensor
 
 from .files import write_atomic
 from .noise import Process
-from .registry import Options, PathStr, option
+from .registry import Options, PathStr, nearest, option
 from .types import Conditioning
 
-Sampler = Literal["euler", "euler_ancestral", "heun", "ddim", "dpmpp_2m"]
+Sampler = Literal[
+    "euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "ddim", "pndm", "dpmpp_2m", "dpmsingle",
+]  # fmt: skip
 Spacing = Literal["normal", "karras", "simple", "sgm_uniform"]
+KOHYA = {
+    "euler_a": "euler_ancestral", "k_euler": "euler", "k_euler_a": "euler_ancestral",
+    "dpm_2_a": "dpm_2_ancestral", "k_dpm_2": "dpm_2", "k_dpm_2_a": "dpm_2_ancestral", "dpmsolver": "dpmpp_2m",
+    "dpmsolver++": "dpmpp_2m",
+}  # fmt: skip
+"""Other names of samplers, by Kohya's tools."""
 
 
 class SampleOptions(Options):
     prompts: list[str] = option([], label="Prompts")
     """What to draw; each prompt is a row of the grid. Kohya's flags may follow: ``a cat --n blurry --d 7 --w 512``."""
     file: PathStr | None = option(None, kohya="sample_prompts", label="Prompt file")
-    """Prompts from a text file, one a line, ``#`` for comments, with the same flags."""
+    """Prompts from a text file, one a line, ``#`` for comments, with the same flags; or from Kohya's .toml
+    (``[prompt]`` and ``[[prompt.subset]]``) or .json (a list of tables or lines)."""
     negative: str = option("", label="Negative prompt")
     """What to steer away from, where a prompt has no ``--n`` of its own."""
     every: int = option(0, kohya="sample_every_n_steps", label="Every (steps)", ge=0)
@@ -53,6 +63,11 @@ class SampleOptions(Options):
     """Pixels; the training resolution when not given."""
     seed: int = option(42, label="Seed", ge=0)
     """Seed of the first prompt; each following prompt takes the next."""
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _kohya(cls, value: Any) -> Any:
+        return KOHYA.get(value, value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -80,39 +95,86 @@ class Prompt:
 
 def prompts(options: SampleOptions, resolution: tuple[int, int], cell: int = 8) -> list[Prompt]:
     """The prompts of the options and of their file, flags applied. ValueError names a flag that is not known."""
-    lines = list(options.prompts)
-    if options.file:
-        try:
-            text = Path(options.file).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"sample.file: {options.file} cannot be read ({error}); give a UTF-8 text file") from None
-        lines += [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return [_prompt(line, options, resolution, options.seed + i, cell) for i, line in enumerate(lines)]
+    asked = [_flags(line) for line in options.prompts] + (_read(Path(options.file)) if options.file else [])
+    return [_prompt(text, given, options, resolution, options.seed + i, cell) for i, (text, given) in enumerate(asked)]
 
 
-def _prompt(line: str, options: SampleOptions, resolution: tuple[int, int], seed: int, cell: int) -> Prompt:
+Given = dict[str, Any]
+"""What a prompt says for itself, by the names of ``Prompt``."""
+FLAGS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "n": ("negative", str), "d": ("seed", int), "w": ("width", int), "h": ("height", int), "s": ("steps", int),
+    "l": ("guidance", float), "g": ("guidance", float), "ss": ("sampler", str),
+}  # fmt: skip
+KEYS = {
+    "negative_prompt": ("negative", str), "seed": ("seed", int), "width": ("width", int), "height": ("height", int),
+    "sample_steps": ("steps", int), "scale": ("guidance", float), "guidance_scale": ("guidance", float),
+    "sample_sampler": ("sampler", str),
+}  # fmt: skip
+FOREIGN = ("ctr", "rcfg", "fs", "cfg_trunc_ratio", "renorm_cfg", "flow_shift")
+"""What Kohya's tools know for other families, and pass over for these."""
+
+
+def _read(path: Path) -> list[tuple[str, Given]]:
+    """The prompts of a file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".toml":
+            import toml
+
+            shared = toml.loads(text)["prompt"]
+            rows = [{**{k: v for k, v in shared.items() if k != "subset"}, **one} for one in shared["subset"]]
+        elif path.suffix.lower() == ".json":
+            rows = json.loads(text)
+        else:
+            rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        assert isinstance(rows, list)
+        return [_flags(row) if isinstance(row, str) else _table(row) for row in rows]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"sample.file: {path} cannot be read ({error}); give a UTF-8 text file") from None
+    except (KeyError, TypeError, AttributeError, AssertionError, IndexError, ValueError) as error:
+        if str(error).startswith("sample prompt"):
+            raise
+        form = "[prompt] with [[prompt.subset]]" if path.suffix.lower() == ".toml" else "a list of prompts"
+        raise ValueError(f"sample.file: {path} is not {form} ({error}); mend it") from None
+
+
+def _flags(line: str) -> tuple[str, Given]:
+    """``a cat --n blurry --d 7`` taken apart."""
     text, *flags = line.strip().split(" --")
-    given: dict[str, Any] = {}
-    readers: dict[str, tuple[str, Callable[[str], Any]]] = {
-        "n": ("negative", str), "d": ("seed", int), "w": ("width", int), "h": ("height", int), "s": ("steps", int),
-        "l": ("guidance", float), "g": ("guidance", float), "ss": ("sampler", str),
-    }  # fmt: skip
+    given: Given = {}
     for flag in flags:
         name, _, value = flag.strip().partition(" ")
-        if name.lower() not in readers:
-            raise ValueError(f"sample prompt '{text}': --{name} is not known; there is --{' --'.join(readers)}")
-        field, read = readers[name.lower()]
+        if name.lower() in FOREIGN:
+            continue
+        if name.lower() not in FLAGS:
+            raise ValueError(f"sample prompt '{text}': --{name} is not known; there is --{' --'.join(FLAGS)}")
+        field, read = FLAGS[name.lower()]
         try:
             given[field] = read(value.strip())
         except ValueError:
             raise ValueError(f"sample prompt '{text}': --{name} {value!r} is no {read.__name__}") from None
-    aliases = {
-        "euler_a": "euler_ancestral",
-        "k_euler": "euler",
-        "k_euler_a": "euler_ancestral",
-        "dpmsolver++": "dpmpp_2m",
-    }
-    sampler: Any = aliases.get(given.get("sampler", ""), given.get("sampler", options.sampler))
+    return text, given
+
+
+def _table(row: dict[str, Any]) -> tuple[str, Given]:
+    """The same from Kohya's table."""
+    text, given = str(row.get("prompt", "")), Given()
+    for name, value in row.items():
+        if name in ("prompt", *FOREIGN):
+            continue
+        if name not in KEYS:
+            raise ValueError(f"sample prompt '{text}': there is no '{name}'; {nearest(name, ['prompt', *KEYS])}")
+        field, read = KEYS[name]
+        if not isinstance(value, (int, float) if read is float else read) or isinstance(value, bool):
+            raise ValueError(f"sample prompt '{text}': {name} = {value!r} is no {read.__name__}")
+        given[field] = read(value)
+    return text, given
+
+
+def _prompt(
+    text: str, given: Given, options: SampleOptions, resolution: tuple[int, int], seed: int, cell: int
+) -> Prompt:
+    sampler: Any = KOHYA.get(given.get("sampler", ""), given.get("sampler", options.sampler))
     if sampler not in _SCHEDULERS:
         raise ValueError(f"sample prompt '{text}': there is no sampler '{sampler}'; there is {', '.join(_SCHEDULERS)}")
     width, height = (
@@ -132,8 +194,12 @@ _SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
+    "dpm_2": "KDPM2DiscreteScheduler",
+    "dpm_2_ancestral": "KDPM2AncestralDiscreteScheduler",
     "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmsingle": "DPMSolverSinglestepScheduler",
 }
 
 
@@ -200,9 +266,11 @@ def draw(
     x = noise.to(device)
     if prompt.sampler in ("euler", "euler_ancestral", "heun"):
         x = x * (1 + levels[0] ** 2) ** 0.5
+    elif prompt.sampler in ("dpm_2", "dpm_2_ancestral"):
+        x = x * float(scheduler.init_noise_sigma)
     for t in scheduler.timesteps:
         level = t.round().reshape(1).to(device, torch.float32)
-        extra = {"generator": ancestral} if prompt.sampler == "euler_ancestral" else {}
+        extra = {"generator": ancestral} if prompt.sampler.endswith("ancestral") else {}
         x = scheduler.step(said(scheduler.scale_model_input(x, t), level), t, x, **extra).prev_sample
     return x
 
@@ -214,7 +282,10 @@ def _scheduler(process: Process, prompt: Prompt, levels: Tensor) -> Any:
     alphas = process.alphas
     betas = (1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])).numpy().astype(np.float32)
     kind = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}[process.prediction]
-    extra = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} if prompt.sampler == "ddim" else {}
+    extra: dict[str, Any] = {
+        "ddim": {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+        "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
+    }.get(prompt.sampler, {})
     made = getattr(diffusers, _SCHEDULERS[prompt.sampler])(trained_betas=betas, prediction_type=kind, **extra)
     if prompt.sampler == "euler":
         made.set_timesteps(sigmas=levels.tolist())

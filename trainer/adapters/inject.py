@@ -41,20 +41,20 @@ def inject(
     sites = all_sites(family, modules)
     planned, kind, notes, for_comfyui = plan(family, sites, options), options.kind, [], False
     if options.init_from:
-        start, kind, notes, for_comfyui = _start(options, family)
+        start, kind, notes, for_comfyui = read_start(options, family)
         planned, more = continued(planned, start, sites, options.init_from)
         notes += more
         notes += _differences(options, planned, kind)
     if kind in ("loha", "lokr"):
         _refuse_4bit(kind, modules)
     with _generator(seed):
-        mounted = _mount(modules, planned, kind, options, NAME)
+        mounted = mount(modules, planned, kind, options, NAME)
     for one in mounted:
         if one.plan.tensors is not None:
             with files.naming(options.init_from or ""):
                 one.install(one.plan.tensors)
             if for_comfyui:
-                _as_lycoris(one)
+                as_lycoris(one)
         for parameter in one.parameters().values():
             parameter.data = parameter.data.to(dtype)
     mounted = [replace(one, plan=replace(one.plan, tensors=None)) for one in mounted]  # the file's tensors may go
@@ -168,7 +168,7 @@ class Adapter:
     def keep_start(self) -> None:
         """Keep a frozen copy of the adapter as it is now, and make it what ``reference`` shows."""
         options = self.options.model_copy(update={"rank_dropout": 0.0})
-        copies = _mount(self.modules, [one.plan for one in self.mounted], self.kind, options, START)
+        copies = mount(self.modules, [one.plan for one in self.mounted], self.kind, options, START)
         for one, copy in zip(self.mounted, copies):
             copy.install(one.tensors(), START)
             for parameter, mine in zip(copy.parameters(START).values(), one.parameters().values()):
@@ -270,7 +270,7 @@ def _trained(
     return {**parts, DENOISER: denoiser} if options.denoiser else parts
 
 
-def _start(options: AdapterOptions, family: str) -> tuple[dict[str, Tensor], str, list[str], bool]:
+def read_start(options: AdapterOptions, family: str) -> tuple[dict[str, Tensor], str, list[str], bool]:
     """The tensors of ``init_from`` by Kohya's names, their kind, notes, and whether magnitudes are ComfyUI's."""
     path = options.init_from
     assert path
@@ -294,7 +294,7 @@ def _start(options: AdapterOptions, family: str) -> tuple[dict[str, Tensor], str
 
 
 @torch.no_grad()
-def _as_lycoris(one: Mounted) -> None:
+def as_lycoris(one: Mounted) -> None:
     """Magnitudes that were written for ComfyUI, as DoRA's again."""
     for layer in one.layers:
         magnitude = layer.lora_magnitude_vector[NAME].weight
@@ -318,7 +318,7 @@ def _refuse_4bit(kind: str, modules: Mapping[str, nn.Module]) -> None:
             raise ValueError(f"adapter.kind: {kind} cannot sit on 4-bit weights; use lora or dora")
 
 
-def _mount(
+def mount(
     modules: Mapping[str, nn.Module], planned: Sequence[Planned], kind: str, options: AdapterOptions, adapter: str
 ) -> list[Mounted]:
     """PEFT's layers on every planned site."""

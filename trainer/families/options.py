@@ -23,6 +23,10 @@ class ModelOptions(Options):
     not given."""
     vae: PathStr | None = option(None, kohya="vae", label="Autoencoder (VAE)")
     """Another autoencoder of the same kind, as a file, a folder or a hub id. The base model's own when not given."""
+    base_adapters: list[PathStr] = option([], kohya="base_weights", label="Adapters in the base")
+    """Adapter files that are added to the base model before training: the new adapter is learned on top of them."""
+    base_adapter_weights: list[float] = option([], kohya="base_weights_multiplier", label="Their weights")
+    """What each of ``base_adapters`` is multiplied by; 1 where not given."""
     clip_skip: int | None = option(None, kohya="clip_skip", label="CLIP skip", ge=1, le=12)
     """Which layer of CLIP conditions SD 1.x and 2.x, counted from the end: 1 is the last, 2 what many anime models
     want. SDXL and SD3 always read the layer before the last."""
@@ -62,6 +66,8 @@ class ModelOptions(Options):
             raise ValueError(f"prediction: {self.family} has no flow; use 'epsilon', 'v' or 'auto'")
         if self.prediction not in ("auto", "flow") and self.family.startswith("sd3"):
             raise ValueError(f"prediction: {self.family} predicts a flow; use 'flow' or 'auto'")
+        if len(self.base_adapter_weights) > len(self.base_adapters):
+            raise ValueError("base_adapter_weights: there are more of them than base_adapters; give one for each")
         if self.t5 and not self.use_t5:
             raise ValueError("t5: a file is given, but use_t5 is false; drop one of them")
         return self
