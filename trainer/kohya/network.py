@@ -12,7 +12,9 @@ from .made import Made
 from .names import arguments, near
 from .read import Values, Wrong, number, whole
 
-MODULES = {"networks.lora": "lora", "networks.lora_sd3": "lora", "networks.loha": "loha", "networks.lokr": "lokr"}
+MODULES = {"networks.lora": "lora", "networks.lora_sd3": "lora", "networks.loha": "loha", "networks.lokr": "lokr",
+           "locon.locon_kohya": "lora"}  # fmt: skip
+"""Module -> kind; the last is LyCORIS's before it had that name."""
 LYCORIS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
 REFUSED_MODULES = {
     "networks.lora_fa": "networks.lora, with optimizer_type AdamW8bit where memory is short",

@@ -61,7 +61,7 @@ class Values:
             if name in IGNORED:
                 return
             hint = near(name, known())
-            if hint:
+            if hint and value not in (False, None, ""):
                 self.problems.append((at(place, name), f"sd-scripts has no such argument; {hint}"))
             else:
                 self.notes.append(f"{place}: {name} is not an argument of sd-scripts' LoRA scripts; it is left out")

@@ -1,0 +1,49 @@
+"""Every preset is whole, says what it is for and where its values come from, and trains."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from short_runs import model, pairs, pictures
+
+from pixelkiln.trainer.config import PRESETS, load
+from pixelkiln.trainer.engine import train
+
+NAMES = sorted(path.stem for path in PRESETS.glob("*.toml") if not path.stem.startswith("demo"))
+GOALS = ("character", "style", "concept", "detail", "preference")
+MODELS = {"sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3-medium"}
+
+
+def made(name: str, root, **flags):
+    """The preset on a tiny model of its family, with little of everything."""
+    family, goal, _ = name.split("-")
+    data = pairs(root / "pairs") if goal == "preference" else pictures(root / "pictures", 4)
+    small = {
+        "model.path": str(model(root / family, MODELS[family])), "data.resolution": 64, "run.out": str(root / "runs"),
+        "run.device": "cpu", "run.precision": "fp32", "run.steps": 2, "run.accumulation": 1, "run.name": name,
+        ("data.pairs" if goal == "preference" else "data.path"): str(data), "memory.text_weights": "full",
+    }  # fmt: skip
+    return load(preset=name, flags={**small, **flags})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_named_and_described(name, tmp_path):
+    family, goal, size = name.split("-")
+    assert family in MODELS
+    assert goal in GOALS
+    assert re.fullmatch(r"(8|12|16|24)gb", size)
+    lines = (PRESETS / f"{name}.toml").read_text("utf-8").splitlines()
+    assert re.match(rf"# SD.*, {size[:-2]} GB: \w", lines[0])
+    assert lines[1].startswith("# Values: ")
+    config = made(name, tmp_path)
+    assert (config.objective.kind == "dpo") == (goal == "preference")
+    assert ("pixel" in config.terms()) >= (goal == "detail")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_trains_two_steps(name, tmp_path):
+    config = made(name, tmp_path)
+    assert train(config) == 0
+    assert (tmp_path / "runs" / name / f"{name}.safetensors").exists()
