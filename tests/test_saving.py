@@ -134,3 +134,23 @@ def test_tensorboards_curves_have_kohyas_names_and_place(tmp_path) -> None:
     average = [one.value for one in curves.Scalars("loss/average")]
     assert average[3] == pytest.approx((losses[2] + losses[3]) / 2)  # over an epoch, which is 2 steps
     assert [one.value for one in curves.Scalars("lr/textencoder")] == pytest.approx([1e-4] * 6)
+
+
+def test_several_pools_are_told_one_by_one(tmp_path) -> None:
+    short_runs.pictures(tmp_path / "big", 3, (128, 128), seed=1)
+    sets = [
+        {"path": str(short_runs.pictures(tmp_path / "pictures")), "pool": "small", "shuffle": True},
+        {"path": str(tmp_path / "big"), "pool": "big", "batch": 1, "resolution": 128, "repeats": 2},
+    ]
+    config = short_runs.config(tmp_path, {"run.steps": 1, "data.sets": sets})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"path": None})})
+    assert train(config) == 0
+    said = json.loads(read_header(Path(config.run.out) / "t" / "t.safetensors")[0]["ss_datasets"])
+    assert [(d["batch_size_per_device"], d["num_train_images"], d["resolution"]) for d in said] == [
+        (4, 8, [64, 64]), (1, 6, [128, 128])
+    ]  # fmt: skip
+    assert [d["bucket_info"]["buckets"] for d in said] == [
+        {"0": {"resolution": [64, 64], "count": 8}}, {"0": {"resolution": [128, 128], "count": 6}}
+    ]  # fmt: skip
+    assert [d["subsets"][0]["shuffle_caption"] for d in said] == [True, False]
+    assert said[0]["tag_frequency"]["pictures"]["a red cat 0"] == 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from pixelkiln.trainer.data import captions
 from pixelkiln.trainer.data.buckets import Rules, assign, conditioning
 from pixelkiln.trainer.data.loader import Dataset
 from pixelkiln.trainer.data.options import DataOptions, PictureOptions
+from pixelkiln.trainer.families.sd15 import SD15
+from pixelkiln.trainer.families.text import clip_tokens
+from pixelkiln.trainer.families.words import tokenizer as read_tokenizer
 from pixelkiln.trainer.losses.term import LossParts
 from pixelkiln.trainer.noise import Process, scaled_linear, zero_terminal_snr
 from pixelkiln.trainer.objectives.sft import SftOptions, weightings
@@ -45,6 +49,25 @@ def test_buckets_sizes_and_sdxl_crops() -> None:
             assert fit is not None and (list(fit.bucket), list(fit.resized)) == (bucket, resized), (row, given)
             assert list(conditioning(given, fit.bucket)[2:4]) == crop[:2]
             assert conditioning(given, fit.bucket, flipped=True)[3] == crop[2]
+
+
+TEXTS = [
+    "a red cat", "", "a (red:1.3) cat, [blue] sky, ((tree)), \\(plain\\) (open",
+    ", ".join(f"tag {i}, (word:{1 + i / 100:.2f})" for i in range(40)), " ".join(["cat"] * 75),
+    " ".join(["cat"] * 76), " ".join(["dog"] * 74), " ".join(["cat"] * 149) + " dog dog",
+]  # fmt: skip
+
+
+def test_tokens_and_emphasis_of_one_to_three_chunks(tmp_path) -> None:
+    """Of ids and of weights (to 4 digits) the checksums are recorded."""
+    tokenizer = read_tokenizer(SD15.encoders["te"], tmp_path, None)
+    for limit, text, *wanted in GOLDEN["tokens"]:
+        plain = clip_tokens(tokenizer, [TEXTS[text]], limit)
+        weighted = clip_tokens(tokenizer, [TEXTS[text]], limit, weighted=True)
+        assert weighted.weights is not None
+        emphasis = [round(float(v), 4) for v in weighted.weights[0]]
+        found = [plain.ids.flatten().tolist(), weighted.ids.flatten().tolist(), emphasis]
+        assert [zlib.crc32(repr(one).encode()) for one in found] == wanted, (limit, TEXTS[text])
 
 
 def native(model: Any, words: dict[str, Any]) -> dict[str, Any]:
@@ -185,5 +208,5 @@ def test_arithmetic_of_steps(tmp_path, case) -> None:
         assert total_steps(run, data.steps_per_epoch, batches) == total == epochs * per_epoch
         if accumulation == 1:
             assert data.steps_per_epoch == batches
-            ours = sorted((f"{w}x{h}", samples) for (w, h), samples, _, _ in data.plan.rows)
+            ours = sorted((f"{w}x{h}", samples) for (w, h), samples, *_ in data.plan.rows)
             assert ours == sorted(item for some, _ in counts for item in some.items())

@@ -9,6 +9,7 @@ from typing import Any
 from . import checkpoint
 from .adapters import files
 from .build import Parts
+from .data.buckets import rules
 
 
 def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
@@ -102,6 +103,7 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
             },
             "mean_img_ar_error": report["mean_aspect_error"],
         },
+        **({"datasets": _datasets(parts)} if len({one.pool for one in said}) > 1 else {}),
         **{
             k.removeprefix("ss_"): v
             for k, v in parts.family.metadata().items()
@@ -147,6 +149,41 @@ def _folders(report: dict[str, Any], reg: bool) -> dict[str, Any]:
         while name in found:
             name, number = f"{one['name']} ({number})", number + 1
         found[name] = {"n_repeats": one["repeats"], "img_count": one["items"]}
+    return found
+
+
+def _datasets(parts: Parts) -> list[dict[str, Any]]:
+    """Kohya's ss_datasets: what each pool of sets is."""
+    data, found = parts.dataset, []
+    tags, folders = data.tag_frequency(), data.report["folders"]
+    for pool in dict.fromkeys(one.pool for one in data.scan.sets):
+        mine = [(i, one) for i, one in enumerate(data.scan.sets) if one.pool == pool]
+        first, shape = mine[0][1], rules(mine[0][1], data.native)
+        rows = [row for row in data.plan.rows if row[4] == (pool, first.batch or 0)]
+        found.append({
+            "is_dreambooth": first.metadata is None,
+            "batch_size_per_device": first.batch or parts.config.run.batch,
+            "num_train_images": sum(folders[i]["samples"] for i, one in mine if not one.is_reg),
+            "num_reg_images": sum(folders[i]["samples"] for i, one in mine if one.is_reg),
+            "resolution": list(shape.resolution),
+            "enable_bucket": first.buckets,
+            "min_bucket_reso": shape.low,
+            "max_bucket_reso": shape.high,
+            "tag_frequency": {data.scan.names[i]: tags.get(data.scan.names[i], {}) for i, _ in mine},
+            "bucket_info": {"buckets": {str(i): {"resolution": list(r[0]), "count": r[1]} for i, r in enumerate(rows)}},
+            "resize_interpolation": None if first.interpolation == "auto" else first.interpolation,
+            "subsets": [
+                {
+                    "img_count": folders[i]["items"], "num_repeats": one.repeats, "color_aug": one.color,
+                    "flip_aug": one.flip, "random_crop": one.random_crop, "shuffle_caption": one.shuffle,
+                    "keep_tokens": one.keep_tokens, "keep_tokens_separator": one.keep_tokens_separator,
+                    "secondary_separator": one.secondary_separator, "enable_wildcard": one.wildcards,
+                    "caption_prefix": one.prefix, "caption_suffix": one.suffix, "image_dir": data.scan.names[i],
+                    "class_tokens": one.caption, "is_reg": one.is_reg,
+                }
+                for i, one in mine
+            ],
+        })  # fmt: skip
     return found
 
 

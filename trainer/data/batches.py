@@ -67,10 +67,10 @@ class Plan:
                 self._buckets.setdefault((pool, buckets[item]), []).append(item)
         self._buckets = dict(sorted(self._buckets.items(), key=lambda one: (one[0][1], str(one[0][0]))))
         self.rows = [
-            (bucket, count := sum(repeats[i] for i in items), -(-count // self._size(pool)), self._size(pool))
+            (bucket, count := sum(repeats[i] for i in items), -(-count // self._size(pool)), self._size(pool), pool)
             for (pool, bucket), items in self._buckets.items()
         ]
-        """Each bucket of each pool with its samples and steps per epoch, and its effective batch."""
+        """Each bucket of each pool: its size, samples and steps per epoch, effective batch, and the pool."""
         self.samples = sum(row[1] for row in self.rows)
         self.steps_per_epoch = sum(row[2] for row in self.rows)
         self._epoch: tuple[int, list[list[tuple[int, int]]]] = (0, [])

@@ -179,7 +179,7 @@ class Dataset:
 
     def batches_per_epoch(self, accumulation: int) -> int:
         """Micro-batches of an epoch, where ``accumulation`` of them are a step."""
-        return sum(-(-samples // max(1, size // accumulation)) for _, samples, _, size in self.plan.rows)
+        return sum(-(-samples // max(1, size // accumulation)) for _, samples, _, size, _ in self.plan.rows)
 
     @property
     def resolution(self) -> Size:

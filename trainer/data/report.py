@@ -34,7 +34,7 @@ def report(data: Dataset) -> dict[str, Any]:
         ],
         "buckets": [
             {"width": width, "height": height, "samples": samples, "steps": steps}
-            for (width, height), samples, steps, _ in data.plan.rows
+            for (width, height), samples, steps, *_ in data.plan.rows
         ],
         "mean_aspect_error": sum(errors) / len(errors),
         "captions": {
