@@ -14,7 +14,7 @@ from pixelkiln.trainer.build import build
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_a_kohya_file_comes_back_bit_by_bit(tmp_path, name, dtype) -> None:
-    """With convolutions (SD1.5), text encoders, a rank and an alpha of its own in each module, as block_dims makes them."""
+    """With convolutions (SD1.5), text encoders, and a rank and an alpha of each module's own, as block_dims makes."""
     whole = {"adapter.text_encoders": True, "run.precision": "fp32"}
     conv = {"adapter.conv_rank": 2} if name == "sd15" else {}  # the tiny SDXL has its samplers in other places
     names = build(config(tmp_path, {**whole, **conv}, name), print, data=False).adapter
