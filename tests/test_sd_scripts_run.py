@@ -1,8 +1,9 @@
-"""Ten steps on a small SD1.5, beside the same ten steps of sd-scripts, recorded once (``golden/sd_scripts_run.json``).
+"""Ten steps on a small SD1.5 from Kohya's own TOML and folders, beside the same ten steps of sd-scripts.
 
-sd-scripts' own ``train_network.py`` ran, on the same weights, pictures, captions and adapter. Pinned in it: the order
-of the pictures, noise and timesteps are ours; latents are the posterior's mean where it would draw from the posterior.
-Not pinned, so compared: buckets, captions, tokens, text encoder with clip_skip, latents, the noisy input, U-Net with
+sd-scripts' own ``train_network.py`` ran with these values, on the same weights, pictures, captions and adapter, and was
+recorded once (``golden/sd_scripts_run.json``). Pinned in it: the order of the pictures, noise and timesteps are ours;
+latents are the posterior's mean where it would draw from the posterior. Not pinned, so compared: what the file means,
+folders and repeats, buckets, captions, tokens, text encoder with clip_skip, latents, the noisy input, U-Net with
 adapters on it and on the text encoder, min-SNR, the weight of regularisation pictures, gradient clipping, learning
 rates and their warm-up, AdamW.
 """
@@ -24,42 +25,67 @@ from short_runs import events
 from pixelkiln.trainer.build import build
 from pixelkiln.trainer.config import load
 from pixelkiln.trainer.engine import train
+from pixelkiln.trainer.kohya import entrance
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "sd_scripts_run.json").read_text("utf-8"))
+THEIRS = """
+pretrained_model_name_or_path = "model"
+train_data_dir = "data"
+reg_data_dir = "reg"
+output_dir = "out"
+output_name = "t"
+resolution = "128,128"
+enable_bucket = true
+min_bucket_reso = 64
+max_bucket_reso = 256
+train_batch_size = 2
+max_train_steps = 10
+caption_extension = ".txt"
+network_module = "networks.lora"
+network_dim = 4
+network_alpha = 2.0
+network_weights = "start.safetensors"
+unet_lr = 1e-3
+text_encoder_lr = [5e-4]
+learning_rate = 1e-4
+lr_scheduler = "constant_with_warmup"
+lr_warmup_steps = 3
+min_snr_gamma = 5.0
+noise_offset = 0.1
+prior_loss_weight = 0.5
+clip_skip = 2
+seed = 7
+sdpa = true
+max_data_loader_n_workers = 0
+mixed_precision = "no"
+"""
 
 
-def test_ten_steps_as_sd_scripts_takes_them(tmp_path) -> None:
+def test_ten_steps_as_sd_scripts_takes_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # as sd-scripts, relative paths are the working folder's
     model = sd15_small.write(tmp_path / "model")
     files = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
     weights = [safetensors.torch.load_file(model / file) for file in files]
     sizes = [sum(float(v.double().abs().sum()) for v in some.values() if v.is_floating_point()) for some in weights]
     assert sizes == pytest.approx(GOLDEN["weights"], rel=1e-7)  # else PyTorch's generator has changed
-
     for i in range(4):
-        picture(tmp_path / "anna" / f"{i}.png", (128, 128), i, f"a red cat, number {i}")
+        picture(tmp_path / "data" / "3_anna" / f"{i}.png", (128, 128), i, f"a red cat, number {i}")
     for i in range(3):
-        picture(tmp_path / "anna" / f"w{i}.png", (256, 64), 10 + i, f"anna in a house, {i} trees")
+        picture(tmp_path / "data" / "3_anna" / f"w{i}.png", (256, 64), 10 + i, f"anna in a house, {i} trees")
     for i in range(2):
-        picture(tmp_path / "cat" / f"r{i}.png", (128, 128), 20 + i, f"a cat {i}")
-    flags: dict[str, Any] = {
-        "run.out": str(tmp_path / "runs"), "run.name": "t", "run.steps": 10, "run.batch": 2, "run.seed": 7,
-        "run.precision": "fp32", "run.device": "cpu", "model.path": str(model), "model.clip_skip": 2,
-        "data.resolution": 128, "data.bucket_min": 64, "data.bucket_max": 256, "data.prior_loss_weight": 0.5,
-        "data.sets": [
-            {"path": str(tmp_path / "anna"), "repeats": 3}, {"path": str(tmp_path / "cat"), "is_reg": True},
-        ],
-        "adapter.rank": 4, "adapter.alpha": 2.0, "adapter.text_encoders": True, "optimizer.denoiser_lr": 1e-3,
-        "optimizer.text_encoder_lr": 5e-4, "schedule.kind": "constant_with_warmup", "schedule.warmup": 3,
-        "objective.min_snr_gamma": 5.0, "noise.noise_offset": 0.1, "save.precision": "fp32", "save.state_every": 0,
-    }  # fmt: skip
-    start = started(build(load(flags=flags), print).adapter.for_file(torch.float32))
+        picture(tmp_path / "reg" / "1_cat" / f"r{i}.png", (128, 128), 20 + i, f"a cat {i}")
+    flags = {"model.path": str(model), "data.path": "data", "adapter.text_encoders": True, "adapter.rank": 4,
+             "adapter.alpha": 2.0, "run.device": "cpu", "run.precision": "fp32"}  # fmt: skip
+    start = started(build(load(flags=flags), print, data=False).adapter.for_file(torch.float32))
     safetensors.torch.save_file(start, tmp_path / "start.safetensors")
-    config = load(flags={**flags, "adapter.init_from": str(tmp_path / "start.safetensors")})
+    (tmp_path / "theirs.toml").write_text(THEIRS, "utf-8")
+    given, _ = entrance.take(["--config_file", "theirs.toml", "--run.device=cpu"])
+    config, _ = entrance.load(given)
     assert train(config) == 0
 
     losses = [e["loss"] for e in events(config) if e["kind"] == "step"]
     assert losses == pytest.approx(GOLDEN["losses"], abs=1e-5)
-    saved = safetensors.torch.load_file(tmp_path / "runs" / "t" / "t.safetensors")
+    saved = safetensors.torch.load_file(tmp_path / "out" / "t" / "t.safetensors")
     assert {name for name in saved if not name.endswith(".alpha")} == set(GOLDEN["tensors"])
     moved = []
     for name, (norm, *some) in GOLDEN["tensors"].items():
