@@ -59,6 +59,7 @@ def test_every_argument_of_sd_scripts_has_its_place():
 
 SAMPLES: dict[str, Any] = {
     "adaptive_noise_scale": {"adaptive_noise_scale": 0.1, "noise_offset": 0.1},
+    "base_weights_multiplier": {"base_weights": ["a.safetensors"], "base_weights_multiplier": [0.5]},
     "caption_extention": {"caption_extention": ".words"},
     "clip_skip": {"clip_skip": 2},
     "color_aug": {"color_aug": True},
@@ -217,6 +218,27 @@ def test_prodigy_works_with_the_first_groups_rate_as_in_sd_scripts(folder):
     got, notes = read(folder, optimizer_type="Prodigy", unet_lr=1.0, text_encoder_lr=0.5)
     assert (got.optimizer.learning_rate, got.optimizer.denoiser_lr, got.optimizer.text_encoder_lr) == (0.5, None, None)
     assert any("Prodigy works with one rate" in note for note in notes)
+
+
+def test_a_state_of_sd_scripts_gives_its_adapter(folder):
+    assert Path(read(folder, resume="runs/mine")[0].run.resume_from).name == "mine"
+    state = folder / "at-state"
+    state.mkdir()
+    for name in ("model.safetensors", "train_state.json"):
+        (state / name).touch()
+    got, notes = read(folder, resume=str(state))
+    assert (Path(got.adapter.init_from), got.run.resume_from) == (state / "model.safetensors", None)
+    assert any(note.startswith("resume: a state of sd-scripts") for note in notes)
+
+
+def test_samplers_of_previews(folder):
+    for theirs, ours in (
+        ("ddim", "ddim"),
+        ("k_euler_a", "euler_ancestral"),
+        ("dpmsolver++", "dpmpp_2m"),
+        ("k_lms", "euler"),
+    ):
+        assert read(folder, sample_sampler=theirs)[0].sample.sampler == ours
 
 
 # -------------------------------------------------------------------------------------------------------- networks

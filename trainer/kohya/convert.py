@@ -11,6 +11,7 @@ from ..config import reference
 from ..families.load import identify
 from ..families.options import ModelOptions
 from ..optimizers.options import parse_args
+from ..sampling import KOHYA
 from .made import Made
 from .names import HARMLESS, REFUSED, arguments
 from .network import network
@@ -217,8 +218,11 @@ def _caches(values: Values, made: Made, family: str | None) -> None:
 
 
 def _files(values: Values, made: Made, family: str | None) -> None:
-    sampler = values["sample_sampler"]
-    made.put("sample.sampler", SAMPLERS.get(sampler, sampler), values, "sample_sampler")
+    sampler = str(values["sample_sampler"]).removeprefix("k_")
+    if sampler == "lms":
+        made.notes.append(f"sample_sampler: {values['sample_sampler']} is not here; previews are drawn by euler")
+        sampler = "euler"
+    made.put("sample.sampler", KOHYA.get(sampler, sampler), values, "sample_sampler")
     if values["sample_prompts"]:
         made.put("sample.at_start", values["sample_at_first"], values, "sample_at_first")
         made.put("sample.steps", 30, values, "sample_prompts")
@@ -227,16 +231,15 @@ def _files(values: Values, made: Made, family: str | None) -> None:
         limits = ("save_last_n_epochs_state", "save_last_n_epochs")
         kept = next((values[name] for name in limits if values[name]), 0)
         made.put("save.keep_states", kept, values, "save_state", *limits)
+    state = Path(values["resume"] or "").expanduser()
+    if values["resume"] and (state / "train_state.json").exists() and (state / "model.safetensors").exists():
+        made.put("adapter.init_from", str(state / "model.safetensors"), values, "resume")
+        made.notes.append("resume: a state of sd-scripts gives its adapter; optimizer and schedule begin anew")
+    else:
+        made.put("run.resume_from", values["resume"], values, "resume")
     if "seed" not in values.given:
         made.notes.append("seed is not given: sd-scripts draws one, here it is 0, so that a run can be repeated")
 
-
-SAMPLERS = {
-    "euler_a": "euler_ancestral", "k_euler": "euler", "k_euler_a": "euler_ancestral", "dpmsolver": "dpmpp_2m",
-    "dpmsolver++": "dpmpp_2m", "dpmsingle": "dpmpp_2m", "pndm": "ddim", "lms": "euler", "k_lms": "euler",
-    "dpm_2": "heun", "k_dpm_2": "heun", "dpm_2_a": "euler_ancestral", "k_dpm_2_a": "euler_ancestral",
-}  # fmt: skip
-"""Samplers of previews by ours; those that are not here by the most similar one."""
 
 STEPS: tuple[Callable[[Values, Made, str | None], None], ...] = (
     _run, _model, network, _loss, _optimizer, _memory, _caches, _files
@@ -252,11 +255,11 @@ train_batch_size train_data_dir validation_seed validation_split
 DATA = frozenset(_DATA.split())
 """Arguments that ``dataset.py`` converts."""
 _CONVERTED = """
-adaptive_noise_scale cache_latents cache_latents_to_disk cache_text_encoder_outputs
-cache_text_encoder_outputs_to_disk config_file fp8_base fp8_base_unet full_bf16 huber_c huber_scale huber_schedule
-learning_rate log_with loss_type lr_scheduler lr_scheduler_args lr_scheduler_type lr_warmup_steps max_train_epochs
-max_train_steps mem_eff_attn min_snr_gamma mixed_precision network_alpha network_args network_dim network_dropout
-network_module network_train_text_encoder_only network_train_unet_only optimizer_args optimizer_type sample_at_first
+adaptive_noise_scale cache_latents cache_latents_to_disk cache_text_encoder_outputs cache_text_encoder_outputs_to_disk
+config_file fp8_base fp8_base_unet full_bf16 huber_c huber_scale huber_schedule learning_rate log_with loss_type
+lr_scheduler lr_scheduler_args lr_scheduler_type lr_warmup_steps max_train_epochs max_train_steps mem_eff_attn
+min_snr_gamma mixed_precision network_alpha network_args network_dim network_dropout network_module
+network_train_text_encoder_only network_train_unet_only optimizer_args optimizer_type resume sample_at_first
 sample_sampler save_last_n_epochs_state save_model_as save_precision scale_weight_norms sdpa text_encoder_lr unet_lr
 use_8bit_adam use_lion_optimizer v2 v_parameterization v_pred_like_loss weighting_scheme xformers zero_terminal_snr
 """

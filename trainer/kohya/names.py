@@ -83,8 +83,6 @@ HARMLESS = {
     "log_config": "config.toml in the run's folder is the whole configuration",
     "log_tracker_config": "TensorBoard needs none",
     "log_tracker_name": "TensorBoard's folder is the run's",
-    "log_prefix": "curves lie in the run's own folder",
-    "logging_dir": "curves lie in the run's own folder",
     "lowram": "models are read part by part",
     "max_data_loader_n_workers": "pictures are read by threads of the trainer",
     "no_half_vae": "the autoencoder never runs in fp16 here",
@@ -113,8 +111,6 @@ HARMLESS = {
 """Accepted, and why it has no effect here."""
 
 REFUSED = {
-    "base_weights": "adapters are not merged into the base here; merge them into one file and name that as the model",
-    "base_weights_multiplier": "adapters are not merged into the base here",
     "blocks_to_swap": "blocks are not swapped; use gradient_checkpointing",
     "clip_g_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
     "clip_l_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
@@ -129,8 +125,7 @@ REFUSED = {
     "initial_step": "a run goes on where its state stopped; use resume",
     "output_config": "run `python -m trainer import-kohya ... -o mine.toml` with the same arguments",
     "pos_emb_random_crop_rate": "positions are embedded as the model was made; leave it out",
-    "resume": "states of another run are not taken up; go on from its file with network_weights",
-    "resume_from_huggingface": "download the file and go on from it with network_weights",
+    "resume_from_huggingface": "download the state and name its folder in resume",
     "t5_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
 }
 """Not done here, and the nearest thing that is. An alias on a field takes precedence."""
