@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from making import folder as pictures
 
+from pixelkiln.extension.recipe import read_import
 from pixelkiln.trainer import config as c
+from pixelkiln.trainer.kohya.dataset import KEYS
 from pixelkiln.trainer.kohya.entrance import imported, load, take
+from pixelkiln.trainer.kohya.gui import LYCORIS_ARGS, OTHERS, RENAMED, STRANGERS
+from pixelkiln.trainer.kohya.names import arguments
 
 
 def text(path: Path, content: str) -> Path:
@@ -302,3 +308,32 @@ def test_a_wrong_file_of_the_gui_is_told(content, said, tmp_path):
     path = text(tmp_path / "gui.json", content)
     with pytest.raises(ValueError, match=said):
         imported(take(["--config_file", str(path)])[0])
+
+
+@pytest.mark.slow
+def test_the_page_takes_a_file_of_the_gui(tmp_path):
+    assert "rank = 32 # network_dim = 32" in read_import(text(tmp_path / "gui.json", json.dumps(GUI)))
+    with pytest.raises(ValueError, match="algo=ia3 is not here"):
+        read_import(text(tmp_path / "bad.json", json.dumps({**GUI, "LoRA_type": "LyCORIS/iA3"})))
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.sampled_from(["", "x", "10%", "a=1"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from([*KEYS]), inner, max_size=2),
+    max_leaves=4,
+)  # fmt: skip
+SETTINGS = sorted({*arguments(), *RENAMED, *OTHERS, *LYCORIS_ARGS} - {"dataset_config"} - set(STRANGERS))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.sampled_from(SETTINGS), ANYTHING, max_size=8),
+       st.dictionaries(st.sampled_from([*KEYS, "subsets"]), ANYTHING, max_size=4))  # fmt: skip
+def test_whatever_a_file_holds_is_read_or_told(tmp_path_factory, saved, dataset):
+    root = tmp_path_factory.mktemp("any")
+    gui = text(root / "gui.json", json.dumps(saved))
+    whole = text(root / "data.json", json.dumps({"general": dataset, "datasets": [dataset]}))
+    for words in (["--config_file", str(gui)], ["--train_batch_size=1", "--dataset_config", str(whole)]):
+        try:
+            imported(take(words)[0])
+        except ValueError as error:
+            assert str(error)

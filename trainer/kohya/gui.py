@@ -130,7 +130,7 @@ class Gui:
         self.set(target, value)
 
     def network(self) -> None:
-        kind = self.raw.get("LoRA_type") or "Standard"
+        kind = str(self.raw.get("LoRA_type") or "Standard")
         raw, args = self.raw, []
         if kind in KINDS:
             self.set("network_module", "lycoris.kohya")
