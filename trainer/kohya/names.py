@@ -111,10 +111,10 @@ HARMLESS = {
 """Accepted, and why it has no effect here."""
 
 REFUSED = {
-    "blocks_to_swap": "blocks are not swapped; use gradient_checkpointing",
+    "blocks_to_swap": "leave it out; [memory] has what saves memory here, such as --memory.base_weights=int8",
     "clip_g_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
     "clip_l_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
-    "cpu_offload_checkpointing": "activations are not moved to the CPU; use gradient_checkpointing",
+    "cpu_offload_checkpointing": "leave it out; gradient_checkpointing keeps little, [memory] has more that saves",
     "dataset_class": "there is no data set of your own code; name folders in a dataset_config",
     "debug_dataset": "leave it out and run `python -m trainer check` with the same arguments",
     "deepspeed": "one card, or torchrun with several, is what there is",
