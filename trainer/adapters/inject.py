@@ -50,13 +50,13 @@ def inject(
     with _generator(seed):
         mounted = mount(modules, planned, kind, options, NAME)
     for one in mounted:
+        one.to(dtype)  # PEFT made them in the model's own type, which may be too coarse for what comes
         if one.plan.tensors is not None:
             with files.naming(options.init_from or ""):
                 one.install(one.plan.tensors)
+            one.to(dtype)
             if for_comfyui:
                 as_lycoris(one)
-        for parameter in one.parameters().values():
-            parameter.data = parameter.data.to(dtype)
     mounted = [replace(one, plan=replace(one.plan, tensors=None)) for one in mounted]  # the file's tensors may go
     adapter = Adapter(family, kind, options, modules, mounted, notes)
     adapter.dropout.attach(mounted)
@@ -170,9 +170,8 @@ class Adapter:
         options = self.options.model_copy(update={"rank_dropout": 0.0})
         copies = mount(self.modules, [one.plan for one in self.mounted], self.kind, options, START)
         for one, copy in zip(self.mounted, copies):
+            copy.to(next(iter(one.parameters().values())).dtype, START)
             copy.install(one.tensors(), START)
-            for parameter, mine in zip(copy.parameters(START).values(), one.parameters().values()):
-                parameter.data = parameter.data.to(mine.dtype)
         for layer in self._layers:
             layer.set_adapter(NAME)
         for one in self.mounted:

@@ -41,6 +41,10 @@ class Mounted:
                     found[f"{name}.{i}" if i else name] = parameter
         return found
 
+    def to(self, dtype: torch.dtype, adapter: str = NAME) -> None:
+        for parameter in self.parameters(adapter).values():
+            parameter.data = parameter.data.to(dtype)
+
     def tensors(self, adapter: str = NAME) -> dict[str, Tensor]:
         """What the file holds of this site, in the parameters' own type."""
         parts = [self._part(layer, adapter) for layer in self.layers]
