@@ -1,5 +1,6 @@
-"""What ComfyUI draws with our loader, on an SD1.5 of public size: COMFYUI_CHECKPOINT names a single file, random weights
-will do. Beside COMFYUI_PATH and COMFYUI_PYTHON as in test_nodes_host.py; about 7 GB of memory.
+"""What ComfyUI draws with our loader, on an SD1.5 of public size: COMFYUI_CHECKPOINT names a single file.
+
+Random weights will do. COMFYUI_PATH and COMFYUI_PYTHON as in test_nodes_host.py; about 7 GB of memory.
 """
 
 from __future__ import annotations
