@@ -248,6 +248,18 @@ def test_every_file_is_proven(family: str, kind: str, tmp_path: Path) -> None:
     assert all(list(layer.active_adapters) == ["default"] for one in adapter.mounted for layer in one.layers)
 
 
+def test_an_effect_below_the_models_rounding_is_no_error(tmp_path: Path) -> None:
+    """A short training of a bfloat16 model: both pictures differ by rounding alone, and that is said."""
+    parts = tiny.parts("sdxl")
+    adapter = inject(parts.denoiser.bfloat16(), {}, "sdxl", AdapterOptions(rank=2), seed=1)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(torch.randn_like(parameter) * 1e-5)
+    path = tmp_path / "a.safetensors"
+    files.save(path, adapter.for_file(torch.float32), {})
+    assert prove(path, adapter, effect=True)[-1].startswith("diffusers loads it; what was trained so far is less")
+
+
 def test_a_dora_file_says_whose_magnitudes_it_holds(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     for dora_for in ("comfyui", "lycoris"):
