@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelkiln.trainer.adapters import algebra, files, keys
-from pixelkiln.trainer.adapters.inject import Adapter, inject
+from pixelkiln.trainer.adapters.inject import Adapter, inject, to_show
 from pixelkiln.trainer.adapters.layers import NAME, START
 from pixelkiln.trainer.adapters.options import AdapterOptions, block_numbers, curve
 from pixelkiln.trainer.adapters.prove import probe
@@ -475,6 +475,22 @@ def test_a_file_finer_than_the_model_keeps_its_digits(kind: str, tmp_path: Path)
     for one in again.mounted:
         for name, value in one.tensors().items():
             assert torch.equal(one.tensors(START)[name], value), name
+
+
+def test_a_preview_shows_the_whole_file(tmp_path: Path) -> None:
+    """Text encoders and all, whatever the run at hand would train."""
+    parts, adapter = made("sdxl", rank=2, text_encoders=True, targets=MIDDLE)
+    shake(adapter)
+    words = torch.arange(5)[None]
+    wanted = [parts.text_encoders[name](words).last_hidden_state for name in ("te1", "te2")]
+    path = tmp_path / "with text.safetensors"
+    files.save(path, adapter.state_dict(), files.metadata("sdxl", "lora", {}, rank=2, alpha=2.0))
+    bare = tiny.parts("sdxl")
+    again = inject(bare.denoiser, bare.text_encoders, "sdxl", to_show(AdapterOptions(targets=MIDDLE), str(path)))
+    for name, value in zip(("te1", "te2"), wanted):
+        assert torch.allclose(bare.text_encoders[name](words).last_hidden_state, value, atol=1e-6)
+    assert torch.allclose(forward(again), forward(adapter), atol=1e-6)
+    assert not again.notes or all("left out" not in note for note in again.notes)
 
 
 def test_a_magnitude_for_comfyui_comes_back(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import frozen, memory, sampling, several
 from .adapters.bake import bake_all
-from .adapters.inject import Adapter, inject
+from .adapters.inject import Adapter, inject, to_show
 from .checkpoint import prefixed, thumbnail, under
 from .config import Config
 from .data.loader import Dataset
@@ -378,7 +378,7 @@ def _scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
 def _adapter(
     config: Config, family: Family, dtype: torch.dtype, file: str | None, say: Callable[[str], None]
 ) -> Adapter:
-    options = config.adapter if file is None else config.adapter.model_copy(update={"init_from": file})
+    options = config.adapter if file is None else to_show(config.adapter, file)
     own = dtype if dtype == torch.float64 or config.run.full else torch.float32
     adapter = inject(family.denoiser, family.text_encoders, family.name, options, dtype=own, seed=config.run.seed)
     if "start" in {getattr(o, "reference", None) for _, o in config.terms().values()}:

@@ -153,6 +153,8 @@ def to_diffusers(modules: Modules, family: str) -> tuple[dict[str, Tensor], list
     notes = [lost]
     if any(key.startswith("text_encoder_3.") for key in found):
         notes.append("diffusers' pipelines leave the T5 part out")
+    if kind == "dora" and any(key.startswith("text_encoder") for key in found):
+        notes.append("diffusers with transformers 5 reads no magnitudes of text encoders: their part is wrong there")
     return found, notes
 
 

@@ -269,6 +269,14 @@ def _trained(
     return {**parts, DENOISER: denoiser} if options.denoiser else parts
 
 
+def to_show(options: AdapterOptions, path: str) -> AdapterOptions:
+    """The options that put the whole of a file on a model, whatever a run of ``options`` would train."""
+    tensors, metadata = files.read(Path(path))
+    facts = keys.identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata)
+    text = [component for component in facts.modules if component != DENOISER]
+    return options.model_copy(update={"init_from": path, "denoiser": True, "text_encoders": text})
+
+
 def read_start(options: AdapterOptions, family: str) -> tuple[dict[str, Tensor], str, list[str], bool]:
     """The tensors of ``init_from`` by Kohya's names, their kind, notes, and whether magnitudes are ComfyUI's."""
     path = options.init_from
