@@ -1,7 +1,7 @@
 """[sample]: previews at fixed seeds, drawn as ComfyUI draws them, and the grid of prompts by checkpoints.
 
 The noise is drawn on the CPU and the sigmas follow ComfyUI's ``normal``, ``karras``, ``simple`` and ``sgm_uniform``
-schedules, so the same seed, sampler, scheduler, steps and guidance give the same picture there.
+schedules, so with euler the same seed, scheduler, steps and guidance give the same picture there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SampleOptions(Options):
     sampler: Sampler = option("euler", kohya="sample_sampler", label="Sampler")
     """How the picture is integrated from noise."""
     scheduler: Spacing = option("normal", label="Scheduler")
-    """How the noise levels are spaced, by ComfyUI's names."""
+    """How the noise levels are spaced, by ComfyUI's names; euler and SD3 only, the other samplers have their own."""
     steps: int = option(20, label="Steps", ge=1, le=1000)
     """Sampling steps."""
     guidance: float = option(7.0, label="Guidance (CFG)", ge=0.0)
