@@ -6,8 +6,9 @@ import math
 
 import pytest
 from short_runs import config, events, steps, trajectory
+from test_trajectories import stop_after
 
-from pixelkiln.trainer import score
+from pixelkiln.trainer import score, step
 from pixelkiln.trainer.engine import train
 
 DPO = {"objective.kind": "dpo", "loss.pixel.mode": "anchored", "loss.pixel.weight": 1.0}
@@ -87,3 +88,45 @@ def test_the_adapter_that_training_started_from_can_be_the_reference(tmp_path):
     assert trajectory(held)[0][0] == pytest.approx(math.log(2), abs=1e-6)
     assert trajectory(run(tmp_path, "base", **flags))[0][0] != pytest.approx(math.log(2), abs=1e-9)
     assert len(steps(held)) == 2
+
+
+RESUMED = {
+    "dpo, automatic beta, remembered": {"objective.beta": "auto", "objective.reference_draws": 2},
+    "simpo, automatic beta": {"objective.kind": "simpo"},
+    "kto, running KL": {"objective.kind": "kto"},
+    "latent dpo and pixel simpo": {"objective.pixel.kind": "simpo", "loss.pixel.weight": "auto"},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_stopped_and_resumed_is_never_stopped(tmp_path, monkeypatch, name):
+    flags = {"run.precision": "fp32", "adapter.dropout": 0.1, "data.flip": True, **RESUMED[name]}
+    whole = trajectory(run(tmp_path, "never", **flags))
+    stopped = run(tmp_path, "stopped", **flags)
+    stop_after(monkeypatch, 5)
+    assert train(stopped) == 130
+    monkeypatch.undo()
+    assert trajectory(stopped, resume=True) == whole  # bit for bit
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_every_kind_of_adapter_is_its_own_reference(tmp_path, kind):
+    flags = {"adapter.kind": kind, "run.precision": "fp32", "run.steps": 2, "loss.pixel.weight": 0.0}
+    (first, norm), (later, _) = trajectory(run(tmp_path, kind, **flags, **{"optimizer.learning_rate": 0.02}))
+    assert first == pytest.approx(math.log(2), abs=1e-6)
+    assert norm > 0
+    assert later != pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_step_that_is_no_number_is_skipped_and_the_pairs_go_on(tmp_path, monkeypatch):
+    errors = step.errors
+    calls = []
+
+    def broken(terms, seen):
+        calls.append(1)
+        return {name: e * math.nan if len(calls) in (3, 4) else e for name, e in errors(terms, seen).items()}
+
+    monkeypatch.setattr(step, "errors", broken)  # the second step: its reference, then its policy
+    done = run(tmp_path, "nan", **{"run.precision": "fp32", "run.steps": 4, "objective.beta": "auto"})
+    assert train(done) == 0
+    assert [math.isfinite(loss or math.nan) for loss, _ in steps(done)] == [True, False, True, True]
