@@ -23,6 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS = str(ROOT / "presets" / "pictures" / "pairs")
+VGG = "random VGG16"
 CASES: dict[str, dict[str, Any]] = {
     "latent": {},
     "mixed": {"loss.pixel.mode": "mixed"},
@@ -37,8 +38,13 @@ CASES: dict[str, dict[str, Any]] = {
         "loss.pixel.halo": 32,
     },
     "mixed, midcrop": {"loss.pixel.mode": "mixed", "loss.pixel.decode": "midcrop", "loss.pixel.window": 64},
-    "lpl": {"loss.lpl.weight": 1.0},
-    "focal frequency": {"loss.focal_frequency.weight": 1.0},
+    "l1": {"loss.l1.weight": 1.0},
+    "huber": {"loss.huber.weight": 1.0},
+    "smooth l1": {"loss.smooth_l1.weight": 1.0},
+    "haar": {"loss.mse.weight": 1.0, "loss.haar.weight": 1.0},
+    "focal frequency": {"loss.mse.weight": 1.0, "loss.focal_frequency.weight": 1.0},
+    "lpl": {"loss.lpl.weight": 1.0, "loss.lpl.max_level": 1.0},
+    "lpips": {"loss.lpips.backbone": VGG},
     "checkpointed": {"memory.gradient_checkpointing": True},
     "checkpointed, mixed": {"memory.gradient_checkpointing": True, "loss.pixel.mode": "mixed"},
     "pairs, sft": {"data.pairs": PAIRS},
@@ -140,6 +146,8 @@ def measure(flags: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
             "data.resolution": args.size,
             "data.bucket_min": 64,
         }
+        if VGG in flags.values():
+            flags = {**flags, "loss.lpips.backbone": random_vgg(Path(out) / "vgg16.safetensors")}
         config = load(flags={**base, **style, **flags})
         folder = RunFolder(Path(out) / "bench")
         folder.make()
@@ -184,6 +192,24 @@ def random_sd15(folder: Path) -> str:
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     DDIMScheduler(**schedule).save_pretrained(folder / "scheduler")
     return str(folder)
+
+
+def random_vgg(path: Path) -> str:
+    """VGG16's features under torchvision's names, with random weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from pixelkiln.trainer.losses.lpips import STAGES
+
+    state, channels, at = {}, 3, 0
+    for widths in STAGES:
+        for width in widths:
+            state[f"features.{at}.weight"] = torch.randn(width, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
+            state[f"features.{at}.bias"] = torch.zeros(width)
+            channels, at = width, at + 2
+        at += 1
+    save_file(state, path)
+    return str(path)
 
 
 def machine() -> dict[str, str]:

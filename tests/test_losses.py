@@ -130,6 +130,29 @@ def test_masks_weigh_what_counts(build, name):
     assert (some < loss(plain)).all()
 
 
+SPREADS = {"focal_frequency"}
+"""Losses in which each place depends on all others, so that they have no parts that add up."""
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SPREADS])
+def test_masks_do_not_renormalise(build, name):
+    """The two halves of a picture add up to the whole, at every term's own resolution: a mean over all places, not over
+    those that count. And a term that decodes sees a mask finer than a latent cell."""
+    loss, plain = build(name), small(levels=SD, rows=3, dtype=torch.float32)
+
+    def masked(mask):
+        return loss(replace(plain, batch=replace(plain.batch, mask=mask)))
+
+    left = (torch.arange(32) < 16).float().expand(3, 1, 32, 32).contiguous()
+    torch.testing.assert_close(masked(left) + masked(1 - left), loss(plain), rtol=1e-5, atol=1e-7)
+    stripes = (torch.arange(32) % 8 < 4).float().expand(3, 1, 32, 32).contiguous()
+    total = masked(stripes) + masked(1 - stripes)
+    if name in ("mse", "l1", "huber", "smooth_l1", "pixel", "lpl", "lpips"):
+        torch.testing.assert_close(total, loss(plain), rtol=1e-5, atol=1e-7)
+    if name == "pixel":
+        assert not torch.allclose(masked(stripes), 0.5 * loss(plain), rtol=1e-3), "finer than a cell"
+
+
 @pytest.mark.parametrize("name", LATENT)
 def test_masked_cells_get_no_gradient(build, name):
     made = small(levels=SD, rows=3, dtype=torch.float32)

@@ -196,6 +196,7 @@ class Parts:
             "scaler": self.scaler.state_dict(),
             "model": self.family.fingerprints["model"],
             "family": self.family.name,
+            "data": self.dataset.signature,
             "total": self.total,
         }
 
@@ -208,6 +209,8 @@ class Parts:
         notes = []
         if facts["model"] != self.family.fingerprints["model"]:
             notes.append("the base model is not the one that this run began with")
+        if facts.get("data") != self.dataset.signature:
+            notes.append("the data is not what this run began with; it is taken in its new order from here on")
         if facts["total"] != self.total:
             notes.append(
                 f"the run now has {self.total} steps, it began with {facts['total']}; the schedule follows the new"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import glob
 import json
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,8 +107,9 @@ def save_state(
     """Write the state of ``step`` and drop all but the last ``keep`` (0: none), and those over ``keep_steps`` old."""
     from safetensors.torch import save
 
-    header = {"pixelkiln.state": json.dumps({"step": step, **facts})}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    said = json.dumps({"step": step, **facts})
+    header = {"pixelkiln.state": said, "pixelkiln.crc": _crc(said, whole)}
     path = state_path(folder, step)
     write_atomic(path, save(whole, metadata=header))
     _prune(states(folder), keep, keep_steps)
@@ -123,19 +125,40 @@ def states(folder: Path) -> list[Path]:
 
 
 def load_state(folder: Path, before: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The newest readable state, of a step below ``before``: (tensors, facts). ValueError when there is none."""
-    from safetensors import SafetensorError, safe_open
-
+    """The newest whole state, of a step below ``before``: (tensors, facts). ``facts["damaged"]`` names newer ones that
+    are not whole. ValueError when there is none."""
+    damaged = []
     for path in reversed(states(folder)):
         if before is not None and path >= state_path(folder, before):
             continue
-        try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["pixelkiln.state"])
-                return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-        except (SafetensorError, KeyError, json.JSONDecodeError, OSError):
-            continue
-    raise ValueError(f"{folder}: {NO_STATE}; start the run without --resume")
+        if (found := _read(path)) is not None:
+            return found[0], {**found[1], "damaged": damaged}
+        damaged.append(path.name)
+    named = f" ({', '.join(damaged)}: damaged)" if damaged else ""
+    raise ValueError(f"{folder}: {NO_STATE}{named}; start the run without --resume")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """A state, or None when it is not what was written."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            said = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        whole = said["pixelkiln.crc"] == _crc(said["pixelkiln.state"], tensors)
+        return (tensors, json.loads(said["pixelkiln.state"])) if whole else None
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
+        return None
+
+
+def _crc(said: str, tensors: dict[str, Tensor]) -> str:
+    found = zlib.crc32(said.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), found)
+        found = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), found)
+    return str(found)
 
 
 def drop_after(folder: Path, step: int) -> None:

@@ -346,7 +346,8 @@ class Loop:
     def _restore(self, state: Path) -> None:
         tensors, facts = several.of_the_first(lambda: checkpoint.load_state(state))
         self.at = int(facts["step"])
-        notes = self.parts.load_state(tensors, facts)
+        notes = [f"{name} in {self.folder.state} is damaged; going on from an older state" for name in facts["damaged"]]
+        notes += self.parts.load_state(tensors, facts)
         self.health.load(facts.get("health", {}))
         for note in notes:
             self.writer.warning(note)

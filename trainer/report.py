@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,19 +40,19 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (self._log, self._lines):
+        for file in (self._log, self._lines, self._board):
             if file:
-                file.close()
-        if self._board:
-            self._board.close()
+                with suppress(OSError):  # what a full disk did not take
+                    file.close()
 
     def say(self, text: str) -> None:
         """A line for the person and the log."""
         if self.main:
             tqdm.write(text, file=sys.stderr)
         if self._lines:
-            self._lines.write(text + "\n")
-            self._lines.flush()
+            with suppress(OSError):  # a full disk is told by whatever needs the space
+                self._lines.write(text + "\n")
+                self._lines.flush()
 
     def warning(self, text: str) -> None:
         self.say(f"warning: {text}")
@@ -63,8 +64,12 @@ class Writer:
             return
         self._log.write(kind, step, **facts)
         if self._board and kind in ("step", "validation"):
-            for name, value in _curves(kind, facts, self._average):
-                self._board.add_scalar(name, value, step)
+            try:
+                for name, value in _curves(kind, facts, self._average):
+                    self._board.add_scalar(name, value, step)
+            except OSError as error:
+                self._board = None
+                self.say(f"warning: no more curves for TensorBoard, they cannot be written ({error.strerror})")
 
     def status(self, state: State, *, message: str = "", eta: float | None = None, now: bool = False) -> None:
         """``status.json``, at most twice a second while running."""
