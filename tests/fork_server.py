@@ -92,19 +92,28 @@ def _die() -> None:
     time.sleep(60)
 
 
-def _kill_at(count: int) -> None:
-    """Die at so many changes of the file system."""
-    left = count
+def _each_change(act: Callable[[int], None]) -> None:
+    """Tell the number of each change of the file system, before it is made."""
+    count = 0
 
     def hook(event: str, details: tuple) -> None:
-        nonlocal left
-        writes = event == "open" and isinstance(details[1], str) and details[1][0] in "wxa"
-        if event in CHANGES or writes:
-            left -= 1
-            if left == 0:
-                _die()
+        nonlocal count
+        if event in CHANGES or (event == "open" and isinstance(details[1], str) and details[1][0] in "wxa"):
+            count += 1
+            act(count)
 
     sys.addaudithook(hook)
+
+
+def _kill_at(change: int) -> None:
+    """Die at that change of the file system."""
+    _each_change(lambda count: _die() if count == change else None)
+
+
+def _count_in(path: str) -> None:
+    """Keep the number of changes in a file."""
+    file = os.open(path, os.O_CREAT | os.O_WRONLY)
+    _each_change(lambda count: os.pwrite(file, str(count).encode(), 0) and None)
 
 
 def _torn_at(count: int) -> None:

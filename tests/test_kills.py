@@ -37,26 +37,18 @@ class Kills:
     def __init__(self, root: Path, server: Server):
         self.root, self.server, self.log = root, server, root / "log"
         self.whole = self.config("whole")
-        assert self.train(self.whole) == 0, self.log.read_text()
+        assert self.train(self.whole, count_in=str(root / "changes")) == 0, self.log.read_text()
+        self.changes = int((root / "changes").read_text())
         self.steps, self.files = last_steps(self.whole), weights(self.whole)
         assert len(self.steps) == STEPS and len(self.files) == 2
 
     def config(self, name: str) -> Config:
         return runs.config(self.root, {**FLAGS, "run.name": name})
 
-    def train(self, config: Config, *words: str, **hooks: float) -> int:
+    def train(self, config: Config, *words: str, **hooks: object) -> int:
         file = self.root / f"{config.run.name}.toml"
         file.write_text(to_toml(config), "utf-8")
         return self.server.run(["train", file, *words], self.log, **hooks)
-
-    def changes(self) -> int:
-        """How often a run changes the file system: the largest ``kill_at`` that still kills."""
-        low, high = 1, 4096
-        while low < high:
-            middle = (low + high + 1) // 2
-            killed = self.train(self.config("count"), kill_at=middle) == -9
-            low, high = (middle, high) if killed else (low, middle - 1)
-        return low
 
     def survives(self, name: str, **hooks: float) -> bool:
         """Kill a run, look at what is left, go on with it; whether it was killed before its end."""
@@ -125,10 +117,13 @@ def test_a_killed_run_goes_on(kills, how, when):
 @pytest.mark.slow
 def test_a_hundred_killed_runs_go_on(kills):
     rng, killed = random.Random(SEED), 0
-    most = kills.changes()
     for i in range(RUNS):
         how = ("kill_at", "torn_at", "kill_after")[i % 3]
-        when = {"kill_at": rng.randint(1, most), "torn_at": rng.randint(1, 25), "kill_after": rng.uniform(0, 1.5)}[how]
+        when = {
+            "kill_at": rng.randint(1, kills.changes),
+            "torn_at": rng.randint(1, 25),
+            "kill_after": rng.uniform(0, 1.5),
+        }[how]
         killed += kills.survives(f"run{i:03d}", **{how: when})
-    print(f"{killed} of {RUNS} runs were killed before their end; file system changes of a run: {most}")
+    print(f"\n{killed} of {RUNS} runs were killed before their end; file system changes of a run: {kills.changes}")
     assert killed >= 0.8 * RUNS
