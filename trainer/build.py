@@ -209,10 +209,6 @@ class Parts:
         notes = []
         if facts["model"] != self.family.fingerprints["model"]:
             notes.append("the base model is not the one that this run began with")
-        if facts.get("data") != self.dataset.signature:
-            notes.append(
-                "the data, its batches or the seed are not what this run began with; the new ones count from here on"
-            )
         if facts["total"] != self.total:
             notes.append(
                 f"the run now has {self.total} steps, it began with {facts['total']}; the schedule follows the new"

@@ -143,19 +143,23 @@ class Loop:
 
     def run(self, resume: bool) -> int:
         p, config = self.parts, self.parts.config
+        told: dict[str, Any] = {}
         if resume:
-            self._restore(self.folder.state)
+            told = self._restore(self.folder.state)
         elif config.run.resume_from:
-            self._restore(Path(config.run.resume_from))
-            for old in checkpoint.states(self.folder.state) if p.is_main else ():
-                if old > checkpoint.state_path(self.folder.state, self.at):  # of what came after, in another life
-                    old.unlink()
+            told = self._restore(Path(config.run.resume_from))
+            if p.is_main:  # of what came after, in another life
+                checkpoint.drop_after(self.folder.state, self.at)
         elif p.is_main:
             for old in checkpoint.states(self.folder.state):
                 old.unlink()
         if p.is_main:
             write_atomic(self.folder.config, to_toml(config).encode())
         self._prepare()
+        if told and told.get("data") != p.dataset.signature:
+            self.writer.warning(
+                "the data, its batches or the seed are not what this run began with; the new ones count from here on"
+            )
         for line in p.family.warnings():
             self.writer.warning(line)
         p.free_encoders()
@@ -167,9 +171,10 @@ class Loop:
         if self.at == 0 and config.sample.at_start:
             self._sample()
         memory.reset_peak(p.device)
-        with self.writer.bar(p.total, self.at), rescue.saving(self):
-            stopped = self._train()
-        return self._stop() if stopped and self.at < p.total else self._finish()
+        with rescue.saving(self):
+            with self.writer.bar(p.total, self.at):
+                stopped = self._train()
+            return self._stop() if stopped and self.at < p.total else self._finish()
 
     def _train(self) -> bool:
         """All steps; whether somebody asked to stop before the last."""
@@ -343,15 +348,17 @@ class Loop:
         if self.references:
             self.references.save()
 
-    def _restore(self, state: Path) -> None:
+    def _restore(self, state: Path) -> dict[str, Any]:
+        """Take up the last state of a folder; its facts."""
         tensors, facts = several.of_the_first(lambda: checkpoint.load_state(state))
         self.at = int(facts["step"])
-        notes = [f"{name} in {self.folder.state} is damaged; going on from an older state" for name in facts["damaged"]]
+        notes = [f"{name} in {state} is damaged; going on from an older state" for name in facts["damaged"]]
         notes += self.parts.load_state(tensors, facts)
         self.health.load(facts.get("health", {}))
         for note in notes:
             self.writer.warning(note)
         self.writer.say(f"resumed at step {self.at}")
+        return facts
 
     def _sample(self) -> None:
         p = self.parts
