@@ -80,6 +80,7 @@ def test_a_disk_that_is_full_from_the_middle_on(server, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [200, 700, 1500])
 def test_a_small_disk(server, tmp_path, kilobytes):
     """Nothing at all can be written any more: neither events nor status nor log."""
@@ -103,6 +104,7 @@ def test_a_small_disk(server, tmp_path, kilobytes):
 # ------------------------------------------------------------------------------------------------- folders and files
 
 
+@pytest.mark.slow
 def test_a_folder_that_may_not_be_written(server, tmp_path):
     run = Run(server, tmp_path)
     Path(run.config.run.out).mkdir(parents=True)
@@ -123,13 +125,16 @@ def test_a_folder_that_becomes_read_only(server, tmp_path):
     assert run.train("--resume") == 0
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_of_pictures_is_enough(server, tmp_path):
     run = Run(server, tmp_path)
     (tmp_path / "pictures").chmod(0o555)
     assert run.train(no_override=True) == 0
 
 
-@pytest.mark.parametrize("cache", ["disk", "memory", "off"])
+@pytest.mark.parametrize(
+    "cache", [pytest.param("disk", marks=pytest.mark.slow), pytest.param("memory", marks=pytest.mark.slow), "off"]
+)
 def test_pictures_that_disappear_in_the_middle(server, tmp_path, cache):
     """Kept latents are enough; without them the run says what it misses, and goes on when it is back."""
     whole = Run(server, tmp_path, run__name="whole", data__cache_latents=cache)
@@ -148,6 +153,7 @@ def test_pictures_that_disappear_in_the_middle(server, tmp_path, cache):
     assert dict(run.steps) == dict(whole.steps)
 
 
+@pytest.mark.slow
 def test_a_state_with_a_flipped_bit_gives_way_to_the_one_before(server, tmp_path):
     whole, run = Run(server, tmp_path, run__name="whole"), Run(server, tmp_path)
     assert whole.train() == 0 and run.train(kill_after_step=7) == -9
@@ -164,6 +170,7 @@ def test_a_state_with_a_flipped_bit_gives_way_to_the_one_before(server, tmp_path
 # -------------------------------------------------------------------------------------------- clocks, twins, machines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jump", [-(10**9), 10**9], ids=["back", "ahead"])
 def test_a_clock_that_jumps(server, tmp_path, jump):
     plain, run = Run(server, tmp_path, run__name="plain"), Run(server, tmp_path)
@@ -174,6 +181,7 @@ def test_a_clock_that_jumps(server, tmp_path, jump):
     assert job.status(run.folder).state == "done"
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_name(server, tmp_path):
     first, second = Run(server, tmp_path, run__steps=3000), Run(server, tmp_path, run__steps=4)
     pid = server.start(["train", first.file], tmp_path / "first", stop_at_step=20, wait_for=str(tmp_path / "refused"))

@@ -118,7 +118,7 @@ def picture(home: Home, capsys: Capture, data: bytes, allowed: Codes = (0, 2)) -
     if not folder.exists():
         runs.pictures(folder, 2)
     (folder / "p00.png").write_bytes(data)
-    flags = [f"--data.path={folder}", "--data.max_unreadable=1.0"]
+    flags = [f"--data.path={folder}", "--data.max_unreadable=9"]
     attempt(home, capsys, ["check", str(home.root / "sound.toml"), *flags], allowed)
 
 

@@ -121,7 +121,7 @@ def test_without_a_state_from_before_there_is_nothing_to_go_back_to(tmp_path, mo
         train(config)
 
 
-@pytest.mark.parametrize(("factor", "code"), [(1e-18, 0), (0.5, 2)])
+@pytest.mark.parametrize(("factor", "code"), [(1e-18, 0), pytest.param(0.5, 2, marks=pytest.mark.slow)])
 def test_a_rate_that_makes_the_weights_run_away(tmp_path, factor, code):
     """No stand-in: AdamW at 1e15 moves every weight by 1e15, whose products overflow."""
     config = made(
