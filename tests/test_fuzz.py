@@ -21,6 +21,7 @@ import pytest
 import short_runs as runs
 import tiny
 import torch
+from safetensors.torch import save_file
 
 from pixelkiln.trainer import checkpoint
 from pixelkiln.trainer.cli import main
@@ -51,14 +52,28 @@ class Home:
         self.config = runs.config(root, {"run.steps": 2, "run.precision": "fp32", "run.name": "sound"})
         (root / "sound.toml").write_text(to_toml(self.config), "utf-8")
         assert main(["train", str(root / "sound.toml")]) == 0
-        self.adapter = root / "runs" / "sound" / "sound.safetensors"
+        self.adapter, self.pickled = root / "a.safetensors", root / "sound.pt"
+        save_file(small_adapter(), self.adapter, metadata={"ss_network_dim": "4", "ss_base_model_version": "sd_v1"})
+        torch.save(small_adapter(), self.pickled)
         self.state = checkpoint.states(root / "runs" / "sound" / "state")[-1]
         made = tiny.parts("sd15")
         self.model = ldm.write(
             root / "m.safetensors", ldm.checkpoint("sd15", made.denoiser, made.vae, made.text_encoders)
         )
-        self.pickled = root / "sound.pt"
-        torch.save({"a.lora_down.weight": torch.zeros(2, 2), "a.alpha": torch.tensor(1.0)}, self.pickled)
+
+
+def small_adapter() -> dict[str, torch.Tensor]:
+    """A few modules of SD1.5 at their real widths, by which its family is known."""
+    made = {}
+    for block, width in enumerate((320, 640)):
+        for leaf, inside in (("attn1_to_q", width), ("attn2_to_k", 768), ("attn2_to_v", 768)):
+            name = f"lora_unet_down_blocks_{block}_attentions_0_transformer_blocks_0_{leaf}"
+            made[f"{name}.lora_down.weight"], made[f"{name}.lora_up.weight"] = (
+                torch.ones(4, inside),
+                torch.ones(width, 4),
+            )
+            made[f"{name}.alpha"] = torch.tensor(4.0)
+    return made
 
 
 def attempt(home: Home, capsys: Capture, arguments: list[str], allowed: Codes = (0, 2)) -> tuple[int, str, str]:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 import secrets
+import struct
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+BROKEN_PICKLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    ArithmeticError, AssertionError, ImportError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What torch's reader of pickles, which loads tensors only, raises on damaged ones."""
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _WINDOWS_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}

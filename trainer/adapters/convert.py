@@ -80,6 +80,14 @@ def merge(sources: Sequence[tuple[Path, float]], target: Path, rank: int | None 
     return notes
 
 
+def _config(text: str | None) -> Any:
+    """The configuration that a file carries; None when there is none, or it is no JSON."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None
+
+
 def inspect(path: Path) -> dict[str, Any]:
     """All that a file tells: family, kind, ranks, alphas, trigger words, training, hashes, what does not belong."""
     tensors, metadata = files.read(path)
@@ -106,7 +114,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "base_model": metadata.get("ss_sd_model_name"),
         "says_it_is_for": metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version"),
         "training": {k.removeprefix("ss_"): v for k, v in said.items() if k.removeprefix("ss_") not in files.PRIVATE},
-        "config": json.loads(config) if config else None,
+        "config": _config(config),
         "hashes": {"stored": stored, "found": data_hash, "agree": None if stored is None else stored == data_hash},
         "does_not_belong": list(facts.foreign),
     }

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import struct
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import write_atomic
+from ..files import BROKEN_PICKLE, write_atomic
 from .names import layout
 
 HEADER_LIMIT = 100_000_000
@@ -97,7 +95,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:  # not by path: torch would go by its ending
             found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except BROKEN_PICKLE as error:
         if "Weights only" in str(error) or "weights_only" in str(error):
             raise ValueError(f"{path}: it holds code beside tensors and is refused; give a .safetensors") from None
         raise ValueError(f"{path}: it cannot be read; give an adapter in .safetensors") from None

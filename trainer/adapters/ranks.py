@@ -23,9 +23,15 @@ def resize(modules: Modules, rank: int, family: str) -> tuple[Modules, float]:
     found: Modules = {}
     lost = total = 0.0
     for name, module in modules.items():
+        _numbers(name, module)
         found[name], gone, size = _resized(module, rank, kernel(family, name))
         lost, total = lost + gone**2, total + size**2
     return found, math.sqrt(lost / total) if total else 0.0
+
+
+def _numbers(name: str, module: Mapping[str, Tensor]) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in module.values()):
+        raise ValueError(f"{name}: it holds NaN or infinite values, so nothing is near to it; give a sound file")
 
 
 def _resized(
@@ -87,6 +93,8 @@ def join(parts: Sequence[tuple[Modules, float]], rank: int | None, family: str) 
     joined: Modules = {}
     lost = total = 0.0
     for name in names:
+        for modules, _ in parts:
+            _numbers(name, modules.get(name, {}))
         mine = [(algebra.as_plain(modules[name])[0], weight) for modules, weight in parts if name in modules]
         if all("lora_up.weight" in module for module, _ in mine):
             ups = [m["lora_up.weight"].float() * (w * algebra.scale_of(m)) for m, w in mine]

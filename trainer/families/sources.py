@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..files import write_atomic
+from ..files import BROKEN_PICKLE, write_atomic
 
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -71,7 +71,6 @@ def _open_safetensors(path: Path, where: str) -> Checkpoint:
 
 
 def _open_pickle(path: Path, where: str) -> Checkpoint:
-    import pickle
     import warnings
     import zipfile
 
@@ -79,7 +78,7 @@ def _open_pickle(path: Path, where: str) -> Checkpoint:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of another pickle protocol: it loads, or what follows is said
             held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except BROKEN_PICKLE as error:
         code = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words go on to advise loading it all the same
         raise ValueError(
             f"{where}: {path} holds more than tensors{f' ({code[1]})' if code else ''}, or is damaged, and a pickle "

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..files import is_file
+from ..files import BROKEN_PICKLE, is_file
 from ..registry import PathStr, losses, option
 from ..types import Loss, Step
 from .pixel import DecodeOptions, compared, latents, ready
@@ -108,8 +108,6 @@ def load_vgg(backbone: str | None, heads: str | None) -> Vgg:
 
 
 def _read(path: str, where: str) -> dict[str, Tensor]:
-    import pickle
-
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -117,7 +115,7 @@ def _read(path: str, where: str) -> dict[str, Tensor]:
         raise ValueError(f"{where}: there is no file {path}; give the file of the weights")
     try:
         return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (SafetensorError, *BROKEN_PICKLE) as error:
         said = str(error).splitlines()[0] if str(error) else "it ends early"
         raise ValueError(f"{where}: {path} cannot be read as weights ({said}); give another file") from None
 
