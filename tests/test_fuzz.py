@@ -258,10 +258,11 @@ def damaged(home: Home, capsys: Capture, kind: str, numbers: range) -> None:
 
 
 def test_what_is_damaged_here_was_sound(home, capsys):
-    """Else all damage would be refused for one and the same reason."""
+    """Else all damage would be refused for one and the same reason. (Of a checkpoint only names and shapes are looked
+    at here: no tiny one is of a known model.)"""
     sound = {
         "configuration": home.root / "sound.toml", "picture": home.root / "jpeg.jpg", "adapter": home.adapter,
-        "checkpoint": home.model, "pairs": home.root / "pairs" / "pairs.jsonl", "state": home.state,
+        "pairs": home.root / "pairs" / "pairs.jsonl", "state": home.state,
     }  # fmt: skip
     for kind, path in sound.items():
         DAMAGE[kind][0](home, capsys, path.read_bytes(), allowed=(0,))
