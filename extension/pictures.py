@@ -12,8 +12,10 @@ from typing import Any
 
 import gradio as gr
 
+from ..trainer import config
 from . import captions, crops, draft, images, tagger, words
 from .page import EVENT, SLOW, Context, Screen, kindly, note, notes
+from .recipe import read_import
 from .store import ROOT, read_json, write_json
 
 CELLS = 12
@@ -144,9 +146,20 @@ class Pictures:
 
     @kindly
     def choose(self, given: str) -> list[Any]:
-        path = self.context.folders.check("folder", given)
-        _use(self.home, captions.scan(path))
+        file = Path(given.strip().strip('"')).expanduser()
+        if file.suffix.lower() == ".toml" and file.is_file():
+            self.context.folders.check("folder", str(file.parent))
+            self._use_sets(file)
+        else:
+            _use(self.home, captions.scan(self.context.folders.check("folder", given)))
         return self.show()
+
+    def _use_sets(self, file: Path) -> None:
+        """The pictures of a file: ours, or kohya's for data sets. The rest of the recipe stays."""
+        tables = config.absolute(draft.values_of(read_import(file)), file.parent)
+        if not _folders(tables):
+            raise ValueError(f"{file.name}: it names no pictures; give a folder, or a file with data sets")
+        draft.change(self.home, {"data": tables["data"]})
 
     @kindly
     def choose_demo(self) -> list[Any]:

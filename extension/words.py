@@ -22,7 +22,10 @@ DARK = "Light / dark"
 
 # Pictures
 FOLDER = "Folder of pictures"
-FOLDER_INFO = "Paste the path of a folder. Captions are the .txt files beside the pictures; they are saved as you type."
+FOLDER_INFO = (
+    "Paste the path of a folder, or of a TOML file with data sets (ours or kohya's). Captions are the .txt files "
+    "beside the pictures; they are saved as you type."
+)
 OPEN = "Open"
 UPLOAD = "Drop pictures here, with their .txt captions; they are copied"
 DEMO = "Use the demo pictures"

@@ -9,7 +9,7 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the interface's own extra is not installed")
 
-from pixelkiln.extension import captions, crops, pictures, tagger
+from pixelkiln.extension import captions, crops, draft, pictures, tagger
 from pixelkiln.extension.page import Context
 from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home
@@ -31,6 +31,30 @@ def test_a_frame_takes_the_options_of_its_set_and_is_silent_where_the_recipe_is(
     assert [one and one[0] for one in sizes] == [(704, 320), (320, 192)]
     for wrong in ({}, {"data": 3}, {"data": {"resolution": 7}}, {"data": {"resolution": 512, "random_crop": True}}):
         assert crops.rules(wrong, "a") is None
+
+
+def test_a_file_of_data_sets_opens_as_a_folder_does(tmp_path: Path) -> None:
+    import gradio as gr
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / name / "one.png")
+    file = tmp_path / "sets.toml"
+    sets = '[[data.sets]]\npath = "a"\nrepeats = 3\n[[data.sets]]\npath = "b"\n'
+    file.write_text(f"config_version = 1\n[data]\nresolution = 64\n{sets}", encoding="utf-8")
+    home = Home(tmp_path / "runs")
+    home.make()
+    home.draft.write_text("[adapter]\nrank = 7\n", encoding="utf-8")
+    with gr.Blocks():
+        screen = pictures.Pictures(Context(home, Addresses.of(home), Folders()))
+    shown = screen.choose(f'"{file}"')
+    assert shown[1]["choices"] == [("a", str(tmp_path / "a")), ("b", str(tmp_path / "b"))]
+    values = draft.values(draft.read(home))
+    assert draft.get(values, "adapter.rank") == 7 and draft.get(values, "data.sets")[0]["repeats"] == 3
+    file.write_text("config_version = 1\n", encoding="utf-8")
+    with pytest.raises(gr.Error, match="it names no pictures"):
+        screen.choose(str(file))
+    assert draft.values(draft.read(home)) == values
 
 
 @pytest.fixture
