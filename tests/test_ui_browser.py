@@ -164,6 +164,11 @@ def test_the_demo_from_pictures_to_training(server: Server, page) -> None:
     page.fill("#field-sample-every input, #field-sample-every textarea", "6")
     page.press("#field-sample-every input, #field-sample-every textarea", "Tab")
     until(lambda: "every = 6" in draft(server))
+    page.click("#all-options button")  # everything else is folded, and found by a search
+    page.fill("#search-options input, #search-options textarea", "sample.steps")
+    page.fill("#option-sample-steps input", "4")
+    page.press("#option-sample-steps input", "Tab")
+    until(lambda: "\nsteps = 4" in draft(server))
     page.click("#next-recipe")
     page.wait_for_selector("#check-report .good")
     assert "12 steps" in page.inner_text("#check-report")
