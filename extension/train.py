@@ -212,8 +212,8 @@ def _list(known: list[job.Run]) -> str:
         f"</small></li>"
         for one in known[:12]
     )
-    more = note(f"and {len(known) - 12} more") if len(known) > 12 else ""
-    return f'<h3>Runs</h3><ul class="runs">{rows}</ul>{more}' if rows else ""
+    more = note(words.MORE_RUNS.format(len(known) - 12)) if len(known) > 12 else ""
+    return f'<h3>{words.RUNS}</h3><ul class="runs">{rows}</ul>{more}' if rows else ""
 
 
 def _state(run: job.Run, history: progress.History) -> str:
@@ -231,12 +231,12 @@ def _state(run: job.Run, history: progress.History) -> str:
     elif status.message:
         out += note(status.message)
     rows = [
-        ("Time left", progress.clock(status.eta) if status.live else ""), ("Speed", pace if status.live else ""),
-        ("Epoch", f"{last['epoch']:.2f}" if isinstance(last.get("epoch"), float) else last.get("epoch")),
-        ("Loss", f"{last['loss']:.4g}" if isinstance(last.get("loss"), (int, float)) else ""),
-        ("Learning rate", f"{last['lr']:.2e}" if isinstance(last.get("lr"), (int, float)) else ""),
-        ("Memory", f"{last['gb']:.1f} GB" if isinstance(last.get("gb"), (int, float)) else ""),
-        ("Last word", time.strftime("%Y-%m-%d %H:%M", time.localtime(status.t)) if not status.live else ""),
+        (words.TIME_LEFT, progress.clock(status.eta) if status.live else ""), (words.SPEED, pace if status.live else ""),
+        (words.EPOCH, f"{last['epoch']:.2f}" if isinstance(last.get("epoch"), float) else last.get("epoch")),
+        (words.LOSS, f"{last['loss']:.4g}" if isinstance(last.get("loss"), (int, float)) else ""),
+        (words.RATE, f"{last['lr']:.2e}" if isinstance(last.get("lr"), (int, float)) else ""),
+        (words.MEMORY, f"{last['gb']:.1f} GB" if isinstance(last.get("gb"), (int, float)) else ""),
+        (words.LAST_WORD, time.strftime("%Y-%m-%d %H:%M", time.localtime(status.t)) if not status.live else ""),
     ]  # fmt: skip
     warned = history.warnings[-3:]
     return out + facts(rows) + "".join(note(one, "warn") for one in warned)

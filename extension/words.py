@@ -105,7 +105,9 @@ WRITES = "Writes"
 BUCKETS = "Sizes and how many samples each"
 
 # Train
-RUN = "Run"
+RUN, RUNS, MORE_RUNS = "Run", "Runs", "and {} more"
+TIME_LEFT, SPEED, EPOCH, LOSS, RATE = "Time left", "Speed", "Epoch", "Loss", "Learning rate"
+MEMORY, LAST_WORD = "Memory", "Last word"
 NO_RUNS = "Nothing has been trained yet. Start a run in step 3."
 PAUSE, RESUME, KILL = "Pause (save and stop)", "Resume", "End at once"
 SAMPLE_NOW, SAVE_NOW = "Draw a preview now", "Save now"
