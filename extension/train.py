@@ -231,7 +231,8 @@ def _state(run: job.Run, history: progress.History) -> str:
     elif status.message:
         out += note(status.message)
     rows = [
-        (words.TIME_LEFT, progress.clock(status.eta) if status.live else ""), (words.SPEED, pace if status.live else ""),
+        (words.TIME_LEFT, progress.clock(status.eta) if status.live else ""),
+        (words.SPEED, pace if status.live else ""),
         (words.EPOCH, f"{last['epoch']:.2f}" if isinstance(last.get("epoch"), float) else last.get("epoch")),
         (words.LOSS, f"{last['loss']:.4g}" if isinstance(last.get("loss"), (int, float)) else ""),
         (words.RATE, f"{last['lr']:.2e}" if isinstance(last.get("lr"), (int, float)) else ""),
