@@ -47,7 +47,13 @@ def choices(row: Row) -> list[tuple[str, str]]:
 
 def make(row: Row, value: Any, problem: str | None = None, **more: Any) -> gr.components.Component:
     """The field, showing ``value`` (the recipe's, the preset's or the default)."""
-    common = {"label": label(row), **dress(row, problem), "elem_id": f"option-{key_of(row).replace('.', '-')}"} | more
+    # Said, since gradio takes a field that appears later for one that only shows.
+    common = {
+        "label": label(row),
+        **dress(row, problem),
+        "interactive": True,
+        "elem_id": f"option-{key_of(row).replace('.', '-')}",
+    } | more
     shown = show(row, value)
     match kind(row):
         case "check":

@@ -4,7 +4,7 @@
   document.addEventListener("keydown", (event) => {
     const name = names[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!name || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.closest("input, textarea, select, [contenteditable=true], [role=tab], [role=listbox], .cm-editor")) return;
+    if (event.target.closest("input, textarea, select, [contenteditable=true], [role=listbox], .cm-editor")) return;
     for (const screen of ["prefer", "vote"]) {
       const found = document.getElementById(`${screen}-${name}`);
       const button = found && (found.matches("button") ? found : found.querySelector("button"));

@@ -24,6 +24,9 @@ EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden",
 """For every event: not offered as an API, no overlay while it works."""
 SLOW: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "concurrency_limit": None}
 
+RENDER: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "render"}
+"""For what builds parts of the page anew: one after another, since gradio keeps them in one table without a lock."""
+
 
 @dataclass(frozen=True)
 class Context:

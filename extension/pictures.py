@@ -34,10 +34,10 @@ class Pictures:
         self.page = gr.State(0)
         with gr.Row(elem_classes="align-end"):
             self.folder = gr.Textbox(label=words.FOLDER, info=words.FOLDER_INFO, elem_id="folder", scale=6)
-            self.opened = gr.Button(words.OPEN, elem_id="open-folder", variant="primary", scale=1, min_width=90)
-            self.demo = gr.Button(words.DEMO, elem_id="demo-pictures", scale=1, min_width=190)
+            self.opened = gr.Button(words.OPEN, elem_id="open-folder", variant="primary", scale=0, min_width=110)
+            self.demo = gr.Button(words.DEMO, elem_id="demo-pictures", scale=0, min_width=220)
         self.upload = gr.File(
-            label=words.UPLOAD, file_count="multiple", file_types=[*images.ENDINGS, ".txt"], height=112,
+            label=words.UPLOAD, file_count="multiple", file_types=[*images.ENDINGS, ".txt"], height=128,
             elem_id="drop-pictures",
         )  # fmt: skip
         with gr.Row():

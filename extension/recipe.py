@@ -11,7 +11,7 @@ import gradio as gr
 
 from ..trainer import job
 from . import draft, fields, hosts, words
-from .page import EVENT, SLOW, Context, Screen, kindly, note, problem_list
+from .page import EVENT, RENDER, SLOW, Context, Screen, kindly, note, problem_list
 
 PRIMARY = {
     "base": ("model.path", "run.name"),
@@ -54,7 +54,7 @@ class Recipe:
             *self.made.values(),
         ]  # fmt: skip
         with searched:
-            gr.render(inputs=[self.query, self.table, self.version])(self._found)
+            gr.render(inputs=[self.query, self.table, self.version], **RENDER)(self._found)
         self._wire()
 
     def _form(self) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..trainer import job
 from . import progress, queue, words
-from .page import EVENT, Context, Screen, bar, facts, folder_of, kindly, note, short
+from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, kindly, note, short
 
 COLUMNS = 8
 COLOURS = {"measured": "#9db4c8", "smoothed": "#2f6f9f", "held out": "#c77d2e"}
@@ -34,7 +34,7 @@ class Train:
                 self.gallery = gr.HTML(elem_id="gallery")
             with gr.Column(scale=1, min_width=270, elem_classes="side"):
                 gr.HTML(f"<h3>{words.QUEUE}</h3>")
-                gr.render(inputs=[self.queue_mark])(self._jobs)
+                gr.render(inputs=[self.queue_mark], **RENDER)(self._jobs)
                 self.runs = gr.HTML(elem_id="runs")
                 with gr.Accordion(words.LOG, open=False):
                     self.logged = gr.HTML(elem_id="log")

@@ -248,6 +248,12 @@ def test_compare_vote_and_use(server: Server, page, place: Path) -> None:
         20,
     )
     assert len(votes.read_text(encoding="utf-8").splitlines()) == 23
+    step(page, "4 Train")
+    step(page, "5 Compare")  # who comes back votes at once, the hand still on the tab
+    page.wait_for_selector("[data-showing]")
+    page.wait_for_timeout(1000)
+    page.keyboard.press("ArrowDown")
+    until(lambda: len(votes.read_text(encoding="utf-8").splitlines()) == 24)
     page.click("#show-tally")
     page.wait_for_selector("#tally table")
     page.fill("#host-folder textarea, #host-folder input", str(host))
