@@ -61,9 +61,9 @@ def page(context: Context) -> gr.Blocks:
         order = list(screens)
         for name, button in following.items():
             target = order[order.index(name) + 1]
-            _go(button.click(lambda: None, None, None, **EVENT), tabs, target, current, screens[target])
-        _start(screens, tabs, current)
-        _train_on(screens, tabs, current)
+            _go(button.click(lambda: None, None, None, **EVENT), tabs, target)
+        _start(screens, tabs)
+        _train_on(screens, tabs)
         blocks.load(screens["pictures"].show, screens["pictures"].inputs, screens["pictures"].outputs, **EVENT)
         blocks.load(lambda: train.headline(context), None, [headline], **EVENT)
 
@@ -78,31 +78,30 @@ def page(context: Context) -> gr.Blocks:
     return blocks
 
 
-def _go(event: Any, tabs: gr.Tabs, target: str, current: gr.State, screen: Screen) -> None:
-    """After the event: to another step, brought up to date."""
-    event.success(lambda: (gr.Tabs(selected=target), target), None, [tabs, current], **EVENT).then(
-        screen.show, screen.inputs, screen.outputs, **EVENT
-    )
+def _go(event: Any, tabs: gr.Tabs, target: str) -> None:
+    """After the event: to another step. That it is selected brings it up to date, as when a person selects it: twice
+    would take back what is typed in between."""
+    event.success(lambda: gr.Tabs(selected=target), None, [tabs], **EVENT)
 
 
-def _start(screens: dict[str, Screen], tabs: gr.Tabs, current: gr.State) -> None:
+def _start(screens: dict[str, Screen], tabs: gr.Tabs) -> None:
     """Start training: queue the recipe, and show the new run."""
-    checked, training = screens["check"].parts, screens["train"]
+    checked = screens["check"].parts
     folder = gr.State("")
-    run = training.parts["run"]
+    run = screens["train"].parts["run"]
 
     def choose(path: str) -> Any:
         name = Path(path).name
         return gr.update(choices=[name], value=name)
 
     event = checked["start"].click(checked["begin"], None, [folder], **EVENT)
-    _go(event.success(choose, [folder], [run], **EVENT), tabs, "train", current, training)
+    _go(event.success(choose, [folder], [run], **EVENT), tabs, "train")
 
 
-def _train_on(screens: dict[str, Screen], tabs: gr.Tabs, current: gr.State) -> None:
+def _train_on(screens: dict[str, Screen], tabs: gr.Tabs) -> None:
     """From preferences to a recipe that trains on them."""
-    parts, recipe_screen = screens["prefer"].parts, screens["recipe"]
-    _go(parts["train"].click(parts["fill"], parts["inputs"], None, **EVENT), tabs, "recipe", current, recipe_screen)
+    parts = screens["prefer"].parts
+    _go(parts["train"].click(parts["fill"], parts["inputs"], None, **EVENT), tabs, "recipe")
 
 
 def application(context: Context, login: Login | None) -> Any:
