@@ -345,7 +345,15 @@ def to_toml(config: Config, *, only_set: bool = False) -> str:
     """The configuration as TOML; None is what is left out. ``parse(toml.loads(to_toml(c))) == c``."""
     import tomlkit
 
-    return tomlkit.dumps(config.model_dump(exclude_none=True, exclude_unset=only_set))
+    def written(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: written(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [written(one) for one in value]
+        # ``toml`` reads a lone escaped quote as nothing; between single quotes it reads it.
+        return tomlkit.string('"', literal=True) if value == '"' else value
+
+    return tomlkit.dumps(written(config.model_dump(exclude_none=True, exclude_unset=only_set)))
 
 
 # --------------------------------------------------------------------------------------------------------- reference
