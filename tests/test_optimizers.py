@@ -336,3 +336,30 @@ def test_kohyas_arguments():
     optimizer, _ = build(OptimizerOptions(kind="Adafactor", args=arguments), one_group(parameters()))
     assert optimizer.param_groups[0]["eps"] == (1e-30, 1e-3)
     assert optimizer.param_groups[0]["beta1"] is None
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_a_fused_step_equals_the_plain_one_and_takes_up_its_state(kind: str):
+    """Torch's fused kernels, which a card gets unasked: the same weights up to rounding, also from a plain state."""
+    plain, fused = parameters(), parameters()
+    args = {"momentum": 0.9} if kind == "SGD" else {}
+    one, _ = build(OptimizerOptions(kind=kind, learning_rate=1e-2, args=args), one_group(plain))
+    two, _ = build(OptimizerOptions(kind=kind, learning_rate=1e-2, args={**args, "fused": True}), one_group(fused))
+    assert not one.param_groups[0].get("fused") and two.param_groups[0]["fused"]
+    train(one, plain, 0, 3)
+    train(two, fused, 0, 3)
+    assert load_optimizer_state(two, *optimizer_state_to_tensors(one)) == []
+    assert two.param_groups[0]["fused"]
+    train(one, plain, 3, 6)
+    train(two, fused, 3, 6)
+    for a, b in zip(plain, fused):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_on_a_card_the_step_is_fused():
+    weight = torch.nn.Parameter(torch.randn(4, 4, device="cuda"))
+    made, _ = build(OptimizerOptions(kind="AdamW"), [{"name": "unet", "params": [weight]}])
+    weight.grad = torch.ones_like(weight)
+    made.step()
+    assert made.param_groups[0]["fused"] and made.state[weight]["step"].is_cuda

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import frozen, memory, sampling, several
+from . import levers, memory, sampling, several
 from .adapters.bake import bake_all
 from .adapters.inject import Adapter, inject, to_show
 from .checkpoint import prefixed, thumbnail, under
@@ -35,6 +35,7 @@ from .registry import losses, objectives
 from .run import total_steps
 from .sampling import Prompt
 from .step import Judged
+from .streaming import Streamer
 from .types import Batch, Conditioning
 from .watch import Watch
 
@@ -66,6 +67,8 @@ class Parts:
     prompts: list[Prompt]
     scaler: torch.amp.GradScaler
     attention: str = "sdpa"
+    streamer: Streamer | None = None
+    """What copies blocks of the denoiser to the card, where they do not all stay there."""
     heard: dict[str, Conditioning] = field(default_factory=dict)
     """What the network hears of each prompt of the previews, while the text encoders are not trained."""
     dataset: Dataset = None  # type: ignore[assignment]
@@ -326,12 +329,11 @@ def build(config: Config, say: Callable[[str], None], adapter_file: str | None =
     if config.model.base_adapters:
         for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
             say(line)
-    _hold(config, family, device, say)
+    streamer = levers.lighten(config.memory, family.denoiser, family.encoder_places(device), device, say)
     family.to(device)
     memory.use_attention(family.denoiser, attention)
     adapter = _adapter(config, family, dtype, adapter_file, say)
-    if config.memory.gradient_checkpointing:
-        memory.checkpoint_activations(family.denoiser)
+    levers.shape(config.memory, family.denoiser, Path(config.run.out) / "cache" / "compiled")
     trains_text = any(p.requires_grad for encoder in family.text_encoders.values() for p in encoder.parameters())
     side = config.data.resolution or family.kind.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
@@ -349,6 +351,7 @@ def build(config: Config, say: Callable[[str], None], adapter_file: str | None =
         sampling.prompts(config.sample, native, family.kind.multiple),
         _scaler(device, dtype),
         attention,
+        streamer,
     )
     if not trains_text:
         texts = {text for prompt in parts.prompts for text in (prompt.text, prompt.negative)}
@@ -357,19 +360,6 @@ def build(config: Config, say: Callable[[str], None], adapter_file: str | None =
     if dataset:
         _training(parts, dataset, vae_dtype, say)
     return parts
-
-
-def _hold(config: Config, family: Family, device: torch.device, say: Callable[[str], None]) -> None:
-    """Make frozen weights small, on the device where they will be."""
-    try:
-        held = frozen.hold_all(family.denoiser, config.memory.base_weights, device)
-        if held:
-            say(f"base weights: {held} layers in {frozen.held_as(family.denoiser)}")
-        for name, encoder in family.text_encoders.items():
-            stays = name == "te3" and config.model.t5_on_cpu
-            frozen.hold_all(encoder, config.memory.text_weights, torch.device("cpu") if stays else device)
-    except ImportError as error:
-        raise ValueError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
 
 
 def _scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
@@ -406,6 +396,7 @@ def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Calla
     terms = config.terms()
     if any(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
         parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
+        levers.tune(config.memory, parts.decoder, parts.device, Path(config.run.out) / "cache" / "compiled")
     beta = BETAS.get(family.name, FLOW_BETA)
     weighed = family.process
     if config.run.kohya_strict and not weighed.is_flow:

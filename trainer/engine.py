@@ -193,6 +193,7 @@ class Loop:
                 rescue.roll_back(self)
             else:
                 self._due(requests, stopped)
+            self._settle()
         return stopped
 
     def _prepare(self) -> None:
@@ -203,6 +204,13 @@ class Loop:
             several.gather(None)
         p.dataset.prepare(self.writer.progress)
         several.same({"model": p.family.fingerprints["model"], "data": p.dataset.signature, "steps": str(p.total)})
+
+    def _settle(self) -> None:
+        """After two steps the room that a run needs is known: what is left takes in streamed blocks."""
+        p, options = self.parts, self.parts.config.memory
+        if p.streamer and options.resident_blocks == "auto" and self.at == min(2, p.total - 1):
+            count = p.streamer.fit(memory.spare_bytes(p.device, options.limit_gb))
+            self.writer.say(f"streaming: {count} of {len(p.streamer.blocks)} blocks stay on the card from now on")
 
     def _due(self, requests: set[str], stopped: bool) -> None:
         """What falls due after a step: adapter files, the rolling state, previews, validation."""

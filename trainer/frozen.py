@@ -210,6 +210,10 @@ def hold_all(module: nn.Module, weights: Weights, device: torch.device) -> int:
     return len(layers)
 
 
+def is_held(module: nn.Module) -> bool:
+    return isinstance(module, _Held)
+
+
 def held_as(module: nn.Module) -> str:
     """``full``, or the kinds that a module's layers are held as: part of what its output depends on."""
     kinds = {layer.kind for layer in module.modules() if isinstance(layer, _Held)}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import nn
+from pydantic import Field, model_validator
 
 from .frozen import Weights
 from .registry import Options, option
@@ -19,6 +19,22 @@ class MemoryOptions(Options):
     gradient_checkpointing: bool = option(False, kohya="gradient_checkpointing", label="Gradient checkpointing")
     """Recompute activations in the backward pass: about a third slower, a fraction of the memory, the same numbers."""
 
+    checkpoint_share: float = option(1.0, label="Share of blocks recomputed", gt=0, le=1)
+    """With gradient checkpointing: how much of the network is recomputed, from its highest resolution inwards. Less is
+    faster and takes more memory."""
+    offload_checkpoints: bool = option(False, kohya="cpu_offload_checkpointing", label="Checkpoints in host memory")
+    """With gradient checkpointing: keep what blocks are recomputed from in the host's memory. The same numbers."""
+    resident_blocks: Literal["all", "auto"] | Annotated[int, Field(ge=0)] = option("all", label="Blocks on the card")
+    """How many blocks of the frozen network stay on the card; the others live in the host's memory and are copied to it
+    ahead of use. ``auto``: none in the first two steps, then as many as there is room for. The same numbers."""
+    limit_gb: float | None = option(None, label="Memory limit (GB)", gt=0)
+    """Use at most so much of the card's memory, and leave the rest to others."""
+    channels_last: bool = option(False, label="Channels last")
+    """Keep pictures in memory with their channels last, as a card's convolutions like it, in the U-Net and in the
+    decoder. Equal up to rounding."""
+    compile: Literal["none", "denoiser", "decoder", "both"] = option("none", label="Compile")
+    """Let torch compile the network's blocks, the decoder's, or both: the first steps take minutes, the others less
+    time. It is kept in the run's cache folder. Equal up to rounding; it needs a C++ compiler, on a card also Triton."""
     base_weights: Weights = option("full", label="Base weights")
     """How the frozen denoiser is held: ``full`` as ``run.precision`` says, ``fp8`` and ``int8`` in half of 16 bits,
     ``nf4`` in about a third (its convolutions in int8). Unpacked layer by layer as they are used; the adapter learns on
@@ -28,6 +44,13 @@ class MemoryOptions(Options):
     one_by_one: bool = option(False, label="Pictures one by one")
     """Send the rows of a micro-batch (both pictures of a pair) through the network one after the other: the activations
     of one picture at a time, for one more forward pass each, with the same gradients."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> MemoryOptions:
+        if not self.gradient_checkpointing and (self.checkpoint_share < 1 or self.offload_checkpoints):
+            name = "offload_checkpoints" if self.offload_checkpoints else "checkpoint_share"
+            raise ValueError(f"{name}: it says how gradient checkpointing is done; set gradient_checkpointing = true")
+        return self
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -86,9 +109,29 @@ def use_attention(denoiser: Any, name: str) -> None:
         denoiser.enable_xformers_memory_efficient_attention()
 
 
-def checkpoint_activations(module: nn.Module) -> None:
-    diffusers = hasattr(module, "enable_gradient_checkpointing")
-    getattr(module, "enable_gradient_checkpointing" if diffusers else "gradient_checkpointing_enable")()
+def set_limit(device: torch.device, limit_gb: float | None) -> None:
+    """Cap what this process takes of the card."""
+    if limit_gb is not None and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 2**30 / total), device)
+
+
+def spare_bytes(device: torch.device, limit_gb: float | None) -> int:
+    """What the steps so far left free on the card, less a tenth of its memory for what other steps may need."""
+    free, total = torch.cuda.mem_get_info(device)
+    mine = torch.cuda.memory_reserved(device)
+    most = min(free + mine, total if limit_gb is None else int(limit_gb * 2**30))
+    return most - torch.cuda.max_memory_allocated(device) - most // 10
+
+
+def free_bytes(device: torch.device, limit_gb: float | None) -> int | None:
+    """What is free on the card now; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    free += reserved - allocated
+    return free if limit_gb is None else min(free, int(limit_gb * 2**30) - allocated)
 
 
 def used_gb(device: torch.device) -> float:

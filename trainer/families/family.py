@@ -190,9 +190,14 @@ class Family:
 
     def to(self, device: torch.device | str) -> None:
         """Move every module, except T5 where the options leave it on the CPU."""
+        for module, place in (*((m, device) for m in (self.denoiser, self.vae)), *self.encoder_places(device).values()):
+            module.to(place)
+
+    def encoder_places(self, device: torch.device | str) -> dict[str, tuple[nn.Module, torch.device]]:
+        """Each text encoder and the device where it belongs when the rest is on ``device``."""
         stays = ("te3",) if self.options.t5_on_cpu else ()
-        for module in (self.denoiser, self.vae, *(m for name, m in self.text_encoders.items() if name not in stays)):
-            module.to(device)
+        places = {name: torch.device("cpu" if name in stays else device) for name in self.text_encoders}
+        return {name: (module, places[name]) for name, module in self.text_encoders.items()}
 
 
 def _spelling(tokenizer: Any) -> str:

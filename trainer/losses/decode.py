@@ -76,10 +76,30 @@ class Decoder:
         self.by_parts = blocks is not None and all(type(b).__name__ == "UpDecoderBlock2D" for b in blocks)
         """Whether the middle and the up-blocks can be run on their own."""
         self.factor = 2 ** (len(blocks) - 1) if blocks is not None else factor
+        self.room: int | None = None
+        """Bytes that a decode may take; None: whatever it takes. Plan ``auto`` looks at it."""
+        self.layout = torch.contiguous_format
+        self._resnet: Callable[..., Tensor] = _resnet
         if dtype is not None:
             for part in (getattr(vae, "decoder", vae), getattr(vae, "post_quant_conv", None)):
                 if part is not None:
                     part.to(dtype)
+
+    def tune(self, channels_last: bool = False, compiled: bool = False) -> None:
+        """Faster where it pays: another memory layout, torch.compile of the resnets. Equal up to rounding."""
+        if channels_last:
+            self.layout = torch.channels_last
+            getattr(self.vae, "decoder", self.vae).to(memory_format=torch.channels_last)
+        if compiled:
+            self._resnet = torch.compile(_resnet)
+
+    def need(self, cells: int) -> int:
+        """Bytes, roughly, that decoding so many latent cells with a gradient takes beside the weights: ten of the
+        widest feature maps at full size (6.6 are saved, the rest is in flight)."""
+        decoder = getattr(self.vae, "decoder", self.vae)
+        weight = next(decoder.parameters())
+        widths = getattr(self.vae.config, "block_out_channels", None) or self.vae.config.decoder_block_out_channels
+        return 10 * cells * self.factor**2 * widths[min(1, len(widths) - 1)] * weight.element_size()
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.upper(self.middle(z))
@@ -87,16 +107,16 @@ class Decoder:
     def middle(self, z: Tensor) -> Tensor:
         """Up to and with the middle block, whose attention sees the whole picture. [N, C, h, w] -> [N, C', h, w]."""
         weight = next(getattr(self.vae, "decoder", self.vae).parameters(), z)
-        z = (z / self.scale + self.shift).to(weight.dtype)
+        z = (z / self.scale + self.shift).to(weight.dtype, memory_format=self.layout)
         if not self.by_parts:
             return z
         decoder = self.vae.decoder
         x = z if self.vae.post_quant_conv is None else self.vae.post_quant_conv(z)
-        x = self._run(partial(_resnet, decoder.mid_block.resnets[0], _own), decoder.conv_in(x))
+        x = self._run(partial(self._resnet, decoder.mid_block.resnets[0], _own), decoder.conv_in(x))
         for attention, resnet in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True):
             if attention is not None:
                 x = self._run(attention, x)
-            x = self._run(partial(_resnet, resnet, _own), x)
+            x = self._run(partial(self._resnet, resnet, _own), x)
         return x
 
     def blocks(self, x: Tensor, norm: Norm | None = None, first: int | None = None) -> list[Tensor]:
@@ -104,7 +124,7 @@ class Decoder:
         out = []
         for block in self.vae.decoder.up_blocks[:first]:
             for resnet in block.resnets:
-                x = self._run(partial(_resnet, resnet, norm or _own), x)
+                x = self._run(partial(self._resnet if norm is None else _resnet, resnet, norm or _own), x)
             for upsampler in block.upsamplers or ():
                 x = self._run(upsampler, x)
             out.append(x)

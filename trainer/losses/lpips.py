@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..files import BROKEN_PICKLE, is_file
 from ..registry import PathStr, losses, option
 from ..types import Loss, Step
-from .pixel import DecodeOptions, compared, latents, ready
+from .pixel import DecodeOptions, Targets, compared, latents, ready
 from .term import LossParts, mask_at, wide
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -124,9 +124,11 @@ def _read(path: str, where: str) -> dict[str, Tensor]:
 def build(options: LpipsOptions, parts: LossParts) -> Loss:
     net = load_vgg(options.backbone, options.heads)
     decoder = ready("lpips", options, parts)
+    targets = Targets(options.target_cache * 2**30) if options.target_cache else None
 
     def loss(step: Step) -> Tensor:
         predicted, true, _ = latents(step, options.mode)
-        return compared(predicted, true, step, options, decoder, net.to(true.device, wide(true).dtype).distance)
+        distance = net.to(true.device, wide(true).dtype).distance
+        return compared(predicted, true, step, options, decoder, distance, targets)
 
     return loss

@@ -13,6 +13,7 @@ and there would be no gradient at all; that is why ``mixed`` takes the true z0.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -49,11 +50,14 @@ class DecodeOptions(TermOptions):
     """Group norms of `midcrop` use the crop's own statistics, or those of a full decode of the target (slower)."""
     decode_batch: int = option(1, label="Pictures decoded at once", ge=1)
     """Pictures decoded at once by plan `full`: more is faster on small pictures and takes more memory."""
+    target_cache: float = option(0.0, label="Decoded targets kept (GB)", ge=0)
+    """Host memory in which decoded targets are kept for the next visit of their picture: a decode less of four. For
+    plan `full` in the modes x0 and anchored, whose targets never change; a picture of 1024 x 1024 takes 6 MB (bf16)."""
     tiny: PathStr | None = option(None, label="Tiny autoencoder")
     """Folder of a diffusers AutoencoderTiny made for this family's latents, for plan `tiny`."""
 
     def warnings(self) -> list[str]:
-        said = []
+        said = super().warnings()
         if self.decode == "tiny":
             said.append(
                 "decode: 'tiny' invents fine detail and gives no gradient to latents beyond about 6; look closely"
@@ -93,6 +97,8 @@ class PixelOptions(DecodeOptions):
                 f"distance: '{self.distance}' compares the texture of noise in mode '{self.mode}', which decodes noisy "
                 "latents; use l2 there, or mode 'anchored' or 'x0'"
             )
+        if self.target_cache and (self.mode not in ("x0", "anchored") or self.decode in ("window", "midcrop")):
+            said.append("target_cache: only whole pictures in the modes x0 and anchored have a target that stays")
         if self.mode == "x0" and not self.gain_norm and self.max_level > 0.4:
             said.append(
                 "mode: 'x0' weighs the noisiest steps up to 200 times on epsilon models and blurs; set max_level = 0.3 "
@@ -142,11 +148,22 @@ def latents(step: Step, mode: Mode, reach: tuple[float, float] = (0.02, 0.05)) -
 
 def plan_for(options: DecodeOptions, decoder: Decoder, h: int, w: int) -> Plan:
     """The plan for latents of h x w cells."""
-    kind = {"tiny": "full"}.get(options.decode, options.decode)
+    kind, f = {"tiny": "full"}.get(options.decode, options.decode), decoder.factor
+    window = options.window // f
     if kind == "auto":
-        kind = "midcrop" if decoder.by_parts and h * w * decoder.factor**2 > WHOLE else "full"
-    f = decoder.factor
-    return Plan(kind, options.window // f, None if kind == "midcrop" else options.halo // f, options.crop_norms)
+        kind, window = _auto(decoder, h, w, window)
+    return Plan(kind, window, None if kind == "midcrop" else options.halo // f, options.crop_norms)
+
+
+def _auto(decoder: Decoder, h: int, w: int, window: int) -> tuple[str, int]:
+    """(kind, window in cells): the whole picture where it is small and fits, else a middle crop, as large as fits."""
+    fits = decoder.room is None or decoder.need(h * w) <= decoder.room
+    if not decoder.by_parts or (fits and h * w * decoder.factor**2 <= WHOLE):
+        return "full", window
+    halo = decoder.halo(after_middle=True)
+    while decoder.room is not None and window > 8 and decoder.need((window + 2 * halo) ** 2) > decoder.room:
+        window //= 2
+    return "midcrop", window
 
 
 def ready(name: str, options: DecodeOptions, parts: LossParts) -> Decoder:
@@ -164,9 +181,39 @@ def ready(name: str, options: DecodeOptions, parts: LossParts) -> Decoder:
     return decoder
 
 
+class Targets:
+    """Decoded targets by the keys of their rows, in the host's memory, the longest unseen dropped first."""
+
+    def __init__(self, limit: float):
+        """limit: bytes."""
+        self.limit = limit
+        self.bytes = 0
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    def get(self, keys: list[str], true: Tensor, decode: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+        """[n, 3, H, W]: remembered, or decoded now and kept in ``dtype``, the decoder's own: nothing is lost."""
+        if all(key in self._kept for key in keys):
+            for key in keys:
+                self._kept.move_to_end(key)
+            return wide(torch.stack([self._kept[key] for key in keys]).to(true.device))
+        pixels = decode(true)
+        for key, one in zip(keys, pixels, strict=True):
+            self.bytes -= size_of(self._kept.pop(key, None))
+            self._kept[key] = one.to("cpu", dtype, copy=True)
+            self.bytes += size_of(self._kept[key])
+        while self.bytes > self.limit:
+            self.bytes -= size_of(self._kept.popitem(last=False)[1])
+        return pixels
+
+
+def size_of(value: Tensor | None) -> int:
+    return 0 if value is None else value.numel() * value.element_size()
+
+
 def compared(
-    predicted: Tensor, true: Tensor, step: Step, options: DecodeOptions, decoder: Decoder, compare: Compare
-) -> Tensor:
+    predicted: Tensor, true: Tensor, step: Step, options: DecodeOptions, decoder: Decoder, compare: Compare,
+    targets: Targets | None = None,
+) -> Tensor:  # fmt: skip
     """[B]: ``compare`` over the decoded latents, by the plan of the options, one sample (or a few) at a time."""
     plan = plan_for(options, decoder, *true.shape[-2:])
     whole = tuple(side * decoder.factor for side in true.shape[-2:])
@@ -176,7 +223,11 @@ def compared(
         rows = rows.to(true.device)
         view: View = plan.view(decoder, true[rows], step.draw.window[rows.to(step.draw.window.device)])
         with torch.no_grad():
-            target = view.decode(true[rows])
+            if targets and plan.kind == "full":
+                keys = [step.batch.keys[row] for row in rows.tolist()]
+                target = targets.get(keys, true[rows], view.decode, next(decoder.vae.parameters()).dtype)
+            else:
+                target = view.decode(true[rows])
         return compare(view.decode(z), target, None if mask is None else mask[rows][..., view.rows, view.columns])
 
     return held(predicted, evaluate, options.decode_batch if plan.kind == "full" else 1)
@@ -186,10 +237,11 @@ def compared(
 def build(options: PixelOptions, parts: LossParts) -> Loss:
     decoder = ready("pixel", options, parts)
     distance, reach = DISTANCES[options.distance], (options.step_min, options.step_max)
+    targets = Targets(options.target_cache * 2**30) if options.target_cache else None
 
     def loss(step: Step) -> Tensor:
         predicted, true, c = latents(step, options.mode, reach)
-        errors = compared(predicted, true, step, options, decoder, lambda p, t, mask: distance(p - t, mask))
+        errors = compared(predicted, true, step, options, decoder, lambda p, t, m: distance(p - t, m), targets)
         if options.gain_norm:
             errors = errors / (c**2).clamp(min=0.01).to(errors) ** (distance.degree / 2)
         return errors

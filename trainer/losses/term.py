@@ -44,7 +44,11 @@ class TermOptions(Options):
 
     def warnings(self) -> list[str]:
         """What is allowed but seldom wise, a line each."""
-        return []
+        if self.probability >= 0.1:
+            return []
+        times = f"{1 / self.probability:.0f}"
+        return [f"probability: where the term counts, it counts {times} times as much, and gradient clipping cuts that "
+                "down, so it is worth less than its weight; use 0.1 or more"]  # fmt: skip
 
 
 @dataclass(frozen=True)

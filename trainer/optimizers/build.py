@@ -49,6 +49,8 @@ def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tup
     args = {**named.args, **{k: v for k, v in given.items() if v is not None}, **options.args}
     args = {name: _python(value) for name, value in args.items()}
     _check_args(cls, args, options.kind)
+    if "fused" in _parameters(cls) and not {"fused", "foreach"} & set(args):
+        args |= {"fused": True} if all(p.is_cuda for group, _ in kept for p in group["params"]) else {}
     relative = named.path.endswith(".Adafactor") and args.get("relative_step", "relative_step" in _parameters(cls))
     if relative:
         notes.append(

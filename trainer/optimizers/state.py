@@ -74,6 +74,10 @@ def load_optimizer_state(optimizer: Optimizer, tensors: dict[str, Tensor], facts
     for parameter, state in states.items():
         if state:
             inner.state[parameter] = {key: _paged(inner, parameter, value) for key, value in state.items()}
+    for group in inner.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():  # its kernel wants the step count beside it
+            state = inner.state.get(parameter, {})
+            state |= {"step": state["step"].to(parameter.device)} if "step" in state else {}
     notes = [note for group, one in zip(inner.param_groups, told) for note in _restore_facts(group, one)]
     return list(dict.fromkeys(notes))
 
@@ -87,7 +91,7 @@ def _restore_facts(group: dict[str, Any], told: dict[str, Any]) -> list[str]:
             group[key] = value
     return [
         f"optimizer: {key} was {then[key]} up to here and is {now[key]} from here on"
-        for key in sorted(changed - {"initial_lr"})
+        for key in sorted(changed - {"initial_lr", "fused", "foreach"})
     ]
 
 

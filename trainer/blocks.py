@@ -1,0 +1,102 @@
+"""What a denoiser is made of, block by block; blocks that are recomputed, and what they begin from kept elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+COMPUTE = ("ResnetBlock2D", "BasicTransformerBlock", "JointTransformerBlock")
+RESIZE = ("Downsample2D", "Upsample2D")
+SMALL = 2**20
+"""Bytes up to which a tensor is not worth a way to the host and back."""
+
+
+def blocks(denoiser: nn.Module, resize: bool = False) -> list[nn.Module]:
+    """The resnets and transformer blocks of a U-Net or MMDiT (with ``resize`` its resampling layers), outermost first:
+    a U-Net's highest resolution, on both sides, comes before the next; an MMDiT's blocks follow in order."""
+    wanted = COMPUTE + (RESIZE if resize else ())
+    found = [(name, module) for name, module in denoiser.named_modules() if type(module).__name__ in wanted]
+    levels = len({name.split(".")[1] for name, _ in found if name.startswith("down_blocks")})
+
+    def depth(entry: tuple[str, nn.Module]) -> int:
+        part, _, rest = entry[0].partition(".")
+        if part not in ("down_blocks", "up_blocks"):
+            return levels
+        at = int(rest.partition(".")[0])
+        return at if part == "down_blocks" else levels - 1 - at
+
+    return [module for _, module in sorted(found, key=depth)]
+
+
+def recompute(denoiser: nn.Module, share: float = 1.0, to_host: bool = False) -> int:
+    """Let the outer ``share`` of the blocks forget their activations and compute them again in the backward pass.
+
+    ``to_host``: what they begin from is kept in the host's memory until then. Returns how many blocks do it. The same
+    numbers as without, bit for bit: nothing in a block is left to chance but what adapters draw from a step's seed.
+    """
+    found = blocks(denoiser)
+    chosen = found[: round(share * len(found))]
+    for block in chosen:
+        block.forward = _recomputed(block.forward, Host() if to_host else None)
+    return len(chosen)
+
+
+def _recomputed(inner: Callable[..., Any], host: Host | None) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return inner(*args, **kwargs)
+        names = list(kwargs)
+
+        def run(*values: Any) -> Any:  # all by position: only these does torch's checkpoint hand to the hooks
+            return inner(*values[: len(args)], **dict(zip(names, values[len(args) :])))
+
+        with host.keeping() if host else nullcontext():
+            return checkpoint(run, *args, *kwargs.values(), use_reentrant=False, preserve_rng_state=False)
+
+    return forward
+
+
+class Host:
+    """Saved tensors in the host's memory: copied there on a stream of their own, and back when they are asked for."""
+
+    def __init__(self, small: int = SMALL):
+        self.small = small
+        self.kept = 0
+        """How many tensors went there."""
+        self._stream: Any = None
+
+    def keeping(self) -> AbstractContextManager[Any]:
+        return torch.autograd.graph.saved_tensors_hooks(self._away, self._back)
+
+    def _away(self, tensor: Tensor) -> Any:
+        if tensor.is_leaf or tensor.numel() * tensor.element_size() < self.small:
+            return tensor
+        self.kept += 1
+        if not tensor.is_cuda:
+            return tensor.to("cpu"), tensor.device, None
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(tensor.device)
+        self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        with torch.cuda.stream(self._stream):
+            away = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            away.copy_(tensor, non_blocking=True)
+        tensor.record_stream(self._stream)
+        return away, tensor.device, self._stream.record_event()
+
+    def _back(self, kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        away, device, done = kept
+        if done is not None:
+            torch.cuda.current_stream(device).wait_event(done)
+        return away.to(device, non_blocking=True)
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass, a block's recomputation in it included."""
+    return torch._C._current_graph_task_id() != -1
