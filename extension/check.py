@@ -8,13 +8,15 @@ from typing import Any
 import gradio as gr
 
 from ..trainer import job
-from . import draft, queue, words
+from . import draft, progress, queue, words
 from .draft import Problem
 from .page import EVENT, SLOW, Context, Screen, facts, kindly, note, notes, problem_list
 from .store import write
 
 REMEDIES = 4
 """How many remedies are offered at a time."""
+MANY = "*"
+"""In the place of a remedy's key: its value is a table of changes."""
 
 
 def build(context: Context) -> Screen:
@@ -36,16 +38,24 @@ def build(context: Context) -> Screen:
         answer: dict[str, Any] = {}
         if not problems:
             problems, answer = ask(context, text)
-        offered = [one.remedy for one in problems if one.remedy][:REMEDIES]
+        offered = [one.remedy for one in problems if one.remedy] or fitting(answer)
+        offered = offered[:REMEDIES]
         html = problem_list(problems) if problems else note(words.CHECK_GOOD, "good") + told(answer)
-        filled = [gr.update(value=f"{words.APPLY}: {one[0]}", visible=True) for one in offered]
+        filled = [
+            gr.update(value=label if key == MANY else f"{words.APPLY}: {label}", visible=True)
+            for label, key, _ in offered
+        ]
         filled += [gr.update(visible=False)] * (REMEDIES - len(offered))
         return [html, gr.update(interactive=not problems), offered, *filled]
 
     @kindly
     def mend(number: int, offered: list[Any]) -> list[Any]:
         if number < len(offered):
-            draft.apply_remedy(home, tuple(offered[number]))
+            label, key, value = offered[number]
+            if key == MANY:
+                draft.change(home, value)
+            else:
+                draft.apply_remedy(home, (label, key, value))
         return show()
 
     @kindly
@@ -81,6 +91,34 @@ def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
         return draft.told(str(error), own), {}
 
 
+def fitting(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """What makes a run fit on the card: all that is needed at once, then the first of it alone."""
+    remedies = (answer.get("fit") or {}).get("remedies") or []
+    if not remedies:
+        return []
+    together = {key: value for one in remedies for key, value in one["changes"].items()}
+    whole = f"{', '.join(one['label'] for one in remedies)} ({remedies[-1]['gb']:.1f} GB)"
+    alone = [(f"{one['label']} ({one['gb']:.1f} GB)", MANY, one["changes"]) for one in remedies[:1]]
+    return [(f"{words.MAKE_FIT}: {whole}", MANY, together), *(alone if len(remedies) > 1 else [])]
+
+
+def fit_told(fit: dict[str, Any]) -> str:
+    """Memory and time of a run, from the trainer's forecast."""
+    if not fit:
+        return ""
+    card = f"{fit['gb']:.1f} GB of {fit['of_gb']:.1f} free on {fit['card']}"
+    parts = ", ".join(f"{name} {gb:.1f}" for name, gb in fit["parts"].items() if gb >= 0.05)
+    time = f"about {progress.clock(fit['seconds'])}" if fit.get("seconds") else "not known yet"
+    rows = [
+        ("Memory", card),
+        (f"At its peak ({fit['at']})", parts),
+        ("Time", f"{time} ({fit['pace']})"),
+        ("Remedies", "; ".join(f"{one['label']}: {one['gb']:.1f} GB, {one['cost']}" for one in fit["remedies"])),
+    ]
+    short_of = "" if fit["fits"] else f"It needs {card}, so it may run out of memory."
+    return note(short_of, "bad") + facts(rows)
+
+
 def _line(problem: Any) -> str:
     if isinstance(problem, dict):
         return f"{problem.get('where', '')}: {problem.get('what', problem)}"
@@ -97,13 +135,26 @@ def told(answer: dict[str, Any]) -> str:
         ("Model", model.get("title") or model.get("path")),
         ("Data", f"{data.get('items', '?')} {data.get('kind', '')}".strip()),
         ("Held out", data.get("held_out") or None),
-        ("Length", f"{steps} steps = {answer.get('epochs', 0):.1f} epochs"),
+        ("Length", f"{steps} steps = {answer.get('epochs') or 0:.1f} epochs"),
         ("An epoch", lengths),
         ("Resolution", _number(answer.get("resolution"))),
         ("Learns from", terms),
         (words.WRITES, (answer.get("files") or {}).get("adapter")),
     ]
-    known = ("v", "model", "data", "steps", "epochs", "terms", "resolution", "files", "exists", "resumable", "warnings")
+    known = (
+        "v",
+        "fit",
+        "model",
+        "data",
+        "steps",
+        "epochs",
+        "terms",
+        "resolution",
+        "files",
+        "exists",
+        "resumable",
+        "warnings",
+    )
     more = [(_word(key), _number(value)) for key, value in answer.items() if key not in known]
     buckets = "".join(
         f"<li><b>{bucket.get('width')} × {bucket.get('height')}</b> {bucket.get('samples')}</li>"
@@ -111,6 +162,7 @@ def told(answer: dict[str, Any]) -> str:
     )
     return (
         notes([str(one) for one in answer.get("warnings", [])], "warn")
+        + fit_told(answer.get("fit") or {})
         + facts(rows)
         + notes([str(one) for one in [*model.get("notes", []), *data.get("notes", [])]])
         + facts(more)

@@ -223,22 +223,34 @@ def _check(**inputs: Any) -> Result:
 
 def check_in_words(answer: dict[str, Any]) -> list[str]:
     """What ``check --json`` answered, for a person; figures that it does not give are left out."""
-    model, data = answer.get("model", {}), answer.get("data", {})
+    model, data = answer.get("model") or {}, answer.get("data") or {}
     lines = [f"model: {model.get('title') or model.get('family', '?')}, predicts {model.get('prediction', '?')}"]
     buckets = ", ".join(f"{b['width']}x{b['height']} ({b['samples']})" for b in data.get("buckets", []))
     lines += [f"data: {data.get('items', '?')} {data.get('kind', '')}".rstrip()] + (
         [f"buckets: {buckets}"] if buckets else []
     )
-    lines.append(f"steps: {answer.get('steps', '?')} ({answer.get('epochs', 0):.1f} epochs)")
-    fit = answer.get("fit") or {}
-    lines += (
-        [f"memory: {fit['gb']:.1f} GB" + (f" of {fit['of_gb']:.1f}" if fit.get("of_gb") else "")]
-        if fit.get("gb")
-        else []
-    )
-    lines += [f"time: about {clock(fit['seconds'])}"] if fit.get("seconds") else []
+    lines.append(f"steps: {answer.get('steps', '?')} ({answer.get('epochs') or 0:.1f} epochs)")
+    lines += fit_in_words(answer.get("fit") or {})
     lines += [f"writes: {answer['files']['adapter']}"] if answer.get("files") else []
     return [*lines, *(f"warning: {line}" for line in answer.get("warnings", []))]
+
+
+def fit_in_words(fit: dict[str, Any]) -> list[str]:
+    """Memory and time, and what would make it fit."""
+    if not fit.get("gb"):
+        return []
+    verdict = "" if fit.get("fits", True) else ": it does not fit"
+    free = f" of {fit['of_gb']:.1f} free on {fit.get('card', 'the card')}" if fit.get("of_gb") else ""
+    lines = [f"memory: {fit['gb']:.1f} GB{free}{verdict}"]
+    parts = ", ".join(f"{name} {gb:.1f}" for name, gb in (fit.get("parts") or {}).items() if gb >= 0.05)
+    lines += [f"at its peak ({fit.get('at', '?')}): {parts}"] if parts else []
+    lines.append(
+        f"time: about {clock(fit['seconds'])}" if fit.get("seconds") else f"time: {fit.get('pace', 'unknown')}"
+    )
+    for one in fit.get("remedies") or []:
+        options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in one["changes"].items())
+        lines.append(f"to make it fit: {one['label']} ({one['gb']:.1f} GB); options: {options}")
+    return lines
 
 
 _REQUEST = (

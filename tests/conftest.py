@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+if "PIXELKILN_CACHE" not in os.environ:  # what tests remember is nobody else's
+    os.environ["PIXELKILN_CACHE"] = tempfile.mkdtemp(prefix="pixelkiln-cache-")
 
 if "pixelkiln" not in sys.modules:
     where = [str(ROOT)]

@@ -280,9 +280,12 @@ class Parts:
 # ------------------------------------------------------------------------------------------------------------- making
 
 
-def scan(config: Config, world: int = 1) -> tuple[Found, Dataset]:
-    """What the model's file says it is, and the data; no weight is read. ValueError where options contradict them."""
-    found = identify(config.model)
+def scan(config: Config, world: int = 1, found: Found | None = None) -> tuple[Found, Dataset]:
+    """What the model's file says it is, and the data; no weight is read. ValueError where options contradict them.
+
+    ``found``: the model, where it is known already.
+    """
+    found = found or identify(config.model)
     draws = {getattr(o, "reference_draws", 0) for _, o in config.terms().values()}
     if len(draws) > 1:
         raise ValueError("objective.reference_draws: the terms have different numbers; give all the same")
@@ -332,7 +335,7 @@ def build(config: Config, say: Callable[[str], None], adapter_file: str | None =
     streamer = levers.lighten(config.memory, family.denoiser, family.encoder_places(device), device, say)
     family.to(device)
     memory.use_attention(family.denoiser, attention)
-    adapter = _adapter(config, family, dtype, adapter_file, say)
+    adapter = make_adapter(config, family, dtype, adapter_file, say)
     levers.shape(config.memory, family.denoiser, Path(config.run.out) / "cache" / "compiled")
     trains_text = any(p.requires_grad for encoder in family.text_encoders.values() for p in encoder.parameters())
     side = config.data.resolution or family.kind.resolution
@@ -366,7 +369,7 @@ def _scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
-def _adapter(
+def make_adapter(
     config: Config, family: Family, dtype: torch.dtype, file: str | None, say: Callable[[str], None]
 ) -> Adapter:
     options = config.adapter if file is None else to_show(config.adapter, file)
@@ -393,6 +396,18 @@ def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Calla
         total_steps=total,
     )
     parts.dataset, parts.total = dataset, total
+    make_terms(parts, vae_dtype, say)
+    parts.optimizer, notes = build_optimizer(config.optimizer, groups(parts.adapter))
+    if config.save.ema:
+        parts.average = Average(parts.parameters(), config.save.ema)
+    parts.schedule, more = build_schedule(config.schedule, parts.total, parts.optimizer)
+    for line in [*notes, *more]:
+        say(line)
+
+
+def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str], None]) -> None:
+    """The loss terms with their objectives, and the decoder where one of them looks at pixels."""
+    config, family = parts.config, parts.family
     terms = config.terms()
     if any(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
         parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
@@ -409,15 +424,9 @@ def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Calla
             say(f"warning: loss.{name}.{line}")
     parts.balance = Balance(parts.terms)
     parts.watch = Watch({name: objective for name, (_, objective) in terms.items()})
-    parts.optimizer, notes = build_optimizer(config.optimizer, _groups(parts.adapter))
-    if config.save.ema:
-        parts.average = Average(parts.parameters(), config.save.ema)
-    parts.schedule, more = build_schedule(config.schedule, parts.total, parts.optimizer)
-    for line in [*notes, *more]:
-        say(line)
 
 
-def _groups(adapter: Adapter) -> list[dict[str, Any]]:
+def groups(adapter: Adapter) -> list[dict[str, Any]]:
     """The adapter's parameter groups, by the optimizer's names for the parts."""
     made = []
     for group in adapter.parameter_groups():

@@ -5,32 +5,50 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from . import cards, fit
 from .build import scan
-from .config import Config
+from .config import Config, ConfigError, load
+from .data.loader import Dataset
+from .families.load import Found, assumed, identify
 from .run import RunFolder, total_steps
 
 
-def check(config: Config) -> dict[str, Any]:
-    """JSON-able: the model as its file tells it, data, steps, terms, files. ValueError as ``train`` would raise it."""
-    found, dataset = scan(config)
-    total = total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
+def configuration(path: str | None, flags: dict[str, Any], preset: str | None) -> Config:
+    """As for a run, but the model may be left out where its family is given: ``model.path`` is empty then."""
+    try:
+        return load(path, flags, preset)
+    except ConfigError as error:
+        if [where for where, _ in error.problems] != ["model.path"] or "model.path" in flags:
+            raise
+        return load(path, {**flags, "model.path": ""}, preset)
+
+
+def card_for(config: Config, card: str | None, memory: str | None) -> cards.Card:
+    """The card that is named, a card with so much memory, or the device that the run would take here."""
+    if card and memory:
+        raise ValueError("--card and --memory are both given; keep one of them")
+    return cards.named(card) if card else cards.with_memory(memory) if memory else cards.here(config.run.device)
+
+
+def check(config: Config, card: cards.Card) -> dict[str, Any]:
+    """JSON-able: the model as its file tells it, data, steps, terms, files, and whether it fits on the card.
+
+    Without a model its family's public form is taken, without data the configured resolution. ValueError as ``train``
+    would raise it.
+    """
+    found = identify(config.model) if config.model.path else assumed(config.model)
+    dataset = scan(config, found=found)[1] if _has_data(config) else None
+    total = _steps(config, dataset)
     folder = RunFolder(Path(config.run.out) / config.run.name)
-    resolution = config.data.resolution or found.kind.resolution
-    warnings = [*dataset.warnings]
+    warnings = [*dataset.warnings] if dataset else ["no data is given; the configured resolution is taken"]
     for name, (options, _) in config.terms().items():
         warnings += [f"loss.{name}.{line}" for line in options.warnings()]  # pyright: ignore[reportAttributeAccessIssue]
     return {
-        "model": {
-            "path": config.model.path,
-            "family": found.kind.name,
-            "title": found.kind.title,
-            "prediction": found.process.prediction,
-            "notes": found.notes,
-        },
-        "data": dataset.report,
-        "resolution": resolution,
+        "model": _model(config, found),
+        "data": dataset.report if dataset else None,
+        "resolution": config.data.resolution or found.kind.resolution,
         "steps": total,
-        "epochs": total / dataset.steps_per_epoch,
+        "epochs": total / dataset.steps_per_epoch if dataset and total else None,
         "terms": {
             name: {"loss": options.model_dump(), "objective": objective.kind}  # pyright: ignore[reportAttributeAccessIssue]
             for name, (options, objective) in config.terms().items()
@@ -38,23 +56,50 @@ def check(config: Config) -> dict[str, Any]:
         "files": {"run": str(folder.path), "adapter": str(folder.final)},
         "exists": folder.final.exists(),
         "resumable": any(folder.state.glob("step*.safetensors")),
+        "fit": fit.answer(fit.Checker(config, found, dataset, card), config, total),
         "warnings": warnings,
     }
 
 
+def _steps(config: Config, dataset: Dataset | None) -> int | None:
+    """Of the whole run; None where that depends on data that are not given."""
+    if dataset is None:
+        return None if config.run.epochs else config.run.steps or 1000
+    return total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
+
+
+def _has_data(config: Config) -> bool:
+    return bool(config.data.named_sets())
+
+
+def _model(config: Config, found: Found) -> dict[str, Any]:
+    return {
+        "path": config.model.path, "family": found.kind.name, "title": found.kind.title,
+        "prediction": found.process.prediction, "notes": found.notes,
+    }  # fmt: skip
+
+
 def told(answer: dict[str, Any]) -> str:
     """The answer for a person."""
-    data = answer["data"]
-    buckets = ", ".join(f"{b['width']}x{b['height']}: {b['samples']}" for b in data["buckets"])
     terms = ", ".join(f"{name} ({term['objective']})" for name, term in answer["terms"].items())
-    held = f", {data['held_out']} held out" if data["held_out"] else ""
-    lines = [
-        *answer["model"]["notes"],
-        f"data      {data['items']} {data['kind']}{held}, {data['samples_per_epoch']} samples an epoch",
-        f"buckets   {buckets}",
-        f"steps     {answer['steps']} ({answer['epochs']:.1f} epochs of {data['steps_per_epoch']} steps)",
+    lines = [*answer["model"]["notes"], *_data(answer)]
+    lines += [
         f"loss      {terms}",
+        *fit.told(answer["fit"]),
         f"writes    {answer['files']['adapter']}" + (" (replaces an earlier one)" if answer["exists"] else ""),
         *(f"warning: {line}" for line in answer["warnings"]),
     ]
     return "\n".join(lines)
+
+
+def _data(answer: dict[str, Any]) -> list[str]:
+    data = answer["data"]
+    if data is None:
+        return []
+    buckets = ", ".join(f"{b['width']}x{b['height']}: {b['samples']}" for b in data["buckets"])
+    held = f", {data['held_out']} held out" if data["held_out"] else ""
+    return [
+        f"data      {data['items']} {data['kind']}{held}, {data['samples_per_epoch']} samples an epoch",
+        f"buckets   {buckets}",
+        f"steps     {answer['steps']} ({answer['epochs']:.1f} epochs of {data['steps_per_epoch']} steps)",
+    ]

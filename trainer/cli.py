@@ -35,9 +35,14 @@ def parser() -> argparse.ArgumentParser:
 
     train = configured("train", _train, "Train an adapter.")
     train.add_argument("--resume", action="store_true", help="go on from the run's last state")
-    configured("check", _check, "Say what a run would do, without loading a model.").add_argument(
-        "--json", action="store_true"
-    )
+    train.add_argument("--fit", action="store_true", help="first change what does not fit on the card, cheapest first")
+    check = configured("check", _check, "Say what a run would do, how much memory and time it takes, without a model.")
+    check.add_argument("--card", help='another card than the one here, such as "RTX 3060 12GB"')
+    check.add_argument("--memory", help="any card of which so much is free, such as 8GB")
+    check.add_argument("--fit", action="store_true", help="print the configuration, changed so that it fits")
+    check.add_argument("-o", "--output", help="with --fit: write it to this file instead")
+    check.add_argument("--calibrate", action="store_true", help="take two real steps first, and remember their time")
+    check.add_argument("--json", action="store_true")
     sample = configured("sample", _sample, "Draw the configuration's previews with an adapter.")
     sample.add_argument("--adapter", help="adapter file; without it the base model draws", dest="adapter_file")
     sample.add_argument("-o", "--output", default="samples", help="folder for the pictures")
@@ -111,14 +116,14 @@ def dotted(rest: Sequence[str], allowed: bool) -> dict[str, Any]:
     return flags
 
 
-def _config(args: argparse.Namespace):
+def _config(args: argparse.Namespace, read: Callable[..., Any] | None = None) -> Any:
     from .config import load
 
     if args.kohya:
         return tools.from_kohya(args)
     if not (args.config or args.preset or args.flags):
         raise ValueError("config: neither a configuration nor --preset is given; see `python -m trainer presets`")
-    return load(args.config, args.flags, args.preset)
+    return (read or load)(args.config, args.flags, args.preset)
 
 
 def _print_json(answer: dict[str, Any]) -> int:
@@ -128,16 +133,38 @@ def _print_json(answer: dict[str, Any]) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     config = _config(args)
+    if args.fit:
+        from . import fit
+        from .check import card_for, check
+
+        answer = check(config, card_for(config, None, None))
+        config = fit.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr))
     from .engine import train
 
     return train(config, resume=args.resume)
 
 
 def _check(args: argparse.Namespace) -> int:
-    config = _config(args)
-    from .check import check, told
+    from . import fit
+    from .check import card_for, check, configuration, told
 
-    answer = check(config)
+    config = _config(args, configuration)
+    if args.calibrate:
+        from .trial import calibrate
+
+        calibrate(config)
+    answer = check(config, card_for(config, args.card, args.memory))
+    if args.fit:
+        from .config import to_toml
+        from .files import write_atomic
+
+        text = to_toml(fit.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr)), only_set=True)
+        if args.output:
+            write_atomic(args.output, text)
+        elif not args.json:
+            print(text, end="")
+            return DONE
+        answer["config"] = text
     if args.json:
         return _print_json(answer)
     print(told(answer))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, memory, rescue, sampling, several, step
+from . import checkpoint, memory, pace, rescue, sampling, several, step
 from .adapters.files import save as save_adapter
 from .adapters.prove import prove
 from .build import Parts, build
@@ -26,7 +26,9 @@ from .files import write_atomic
 from .header import metadata
 from .heal import Health
 from .job import lock
+from .ladder import Ladder, settle, smaller
 from .optimizers.build import learning_rates
+from .pulse import Pulse
 from .report import Writer
 from .run import RunFolder, RunOptions, epochs
 from .score import References, score, score_one_by_one
@@ -127,6 +129,8 @@ class Loop:
     at: int = 0
     """Optimizer steps taken."""
     health: Health = field(init=False)
+    ladder: Ladder = field(init=False)
+    pulse: Pulse = field(default_factory=Pulse)
     torn: bool = False
     """An optimizer step is under way: the adapter is neither of this step nor of the next."""
     began: float = field(default_factory=time.monotonic)
@@ -138,6 +142,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.health = Health(self.parts.config.heal)
+        self.ladder = Ladder(self.parts.config)
 
     # ------------------------------------------------------------------------------------------------- the run
 
@@ -193,7 +198,7 @@ class Loop:
                 rescue.roll_back(self)
             else:
                 self._due(requests, stopped)
-            self._settle()
+            settle(self)
         return stopped
 
     def _prepare(self) -> None:
@@ -204,13 +209,6 @@ class Loop:
             several.gather(None)
         p.dataset.prepare(self.writer.progress)
         several.same({"model": p.family.fingerprints["model"], "data": p.dataset.signature, "steps": str(p.total)})
-
-    def _settle(self) -> None:
-        """After two steps the room that a run needs is known: what is left takes in streamed blocks."""
-        p, options = self.parts, self.parts.config.memory
-        if p.streamer and options.resident_blocks == "auto" and self.at == min(2, p.total - 1):
-            count = p.streamer.fit(memory.spare_bytes(p.device, options.limit_gb))
-            self.writer.say(f"streaming: {count} of {len(p.streamer.blocks)} blocks stay on the card from now on")
 
     def _due(self, requests: set[str], stopped: bool) -> None:
         """What falls due after a step: adapter files, the rolling state, previews, validation."""
@@ -240,7 +238,13 @@ class Loop:
         if due(validation.every, validation.every_epochs):
             self._validate()
 
+    def remember_pace(self) -> None:
+        """For ``check``: how long a step took here."""
+        if (p := self.parts).is_main:
+            pace.remember(p.config, p.family.denoiser, p.dataset.plan.largest[0], p.device, p.dtype, self.times)
+
     def _stop(self) -> int:
+        self.remember_pace()
         self.writer.status("saving", message="saving, then stopping")
         self._save_state()
         self._save_adapter(self.folder.checkpoint(self.at))
@@ -250,6 +254,7 @@ class Loop:
 
     def _finish(self) -> int:
         p = self.parts
+        self.remember_pace()
         self.writer.status("saving", message="saving")
         self._save_adapter(self.folder.final)
         self._save_state()
@@ -266,18 +271,11 @@ class Loop:
     # ------------------------------------------------------------------------------------------------- a step
 
     def step(self) -> dict[str, Any]:
-        """One optimizer step. The facts of its event."""
+        """One optimizer step, in a smaller way when memory runs out. The facts of its event."""
         p, started = self.parts, time.monotonic()
-        batch = p.dataset.batch(self.at)
-        units = len(batch.rows.group.unique())
         rate = p.set_rate(self.at)
-        p.adapter.train(True)
-        p.optimizer.zero_grad(set_to_none=True)
-        total = step.Judged(torch.zeros((), dtype=torch.float64))
-        size = p.dataset.micro_batch(self.at) or p.config.run.batch
-        for micro in step.micro_batches(batch, size, p.rank, p.world):
-            judged = self._micro(micro.to(p.device), units)
-            total.add(judged)
+        while (total := self._gradients()) is None:
+            pass
         sums = p.reduce(total)
         loss = sums.pop("loss")
         norm = p.gradient_norm()
@@ -291,12 +289,34 @@ class Loop:
             self._skip(loss, norm)
         means = p.means(sums)
         self.times = [*self.times[-49:], time.monotonic() - started]
+        for line in self.pulse.see(self.times[-1], memory.spilled(p.device)):
+            self.writer.warning(line)
         each = sum(self.times) / len(self.times)
         return {
             "loss": loss, "lr": rate, "rates": learning_rates(p.optimizer),
             "grad_norm": norm, "epoch": self.at // p.dataset.steps_per_epoch, "terms": means,
             "seconds": self.times[-1], "eta": each * (p.total - self.at - 1), "gb": round(memory.peak_gb(p.device), 3),
         }  # fmt: skip
+
+    def _gradients(self) -> step.Judged | None:
+        """Forward and backward; None when memory ran out and the step is to be done again, smaller (by one process)."""
+        p = self.parts
+        batch = p.dataset.batch(self.at)
+        units = len(batch.rows.group.unique())
+        p.adapter.train(True)
+        p.optimizer.zero_grad(set_to_none=True)
+        total = step.Judged(torch.zeros((), dtype=torch.float64))
+        size = -(-(p.dataset.micro_batch(self.at) or p.config.run.batch) // self.ladder.split)
+        try:
+            for micro in step.micro_batches(batch, size, p.rank, p.world):
+                total.add(self._micro(micro.to(p.device), units))
+            return total
+        except torch.OutOfMemoryError as error:
+            if p.world > 1:
+                raise
+            said = str(error).split("\n")[0].partition(". GPU")[0]
+        smaller(self, said)  # out here, as an error holds on to all that its step has made
+        return None
 
     def _micro(self, batch: Batch, units: int) -> step.Judged:
         """Forward and backward of one micro-batch."""

@@ -8,6 +8,7 @@ import pickle
 import re
 import secrets
 import struct
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -94,3 +95,15 @@ def sweep(folder: str | Path) -> int:
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)
+
+
+def user_cache() -> Path:
+    """The folder for what this machine remembers between runs; PIXELKILN_CACHE names another."""
+    if own := os.environ.get("PIXELKILN_CACHE"):
+        return Path(own)
+    home = Path.home()
+    system = {
+        "win32": os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"),
+        "darwin": home / "Library" / "Caches",
+    }
+    return Path(system.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "pixelkiln"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from typing import Annotated, Any, Literal
@@ -69,6 +70,10 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_properties(device).name if device.type == "cuda" else "this machine's CPU"
+
+
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     """The dtype of frozen weights and arithmetic. ValueError where the device cannot do it."""
     if wanted == "auto":
@@ -132,6 +137,23 @@ def free_bytes(device: torch.device, limit_gb: float | None) -> int | None:
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     free += reserved - allocated
     return free if limit_gb is None else min(free, int(limit_gb * 2**30) - allocated)
+
+
+def release(device: torch.device) -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def spilled(device: torch.device) -> tuple[float, float] | None:
+    """(GiB used, GiB there) of a card that is full where the system lends it its own memory; Windows does that."""
+    if device.type != "cuda" or sys.platform != "win32":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    used = max(total - free, reserved)
+    return (used / 2**30, total / 2**30) if free < total // 50 or reserved > total else None
 
 
 def used_gb(device: torch.device) -> float:

@@ -75,6 +75,12 @@ class Plan:
         self.steps_per_epoch = sum(row[2] for row in self.rows)
         self._epoch: tuple[int, list[list[tuple[int, int]]]] = (0, [])
 
+    @property
+    def largest(self) -> tuple[Size, int]:
+        """Bucket and number of samples of the effective batch that has the most pixels."""
+        batches = [(bucket, min(count, size)) for bucket, count, _, size, *_ in self.rows]
+        return max(batches, key=lambda one: one[0][0] * one[0][1] * one[1])
+
     def _size(self, pool: Hashable) -> int:
         return self._sizes.get(pool, self.size)
 

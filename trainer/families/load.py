@@ -18,6 +18,7 @@ from ..registry import families
 from . import parts, words
 from .family import Encoder, Family, Kind
 from .options import ModelOptions
+from .parts import Source
 from .sources import Checkpoint, Files, locate, open_file
 
 _SPOKEN: dict[str, Prediction] = {
@@ -27,10 +28,6 @@ _SPOKEN: dict[str, Prediction] = {
     "sample": "sample",
     "flow": "flow",
 }
-
-
-Source = Checkpoint | Path
-"""A single file, or a folder."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,24 @@ def load(
 def meta(name: str) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The public denoiser and text encoders of a family, on the meta device."""
     return parts.meta(families[name].build())
+
+
+def configs(found: Found) -> parts.Configs:
+    """The configurations of a model's parts; nothing else is read."""
+    return parts.configs(found.kind, found.source, found.vae, found.texts)
+
+
+def assumed(options: ModelOptions) -> Found:
+    """A family's public model, for who asks without naming a file. ValueError when there is no family either."""
+    if options.family == "auto":
+        raise ValueError("model.family: neither a model nor its family is given; set model.path, or model.family")
+    kind = families[options.family].build()
+    prediction = kind.assumed or kind.predictions[0] if options.prediction == "auto" else options.prediction
+    process = Process("flow") if prediction == "flow" else Process(prediction, scaled_linear())
+    notes = [f"{kind.title}: its public form is assumed, as no model is given", *kind.check(options)]
+    nothing = Checkpoint(Path(), {}, {}, lambda keys: {})
+    texts: dict[str, Source] = {n: nothing for n, e in kind.encoders.items() if options.use_t5 or not e.optional}
+    return Found(kind, nothing, process, nothing, texts, notes)
 
 
 def identify(options: ModelOptions) -> Found:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from .family import Encoder, Kind
 from .sources import Checkpoint
 
 NET = "model.diffusion_model."
+Source = Checkpoint | Path
+"""A single file, or a folder."""
 
 
 def net_shapes(file: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -194,15 +198,49 @@ def _from_folder(made: Any, folder: Path, dtype: torch.dtype, variant: str | Non
         raise ValueError(f"model: {folder} cannot be read ({told}); download it again") from None
 
 
-def meta(kind: Kind) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """The public denoiser and text encoders of a family on the meta device: names and shapes, no memory."""
+Configs = dict[str, dict[str, Any]]
+"""``denoiser``, ``vae`` and each text encoder -> its configuration."""
+
+
+def configs(kind: Kind, net: Source | None, vae: Source | None, texts: Mapping[str, Source | None]) -> Configs:
+    """The configurations of a model's parts: a folder's own, and the public ones where a part has none of its own."""
+    found = {"denoiser": _config(net, kind.part, kind.config), "vae": _config(vae, "vae", kind.vae)}
+    for name, place in texts.items():
+        found[name] = _config(place, kind.encoders[name].folder, kind.encoders[name].config)
+    return found
+
+
+def _config(source: Source | None, part: str, public: dict[str, Any]) -> dict[str, Any]:
+    path = _home(source, part) / "config.json" if isinstance(source, Path) else None
+    if path is None or not path.is_file():
+        return dict(public)
+    try:
+        return {key: value for key, value in json.loads(path.read_text("utf-8")).items() if not key.startswith("_")}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: {path} cannot be read ({error}); download it again") from None
+
+
+def bare(kind: Kind, how: Configs) -> dict[str, Any]:
+    """The modules of ``configs`` on the meta device: names and shapes, no memory. Frozen, in evaluation mode."""
     import diffusers
     import transformers
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+    made: dict[str, Any] = {}
     with torch.device("meta"):
-        denoiser = getattr(diffusers, kind.model)(**kind.config)
-        encoders = {}
-        for name, encoder in kind.encoders.items():
-            made = getattr(transformers, encoder.model)
-            encoders[name] = made(made.config_class(**encoder.config))
-    return denoiser, encoders
+        for name, config in how.items():
+            if name in kind.encoders:
+                cls = getattr(transformers, kind.encoders[name].model)
+                made[name] = cls(cls.config_class(**config))
+            else:
+                cls = AutoencoderKL if name == "vae" else getattr(diffusers, kind.model)
+                made[name] = cls.from_config(config)
+    for module in made.values():
+        module.requires_grad_(False).eval()
+    return made
+
+
+def meta(kind: Kind) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The public denoiser and text encoders of a family on the meta device: names and shapes, no memory."""
+    made = bare(kind, configs(kind, None, None, dict.fromkeys(kind.encoders)))
+    return made["denoiser"], {name: made[name] for name in kind.encoders}

@@ -5,9 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import re
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..files import BROKEN_PICKLE, write_atomic
+from ..files import BROKEN_PICKLE, user_cache, write_atomic
 
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -192,13 +190,7 @@ def sha256(path: Path) -> str:
 
 
 def _memo_file() -> Path:
-    home = Path.home()
-    system = {
-        "win32": os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"),
-        "darwin": home / "Library" / "Caches",
-    }
-    folder = system.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or home / ".cache"
-    return Path(folder) / "pixelkiln" / "hashes.json"
+    return user_cache() / "hashes.json"
 
 
 def _memo() -> dict[str, str]:

@@ -1,0 +1,64 @@
+"""Measuring what a real step holds: by torch's memory profiler, and by hooks on what autograd saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelkiln.trainer.build import Parts
+from pixelkiln.trainer.score import score, score_one_by_one
+from pixelkiln.trainer.timesteps import draw
+from pixelkiln.trainer.types import Batch
+
+
+def peak(run: Callable[[], Any]) -> int:
+    """Bytes that the CPU allocator had given out at most during ``run``, beyond what it had before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    found = profiler.profiler
+    assert found is not None and found.kineto_results is not None
+    sizes = [event.nbytes() for event in found.kineto_results.events() if event.name() == "[memory]"]
+    assert sizes
+    held = highest = 0
+    for size in sizes:
+        held += size
+        highest = max(highest, held)
+    return highest
+
+
+class Saved:
+    """Bytes of the storages that autograd saves inside, each once, without parameters and buffers."""
+
+    def __init__(self, *known: torch.nn.Module):
+        self._known = {t.untyped_storage().data_ptr() for m in known for t in (*m.parameters(), *m.buffers())}
+        self._seen: dict[int, Any] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._seen[storage.data_ptr()] = storage  # held, so that no other takes its place
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self._seen.values())
+
+    def __enter__(self) -> Saved:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *what: Any) -> None:
+        self._hooks.__exit__(*what)
+
+
+def forward(p: Parts, batch: Batch) -> Tensor:
+    """A micro-batch's loss as the engine makes it; with ``one_by_one`` its backward is behind it too."""
+    p.adapter.train(True)
+    chance = draw(batch, 0, 0, p.process, p.config.noise)
+    units = len(batch.rows.group.unique())
+    run = score_one_by_one if p.config.memory.one_by_one else score
+    return run(p, None, batch, chance, units, 0).loss

@@ -1,0 +1,48 @@
+"""The trainer's forecast as the page and the node show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pixelkiln.extension.check import MANY, fit_told, fitting, told
+from pixelkiln.nodes.train import check_in_words
+
+PARTS = {"weights": 4.8, "adapter": 0.2, "optimizer": 0.3, "text encoders": 0.0, "autoencoder": 0.2,
+         "activations": 6.0, "decoder": 0.0, "workspace": 0.9}  # fmt: skip
+REMEDIES = [
+    {"label": "gradient checkpointing", "cost": "slower", "exact": True, "gb": 9.1, "fits": False,
+     "changes": {"memory.gradient_checkpointing": True}},
+    {"label": "optimizer AdamW8bit", "cost": "rounding", "exact": False, "gb": 7.3, "fits": True,
+     "changes": {"optimizer.kind": "AdamW8bit"}},
+]  # fmt: skip
+
+
+def answer(fits: bool, **more: Any) -> dict[str, Any]:
+    fit = {"gb": 12.4, "of_gb": 7.4, "fits": fits, "card": "RTX 3070", "at": "training step", "parts": PARTS,
+           "seconds": 3600, "seconds_per_step": 3.6, "pace": "measured here",
+           "remedies": [] if fits else REMEDIES}  # fmt: skip
+    return {"model": {"title": "SDXL"}, "data": None, "steps": 1000, "epochs": 2.0, "fit": {**fit, **more}}
+
+
+def test_the_page_offers_all_at_once_and_the_first_alone():
+    offered = fitting(answer(False))
+    assert [key for _, key, _ in offered] == [MANY, MANY]
+    assert offered[0][2] == {"memory.gradient_checkpointing": True, "optimizer.kind": "AdamW8bit"}
+    assert offered[1][2] == {"memory.gradient_checkpointing": True}
+    assert fitting(answer(True)) == [] == fitting({})
+
+
+def test_the_page_says_what_is_short_and_where():
+    html = told(answer(False))
+    assert "It needs 12.4 GB of 7.4 free on RTX 3070, so it may run out of memory." in html
+    assert "activations 6.0" in html and "about 1 h" in html and "decoder" not in html
+    assert "may run out" not in told(answer(True)) and fit_told({}) == ""
+
+
+def test_the_node_says_the_same_in_lines():
+    lines = check_in_words(answer(False))
+    assert "memory: 12.4 GB of 7.4 free on RTX 3070: it does not fit" in lines
+    assert 'to make it fit: optimizer AdamW8bit (7.3 GB); options: optimizer.kind = "AdamW8bit"' in lines
+    assert "time: about 1 h 0 min" in lines
+    assert "time: unknown here" in check_in_words(answer(True, seconds=None, pace="unknown here"))
+    assert check_in_words({"model": {}, "data": None, "steps": 5, "epochs": None})
