@@ -191,6 +191,9 @@ def _memory(values: Values, made: Made, family: str | None) -> None:
         if values["mixed_precision"] == "no":
             values.wrong("fp8_base" if values["fp8_base"] else "fp8_base_unet",
                          'it needs mixed_precision = "bf16" or "fp16"; set one of them')  # fmt: skip
+    if values["blocks_to_swap"]:
+        made.put("memory.resident_blocks", "auto", values, "blocks_to_swap")
+        made.notes.append("blocks_to_swap: as many blocks stay on the card as there is room for")
     if values["mem_eff_attn"] and not attention:
         made.notes.append("mem_eff_attn: torch's SDPA is used, which is as frugal and faster")
 
@@ -255,8 +258,8 @@ train_batch_size train_data_dir validation_seed validation_split
 DATA = frozenset(_DATA.split())
 """Arguments that ``dataset.py`` converts."""
 _CONVERTED = """
-adaptive_noise_scale cache_latents cache_latents_to_disk cache_text_encoder_outputs cache_text_encoder_outputs_to_disk
-config_file fp8_base fp8_base_unet full_bf16 huber_c huber_scale huber_schedule learning_rate log_with loss_type
+adaptive_noise_scale blocks_to_swap cache_latents cache_latents_to_disk cache_text_encoder_outputs
+cache_text_encoder_outputs_to_disk config_file fp8_base fp8_base_unet full_bf16 huber_c huber_scale huber_schedule learning_rate log_with loss_type
 lr_scheduler lr_scheduler_args lr_scheduler_type lr_warmup_steps max_train_epochs max_train_steps mem_eff_attn
 min_snr_gamma mixed_precision network_alpha network_args network_dim network_dropout network_module
 network_train_text_encoder_only network_train_unet_only optimizer_args optimizer_type resume sample_at_first

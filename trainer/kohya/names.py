@@ -100,7 +100,7 @@ HARMLESS = {
     "t5xxl_device": _NOWHERE,
     "t5xxl_dtype": _NOWHERE,
     "text_encoder_batch_size": "it changes only how fast captions are cached",
-    "torch_compile": "the model is not compiled; the numbers are the same",
+    "torch_compile": "memory.compile does that here; the numbers are the same",
     "vae_batch_size": "it changes only how fast pictures are cached",
     "wandb_api_key": "nothing is sent to Weights & Biases",
     "wandb_run_name": "nothing is sent to Weights & Biases",
@@ -111,10 +111,8 @@ HARMLESS = {
 """Accepted, and why it has no effect here."""
 
 REFUSED = {
-    "blocks_to_swap": "leave it out; [memory] has what saves memory here, such as --memory.base_weights=int8",
     "clip_g_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
     "clip_l_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
-    "cpu_offload_checkpointing": "leave it out; gradient_checkpointing keeps little, [memory] has more that saves",
     "dataset_class": "there is no data set of your own code; name folders in a dataset_config",
     "debug_dataset": "leave it out and run `python -m trainer check` with the same arguments",
     "deepspeed": "one card, or torchrun with several, is what there is",
