@@ -1,11 +1,16 @@
-"""Time and peak memory of a training step, each case beside the first, as ratios within one run.
+"""Time and peak memory of training steps: families x cases x memory classes, the plain way of diffusers + PEFT beside.
 
-    python -m bench                       # the bundled base: every case
-    python -m bench --model sd15          # full-size SD1.5, random weights (writes about 2 GB to a temporary folder)
-    python -m bench --cases latent,mixed --steps 5 --size 256 --json result.json
+    python -m bench                                  # the bundled base: every case
+    python -m bench --models sd15,sdxl --size 1024 --memory 8,12 --cases "latent;plain;nf4"
+    python -m bench --tiny                           # what CI runs: a few cases, small and short
+    python -m bench --append all.jsonl --table       # a table of what was measured, from a file that grew
 
-Every case runs in a process of its own, so that its peak memory is its own. Times are medians over the steps after one
-that is not counted. Machines differ and are noisy: compare the ratios.
+Models are ``base`` (bundled), ``sd15``, ``sdxl``, ``sd3-medium`` (full size, random weights, written to a temporary
+folder: 2 to 7 GB) or a path. Every case runs in a process of its own, so that its peak memory is its own. Times are
+medians over the steps after two that are not counted. A card of a smaller class is imitated by capping what the process
+may take (``memory.limit_gb``, torch.cuda.set_per_process_memory_fraction); its speed stays the large card's. With
+``--append`` a row that the file has already, from the same machine, torch and settings, is not measured again.
+Machines differ and are noisy: compare the ratios, which are to the first case of the same model, size and class.
 """
 
 from __future__ import annotations
@@ -13,232 +18,207 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS = str(ROOT / "presets" / "pictures" / "pairs")
 VGG = "random VGG16"
+RECOMPUTE = {"memory.gradient_checkpointing": True}
+DPO = {"data.pairs": PAIRS, "objective.kind": "dpo"}
 CASES: dict[str, dict[str, Any]] = {
     "latent": {},
-    "mixed": {"loss.pixel.mode": "mixed"},
-    "x0": {"loss.pixel.mode": "x0", "loss.pixel.max_level": 1.0},
-    "anchored": {"loss.pixel.mode": "anchored"},
-    "stepped": {"loss.pixel.mode": "stepped"},
-    "mixed, p = 0.25": {"loss.pixel.mode": "mixed", "loss.pixel.probability": 0.25},
-    "mixed, window": {
-        "loss.pixel.mode": "mixed",
-        "loss.pixel.decode": "window",
-        "loss.pixel.window": 64,
-        "loss.pixel.halo": 32,
+    "plain": {"plain": True},
+    "latent, checkpointed": RECOMPUTE,
+    "plain, checkpointed": {**RECOMPUTE, "plain": True},
+    "half checkpointed": {**RECOMPUTE, "memory.checkpoint_share": 0.5},
+    "checkpoints in host memory": {**RECOMPUTE, "memory.offload_checkpoints": True},
+    "8-bit AdamW": {**RECOMPUTE, "optimizer.kind": "AdamW8bit"},
+    "sdpa": {**RECOMPUTE, "memory.attention": "sdpa"},
+    "fp8": {**RECOMPUTE, "memory.base_weights": "fp8"},
+    "int8": {**RECOMPUTE, "memory.base_weights": "int8"},
+    "nf4": {**RECOMPUTE, "memory.base_weights": "nf4"},
+    "streamed": {**RECOMPUTE, "memory.resident_blocks": 0},
+    "streamed, auto": {**RECOMPUTE, "memory.resident_blocks": "auto"},
+    "leanest": {
+        **RECOMPUTE, "memory.base_weights": "nf4", "memory.resident_blocks": 0, "memory.offload_checkpoints": True,
+        "optimizer.kind": "AdamW8bit",
     },
-    "mixed, midcrop": {"loss.pixel.mode": "mixed", "loss.pixel.decode": "midcrop", "loss.pixel.window": 64},
-    "l1": {"loss.l1.weight": 1.0},
-    "huber": {"loss.huber.weight": 1.0},
-    "smooth l1": {"loss.smooth_l1.weight": 1.0},
-    "haar": {"loss.mse.weight": 1.0, "loss.haar.weight": 1.0},
-    "focal frequency": {"loss.mse.weight": 1.0, "loss.focal_frequency.weight": 1.0},
-    "lpl": {"loss.lpl.weight": 1.0, "loss.lpl.max_level": 1.0},
-    "lpips": {"loss.lpips.backbone": VGG},
-    "checkpointed": {"memory.gradient_checkpointing": True},
-    "checkpointed, mixed": {"memory.gradient_checkpointing": True, "loss.pixel.mode": "mixed"},
-    "pairs, sft": {"data.pairs": PAIRS},
-    "pairs, dpo": {"data.pairs": PAIRS, "objective.kind": "dpo"},
-    "pairs, dpo, one by one": {"data.pairs": PAIRS, "objective.kind": "dpo", "memory.one_by_one": True},
-    "pairs, dpo, cached reference": {"data.pairs": PAIRS, "objective.kind": "dpo", "objective.reference_draws": 1},
-    "pairs, simpo": {"data.pairs": PAIRS, "objective.kind": "simpo"},
-    "pairs, dpo and pixel dpo": {"data.pairs": PAIRS, "objective.kind": "dpo", "loss.pixel.mode": "mixed"},
-}
-"""Flags on top of a plain LoRA run."""
+    "compiled": {**RECOMPUTE, "memory.compile": "denoiser"},
+    "channels last": {**RECOMPUTE, "memory.channels_last": True},
+    "pixel, auto": {**RECOMPUTE, "loss.pixel.mode": "mixed"},
+    "pixel, full": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "full"},
+    "pixel, midcrop": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "midcrop"},
+    "pixel, window": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "window"},
+    "pixel, auto, p = 0.25": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.probability": 0.25},
+    "pixel, kept targets": {
+        **RECOMPUTE, "loss.pixel.mode": "anchored", "loss.pixel.decode": "full", "loss.pixel.target_cache": 1.0,
+    },
+    "pixel, compiled decoder": {**RECOMPUTE, "loss.pixel.mode": "mixed", "memory.compile": "decoder"},
+    "l1": {**RECOMPUTE, "loss.l1.weight": 1.0},
+    "huber": {**RECOMPUTE, "loss.huber.weight": 1.0},
+    "smooth l1": {**RECOMPUTE, "loss.smooth_l1.weight": 1.0},
+    "haar": {**RECOMPUTE, "loss.mse.weight": 1.0, "loss.haar.weight": 1.0},
+    "focal frequency": {**RECOMPUTE, "loss.mse.weight": 1.0, "loss.focal_frequency.weight": 1.0},
+    "lpl": {**RECOMPUTE, "loss.lpl.weight": 1.0, "loss.lpl.max_level": 1.0},
+    "lpips": {**RECOMPUTE, "loss.lpips.backbone": VGG},
+    "pairs, sft": {**RECOMPUTE, "data.pairs": PAIRS},
+    "dpo": {**RECOMPUTE, **DPO},
+    "dpo, one by one": {**RECOMPUTE, **DPO, "memory.one_by_one": True},
+    "dpo, cached reference": {**RECOMPUTE, **DPO, "objective.reference_draws": 1},
+    "dpo, pixel": {**RECOMPUTE, **DPO, "loss.pixel.mode": "mixed"},
+    "dpo, pixel, cached reference": {
+        **RECOMPUTE, **DPO, "loss.pixel.mode": "mixed", "objective.reference_draws": 1, "memory.one_by_one": True,
+    },
+    "dpo, pixel, leanest": {
+        **RECOMPUTE, **DPO, "loss.pixel.mode": "mixed", "objective.reference_draws": 1, "memory.one_by_one": True,
+        "memory.base_weights": "nf4", "optimizer.kind": "AdamW8bit",
+    },
+}  # fmt: skip
+"""Flags on top of a plain LoRA run of rank 16."""
+TINY = ["latent", "plain", "nf4", "streamed", "pixel, midcrop", "dpo, pixel, cached reference"]
+NATIVE = {"base": 128, "sd15": 512, "sdxl": 1024, "sd3-medium": 1024}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="base", help="base (bundled), sd15 (random weights), or a path")
-    parser.add_argument("--cases", default=",".join(CASES), help="names, separated by commas")
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--size", type=int, default=128, help="pixels per side")
+    parser.add_argument("--models", "--model", default="base", help="names or paths, separated by commas")
+    parser.add_argument("--cases", help="names, separated by semicolons")
+    parser.add_argument("--memory", default="0", help="classes in GB, separated by commas; 0 is the whole card")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--size", type=int, help="pixels per side; the model's own when not given")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--json", type=Path, help="write the measurements here")
+    parser.add_argument("--tiny", action="store_true", help="a few cases of the bundled base at 64 px, one step each")
+    parser.add_argument("--append", type=Path, help="add rows to this file of JSON lines; rows it has are not repeated")
+    parser.add_argument("--json", type=Path, help="write the rows of this run here")
+    parser.add_argument("--table", action="store_true", help="print the rows of --append and measure nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
-        print(json.dumps(measure(json.loads(args.one), args)))
+        from .measure import measure
+
+        print(json.dumps(measure(json.loads(args.one))))
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        args.model = {"base": lambda: str(ROOT / "presets" / "base"), "sd15": lambda: random_sd15(Path(scratch))}.get(
-            args.model, lambda: args.model
-        )()
-        rows = [{"case": name, **apart(CASES[name], args)} for name in chosen(args.cases)]
-    print(table(rows, args))
+    if args.tiny:
+        args.size, args.steps = args.size or 64, 1
+        args.cases = args.cases or ";".join(TINY)
+    args.cases = args.cases or ";".join(CASES)
+    old = read(args.append)
+    rows = old if args.table else run(args, old)
+    print(table(rows))
     if args.json:
-        args.json.write_text(
-            json.dumps({"machine": machine(), "settings": vars(args) | {"json": None}, "rows": rows}, indent=1), "utf-8"
-        )
+        args.json.write_text(json.dumps(rows, indent=1), "utf-8")
+
+
+def run(args: argparse.Namespace, old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows, machine = [], of_machine()
+    known = {identity(row): row for row in old}
+    with tempfile.TemporaryDirectory() as scratch:
+        for model in args.models.split(","):
+            path = None
+            for limit in map(float, args.memory.split(",")):
+                for name in chosen(args.cases):
+                    settings = {
+                        "model": model, "case": name, "size": args.size or NATIVE.get(model, 512), "batch": args.batch,
+                        "precision": args.precision, "limit_gb": limit, "machine": machine,
+                    }  # fmt: skip
+                    if (row := known.get(identity(settings))) is None:
+                        path = path or place(model, Path(scratch) / model.replace("/", "_"))
+                        row = {**settings, **apart(settings, str(path), args.steps)}
+                        print(f"{model} {limit:g} GB {name}: {row.get('seconds', row.get('failed'))}", file=sys.stderr)
+                        if args.append:
+                            with args.append.open("a", encoding="utf-8") as file:
+                                file.write(json.dumps(row) + "\n")
+                    rows.append(row)
+    return rows
+
+
+def place(model: str, scratch: Path) -> Path:
+    if model == "base":
+        return ROOT / "presets" / "base"
+    from .models import FAMILIES, random_model
+
+    return random_model(model, scratch) if model in FAMILIES else Path(model)
+
+
+def apart(settings: dict[str, Any], path: str, steps: int) -> dict[str, Any]:
+    """``measure`` in a process of its own; what does not fit is a result too."""
+    flags = dict(CASES[settings["case"]])
+    if settings["model"] == "sd3-medium":
+        flags["model.use_t5"] = False
+    case = {**settings, "model": path, "steps": steps, "flags": flags}
+    command = [sys.executable, "-m", "bench", "--one", json.dumps(case)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if not done.returncode:
+        return json.loads(done.stdout.splitlines()[-1])
+    said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+    if "out of memory" in done.stderr:
+        return {"failed": "out of memory"}
+    if settings["model"] in NATIVE and settings["limit_gb"] == 0:
+        raise SystemExit(f"bench: {settings['case']} failed:\n{done.stderr[-2000:]}")
+    return {"failed": said[0][:200]}
 
 
 def chosen(text: str) -> list[str]:
-    known = sorted(CASES, key=len, reverse=True)
-    names, rest = [], text
-    while rest:
-        name = next((n for n in known if rest == n or rest.startswith(f"{n},")), None)
-        if name is None:
-            raise SystemExit(f"bench: there is no case '{rest.partition(',')[0]}'; there is: {'; '.join(CASES)}")
-        names.append(name)
-        rest = rest[len(name) + 1 :]
+    names = [name.strip() for name in text.split(";")]
+    for name in names:
+        if name not in CASES:
+            raise SystemExit(f"bench: there is no case '{name}'; there is: {'; '.join(CASES)}")
     return names
 
 
-def apart(flags: dict[str, Any], args: argparse.Namespace) -> dict[str, float]:
-    """``measure`` in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "bench",
-        "--one",
-        json.dumps(flags),
-        "--model",
-        args.model,
-        "--steps",
-        str(args.steps),
-        "--size",
-        str(args.size),
-        "--batch",
-        str(args.batch),
-        "--precision",
-        args.precision,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"bench: {flags} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def identity(row: dict[str, Any]) -> str:
+    kept = ("model", "case", "size", "batch", "precision", "limit_gb", "machine")
+    return json.dumps({key: row[key] for key in kept}, sort_keys=True)
 
 
-def measure(flags: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a step (median), and GiB at the peak and before the first step."""
-    from threading import Event
-
-    from pixelkiln.trainer import memory
-    from pixelkiln.trainer.build import build
-    from pixelkiln.trainer.config import load
-    from pixelkiln.trainer.engine import Loop
-    from pixelkiln.trainer.report import Writer
-    from pixelkiln.trainer.run import RunFolder
-    from pixelkiln.trainer.score import References
-
-    with tempfile.TemporaryDirectory() as out:
-        style = {} if "data.pairs" in flags else {"data.path": str(ROOT / "presets" / "pictures" / "style")}
-        base = {
-            "run.out": out,
-            "run.name": "bench",
-            "run.steps": args.steps + 1,
-            "run.batch": args.batch,
-            "run.precision": args.precision,
-            "model.path": args.model,
-            "data.resolution": args.size,
-            "data.bucket_min": 64,
-        }
-        if VGG in flags.values():
-            flags = {**flags, "loss.lpips.backbone": random_vgg(Path(out) / "vgg16.safetensors")}
-        config = load(flags={**base, **style, **flags})
-        folder = RunFolder(Path(out) / "bench")
-        folder.make()
-        with Writer(folder.path) as writer:
-            parts = build(config, lambda line: None)
-            loop = Loop(parts, folder, writer, Event())
-            parts.dataset.prepare()
-            parts.free_encoders()
-            memory.reset_peak(parts.device)
-            before, seconds = memory.used_gb(parts.device), []
-            if parts.dataset.fixed_draws:
-                loop.references = References(parts)
-            for _ in range(args.steps + 1):  # the same step again, so that a cached reference is met from the second on
-                start = time.perf_counter()
-                loop.step()
-                memory.wait(parts.device)
-                seconds.append(time.perf_counter() - start)
-            peak = memory.peak_gb(parts.device)
-    return {
-        "seconds": statistics.median(seconds[1:]),
-        "peak_gb": peak,
-        "before_gb": before,
-        "device": str(parts.device),
-    }
+def read(path: Path | None) -> list[dict[str, Any]]:
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
-def random_sd15(folder: Path) -> str:
-    """A full-size SD1.5 in diffusers layout with random weights."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from pixelkiln.trainer.families.words import clip
-    from pixelkiln.trainer.registry import families
-
-    kind = families["sd15"].build()
-    torch.manual_seed(0)
-    UNet2DConditionModel(**kind.config).half().save_pretrained(folder / "unet")
-    AutoencoderKL(**kind.vae).half().save_pretrained(folder / "vae")
-    CLIPTextModel(CLIPTextConfig(**kind.encoders["te"].config)).half().save_pretrained(folder / "text_encoder")
-    clip().save_pretrained(folder / "tokenizer")
-    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    DDIMScheduler(**schedule).save_pretrained(folder / "scheduler")
-    return str(folder)
-
-
-def random_vgg(path: Path) -> str:
-    """VGG16's features under torchvision's names, with random weights."""
-    import torch
-    from safetensors.torch import save_file
-
-    from pixelkiln.trainer.losses.lpips import STAGES
-
-    state, channels, at = {}, 3, 0
-    for widths in STAGES:
-        for width in widths:
-            state[f"features.{at}.weight"] = torch.randn(width, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
-            state[f"features.{at}.bias"] = torch.zeros(width)
-            channels, at = width, at + 2
-        at += 1
-    save_file(state, path)
-    return str(path)
-
-
-def machine() -> dict[str, str]:
+def of_machine() -> dict[str, str]:
     import diffusers
+    import peft
     import torch
 
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {
-        "card": card,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
+        "card": card, "python": platform.python_version(), "torch": torch.__version__, "cuda": str(torch.version.cuda),
+        "diffusers": diffusers.__version__, "peft": peft.__version__,
+    }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
-    """Markdown: each case and its ratio to the first."""
-    first = rows[0]
-    facts = ", ".join(f"{k} {v}" for k, v in machine().items())
-    lines = [
-        f"{Path(args.model).name}, {args.size} px, batch {args.batch}, {args.steps} steps; {facts}",
-        "",
-        "| case | seconds a step | ratio | peak GiB | above the model |",
-        "|---|---|---|---|---|",
-    ]
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a table for each machine, model, size and memory class; ratios to its first row."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        above = row["peak_gb"] - row["before_gb"]
-        ratio = row["seconds"] / first["seconds"]
-        lines.append(f"| {row['case']} | {row['seconds']:.3f} | {ratio:.2f} | {row['peak_gb']:.2f} | {above:.2f} |")
+        facts = ", ".join(f"{k} {v}" for k, v in row["machine"].items())
+        cap = f"capped at {row['limit_gb']:g} GB" if row["limit_gb"] else "not capped"
+        title = f"{Path(row['model']).name}, {row['size']} px, batch {row['batch']}, {row['precision']}, {cap}"
+        groups.setdefault(f"{title}; {facts}", []).append(row)
+    lines = []
+    for title, group in groups.items():
+        lines += [title, "", "| case | seconds a step | ratio | peak GiB | above the model | of matmul peak |"]
+        lines += ["|---|---|---|---|---|---|"]
+        first = next((row["seconds"] for row in group if "seconds" in row), None)
+        for row in group:
+            if first is None or "seconds" not in row:
+                lines.append(f"| {row['case']} | {row['failed']} | | | | |")
+                continue
+            above, ratio = row["peak_gb"] - row["before_gb"], row["seconds"] / first
+            lines.append(
+                f"| {row['case']} | {row['seconds']:.3f} | {ratio:.2f} | {row['peak_gb']:.2f} | {above:.2f} | "
+                f"{row['of_matmul_peak']:.0%} |"
+            )
+        lines.append("")
     return "\n".join(lines)
 
 

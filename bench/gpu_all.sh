@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# The whole programme on a CUDA card, in parts of under eight minutes: bash bench/gpu_all.sh --part N [--out FOLDER]
+#
+# Without --part it lists the parts. A part that was cut off goes on where it stopped: rows that are in FOLDER/gpu.jsonl
+# already are not measured again. The torch, CUDA, diffusers, PEFT and card of every row are recorded in it. Smaller
+# cards are imitated by capping the process's memory (torch.cuda.set_per_process_memory_fraction).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+part="" out="bench/results"
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --part) part="$2"; shift 2 ;;
+    --out) out="$2"; shift 2 ;;
+    *) echo "gpu_all.sh: what is '$1'? use --part N and --out FOLDER" >&2; exit 2 ;;
+  esac
+done
+
+python=.venv/bin/python
+[ -x "$python" ] || python=python
+bench() { timeout 470 "$python" -m bench --append "$out/gpu.jsonl" "$@"; }
+
+LEVERS="latent, checkpointed;plain, checkpointed;8-bit AdamW;sdpa;fp8;int8;nf4"
+STREAMS="latent, checkpointed;streamed;streamed, auto;checkpoints in host memory;leanest"
+PIXELS="latent, checkpointed;pixel, auto;pixel, full;pixel, midcrop;pixel, window;pixel, kept targets"
+PAIRS="pairs, sft;dpo;dpo, one by one;dpo, cached reference;dpo, pixel;dpo, pixel, cached reference;dpo, pixel, leanest"
+SPEED="latent, checkpointed;plain, checkpointed;half checkpointed;channels last;compiled"
+
+case "$part" in
+  "") cat <<LIST
+ 1 tests with the mark gpu          2 SD1.5: levers        3 SD1.5: streamed     4 SD1.5: pixel and pairs
+ 5 SDXL: levers                     6 SDXL: streamed       7 SDXL: pixel         8 SDXL: pairs
+ 9 SDXL: speed                     10 SD3: levers         11 SD3: streamed      12 SD3: pixel   13 SD3: pairs
+14 SD1.5 capped at 2, 4 and 8 GB   15 SDXL capped at 4, 6, 8 and 12 GB          16 SD3 capped at 4, 8 and 12 GB
+17 the bundled demo, from start to picture                18 the table
+LIST
+    exit 0 ;;
+esac
+mkdir -p "$out"
+case "$part" in
+  1) timeout 470 "$python" -m pytest -m gpu -q 2>&1 | tee "$out/gpu_tests.txt" ;;
+  2) bench --models sd15 --cases "$LEVERS" ;;
+  3) bench --models sd15 --cases "$STREAMS" ;;
+  4) bench --models sd15 --cases "$PIXELS;$PAIRS" ;;
+  5) bench --models sdxl --cases "$LEVERS" ;;
+  6) bench --models sdxl --cases "$STREAMS" ;;
+  7) bench --models sdxl --cases "$PIXELS" ;;
+  8) bench --models sdxl --cases "$PAIRS" ;;
+  9) bench --models sdxl --cases "$SPEED" ;;
+  10) bench --models sd3-medium --cases "$LEVERS" ;;
+  11) bench --models sd3-medium --cases "$STREAMS" ;;
+  12) bench --models sd3-medium --cases "$PIXELS" ;;
+  13) bench --models sd3-medium --cases "$PAIRS" ;;
+  14) bench --models sd15 --memory 2,4,8 --cases "8-bit AdamW;nf4;leanest;pixel, auto" ;;
+  15) bench --models sdxl --memory 4,6,8,12 --cases "8-bit AdamW;nf4;leanest;dpo, pixel, leanest" ;;
+  16) bench --models sd3-medium --memory 4,8,12 --cases "8-bit AdamW;nf4;leanest;dpo, pixel, leanest" ;;
+  17) timeout 470 "$python" -m trainer train --preset demo --run.out "$out/runs" ;;
+  18) "$python" -m bench --append "$out/gpu.jsonl" --table ;;
+  *) echo "gpu_all.sh: there is no part '$part'; there are 1 to 18" >&2; exit 2 ;;
+esac

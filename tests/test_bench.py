@@ -1,0 +1,62 @@
+"""The bench: its cases are configurations, rows are not measured twice, and its script names cases that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pixelkiln.bench import __main__ as bench
+from pixelkiln.trainer.config import load
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("name", bench.CASES)
+def test_every_case_is_a_configuration(name):
+    flags = {key: value for key, value in bench.CASES[name].items() if key != "plain"}
+    data = {} if "data.pairs" in flags else {"data.path": "x"}
+    load(flags={"model.path": "m", **data, **flags})
+
+
+def test_the_gpu_script_names_only_cases_there_are():
+    text = (ROOT / "bench" / "gpu_all.sh").read_text("utf-8")
+    lists = re.findall(r'^[A-Z]+="(.*)"$', text, re.MULTILINE) + re.findall(r'--cases "([^$]*?)"', text)
+    assert len(lists) >= 7
+    for names in lists:
+        bench.chosen(names)
+
+
+def test_a_file_that_grew_is_a_table_and_is_not_measured_again(tmp_path):
+    machine = {"card": "a card", "torch": "2"}
+    row = {"model": "sdxl", "case": "nf4", "size": 1024, "batch": 1, "precision": "auto", "limit_gb": 8.0,
+           "machine": machine, "seconds": 1.0, "peak_gb": 5.0, "before_gb": 3.0, "of_matmul_peak": 0.3}  # fmt: skip
+    rows = [{**row, "case": "latent"}, {**row, "seconds": 1.5}, {**row, "case": "fp8", "failed": "out of memory"}]
+    del rows[2]["seconds"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
+    read = bench.read(file)
+    assert read == rows and bench.read(tmp_path / "none") == []
+    assert bench.identity(rows[1]) == bench.identity(row) != bench.identity({**row, "limit_gb": 6.0})
+    said = bench.table(read)
+    assert "sdxl, 1024 px, batch 1, auto, capped at 8 GB; card a card, torch 2" in said
+    assert "| nf4 | 1.500 | 1.50 | 5.00 | 2.00 | 30% |" in said and "| fp8 | out of memory |" in said
+
+
+def test_an_unknown_case_is_one_line():
+    with pytest.raises(SystemExit, match="there is no case 'fp3'"):
+        bench.chosen("latent; fp3")
+
+
+@pytest.mark.slow
+def test_the_tiny_bench_runs_with_the_plain_way_beside(tmp_path):
+    command = [sys.executable, "-m", "bench", "--tiny", "--append", str(tmp_path / "rows.jsonl")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = bench.read(tmp_path / "rows.jsonl")
+    assert [row["case"] for row in rows] == bench.TINY
+    assert all(row["seconds"] > 0 and row["flops"] > 0 and row["of_matmul_peak"] > 0 for row in rows)
