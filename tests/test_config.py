@@ -121,6 +121,10 @@ def test_there_and_back(objective, loss):
     assert c.parse(c.loads(c.to_toml(got))) == got
 
 
+def test_a_text_that_begins_with_a_comma_is_kept():
+    assert c.loads('x = [",", " , ", "a", ", b"]') == {"x": [",", " , ", "a", ", b"]}
+
+
 @settings(deadline=None)
 @given(
     rank=st.integers(1, 4096),
