@@ -23,7 +23,7 @@ class Plain:
 
         adapter = parts.adapter
         paths = [path for one in adapter.mounted for path in one.plan.site.paths if one.component == "unet"]
-        config = peft.LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=paths)
+        config = peft.LoraConfig(r=adapter.rank, lora_alpha=int(adapter.alpha), target_modules=paths)
         parts.adapter = parts.optimizer = adapter = None  # pyright: ignore[reportAttributeAccessIssue]
         parts.family.denoiser = None  # the one that carries our adapter goes
         gc.collect()

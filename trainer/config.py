@@ -140,17 +140,14 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def loads(text: str) -> dict[str, Any]:
-    """TOML as Kohya's tools read it; what their reader stumbles over, though it is right, as the standard says.
-
-    It makes two empty texts of a text in a list that begins with a comma, without a word.
-    """
+    """TOML as Kohya's tools read it; what their reader stumbles over, though it is right, as the standard says."""
     import toml
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
     try:
-        begins_with_comma = re.search(r"[\[,]\s*[\"']\s*,", text)
-        return tomlkit.parse(text).unwrap() if begins_with_comma else toml.loads(text)
+        comma_first = re.search(r"[\[,]\s*[\"']\s*,", text)  # in a list it reads "," as two empty texts
+        return tomlkit.parse(text).unwrap() if comma_first else toml.loads(text)
     except (toml.TomlDecodeError, IndexError, ValueError, TOMLKitError) as error:
         try:
             return tomlkit.parse(text).unwrap()
