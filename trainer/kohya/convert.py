@@ -260,11 +260,12 @@ DATA = frozenset(_DATA.split())
 _CONVERTED = """
 adaptive_noise_scale blocks_to_swap cache_latents cache_latents_to_disk cache_text_encoder_outputs
 cache_text_encoder_outputs_to_disk config_file fp8_base fp8_base_unet full_bf16 huber_c huber_scale huber_schedule
-learning_rate log_with loss_type lr_scheduler lr_scheduler_args lr_scheduler_type lr_warmup_steps max_train_epochs max_train_steps mem_eff_attn
-min_snr_gamma mixed_precision network_alpha network_args network_dim network_dropout network_module
-network_train_text_encoder_only network_train_unet_only optimizer_args optimizer_type resume sample_at_first
-sample_sampler save_last_n_epochs_state save_model_as save_precision scale_weight_norms sdpa text_encoder_lr unet_lr
-use_8bit_adam use_lion_optimizer v2 v_parameterization v_pred_like_loss weighting_scheme xformers zero_terminal_snr
+learning_rate log_with loss_type lr_scheduler lr_scheduler_args lr_scheduler_type lr_warmup_steps max_train_epochs
+max_train_steps mem_eff_attn min_snr_gamma mixed_precision network_alpha network_args network_dim network_dropout
+network_module network_train_text_encoder_only network_train_unet_only optimizer_args optimizer_type resume
+sample_at_first sample_sampler save_last_n_epochs_state save_model_as save_precision scale_weight_norms sdpa
+text_encoder_lr unet_lr use_8bit_adam use_lion_optimizer v2 v_parameterization v_pred_like_loss weighting_scheme
+xformers zero_terminal_snr
 """
 CONVERTED = DATA | frozenset(_CONVERTED.split())
 """Arguments that are more than another name."""
