@@ -55,4 +55,6 @@ def test_contradictions_are_refused(values, message):
 def test_every_field_has_a_help_text_and_a_set_is_a_part_of_data():
     for model in (DataOptions, SetOptions):
         assert [name for name, field in model.model_fields.items() if not field.description] == []
-    assert set(SetOptions.model_fields) - set(PictureOptions.model_fields) == {"path", "is_reg"}
+    assert set(SetOptions.model_fields) - set(PictureOptions.model_fields) == {
+        "path", "is_reg", "batch", "pool", "preserve",
+    }  # fmt: skip

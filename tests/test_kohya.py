@@ -82,6 +82,7 @@ SAMPLES: dict[str, Any] = {
     "huber_schedule": {"huber_schedule": "constant", "loss_type": "huber"},
     "lr_scheduler": {"lr_scheduler": "cosine"},
     "lr_scheduler_args": {"lr_scheduler_type": "CosineAnnealingLR", "lr_scheduler_args": ["T_max=10"]},
+    "cpu_offload_checkpointing": {"gradient_checkpointing": True, "cpu_offload_checkpointing": True},
     "lr_scheduler_type": {"lr_scheduler_type": "CosineAnnealingLR", "lr_scheduler_args": ["T_max=10"]},
     "lr_warmup_steps": {"lr_warmup_steps": "10%", "lr_scheduler": "cosine"},
     "max_token_length": {"max_token_length": 225},
