@@ -86,7 +86,7 @@ def first_use(walk: Walk, steps: int, runs: Path) -> None:
     walk.note("the page is there")
     walk.click("#demo-pictures")
     page.wait_for_selector(".cell img:visible")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(1500)
     walk.shoot("pictures")
     walk.click("#next-pictures")
     page.wait_for_selector("#recipe-status .good")
@@ -106,7 +106,7 @@ def first_use(walk: Walk, steps: int, runs: Path) -> None:
     until(lambda: job.status(runs / "demo").state == "done", page)
     page.wait_for_selector("#run-state >> text=done")
     walk.note("training is done")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(1500)
     walk.shoot("train")
 
 
