@@ -183,12 +183,12 @@ def test_a_clock_that_jumps(server, tmp_path, jump):
 
 @pytest.mark.slow
 def test_two_runs_with_one_name(server, tmp_path):
-    first, second = Run(server, tmp_path, run__steps=3000), Run(server, tmp_path, run__steps=4)
+    first = Run(server, tmp_path, run__steps=3000)
     pid = server.start(["train", first.file], tmp_path / "first", stop_at_step=20, wait_for=str(tmp_path / "refused"))
     while not first.steps:
         pass
-    assert second.train() == 2
-    assert f"run 't': it is already training (process {pid}); stop it first, or choose another" in second.error()
+    assert first.train() == 2
+    assert f"run 't': it is already training (process {pid}); stop it first, or choose another" in first.error()
     (tmp_path / "refused").touch()
     assert server.wait(pid) == 130
     assert [step for step, _ in first.steps] == list(range(1, len(first.steps) + 1)), "the second left it alone"
