@@ -173,7 +173,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _sample(args: argparse.Namespace) -> int:
     config = _config(args)
-    from .engine import sample
+    from .sample import sample
 
     paths = sample(config, args.adapter_file, Path(args.output))
     if args.json:

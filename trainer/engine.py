@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-import signal
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -32,12 +27,11 @@ from .pulse import Pulse
 from .report import Writer
 from .run import RunFolder, RunOptions, epochs
 from .score import References, score, score_one_by_one
+from .signals import stop_signals
 from .timesteps import draw, fixed_draw
 from .types import Batch
 
 DONE, LEFT, INTERRUPTED = 0, 2, 130
-SAME_PRESS = 1.0
-"""Seconds within which signals are one request: torchrun passes on the Ctrl-C that its processes met already."""
 
 
 def train(config: Config, resume: bool = False) -> int:
@@ -52,7 +46,7 @@ def train(config: Config, resume: bool = False) -> int:
 def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
     """As the only process, or the first of several: the one that writes."""
     folder.make()
-    with lock(folder.path), Writer(folder.path, board=_board(config.run, folder)) as writer, _signals() as asked:
+    with lock(folder.path), Writer(folder.path, board=_board(config.run, folder)) as writer, stop_signals() as asked:
         try:
             if folder.final.exists() and not resume and not checkpoint.states(folder.state):
                 writer.warning(f"{folder.final} is from an earlier run and will be replaced")
@@ -67,7 +61,7 @@ def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
 def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
     """As one of the others, which write nothing unless the first is dead."""
     loop = None
-    with Writer(folder.path, main=False) as quiet, _signals() as asked:
+    with Writer(folder.path, main=False) as quiet, stop_signals() as asked:
         try:
             loop = Loop(build(config, quiet.say), folder, quiet, asked)
             return loop.run(resume)
@@ -92,30 +86,6 @@ def expected(error: ValueError) -> bool:
     """Whether a ValueError was raised by us for a person, and not by a library."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     return Path(last).resolve().is_relative_to(Path(__file__).resolve().parent)
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event; a second one, a second later or more, interrupts at once."""
-    asked, last = threading.Event(), -math.inf
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal last
-        if asked.is_set() and time.monotonic() - last > SAME_PRESS:
-            raise KeyboardInterrupt
-        last = time.monotonic()
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    wanted = (signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else []))
-    old = {number: signal.signal(number, ask) for number in wanted}
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -433,18 +403,3 @@ def _every(period: int, at: int) -> bool:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
-def sample(config: Config, adapter_file: str | None, output: Path) -> list[Path]:
-    """Draw the configuration's prompts with an adapter file, or with the base alone."""
-    parts = build(config, lambda line: print(line, file=sys.stderr), adapter_file=adapter_file, data=False)
-    if not parts.prompts:
-        raise ValueError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
-    paths = []
-    output.mkdir(parents=True, exist_ok=True)
-    with parts.evaluating():
-        for index, prompt in enumerate(parts.prompts):
-            path = sampling.picture_path(output, 0, index)
-            sampling.save_picture(parts.picture(prompt), path, prompt, {"adapter": adapter_file or ""})
-            paths.append(path)
-    return paths

@@ -4,6 +4,7 @@
     python presets/base/build.py bundle                       # the style set and the preference pairs of the demos
     python presets/base/build.py vae                          # train the autoencoder
     python presets/base/build.py unet                         # train text encoder and U-Net on its latents
+    python presets/base/build.py narrow --width 160           # leave out the U-Net's weakest inner channels
     python presets/base/build.py score                        # PSNR and caption retrieval of what is bundled
 
 ``FOLDER`` is the unpacked npm package ``openmoji`` 17.0.0 (names, groups, outlines); colour pictures come from Debian's
@@ -171,19 +172,27 @@ def vae(args: argparse.Namespace) -> None:
     outlines = load_pictures(".outline.png")[2]
     train = torch.cat([everything[~test], outlines[~test]])
     weights = torch.cat([torch.ones(int((~test).sum())), torch.full((int((~test).sum()),), 0.35)])
-    model = AutoencoderKL(
-        block_out_channels=(32, 64, 96, 96),
-        layers_per_block=1,
-        norm_num_groups=8,
-        latent_channels=4,
-        sample_size=SIZE,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        mid_block_add_attention=False,
+    model = (
+        AutoencoderKL.from_pretrained(HERE / "vae", torch_dtype=torch.float32)
+        if args.decoder
+        else AutoencoderKL(
+            block_out_channels=(32, 64, 96, 96),
+            layers_per_block=1,
+            norm_num_groups=8,
+            latent_channels=4,
+            sample_size=SIZE,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            mid_block_add_attention=False,
+        )
     ).to(memory_format=torch.channels_last)
+    if args.decoder:  # the U-Net lives on these latents: they stay as they are
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train)} pictures", flush=True)
     average = Average([model], 0.999)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.05)
     began = time.time()
     for step in range(args.steps):
@@ -211,7 +220,7 @@ def vae(args: argparse.Namespace) -> None:
         if (step + 1) % 1000 == 0 or step + 1 == args.steps:
             average.swap()
             print(f"    held-out PSNR {psnr(model, everything[test]):.2f} dB", flush=True)
-            save_vae(model, everything)
+            save_vae(model, everything, model.config["scaling_factor"] if args.decoder else None)
             average.swap()
 
 
@@ -226,16 +235,21 @@ def psnr(model: torch.nn.Module, pictures: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def save_vae(model: torch.nn.Module, pictures: torch.Tensor) -> None:
+def save_vae(model: torch.nn.Module, pictures: torch.Tensor, scale: float | None) -> None:
     latents = torch.cat([model.encode(chunk).latent_dist.mode() for chunk in pictures[:256].split(32)])
-    model.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
-    model.save_pretrained(HERE / "vae", variant=None)
-    halve(HERE / "vae" / "diffusion_pytorch_model.safetensors")
+    model.register_to_config(scaling_factor=scale or round(1 / float(latents.std()), 5))
+    store(model, "vae")
 
 
-def halve(path: Path) -> None:
+def store(model, part: str) -> None:
+    """A part of the pipeline in fp16, without a word of where it lay when it was made."""
     from safetensors.torch import load_file, save_file
 
+    model.save_pretrained(HERE / part)
+    config = HERE / part / "config.json"
+    lines = config.read_text("utf-8").splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if "_name_or_path" not in line), "utf-8")
+    [path] = (HERE / part).glob("*.safetensors")
     weights = {k: v.half() if v.is_floating_point() else v for k, v in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
 
@@ -300,7 +314,7 @@ def chosen(captions: list[str]) -> list[int]:
 def unet(args: argparse.Namespace) -> None:
     """Train text encoder and U-Net together: epsilon prediction, scaled-linear schedule, 10 % empty captions."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(2 if args.go_on else 1)
     _names, captions, everything = load_pictures()
@@ -308,7 +322,7 @@ def unet(args: argparse.Namespace) -> None:
     scale = auto.config["scaling_factor"]
     with torch.no_grad():
         latents = torch.cat([auto.encode(c).latent_dist.mode() * scale for c in everything.split(32)])
-    words = tokenizer(captions)
+    words = CLIPTokenizer.from_pretrained(HERE / "tokenizer") if args.go_on else tokenizer(captions)
     if args.chosen:
         rows = chosen(captions)
         captions, latents = [captions[i] for i in rows], latents[rows]
@@ -389,23 +403,49 @@ def unet(args: argparse.Namespace) -> None:
             running = 0.0
         if (step + 1) % 1000 == 0 or step + 1 in (args.steps, args.until):
             average.swap()
-            save_pipeline(auto, text, words, net, schedule)
+            save_pipeline(text, net, schedule)
             average.swap()
     score(args)
 
 
-def save_pipeline(auto, text, words, net, schedule) -> None:
-    from diffusers import StableDiffusionPipeline
+@torch.no_grad()
+def narrow(args: argparse.Namespace) -> None:
+    """Leave out the weakest channels of the U-Net's inner level: as many of every group of its norms, by the squared
+    weights that write them. What is left needs training (``unet --go-on --chosen``)."""
+    from diffusers import UNet2DConditionModel
 
-    text.save_pretrained(HERE / "text_encoder")
-    net.save_pretrained(HERE / "unet")
+    net = UNet2DConditionModel.from_pretrained(HERE / "unet", torch_dtype=torch.float32)
+    *outer, old = net.config["block_out_channels"]
+    groups, new = net.config["norm_num_groups"], args.width
+    small = UNet2DConditionModel.from_config(net.config, block_out_channels=(*outer, new))
+    strength = torch.stack(
+        [
+            w.square().reshape(old, -1).sum(1)
+            for n, w in net.state_dict().items()
+            if n.endswith("weight") and len(w) == old
+        ]
+    ).sum(0)
+    order = strength.view(groups, -1).argsort(dim=1, descending=True)[:, : new // groups].sort(dim=1).values
+    kept = (order + torch.arange(groups)[:, None] * (old // groups)).flatten()
+
+    def cut(weights: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        for dim, (had, has) in enumerate(zip(weights.shape, shape, strict=True)):
+            if had == has:
+                continue
+            copies = (had - has) // (old - new)  # channels of the inner level come first, several times over or once
+            rows = torch.cat([kept + old * i for i in range(copies)])
+            weights = weights.index_select(dim, torch.cat([rows, torch.arange(old * copies, had)]))
+        return weights
+
+    weights = net.state_dict()
+    small.load_state_dict({name: cut(weights[name], here.shape) for name, here in small.state_dict().items()})
+    store(small, "unet")
+
+
+def save_pipeline(text, net, schedule) -> None:
+    store(text, "text_encoder")
+    store(net, "unet")
     schedule.save_pretrained(HERE / "scheduler")
-    for config in HERE.glob("*/config.json"):
-        lines = config.read_text("utf-8").splitlines(keepends=True)
-        config.write_text("".join(line for line in lines if "_name_or_path" not in line), "utf-8")
-    halve(HERE / "text_encoder" / "model.safetensors")
-    halve(HERE / "unet" / "diffusion_pytorch_model.safetensors")
-    del StableDiffusionPipeline, auto, words
     index = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
@@ -482,10 +522,15 @@ def main() -> None:
             train.add_argument("--until", type=int, help="stop after so many of the steps")
             train.add_argument("--go-on", action="store_true", help="start from the bundled weights")
             train.add_argument("--chosen", action="store_true", help="end on the 300 pictures that are drawn well")
+        else:
+            train.add_argument("--decoder", action="store_true", help="the bundled one's decoder only; latents stay")
+    slim = commands.add_parser("narrow")
+    slim.add_argument("--width", type=int, default=160, help="channels of the inner level, a multiple of 16")
     commands.add_parser("bundle")
     commands.add_parser("score")
     args = parser.parse_args()
-    {"pictures": pictures, "bundle": bundle, "vae": vae, "unet": unet, "score": score}[args.command](args)
+    run = {"pictures": pictures, "bundle": bundle, "vae": vae, "unet": unet, "narrow": narrow, "score": score}
+    run[args.command](args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,25 @@
+"""Pictures without training: what the command ``sample`` draws."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from . import sampling
+from .build import build
+from .config import Config
+
+
+def sample(config: Config, adapter_file: str | None, output: Path) -> list[Path]:
+    """Draw the configuration's prompts with an adapter file, or with the base alone."""
+    parts = build(config, lambda line: print(line, file=sys.stderr), adapter_file=adapter_file, data=False)
+    if not parts.prompts:
+        raise ValueError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
+    paths = []
+    output.mkdir(parents=True, exist_ok=True)
+    with parts.evaluating():
+        for index, prompt in enumerate(parts.prompts):
+            path = sampling.picture_path(output, 0, index)
+            sampling.save_picture(parts.picture(prompt), path, prompt, {"adapter": adapter_file or ""})
+            paths.append(path)
+    return paths
