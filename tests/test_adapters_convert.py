@@ -17,7 +17,7 @@ from pixelkiln.trainer.adapters import algebra, convert, files, keys, ranks
 from pixelkiln.trainer.adapters.inject import Adapter, inject
 from pixelkiln.trainer.adapters.names import kernel
 from pixelkiln.trainer.adapters.options import AdapterOptions
-from pixelkiln.trainer.adapters.prove import probe
+from pixelkiln.trainer.adapters.prove import probe, prove
 
 BLOCK = "lora_unet_mid_block_attentions_0_transformer_blocks_0"
 WIDTHS = {"sd15": 768, "sd2": 1024, "sdxl": 2048}
@@ -55,22 +55,23 @@ def a_file(family: str, kind: str, rank: int = 4, alpha: float = 2.0, seed: int 
     return found
 
 
-def deltas(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def grouped(tensors: dict[str, Tensor]) -> ranks.Modules:
+    """By module."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, tensor = key.partition(".")
         modules.setdefault(name, {})[tensor] = value
-    return {name: algebra.delta(module).flatten(1) for name, module in modules.items()}
+    return modules
+
+
+def deltas(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: algebra.delta(module).flatten(1) for name, module in grouped(tensors).items()}
 
 
 def effect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What each module adds to the output for a fixed input: as telling as the difference, and quicker for LoRA."""
-    modules: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, tensor = key.partition(".")
-        modules.setdefault(name, {})[tensor] = value
     found = {}
-    for name, module in modules.items():
+    for name, module in grouped(tensors).items():
         if "lora_up.weight" not in module:
             found[name] = algebra.delta(module)
             continue
@@ -119,24 +120,44 @@ def adapted(family: str, **options: Any) -> tuple[Any, Adapter]:
     return parts, adapter
 
 
+def forward(denoiser: Any) -> Tensor:
+    return denoiser(**probe(denoiser)).sample
+
+
 @pytest.mark.parametrize(
     ("family", "kind"), [("sd3.5-medium", "lora"), ("sd3-medium", "dora"), pytest.param("sd15", "dora", marks=slow)]
 )
 def test_diffusers_runs_what_we_convert_for_it(family: str, kind: str, tmp_path: Path) -> None:
     """The converted file, loaded by diffusers' own loader into the bare model, gives the trained model's output."""
     parts, adapter = adapted(family, kind=kind, rank=3, alpha=6.0)
-    wanted = parts.denoiser(**probe(parts.denoiser)).sample
-    modules: ranks.Modules = {}
-    for key, value in adapter.state_dict().items():
-        name, _, tensor = key.partition(".")
-        modules.setdefault(name, {})[tensor] = value
-    tensors, _ = convert.to_diffusers(modules, family)
+    wanted = forward(parts.denoiser)
+    tensors, _ = convert.to_diffusers(grouped(adapter.state_dict()), family)
     bare = tiny.parts(family).denoiser
-    before = bare(**probe(bare)).sample
+    before = forward(bare)
     bare.load_lora_adapter(tensors, prefix="unet" if family == "sd15" else "transformer")
-    found = bare(**probe(bare)).sample
+    found = forward(bare)
     assert (wanted - before).norm() > 0.01 * before.norm()
     assert torch.allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match")
+@torch.no_grad()
+def test_diffusers_misreads_alphas_per_block_and_reads_what_we_convert(tmp_path: Path) -> None:
+    """It gives all of attention the commonest alpha of a Kohya file. The proof of a saved file says so, and passes."""
+    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+
+    parts, adapter = adapted("sd15", block_ranks=[2 + i % 3 for i in range(25)])
+    wanted = forward(parts.denoiser)
+    kohya = adapter.state_dict()
+    files.save(tmp_path / "a.safetensors", kohya, {})
+    assert "convert the file for it" in prove(tmp_path / "a.safetensors", adapter, effect=True)[-1]
+    errors = []
+    for tensors in (kohya, convert.to_diffusers(grouped(kohya), "sd15")[0]):
+        bare = tiny.parts("sd15").denoiser
+        state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=bare.config)[:2]
+        bare.load_lora_adapter(state, prefix="unet", network_alphas=alphas)
+        errors.append(float((forward(bare) - wanted).norm() / wanted.norm()))
+    assert errors[0] > 1e-3 and errors[1] < 1e-5
 
 
 @pytest.mark.parametrize("kind", keys.KINDS)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,6 +260,9 @@ def _diffusers(path: Path, tensors: Mapping[str, Tensor], adapter: Adapter, roun
             with adapter.off():
                 bare = denoiser(**inputs).sample
             state, alphas = reader.lora_state_dict(dict(tensors), unet_config=denoiser.config)[:2]
+            if _misread(alphas):
+                return ["diffusers would give all attention layers one alpha, and here they have several: "
+                        "convert the file for it (`convert --to diffusers`)"]  # fmt: skip
             with _second(denoiser, adapter):
                 denoiser.load_lora_adapter(
                     {key: value for key, value in state.items() if key.startswith("unet.")},
@@ -277,6 +281,13 @@ def _diffusers(path: Path, tensors: Mapping[str, Tensor], adapter: Adapter, roun
     if size <= 4 * noise:
         return ["diffusers loads it; what was trained so far is less than the model's own rounding"]
     return [f"diffusers loads it with the trained effect ({apart / size:.1e} apart)"]
+
+
+def _misread(alphas: Mapping[str, float]) -> bool:
+    """diffusers (0.42) finds no layer for the alphas of attention's q, k, v, out, and takes the commonest instead."""
+    unet = {key: alpha for key, alpha in alphas.items() if key.startswith("unet.")}
+    commonest = Counter(unet.values()).most_common(1)[0][0]
+    return any(".processor." in key and alpha != commonest for key, alpha in unet.items())
 
 
 def _nudge(inputs: Mapping[str, Any]) -> dict[str, Any]:
