@@ -13,7 +13,7 @@ import short_runs as runs
 import torch
 from PIL import Image
 
-from pixelkiln.trainer import files
+from pixelkiln.trainer import build, files
 from pixelkiln.trainer.cli import main
 
 
@@ -60,6 +60,45 @@ def test_check_answers_without_loading_a_model(home, capsys):
     assert main([*start(home, "check"), *flags(home), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["v"], answer["steps"], answer["data"]["items"], answer["model"]["family"]) == (1, 2, 8, "sd15")
+
+
+def test_candidates_go_on_after_an_interrupt_and_are_never_mixed(home, tmp_path, monkeypatch, capsys):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a cat\na dog\n", "utf-8")
+    words = [*start(home, "pairs"), *flags(home), "--sample.steps=1", "--prompts", str(prompts), "-o", str(out)]
+    words[1:1] = ["generate"]
+    whole = build.Parts.picture
+
+    def interrupted(parts, prompt):
+        if prompt.text == "a dog":
+            raise KeyboardInterrupt
+        return whole(parts, prompt)
+
+    def listed() -> list[dict]:
+        return [json.loads(line) for line in (out / "candidates.jsonl").read_text("utf-8").splitlines()]
+
+    monkeypatch.setattr(build.Parts, "picture", interrupted)
+    assert main(words) == 130
+    assert [row["image"] for row in listed()] == ["0000_0.png", "0000_1.png"]
+    first = (out / "0000_0.png").stat().st_mtime_ns
+    monkeypatch.undo()
+    assert main(words) == 0
+    assert (out / "0000_0.png").stat().st_mtime_ns == first
+    assert [row["prompt"] for row in listed()] == ["a cat", "a cat", "a dog", "a dog"]
+    assert len({row["seed"] for row in listed()}) == 4
+    prompts.write_text("a bird\na dog\n", "utf-8")
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "0000_0.png: it has another prompt, seed or adapter; give another folder" in capsys.readouterr().err
+    assert len(listed()) == 4
+
+
+def test_pairs_alone_says_what_there_is(capsys):
+    for words in (["pairs"], ["pairs", "--help"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0
+        assert "pairs-import" in capsys.readouterr().out
 
 
 def test_train_sample_and_inspect(home, tmp_path, capsys):

@@ -307,8 +307,18 @@ def save_picture(picture: Image.Image, path: Path, prompt: Prompt, facts: dict[s
     """A PNG that says in its metadata how it was made."""
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", prompt.parameters())
-    info.add_text("pixelkiln", json.dumps({**facts, **prompt.__dict__}, ensure_ascii=False))
+    info.add_text("pixelkiln", _made(prompt, facts))
     write_atomic(path, lambda file: picture.save(file, "PNG", pnginfo=info))
+
+
+def is_of(path: Path, prompt: Prompt, facts: dict[str, Any]) -> bool:
+    """Whether a file is what ``save_picture`` writes for this prompt and these facts."""
+    with Image.open(path) as picture:
+        return picture.info.get("pixelkiln") == _made(prompt, facts)
+
+
+def _made(prompt: Prompt, facts: dict[str, Any]) -> str:
+    return json.dumps({**facts, **prompt.__dict__}, ensure_ascii=False)
 
 
 def picture_path(samples: Path, step: int, index: int) -> Path:

@@ -60,8 +60,11 @@ def register(command: Command, configured: Command) -> None:
 
 
 def joined(words: list[str]) -> list[str]:
-    """``pairs import X`` is the command ``pairs-import X``."""
-    return [f"pairs-{words[1]}", *words[2:]] if len(words) > 1 and words[0] == "pairs" else words
+    """``pairs import X`` is the command ``pairs-import X``; ``pairs`` alone asks what there is."""
+    if words[:1] != ["pairs"]:
+        return words
+    name, *rest = words[1:] or ["--help"]
+    return ["--help"] if name.startswith("-") else [f"pairs-{name}", *rest]
 
 
 KOHYA = ("train", "check", "sample", "draw", "pairs-generate")
@@ -191,7 +194,7 @@ def _generate(args: argparse.Namespace) -> int:
     from .build import build
     from .config import load
     from .files import write_atomic
-    from .sampling import save_picture
+    from .sampling import is_of, save_picture
 
     try:
         texts = [line.strip() for line in args.prompts.read_text("utf-8-sig").splitlines() if line.strip()]
@@ -205,11 +208,17 @@ def _generate(args: argparse.Namespace) -> int:
     )
     parts.adapter.train(False)
     args.output.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for index, prompt in enumerate(parts.prompts):
-        path = args.output / f"{index // args.n:04d}_{index % args.n}.png"
-        if not path.exists():
-            save_picture(parts.picture(prompt), path, prompt, {"adapter": args.adapter_file or ""})
-        rows.append({"prompt": prompt.text, "seed": prompt.seed, "image": path.name})
-    write_atomic(args.output / "candidates.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    facts = {"adapter": args.adapter_file or ""}
+    plan = [(args.output / f"{i // args.n:04d}_{i % args.n}.png", prompt) for i, prompt in enumerate(parts.prompts)]
+    for path, prompt in plan:
+        if path.exists() and not is_of(path, prompt, facts):
+            raise ValueError(f"{path}: it has another prompt, seed or adapter; give another folder")
+    try:
+        for path, prompt in plan:
+            if not path.exists():
+                save_picture(parts.picture(prompt), path, prompt, facts)
+    finally:
+        rows = [{"prompt": p.text, "seed": p.seed, "image": path.name} for path, p in plan if path.exists()]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomic(args.output / "candidates.jsonl", lines)
     return _say([f"{len(rows)} pictures of {len(texts)} prompts in {args.output}"])
