@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
+import tiny
+import torch
 from short_runs import config, events, steps, trajectory
 from test_trajectories import stop_after
 
@@ -64,6 +67,26 @@ def test_dpo_begins_at_ln_2_and_learns_the_pairs(tmp_path):
     assert sum(t["mse/margin"] for t in terms[-20:]) > 0
     (held_out,) = [e for e in events(done) if e["kind"] == "validation"]
     assert all("mse/accuracy" in level for level in held_out["levels"].values())
+
+
+@pytest.mark.parametrize("redrawn", [False, True], ids=["the same noise", "noise drawn anew"])
+@pytest.mark.parametrize(("family", "prediction"), [("sd15", "epsilon"), ("sd15", "v"), ("sd3.5-medium", "flow")])
+def test_the_reference_sees_the_same_noise(tmp_path, monkeypatch, family, prediction, redrawn):
+    """While the adapter adds nothing every margin is exactly 0; with noise of its own, a published bug, it is not."""
+    tiny.write(tmp_path / family, tiny.parts(family, **({} if prediction == "flow" else {"prediction": prediction})))
+    observe = score.observe
+
+    def anew(p, batch, chance):
+        noise = chance.noise if torch.is_grad_enabled() else torch.randn_like(chance.noise)
+        return observe(p, batch, replace(chance, noise=noise, added=noise))
+
+    if redrawn:
+        monkeypatch.setattr(score, "observe", anew)
+    flags = {**DPO, "run.name": "first", "run.steps": 1, "run.batch": 2, "run.precision": "fp32"}
+    done = config(tmp_path, flags, name=family, data="data.pairs")
+    trajectory(done)
+    (terms,) = [e["terms"] for e in events(done) if e["kind"] == "step"]
+    assert (terms["mse/margin"] == terms["pixel/margin"] == 0.0) is not redrawn
 
 
 @pytest.mark.parametrize("objective", ["ipo", "simpo", "mapo", "kto"])
