@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAIRS = str(ROOT / "presets" / "pictures" / "pairs")
 VGG = "random VGG16"
 RECOMPUTE = {"memory.gradient_checkpointing": True}
-DPO = {"data.pairs": PAIRS, "objective.kind": "dpo"}
+DPO = {**RECOMPUTE, "data.pairs": PAIRS, "objective.kind": "dpo"}
+PIXEL, CACHED, SINGLE = {"loss.pixel.mode": "mixed"}, {"objective.reference_draws": 1}, {"memory.one_by_one": True}
 CASES: dict[str, dict[str, Any]] = {
     "latent": {},
     "plain": {"plain": True},
@@ -66,20 +67,21 @@ CASES: dict[str, dict[str, Any]] = {
     "lpl": {**RECOMPUTE, "loss.lpl.weight": 1.0, "loss.lpl.max_level": 1.0},
     "lpips": {**RECOMPUTE, "loss.lpips.backbone": VGG},
     "pairs, sft": {**RECOMPUTE, "data.pairs": PAIRS},
-    "dpo": {**RECOMPUTE, **DPO},
-    "dpo, one by one": {**RECOMPUTE, **DPO, "memory.one_by_one": True},
-    "dpo, cached reference": {**RECOMPUTE, **DPO, "objective.reference_draws": 1},
-    "dpo, pixel": {**RECOMPUTE, **DPO, "loss.pixel.mode": "mixed"},
-    "dpo, pixel, cached reference": {
-        **RECOMPUTE, **DPO, "loss.pixel.mode": "mixed", "objective.reference_draws": 1, "memory.one_by_one": True,
-    },
+    "dpo": DPO,
+    "dpo, one by one": {**DPO, **SINGLE},
+    "dpo, cached reference": {**DPO, **CACHED},
+    "dpo, cached reference, one by one": {**DPO, **CACHED, **SINGLE},
+    "pairs, sft, pixel": {**RECOMPUTE, "data.pairs": PAIRS, **PIXEL},
+    "dpo, pixel": {**DPO, **PIXEL},
+    "dpo, pixel, one by one": {**DPO, **PIXEL, **SINGLE},
+    "dpo, pixel, cached reference": {**DPO, **PIXEL, **CACHED},
+    "dpo, pixel, cached reference, one by one": {**DPO, **PIXEL, **CACHED, **SINGLE},
     "dpo, pixel, leanest": {
-        **RECOMPUTE, **DPO, "loss.pixel.mode": "mixed", "objective.reference_draws": 1, "memory.one_by_one": True,
-        "memory.base_weights": "nf4", "optimizer.kind": "AdamW8bit",
+        **DPO, **PIXEL, **CACHED, **SINGLE, "memory.base_weights": "nf4", "optimizer.kind": "AdamW8bit",
     },
 }  # fmt: skip
 """Flags on top of a plain LoRA run of rank 16."""
-TINY = ["latent", "plain", "nf4", "streamed", "pixel, midcrop", "dpo, pixel, cached reference"]
+TINY = ["latent", "plain", "nf4", "streamed", "pixel, midcrop", "dpo, pixel, cached reference, one by one"]
 NATIVE = {"base": 128, "sd15": 512, "sdxl": 1024, "sd3-medium": 1024}
 
 

@@ -23,7 +23,7 @@ bench() { timeout 470 "$python" -m bench --append "$out/gpu.jsonl" "$@"; }
 LEVERS="latent, checkpointed;plain, checkpointed;8-bit AdamW;sdpa;fp8;int8;nf4"
 STREAMS="latent, checkpointed;streamed;streamed, auto;checkpoints in host memory;leanest"
 PIXELS="latent, checkpointed;pixel, auto;pixel, full;pixel, midcrop;pixel, window;pixel, kept targets"
-PAIRS="pairs, sft;dpo;dpo, one by one;dpo, cached reference;dpo, pixel;dpo, pixel, cached reference;dpo, pixel, leanest"
+PAIRS="pairs, sft;dpo;dpo, one by one;dpo, cached reference;dpo, pixel;dpo, pixel, cached reference, one by one;dpo, pixel, leanest"
 SPEED="latent, checkpointed;plain, checkpointed;half checkpointed;channels last;compiled"
 
 case "$part" in
