@@ -6,10 +6,11 @@ Every arm learns the same 150 pairs (outlines preferred over colour) by ``preset
 saved file of each is then asked, whatever it was trained with:
 
 - accuracy: the share of held-out pairs in the right order, by latent errors over the base's at 16 fixed noise levels,
-  by pixel errors at 4 of them. A pair's levels are one observation: the 95 % interval resamples pairs.
+  by pixel errors at 2 of them. A pair's levels are one observation: the 95 % interval resamples pairs.
 - style: pictures of the 40 held-out prompts at fixed seeds, judged by a small classifier that was trained on the two
-  styles of the other pairs, and by a vote: is the nearest of all 380 pictures an outline?
-- subject: whether that nearest picture is of the prompt, in either style. A picture that fades away loses this.
+  styles of the other pairs.
+- colour: the mean difference of the greatest and the least of red, green and blue, against the rejected pictures'.
+- subject: whether one of the five of all 380 pictures whose edges are most alike is of the prompt, in either style.
 
 What is in FOLDER already is kept, so a list that was cut short, or split over processes, is gone on with.
 """
@@ -29,15 +30,16 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS = ROOT / "presets" / "pictures" / "pairs"
-PRESET, LEVELS, APART, SIDE = "demo_dpo", 16, 4, 64
+PRESET, LEVELS, APART, SIDE, ALIKE = "demo_dpo", 16, 8, 64, 5
 BASE = "before training"
 ARMS: dict[str, dict[str, Any]] = {
     "latent DPO": {"loss.pixel.weight": 0.0},
-    "pixel DPO": {"loss.mse.weight": 0.0, "loss.pixel.weight": 1.0},
+    "pixel DPO": {"loss.mse.weight": 0.0, "loss.pixel.weight": 1.0, "loss.pixel.probability": 0.5},
     "latent + pixel DPO": {},
     "latent DPO, 2 cached draws": {"loss.pixel.weight": 0.0, "objective.reference_draws": 2},
     "latent DPO + pixel SimPO": {"objective.pixel.kind": "simpo"},
     "latent + pixel SimPO": {"objective.kind": "simpo"},
+    "chosen pictures alone": {"loss.pixel.weight": 0.0, "objective.beta": 1e-9},
 }
 
 
@@ -157,18 +159,31 @@ def judged(drawn: list[Path], captions: list[str]) -> dict[str, Any]:
     rows = [json.loads(line) for line in (PAIRS / "pairs.jsonl").read_text("utf-8").splitlines()]
     known = [(row["prompt"], style, PAIRS / row[style]) for row in rows for style in ("chosen", "rejected")]
     every, made = pixels([path for *_, path in known]), pixels(drawn)
-    nearest = [known[int(((every - one) ** 2).mean((1, 2, 3)).argmin())] for one in made]
     held = torch.tensor([prompt in captions for prompt, *_ in known])
     chosen = torch.tensor([float(style == "chosen") for _, style, _ in known])
     ask = classifier(every[~held], chosen[~held])
     right = float(((ask(every[held]) > 0.5) == (chosen[held] > 0.5)).float().mean())
+    alike = (edges(made) @ edges(every).T).topk(ALIKE).indices.tolist()
+    found = [prompt in [known[at][0] for at in best] for best, prompt in zip(alike, captions, strict=True)]
     return {
         "count": len(made),
         "style": int((ask(made) > 0.5).sum()),
         "classifier": right,
-        "vote": sum(style == "chosen" for _, style, _ in nearest),
-        "subject": sum(one[0] == prompt for one, prompt in zip(nearest, captions, strict=True)),
+        "colour": float(colour(made) / colour(every[chosen == 0])),
+        "subject": sum(found),
     }
+
+
+def colour(pictures: torch.Tensor) -> torch.Tensor:
+    return (pictures.amax(1) - pictures.amin(1)).mean()
+
+
+def edges(pictures: torch.Tensor, cell: int = 4) -> torch.Tensor:
+    """[N, cells]: how much brightness changes in each cell, without its mean and of length 1. Blind to fill."""
+    grey = torch.nn.functional.pad(pictures.mean(1), (0, 1, 0, 1), mode="replicate")
+    change = grey.diff(dim=1)[..., :-1].abs() + grey.diff(dim=2)[:, :-1].abs()
+    each = torch.nn.functional.avg_pool2d(change[:, None], cell).flatten(1).sqrt()
+    return torch.nn.functional.normalize(each - each.mean(1, keepdim=True), dim=1)
 
 
 def pixels(paths: list[Path]) -> torch.Tensor:
@@ -207,14 +222,14 @@ def classifier(pictures: torch.Tensor, labels: torch.Tensor, steps: int = 150):
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| arm | minutes | accuracy, latent errors | accuracy, pixel errors | style | vote | subject |",
+        "| arm | minutes | accuracy, latent errors | accuracy, pixel errors | style | colour | subject |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         latent, pixel = ("{:.3f} ({:.3f} to {:.3f})".format(*row["accuracy"][term]) for term in ("mse", "pixel"))
-        shares = " | ".join(f"{row[key]} of {row['count']}" for key in ("style", "vote", "subject"))
+        style, subject = (f"{row[key]} of {row['count']}" for key in ("style", "subject"))
         took = "" if row["minutes"] is None else f"{row['minutes']:.1f}"
-        lines.append(f"| {row['arm']} | {took} | {latent} | {pixel} | {shares} |")
+        lines.append(f"| {row['arm']} | {took} | {latent} | {pixel} | {style} | {row['colour']:.0%} | {subject} |")
     told = ", ".join(sorted({f"{row['classifier']:.3f}" for row in rows}))
     return "\n".join([*lines, "", f"The classifier is right about {told} of the held-out pictures themselves."])
 
