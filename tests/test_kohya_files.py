@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import safetensors.torch
+import tiny
 import torch
 from short_runs import config
 
@@ -12,7 +13,7 @@ from pixelkiln.trainer.build import build
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@pytest.mark.parametrize("name", tiny.NAMES)
 def test_a_kohya_file_comes_back_bit_by_bit(tmp_path, name, dtype) -> None:
     """With convolutions (SD1.5), text encoders, and a rank and an alpha of each module's own, as block_dims makes."""
     whole = {"adapter.text_encoders": True, "run.precision": "fp32"}
