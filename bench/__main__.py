@@ -208,17 +208,18 @@ def table(rows: list[dict[str, Any]]) -> str:
         groups.setdefault(f"{title}; {facts}", []).append(row)
     lines = []
     for title, group in groups.items():
-        lines += [title, "", "| case | seconds a step | ratio | peak GiB | above the model | of matmul peak |"]
-        lines += ["|---|---|---|---|---|---|"]
+        head = "| case | seconds a step | ratio | peak GiB | foretold | above the model | of matmul peak |"
+        lines += [title, "", head, "|---|---|---|---|---|---|---|"]
         first = next((row["seconds"] for row in group if "seconds" in row), None)
         for row in group:
             if first is None or "seconds" not in row:
-                lines.append(f"| {row['case']} | {row['failed']} | | | | |")
+                lines.append(f"| {row['case']} | {row['failed']} | | | | | |")
                 continue
             above, ratio = row["peak_gb"] - row["before_gb"], row["seconds"] / first
+            foretold = f"{row['foretold_gb']:.2f}" if "foretold_gb" in row else ""
+            memory = f"{row['peak_gb']:.2f} | {foretold} | {above:.2f}"
             lines.append(
-                f"| {row['case']} | {row['seconds']:.3f} | {ratio:.2f} | {row['peak_gb']:.2f} | {above:.2f} | "
-                f"{row['of_matmul_peak']:.0%} |"
+                f"| {row['case']} | {row['seconds']:.3f} | {ratio:.2f} | {memory} | {row['of_matmul_peak']:.0%} |"
             )
         lines.append("")
     return "\n".join(lines)

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
-from pixelkiln.trainer import memory
+from pixelkiln.trainer import cards, memory
 from pixelkiln.trainer.build import Parts, build
 from pixelkiln.trainer.config import Config, load
 from pixelkiln.trainer.engine import Loop
+from pixelkiln.trainer.families.load import identify
+from pixelkiln.trainer.fit import Checker
+from pixelkiln.trainer.remedies import STEP
 from pixelkiln.trainer.report import Writer
 from pixelkiln.trainer.run import RunFolder
 from pixelkiln.trainer.score import References
@@ -51,12 +54,13 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         folder.make()
         with Writer(folder.path) as writer:
             parts = build(config, lambda line: None)
-            return _timed(config, parts, folder, writer, case["steps"], plain)
+            foretold = {} if plain else {"foretold_gb": _foretold(config, parts)}
+            return foretold | _timed(config, parts, folder, writer, case["steps"], plain)
 
 
 def _timed(config: Config, parts: Parts, folder: RunFolder, writer: Writer, steps: int, plain: bool) -> dict[str, Any]:
     loop = Loop(parts, folder, writer, Event())
-    parts.dataset.prepare()
+    parts.prepare()
     parts.free_encoders()
     if parts.dataset.fixed_draws:
         loop.references = References(parts)
@@ -88,6 +92,12 @@ def _timed(config: Config, parts: Parts, folder: RunFolder, writer: Writer, step
         "attention": parts.attention,
         "device": str(parts.device),
     }
+
+
+def _foretold(config: Config, parts: Parts) -> float:
+    """GiB that ``check`` expects of the steps."""
+    fit = Checker(config, identify(config.model), parts.dataset, cards.here(config.run.device))(config)
+    return max(phase.total for phase in fit.phases if phase.name in (STEP, "optimizer step")) / cards.GIB
 
 
 def _flops(one: Any) -> float:

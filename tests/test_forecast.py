@@ -237,3 +237,22 @@ def test_two_rows_take_more_than_one_and_less_than_twice(home):
         for rows in (1, 2)
     )  # fmt: skip
     assert one < two < 2 * one
+
+
+def test_text_encoders_leave_before_pictures_are_encoded(home, monkeypatch):
+    """On a card the caches are filled with one kind of encoder at a time; here the same moves go nowhere."""
+    p = build(wanted(home, "sdxl", {"run.name": "turns"}), lambda line: None)
+    moves: list[str] = []
+
+    def noted(module, name: str, method: str) -> None:
+        own = getattr(module, method)
+        monkeypatch.setattr(module, method, lambda *args: moves.append(f"{name}.{method}") or own(*args))
+
+    for name, encoder in p.family.text_encoders.items():
+        noted(encoder, name, "to")
+    noted(p.family.vae, "vae", "to")
+    noted(p.family.vae, "vae", "encode")
+    p.prepare()
+    p.free_encoders()
+    assert moves[:3] == ["te1.to", "te2.to", "vae.to"] and moves[-1] == "vae.to"
+    assert set(moves[3:-3]) == {"vae.encode"}

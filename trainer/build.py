@@ -19,7 +19,7 @@ from .adapters.bake import bake_all
 from .adapters.inject import Adapter, inject, to_show
 from .checkpoint import prefixed, thumbnail, under
 from .config import Config
-from .data.loader import Dataset
+from .data.loader import Dataset, Progress
 from .ema import Average
 from .families.family import Family
 from .families.load import Found, identify, load
@@ -264,17 +264,27 @@ class Parts:
         self.family.vae.to(self.device)
         return sampling.to_image(self.family.decode(latents)[0])
 
+    def prepare(self, progress: Progress | None = None, share: tuple[int, int] = (0, 1)) -> None:
+        """Fill the caches; the text encoders and the autoencoder take turns on the card."""
+        self.dataset.prepare(progress, share, self._captions_are_kept)
+
+    def _captions_are_kept(self) -> None:
+        if self.world == 1:  # else they may have to encode what another process did not share
+            self._free_text_encoders()
+        self.family.vae.to(self.device)
+
     def free_encoders(self) -> None:
         """After caching: encoders leave the card; the autoencoder stays only while a term decodes."""
-        if self.device.type == "cpu":
-            return
+        self._free_text_encoders()
+        if self.decoder is None and self.config.data.cache_latents != "off":
+            self.family.vae.to("cpu")
+        memory.release(self.device)
+
+    def _free_text_encoders(self) -> None:
         if not self.trains_text and not self.dataset.needs_text_encoder:
             for encoder in self.family.text_encoders.values():
                 encoder.to("cpu")
-        if self.decoder is None and self.config.data.cache_latents != "off":
-            self.family.vae.to("cpu")
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            memory.release(self.device)
 
 
 # ------------------------------------------------------------------------------------------------------------- making
@@ -410,7 +420,7 @@ def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str],
     config, family = parts.config, parts.family
     terms = config.terms()
     if any(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
-        parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
+        parts.decoder = Decoder(family.vae.to(parts.device), family.scale, family.shift, vae_dtype)
         levers.tune(config.memory, parts.decoder, parts.device, Path(config.run.out) / "cache" / "compiled")
     beta = BETAS.get(family.name, FLOW_BETA)
     weighed = family.process

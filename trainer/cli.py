@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--memory", help="any card of which so much is free, such as 8GB")
     check.add_argument("--fit", action="store_true", help="print the configuration, changed so that it fits")
     check.add_argument("-o", "--output", help="with --fit: write it to this file instead")
-    check.add_argument("--calibrate", action="store_true", help="take two real steps first, and remember their time")
+    check.add_argument("--calibrate", action="store_true", help="take three real steps first, and remember their time")
     check.add_argument("--json", action="store_true")
     sample = configured("sample", _sample, "Draw the configuration's previews with an adapter.")
     sample.add_argument("--adapter", help="adapter file; without it the base model draws", dest="adapter_file")

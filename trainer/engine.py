@@ -175,9 +175,9 @@ class Loop:
         """Fill the caches, together where there are several processes, which then have to agree on what there is."""
         p = self.parts
         if p.world > 1 and p.config.data.cache_latents == "disk":
-            p.dataset.prepare(self.writer.progress, share=(p.rank, p.world))
+            p.prepare(self.writer.progress, share=(p.rank, p.world))
             several.gather(None)
-        p.dataset.prepare(self.writer.progress)
+        p.prepare(self.writer.progress)
         several.same({"model": p.family.fingerprints["model"], "data": p.dataset.signature, "steps": str(p.total)})
 
     def _due(self, requests: set[str], stopped: bool) -> None:

@@ -275,13 +275,12 @@ def phases(config: Config, m: Measured, device: str, captions_change: bool = Fal
     unpacked = m.largest // 2 if packed else 0  # one layer at a time, in 16 bits
     on_cpu = device == "cpu"
     vae, draws = m.modules["vae"]["full"], "previews" in m.phases
-    made = [
-        _phase("encoding captions", {**stays, "autoencoder": vae}, m.phases["captions"], device, t5_here),
-        _phase("encoding pictures", {**stays, "autoencoder": vae}, m.phases["pictures"], device, t5_here),
-    ]
     keeps_text = m.trains_text or captions_change or on_cpu
     keeps_vae = m.decodes or draws or config.data.cache_latents == "off" or on_cpu
-    stays["text encoders"] = text if keeps_text else 0
+    stays["autoencoder"] = vae if on_cpu or m.decodes else 0
+    made = [_phase("encoding captions", stays, m.phases["captions"], device, t5_here)]
+    stays |= {"text encoders": text if keeps_text else 0, "autoencoder": vae}
+    made.append(_phase("encoding pictures", stays, m.phases["pictures"], device, t5_here and keeps_text))
     stays["autoencoder"] = vae if keeps_vae else 0
     stays["optimizer"] = optimizer_bytes(config, m.trained)
     proof = {"adapter": m.adapter, "activations": 3 * m.largest}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -157,8 +159,12 @@ def spilled(device: torch.device) -> tuple[float, float] | None:
 
 
 def used_gb(device: torch.device) -> float:
-    """GiB in use now: reserved on a card, resident in memory on a CPU (its peak so far)."""
-    return torch.cuda.memory_reserved(device) / 2**30 if device.type == "cuda" else peak_gb(device)
+    """GiB in use now: reserved on a card, resident in memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device) / 2**30
+    import psutil
+
+    return psutil.Process().memory_info().rss / 2**30
 
 
 def wait(device: torch.device) -> None:
@@ -168,8 +174,12 @@ def wait(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> None:
+    """From here on, where the system can: not on a CPU outside Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 def peak_gb(device: torch.device) -> float:
@@ -178,6 +188,10 @@ def peak_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_reserved(device) / 2**30
     if sys.platform == "win32":
         return _windows_peak() / 2**30
+    if sys.platform == "linux":
+        with suppress(OSError, StopIteration):
+            rows = Path("/proc/self/status").read_text("ascii").splitlines()
+            return int(next(row for row in rows if row.startswith("VmHWM")).split()[1]) / 2**20
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

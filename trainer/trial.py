@@ -21,7 +21,7 @@ def calibrate(config: Config, steps: int = 3) -> None:
         with Writer(folder.path) as writer:
             parts = build(config.model_copy(update={"data": data}), writer.say)
             loop = Loop(parts, folder, writer, threading.Event())
-            loop.parts.dataset.prepare(writer.progress)
+            loop.parts.prepare(writer.progress)
             loop.parts.free_encoders()
             for _ in range(steps):
                 loop.step()

@@ -339,10 +339,16 @@ class Dataset:
 
     # -- filling the caches ----------------------------------------------------------------------------------------
 
-    def prepare(self, progress: Progress | None = None, share: tuple[int, int] = (0, 1)) -> None:
+    def prepare(
+        self,
+        progress: Progress | None = None,
+        share: tuple[int, int] = (0, 1),
+        between: Callable[[], None] | None = None,
+    ) -> None:
         """Decode every picture once, and fill the caches. Pictures that turn out to be broken are left out and noted,
         and the plan is made anew without them.
 
+        :param between: called when the captions are encoded and the pictures are not yet.
         :param share: (i, n): do the i-th of n parts only, and leave nothing out; all processes then wait for each other
             and call this once more without it.
         :raises ValueError: more broken pictures than allowed, the cache cannot be written, the autoencoder makes NaN.
@@ -350,6 +356,11 @@ class Dataset:
         jobs = self._jobs()[share[0] :: share[1]]
         broken: dict[Path, str] = {}
         told = progress or _silent
+        words = self._fixed_captions()[share[0] :: share[1]] if self.shelf.encode_text else []
+        for word in told(words, "captions", len(words)):
+            self.shelf.words(word, passing=False, make=True)
+        if between:
+            between()
         for job, found in told(_parallel(self._decode, jobs), "pictures", len(jobs)):
             if isinstance(found, str):
                 broken[job.picture.path] = found
@@ -358,9 +369,6 @@ class Dataset:
                     self.shelf.make(key, job.picture, found[0], flip)
         if broken and share[1] == 1:
             self._leave_out(broken)
-        words = self._fixed_captions()[share[0] :: share[1]] if self.shelf.encode_text else []
-        for word in told(words, "captions", len(words)):
-            self.shelf.words(word, passing=False, make=True)
         self.shelf.index.save()
 
     def _jobs(self) -> list[Job]:
