@@ -19,7 +19,8 @@ from .adapters.bake import bake_all
 from .adapters.inject import Adapter, inject, to_show
 from .checkpoint import prefixed, thumbnail, under
 from .config import Config
-from .data.loader import Dataset, Progress
+from .data.loader import Dataset
+from .data.progress import Progress
 from .ema import Average
 from .families.family import Family
 from .families.load import Found, identify, load

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,18 +20,10 @@ from .cache import digest
 from .items import Item, Picture, check_unreadable
 from .options import DataOptions, SetOptions
 from .pictures import Unreadable
+from .progress import Progress, in_parallel, silent
 from .report import report, tag_frequency
 from .scan import scan
 from .shelf import Absent, Encode, EncodeText, Shelf
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class Progress(Protocol):
-    """Hands on what it is given, and tells somebody how far it is."""
-
-    def __call__(self, items: Iterable[T], text: str, total: int | None = None) -> Iterable[T]: ...
 
 
 @dataclass(frozen=True)
@@ -355,13 +345,13 @@ class Dataset:
         """
         jobs = self._jobs()[share[0] :: share[1]]
         broken: dict[Path, str] = {}
-        told = progress or _silent
+        told = progress or silent
         words = self._fixed_captions()[share[0] :: share[1]] if self.shelf.encode_text else []
         for word in told(words, "captions", len(words)):
             self.shelf.words(word, passing=False, make=True)
         if between:
             between()
-        for job, found in told(_parallel(self._decode, jobs), "pictures", len(jobs)):
+        for job, found in told(in_parallel(self._decode, jobs), "pictures", len(jobs)):
             if isinstance(found, str):
                 broken[job.picture.path] = found
             elif found is not None:
@@ -427,21 +417,6 @@ class Dataset:
                 if trained and captions.drops(options):
                     words[""] = None
         return list(words)
-
-
-def _parallel(function: Callable[[T], R], jobs: Sequence[T], workers: int = 4) -> Iterator[tuple[T, R]]:
-    """Results in order, a few jobs ahead."""
-    todo = iter(jobs)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = [(job, pool.submit(function, job)) for job in islice(todo, 2 * workers)]
-        while waiting:
-            job, future = waiting.pop(0)
-            waiting += [(more, pool.submit(function, more)) for more in islice(todo, 1)]
-            yield job, future.result()
-
-
-def _silent(items: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
-    return items
 
 
 def _stacked(masks: Sequence[Tensor | None], bucket: tuple[int, int]) -> Tensor | None:
