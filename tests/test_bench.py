@@ -34,7 +34,7 @@ def test_the_gpu_script_names_only_cases_there_are():
 def test_a_file_that_grew_is_a_table_and_is_not_measured_again(tmp_path):
     machine = {"card": "a card", "torch": "2"}
     row = {"model": "sdxl", "case": "nf4", "size": 1024, "batch": 1, "precision": "auto", "limit_gb": 8.0,
-           "machine": machine, "seconds": 1.0, "peak_gb": 5.0, "before_gb": 3.0, "of_matmul_peak": 0.3}  # fmt: skip
+           "machine": machine, "seconds": 1.0, "peak_gb": 5.0, "before_gb": 3.0, "of_matmul_peak": 0.3, "foretold_gb": 5.2}  # fmt: skip
     rows = [{**row, "case": "latent"}, {**row, "seconds": 1.5}, {**row, "case": "fp8", "failed": "out of memory"}]
     del rows[2]["seconds"]
     file = tmp_path / "rows.jsonl"
@@ -44,7 +44,7 @@ def test_a_file_that_grew_is_a_table_and_is_not_measured_again(tmp_path):
     assert bench.identity(rows[1]) == bench.identity(row) != bench.identity({**row, "limit_gb": 6.0})
     said = bench.table(read)
     assert "sdxl, 1024 px, batch 1, auto, capped at 8 GB; card a card, torch 2" in said
-    assert "| nf4 | 1.500 | 1.50 | 5.00 | 2.00 | 30% |" in said and "| fp8 | out of memory |" in said
+    assert "| nf4 | 1.500 | 1.50 | 5.00 | 5.20 | 2.00 | 30% |" in said and "| fp8 | out of memory |" in said
 
 
 def test_an_unknown_case_is_one_line():
