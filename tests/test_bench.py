@@ -33,8 +33,20 @@ def test_the_gpu_script_names_only_cases_there_are():
 
 def test_a_file_that_grew_is_a_table_and_is_not_measured_again(tmp_path):
     machine = {"card": "a card", "torch": "2"}
-    row = {"model": "sdxl", "case": "nf4", "size": 1024, "batch": 1, "precision": "auto", "limit_gb": 8.0,
-           "machine": machine, "seconds": 1.0, "peak_gb": 5.0, "before_gb": 3.0, "of_matmul_peak": 0.3, "foretold_gb": 5.2}  # fmt: skip
+    row = {
+        "model": "sdxl",
+        "case": "nf4",
+        "size": 1024,
+        "batch": 1,
+        "precision": "auto",
+        "limit_gb": 8.0,
+        "machine": machine,
+        "foretold_gb": 5.2,
+        "seconds": 1.0,
+        "peak_gb": 5.0,
+        "before_gb": 3.0,
+        "of_matmul_peak": 0.3,
+    }
     rows = [{**row, "case": "latent"}, {**row, "seconds": 1.5}, {**row, "case": "fp8", "failed": "out of memory"}]
     del rows[2]["seconds"]
     file = tmp_path / "rows.jsonl"
