@@ -12,6 +12,7 @@ import pytest
 import short_runs as runs
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from pixelkiln.trainer import build, files
 from pixelkiln.trainer.cli import main
@@ -99,6 +100,25 @@ def test_pairs_alone_says_what_there_is(capsys):
             main(words)
         assert end.value.code == 0
         assert "pairs-import" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [
+    ["convert", "a.safetensors", "b.safetensors", "--rank=0"], ["merge", "b.safetensors", "a.safetensors", "--rank=-1"],
+    ["keys", "--family=sd15", "--rank=0"], ["keys", "--family=sd3-medium", "--conv-rank=4"],
+])  # fmt: skip
+def test_ranks_that_are_none(words, capsys):
+    assert main(words) == 2
+    name, value = words[-1].split("=")
+    said = capsys.readouterr().err
+    assert (f"error: {name}: {value} is no rank; give 1 or more" in said) == (value != "4")
+    assert said.startswith(f"error: {name}: ") and said.count("\n") == 1
+
+
+def test_inspecting_a_whole_model_takes_a_screen_not_a_book(tmp_path, capsys):
+    save_file({f"model.{i}.weight": torch.zeros(1) for i in range(2000)}, tmp_path / "model.safetensors")
+    assert main(["inspect", str(tmp_path / "model.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "and 1990 more" in said and len(said) < 2000
 
 
 def test_train_sample_and_inspect(home, tmp_path, capsys):

@@ -119,12 +119,21 @@ def _json(answer: dict[str, Any]) -> int:
     return DONE
 
 
+def _sound(**ranks: int | None) -> None:
+    for name, rank in ranks.items():
+        if rank is not None and rank < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: {rank} is no rank; give 1 or more")
+
+
 def _keys(args: argparse.Namespace) -> int:
     from .adapters.keys import file_keys
-    from .adapters.names import encoder
+    from .adapters.names import encoder, layout
     from .families.load import meta
 
+    _sound(rank=args.rank, conv_rank=args.conv_rank)
     denoiser, encoders = meta(args.family)
+    if args.conv_rank and layout(args.family) == "sd3":
+        raise ValueError(f"--conv-rank: {args.family} has no such convolutions; leave it out")
     wanted = {encoder(args.family, name) for name in filter(None, args.text_encoders.split(","))}
     modules = {"unet": denoiser, **{name: module for name, module in encoders.items() if name in wanted}}
     found = file_keys(args.family, modules, args.rank, args.conv_rank)
@@ -139,18 +148,23 @@ def _inspect(args: argparse.Namespace) -> int:
     facts = inspect(args.file)
     if args.json:
         return _json(facts)
+    strange = facts["does_not_belong"]
+    if len(strange) > 10:  # a whole model, perhaps
+        facts["does_not_belong"] = f"{', '.join(strange[:10])} and {len(strange) - 10} more"
     return _say([f"{name:16} {value}" for name, value in facts.items() if value not in (None, [], {}, "")])
 
 
 def _convert(args: argparse.Namespace) -> int:
     from .adapters.convert import convert
 
+    _sound(rank=args.rank)
     return _say([*convert(args.source, args.target, args.to, args.rank), str(args.target)])
 
 
 def _merge(args: argparse.Namespace) -> int:
     from .adapters.convert import merge
 
+    _sound(rank=args.rank)
     sources = []
     for word in args.sources:
         path, equals, weight = word.rpartition("=")
