@@ -52,6 +52,10 @@ CASES: dict[str, dict[str, Any]] = {
     "channels last": {**RECOMPUTE, "memory.channels_last": True},
     "pixel, auto": {**RECOMPUTE, "loss.pixel.mode": "mixed"},
     "pixel, full": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "full"},
+    **{
+        f"pixel, full, {mode}": {**RECOMPUTE, "loss.pixel.mode": mode, "loss.pixel.decode": "full"}
+        for mode in ("x0", "anchored", "stepped")
+    },
     "pixel, midcrop": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "midcrop"},
     "pixel, window": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "window"},
     "pixel, auto, p = 0.25": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.probability": 0.25},

@@ -123,7 +123,7 @@ def test_state_of_the_optimizer(home, kind):
 def test_a_preset_without_model_or_data_has_its_gigabytes(family):
     """Of the family's public form: weights in bf16 as published, SD1.5's 860 and SDXL's 2567 million numbers."""
     config = parse({"model": {"path": "", "family": family}, "memory": {"gradient_checkpointing": True},
-                    "data": {"resolution": 64}})  # fmt: skip
+                    "data": {"resolution": 64}, "loss": {"pixel": {"mode": "mixed"}}})  # fmt: skip
     answer = check(config, cards.named("RTX 3060 12GB"))
     assert answer["data"] is None and answer["fit"]["fits"] and answer["fit"]["precision"] == "bfloat16"
     numbers = {"sd15": 859_520_964, "sdxl": 2_567_463_684}[family]
@@ -250,9 +250,7 @@ def test_text_encoders_leave_before_pictures_are_encoded(home, monkeypatch):
 
     for name, encoder in p.family.text_encoders.items():
         noted(encoder, name, "to")
-    noted(p.family.vae, "vae", "to")
     noted(p.family.vae, "vae", "encode")
     p.prepare()
     p.free_encoders()
-    assert moves[:3] == ["te1.to", "te2.to", "vae.to"] and moves[-1] == "vae.to"
-    assert set(moves[3:-3]) == {"vae.encode"}
+    assert moves[:3] == ["te1.to", "te2.to", "vae.encode"]

@@ -266,13 +266,9 @@ class Parts:
         return sampling.to_image(self.family.decode(latents)[0])
 
     def prepare(self, progress: Progress | None = None, share: tuple[int, int] = (0, 1)) -> None:
-        """Fill the caches; the text encoders and the autoencoder take turns on the card."""
-        self.dataset.prepare(progress, share, self._captions_are_kept)
-
-    def _captions_are_kept(self) -> None:
-        if self.world == 1:  # else they may have to encode what another process did not share
-            self._free_text_encoders()
-        self.family.vae.to(self.device)
+        """Fill the caches; text encoders leave the card before pictures are encoded."""
+        # of several processes, each may yet have to encode what another kept to itself
+        self.dataset.prepare(progress, share, self._free_text_encoders if self.world == 1 else None)
 
     def free_encoders(self) -> None:
         """After caching: encoders leave the card; the autoencoder stays only while a term decodes."""
@@ -421,7 +417,7 @@ def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str],
     config, family = parts.config, parts.family
     terms = config.terms()
     if any(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
-        parts.decoder = Decoder(family.vae.to(parts.device), family.scale, family.shift, vae_dtype)
+        parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
         levers.tune(config.memory, parts.decoder, parts.device, Path(config.run.out) / "cache" / "compiled")
     beta = BETAS.get(family.name, FLOW_BETA)
     weighed = family.process

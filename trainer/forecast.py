@@ -277,9 +277,9 @@ def phases(config: Config, m: Measured, device: str, captions_change: bool = Fal
     vae, draws = m.modules["vae"]["full"], "previews" in m.phases
     keeps_text = m.trains_text or captions_change or on_cpu
     keeps_vae = m.decodes or draws or config.data.cache_latents == "off" or on_cpu
-    stays["autoencoder"] = vae if on_cpu or m.decodes else 0
+    stays["autoencoder"] = vae
     made = [_phase("encoding captions", stays, m.phases["captions"], device, t5_here)]
-    stays |= {"text encoders": text if keeps_text else 0, "autoencoder": vae}
+    stays["text encoders"] = text if keeps_text else 0
     made.append(_phase("encoding pictures", stays, m.phases["pictures"], device, t5_here and keeps_text))
     stays["autoencoder"] = vae if keeps_vae else 0
     stays["optimizer"] = optimizer_bytes(config, m.trained)

@@ -189,9 +189,8 @@ class Family:
         return self.files.metadata()
 
     def to(self, device: torch.device | str) -> None:
-        """Move the modules, except the autoencoder, which comes when it is needed, and T5 where the options leave it
-        on the CPU."""
-        for module, place in ((self.denoiser, device), *self.encoder_places(device).values()):
+        """Move every module, except T5 where the options leave it on the CPU."""
+        for module, place in (*((m, device) for m in (self.denoiser, self.vae)), *self.encoder_places(device).values()):
             module.to(place)
 
     def encoder_places(self, device: torch.device | str) -> dict[str, tuple[nn.Module, torch.device]]:
