@@ -28,6 +28,8 @@ class In:
     """Only a link may feed it: it has no widget."""
     multiline: bool = False
     advanced: bool = False
+    grows: str = ""
+    """Sockets of one such name appear one after another as they are linked, where ComfyUI can do that (Autogrow)."""
 
     def choices(self) -> list[str]:
         return list(self.options() if callable(self.options) else self.options)

@@ -163,14 +163,12 @@ def _row(i: int) -> tuple[In, ...]:
             optional=True,
             advanced=later,
         ),
-        In(
-            f"path_{i}",
-            "STRING",
-            "An adapter file from another node; it comes before the list.",
-            optional=True,
-            socket=True,
-        ),
     )
+
+
+def _path(i: int) -> In:
+    return In(f"path_{i}", "STRING", "An adapter file from another node, for the row of its number; it comes before "
+              "the list.", optional=True, socket=True, grows="paths")  # fmt: skip
 
 
 STACK = Node(
@@ -183,6 +181,7 @@ STACK = Node(
         In("clip", "CLIP", "The text encoders to change.", optional=True),
         load.CHECK,
         *(one for i in range(1, ROWS + 1) for one in _row(i)),
+        *(_path(i) for i in range(1, ROWS + 1)),
     ),
     outputs=(load.MODEL_OUT, load.CLIP_OUT, load.TRIGGERS_OUT, load.INFO_OUT),
     aliases=("lora stack", "power lora loader", "multiple loras"),

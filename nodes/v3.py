@@ -32,6 +32,21 @@ def _input(one: In) -> Any:
     return _WIDGETS[one.kind].Input(one.name, default=one.default, **common)
 
 
+def _inputs(node: Node) -> list[Any]:
+    """The inputs; sockets that grow together are one Autogrow, which takes the place of the first."""
+    if not hasattr(io, "Autogrow"):
+        return [_input(one) for one in node.inputs]
+    found: dict[str, Any] = {}
+    for one in node.inputs:
+        if one.grows and one.grows not in found:
+            names = [other.name for other in node.inputs if other.grows == one.grows]
+            template = io.Autogrow.TemplateNames(_input(one), names=names, min=0)
+            found[one.grows] = io.Autogrow.Input(one.grows, template=template, optional=True, tooltip=one.tip)
+        elif not one.grows:
+            found[one.name] = _input(one)
+    return list(found.values())
+
+
 def _schema(node: Node) -> io.Schema:
     return io.Schema(
         node_id=node.id,
@@ -39,7 +54,7 @@ def _schema(node: Node) -> io.Schema:
         category=node.category,
         description=node.about,
         search_aliases=list(node.aliases),
-        inputs=[_input(one) for one in node.inputs],
+        inputs=_inputs(node),
         outputs=[
             io.Custom(o.kind).Output(display_name=o.name, tooltip=o.tip, is_output_list=o.many) for o in node.outputs
         ],
@@ -58,6 +73,8 @@ def node_class(node: Node) -> type[io.ComfyNode]:
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         if node.knows_graph:
             inputs |= {"graph": cls.hidden.prompt, "node_id": cls.hidden.unique_id}
+        for group in {one.grows for one in node.inputs if one.grows}:
+            inputs |= inputs.pop(group, None) or {}
         result = node.run(**inputs)
         return io.NodeOutput(*result.values, ui=result.ui or None)
 

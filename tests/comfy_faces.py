@@ -109,7 +109,8 @@ def v3() -> dict:
     found: dict = {"seconds": time.process_time() - start}
     for name, node in classes.items():
         schema = node.define_schema()
-        found[name] = {"inputs": [one.id for one in schema.inputs], "outputs": [one.io_type for one in schema.outputs],
+        names = [name for one in schema.inputs for name in getattr(getattr(one, "template", None), "names", [one.id])]
+        found[name] = {"inputs": names, "outputs": [one.io_type for one in schema.outputs],
                        "lists": [schema.is_input_list, any(o.is_output_list for o in schema.outputs)],
                        "checked": checked_names(node.validate_inputs) if "validate_inputs" in vars(node) else [],
                        "fingerprint": "fingerprint_inputs" in vars(node)}  # fmt: skip

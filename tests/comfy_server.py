@@ -77,11 +77,11 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(comfyui, tmp_path_factory) -> Iterator[Server]:
-    """ComfyUI with a copy of the pack, in a folder with a hyphen and a dot in its name."""
+def server(request, comfyui, tmp_path_factory) -> Iterator[Server]:
+    """ComfyUI with a copy of the pack: in the folder FOLDER of the test's file, else in one with a hyphen and a dot."""
     path, python = comfyui
     base = tmp_path_factory.mktemp("comfyui")
-    pack = base / "custom_nodes" / "pixel-kiln.1"
+    pack = base / "custom_nodes" / getattr(request.module, "FOLDER", "pixel-kiln.1")
     unwanted = shutil.ignore_patterns(".*", "build", "tests", "runs", "base", "pictures", "__pycache__", "extension")
     shutil.copytree(ROOT, pack, ignore=unwanted)
     for folder in ("models/loras", "models/checkpoints", "input", "output/pixelkiln/data", "temp", "user"):

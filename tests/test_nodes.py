@@ -442,7 +442,8 @@ def test_locales_name_what_there_is():
         told = json.loads((folder / "nodeDefs.json").read_text(encoding="utf-8"))
         assert told.keys() == {node.id for node in NODES}, folder.name
         for node in NODES:
-            assert told[node.id].get("inputs", {}).keys() <= {one.name for one in node.inputs}, (folder.name, node.id)
+            names = {name for one in node.inputs for name in (one.name, one.grows)}
+            assert told[node.id].get("inputs", {}).keys() <= names, (folder.name, node.id)
             assert all(int(i) < len(node.outputs) for i in told[node.id].get("outputs", {})), (folder.name, node.id)
 
 

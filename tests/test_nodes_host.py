@@ -98,6 +98,8 @@ def test_nodes_help_locales_scripts_and_templates_are_served(server):
     assert {"/extensions/pixel-kiln.1/chooser.js", "/extensions/pixel-kiln.1/text.js"} <= set(server.get("/extensions"))
     told = server.get("/i18n")
     assert told["de"]["nodeDefs"]["PixelkilnTrain"]["display_name"] == "Trainieren (Pixelkiln)"
+    took = re.search(r"([\d.]+) seconds: .*pixel-kiln\.1", (server.base / "server.log").read_text(encoding="utf-8"))
+    assert took and float(took[1]) < 0.3, "beyond ComfyUI's own imports"
     templates = server.get("/workflow_templates")
     assert any(set(found) >= {"ab_grid", "train_and_use"} for found in templates.values())
 
@@ -154,7 +156,10 @@ def test_a_training_that_fails_shows_the_trainers_line(server):
 def test_check_and_status(server):
     inputs = {key: value for key, value in _train()[1].items() if key not in ("mode", "again")}
     done = server.run(c=("PixelkilnFitCheck", inputs))
-    assert "steps: 8 (8.0 epochs)" in done["outputs"]["c"]["text"][0]
+    told = done["outputs"]["c"]["text"][0]
+    assert "steps: 8 (8.0 epochs)" in told
+    assert re.search(r"memory: \d+\.\d GB of \d", told)
+    assert re.search(r"time: about \d+ s", told), "the run before this test was remembered"
     done = server.run(s=("PixelkilnRunStatus", {"run": "one"}))
     assert done["outputs"]["s"]["text"][0].startswith("one: done")
 

@@ -74,7 +74,11 @@ def workflow(loader: str, file: str, **more: Any) -> dict[str, tuple[str, dict[s
 
 
 def picture(server: Server, loader: str, file: str, **more: Any) -> np.ndarray:
-    done = server.run(**workflow(loader, file, **more))
+    return drawn(server, workflow(loader, file, **more))
+
+
+def drawn(server: Server, nodes: dict[str, tuple[str, dict[str, Any]]]) -> np.ndarray:
+    done = server.run(**nodes)
     assert done["error"] == ""
     (shown,) = done["outputs"]["s"]["images"]
     return pixels(server.base / "output" / shown["subfolder"] / shown["filename"])
@@ -149,3 +153,18 @@ def test_blocks_of_zero_are_the_bare_model(server, adapters):
     bare = picture(server, "PixelkilnLoadAdapter", "none")
     assert np.array_equal(picture(server, "PixelkilnLoadAdapter", "one.safetensors", blocks="all=0"), bare)
     assert not np.array_equal(picture(server, "PixelkilnLoadAdapter", "one.safetensors", blocks="te=0 in=0.5"), bare)
+
+
+@pytest.mark.parametrize("socket", ["paths.path_1", "path_1"])
+def test_a_stack_is_its_adapters_in_a_row(server, adapters, socket):
+    """By the socket that grows, and by its name in workflows saved where none grows."""
+    nodes = workflow("LoraLoader", "two.safetensors")
+    first = {**nodes["a"][1], "lora_name": "one.safetensors"}
+    second = {**nodes["a"][1], "model": ["b", 0], "clip": ["b", 1], "strength_model": 0.5, "strength_clip": 0.5}
+    row = drawn(server, {**nodes, "b": ("LoraLoader", first), "a": ("LoraLoader", second)})
+    stack = {
+        "model": ["c", 0], "clip": ["c", 1], "check": "error", "adapter_1": "none", "strength_1": 1.0,
+        "adapter_2": "two.safetensors", "strength_2": 0.5, socket: ["f", 0],
+    }  # fmt: skip
+    file = ("PrimitiveString", {"value": str(adapters["one"])})
+    assert np.array_equal(drawn(server, {**nodes, "f": file, "a": ("PixelkilnAdapterStack", stack)}), row)
