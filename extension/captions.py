@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from . import images
+from . import images, words
 from .store import write
 
 KOHYA_FOLDER = re.compile(r"(\d+)_(.+)")
@@ -172,19 +172,19 @@ def trouble(listing: Listing, resolution: int, seconds: float = 60.0) -> tuple[d
     until, later = time.monotonic() + seconds, 0
     for name in listing.pictures:
         if f"{name.rpartition('.')[0]}.txt" not in listing.stamps:
-            out.setdefault(name, []).append("no caption")
+            out.setdefault(name, []).append(words.NO_CAPTION)
         if time.monotonic() > until:
             later += 1
             continue
         path, stamp = str(listing.folder / name), listing.stamps[name]
         measured = images.size_of(path, *stamp)
         if measured is None:
-            out.setdefault(name, []).append("cannot be read")
+            out.setdefault(name, []).append(words.UNREADABLE)
             continue
         if measured[0] * measured[1] > images.MOST_PIXELS:
-            out.setdefault(name, []).append("very large")
+            out.setdefault(name, []).append(words.VERY_LARGE)
         elif measured[0] * measured[1] < 0.5 * resolution**2:
-            out.setdefault(name, []).append("small")
+            out.setdefault(name, []).append(words.SMALL)
         by_bytes.setdefault(stamp[1], []).append(name)
     for names in by_bytes.values():
         seen: dict[str, str] = {}
@@ -193,6 +193,6 @@ def trouble(listing: Listing, resolution: int, seconds: float = 60.0) -> tuple[d
                 break
             digest = images.digest_of(str(listing.folder / name), *listing.stamps[name])
             if digest in seen:
-                out.setdefault(name, []).append(f"same as {seen[digest]}")
+                out.setdefault(name, []).append(words.SAME_AS.format(seen[digest]))
             seen.setdefault(digest, name)
     return out, later

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -106,17 +107,23 @@ def fit_told(fit: dict[str, Any]) -> str:
     """Memory and time of a run, from the trainer's forecast."""
     if not fit:
         return ""
-    card = f"{fit['gb']:.1f} GB of {fit['of_gb']:.1f} free on {fit['card']}"
-    parts = ", ".join(f"{name} {gb:.1f}" for name, gb in fit["parts"].items() if gb >= 0.05)
-    time = f"about {progress.clock(fit['seconds'])}" if fit.get("seconds") else "not known yet"
-    rows = [
-        ("Memory", card),
-        (f"At its peak ({fit['at']})", parts),
-        ("Time", f"{time} ({fit['pace']})"),
-        ("Remedies", "; ".join(f"{one['label']}: {one['gb']:.1f} GB, {one['cost']}" for one in fit["remedies"])),
-    ]
-    short_of = "" if fit["fits"] else f"It needs {card}, so it may run out of memory."
-    return note(short_of, "bad") + facts(rows)
+    card = words.OF_CARD.format(fit["gb"], fit["of_gb"], fit["card"])
+    time = words.ABOUT.format(progress.clock(fit["seconds"])) if fit.get("seconds") else words.NOT_KNOWN
+    rows = [(words.MEMORY, card), (words.TIME, f"{time} ({fit['pace']})")]
+    peak = {name: gb for name, gb in fit["parts"].items() if gb >= 0.05}
+    remedies = [f"{one['label']}: {one['gb']:.1f} GB, {one['cost']}" for one in fit["remedies"]]
+    return (
+        note("" if fit["fits"] else words.TOO_LARGE.format(card), "bad")
+        + facts(rows)
+        + _listed(words.AT_PEAK.format(fit["at"]), [(f"{gb:.1f} GB", name) for name, gb in peak.items()])
+        + _listed(words.MAKES_FIT, [(str(number), one) for number, one in enumerate(remedies, 1)])
+    )
+
+
+def _listed(title: str, rows: list[tuple[str, str]]) -> str:
+    """What belongs together, side by side while there is room."""
+    lines = "".join(f"<li><b>{escape(name)}</b> {escape(value)}</li>" for name, value in rows)
+    return f"<h3>{escape(title)}</h3><ul class='buckets'>{lines}</ul>" if rows else ""
 
 
 def _line(problem: Any) -> str:
@@ -129,16 +136,16 @@ def told(answer: dict[str, Any]) -> str:
     """What ``check --json`` knows, for a person."""
     data, model = answer.get("data") or {}, answer.get("model") or {}
     steps, epoch = answer.get("steps"), data.get("steps_per_epoch")
-    lengths = f"{data.get('samples_per_epoch', '?')} samples an epoch, {epoch} steps an epoch" if epoch else ""
+    lengths = words.PER_EPOCH.format(data.get("samples_per_epoch", "?"), epoch) if epoch else ""
     terms = ", ".join(f"{name} ({term.get('objective')})" for name, term in (answer.get("terms") or {}).items())
     rows = [
-        ("Model", model.get("title") or model.get("path")),
-        ("Data", f"{data.get('items', '?')} {data.get('kind', '')}".strip()),
-        ("Held out", data.get("held_out") or None),
-        ("Length", f"{steps} steps = {answer.get('epochs') or 0:.1f} epochs"),
-        ("An epoch", lengths),
-        ("Resolution", _number(answer.get("resolution"))),
-        ("Learns from", terms),
+        (words.MODEL, model.get("title") or model.get("path")),
+        (words.DATA, f"{data.get('items', '?')} {data.get('kind', '')}".strip()),
+        (words.HELD_OUT, data.get("held_out") or None),
+        (words.LENGTH, words.STEPS_EPOCHS.format(steps, answer.get("epochs") or 0)),
+        (words.AN_EPOCH, lengths),
+        (words.RESOLUTION, _number(answer.get("resolution"))),
+        (words.LEARNS_FROM, terms),
         (words.WRITES, (answer.get("files") or {}).get("adapter")),
     ]
     known = (
@@ -156,17 +163,17 @@ def told(answer: dict[str, Any]) -> str:
         "warnings",
     )
     more = [(_word(key), _number(value)) for key, value in answer.items() if key not in known]
-    buckets = "".join(
-        f"<li><b>{bucket.get('width')} × {bucket.get('height')}</b> {bucket.get('samples')}</li>"
+    buckets = [
+        (f"{bucket.get('width')} × {bucket.get('height')}", str(bucket.get("samples")))
         for bucket in data.get("buckets") or []
-    )
+    ]
     return (
         notes([str(one) for one in answer.get("warnings", [])], "warn")
         + fit_told(answer.get("fit") or {})
         + facts(rows)
         + notes([str(one) for one in [*model.get("notes", []), *data.get("notes", [])]])
         + facts(more)
-        + (f"<h3>{words.BUCKETS}</h3><ul class='buckets'>{buckets}</ul>" if buckets else "")
+        + _listed(words.BUCKETS, buckets)
     )  # fmt: skip
 
 

@@ -229,8 +229,8 @@ def _ended(sheet: Sheet) -> str:
 
 def label(checkpoint: job.Checkpoint, run: str) -> str:
     if checkpoint.step is not None:
-        return f"{run} step {checkpoint.step}"
-    return f"{run} epoch {checkpoint.epoch}" if checkpoint.epoch is not None else f"{run} final"
+        return words.AT_STEP.format(run, checkpoint.step)
+    return words.AT_EPOCH.format(run, checkpoint.epoch) if checkpoint.epoch is not None else words.FINAL.format(run)
 
 
 def _options(run_dir: Path, known: list[job.Run]) -> list[tuple[str, str]]:
@@ -303,7 +303,7 @@ def _tally(run_dir: Path, sheet: Sheet | None) -> str:
     for row in rows:
         better, worse = (row.one, row.other) if row.wins >= row.losses else (row.other, row.one)
         score = f"{max(row.wins, row.losses)} : {min(row.wins, row.losses)}" + (
-            f", {row.ties} ties" if row.ties else ""
+            f", {words.TIES.format(row.ties)}" if row.ties else ""
         )
         sure = words.SURE if row.p < 0.05 else words.UNSURE
         told = (escape(names[better]), escape(names[worse]), score, f"{row.p:.3f}", sure)

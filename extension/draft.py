@@ -17,14 +17,13 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from ..trainer import config
+from . import words
 from .security import Folders
 from .store import Home, locked, write
 
 KEPT_WITH_A_NEW_PRESET = ("run.name", "run.out", "model.path", "data", "sample.prompts")
 EMPTY = (None, "", [])
-START = (
-    "# The recipe. What is not written here comes from the preset, and then from the defaults.\nconfig_version = 1\n"
-)
+START = f"# {words.HEADER}\nconfig_version = 1\n"
 
 
 @dataclass(frozen=True)
@@ -214,14 +213,14 @@ def remedy(where: str, what: str, own: Mapping[str, Any]) -> tuple[str, str, Any
     if meant and "no such option" in what:
         table, _, _ = where.rpartition(".")
         new = f"{table}.{meant[1]}" if table else meant[1]
-        return f"Rename to {meant[1]}", f"{where}>{new}", get(own, where)
+        return words.RENAME.format(meant[1]), f"{where}>{new}", get(own, where)
     if meant:
         key = "preset" if where == "preset" else where
-        return f"Use '{meant[1]}'", key, meant[1]
+        return words.USE_INSTEAD.format(meant[1]), key, meant[1]
     if "steps and epochs are both given" in what:
-        return "Keep the steps", "run.epochs", None
+        return words.KEEP_STEPS, "run.epochs", None
     if what.startswith("there is no such option") or ("does not fit" in what and get(own, where) is not None):
-        return "Take it out", where, None
+        return words.TAKE_OUT, where, None
     return None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import words
 from .store import ROOT, Home, read_json, write_json
 
 NAMES = (
@@ -74,7 +75,7 @@ def models(hosts: Iterable[Host]) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     bundled = ROOT / "presets" / "base"
     if (bundled / "model_index.json").is_file():
-        found[str(bundled)] = "Bundled demo base (128 px)"
+        found[str(bundled)] = words.DEMO_BASE
     for host in hosts:
         for folder in host.checkpoints:
             depth = ("*", "*/*") if folder.name != "models" else ("*",)

@@ -344,19 +344,19 @@ def _summary(listing: captions.Listing, texts: dict[str, str | None], wrong: dic
     if not listing.pictures:
         return note(words.EMPTY_FOLDER, "bad")
     without = sum(not text for text in texts.values())
-    lines = f"{len(listing.pictures)} pictures, {len(texts) - without} with a caption"
+    lines = words.COUNTED.format(len(listing.pictures), len(texts) - without)
     out = [note(lines, "good")]
     counted: dict[str, int] = {}
     for marks in wrong.values():
         for one in marks:
-            word = "duplicate" if one.startswith("same as") else one
+            word = words.DUPLICATE if one.startswith(words.SAME_AS.format("")) else one
             counted[word] = counted.get(word, 0) + 1
     out += [note(f"{number} {word}", "warn") for word, number in counted.items()]
     if later:
         out.append(note(words.LATER.format(later)))
     if listing.others:
         named = ", ".join(listing.others[:3]) + ("…" if len(listing.others) > 3 else "")
-        out.append(note(f"{len(listing.others)} other files are ignored: {named}"))
+        out.append(note(words.IGNORED.format(len(listing.others), named)))
     return f'<div class="chips">{"".join(out)}</div>'
 
 

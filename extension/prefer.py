@@ -235,8 +235,8 @@ def _counts(folder: Path) -> str:
     ties, rated = len(rows) - decided, len(duels.ratings(folder))
     text = (
         words.ENOUGH.format(decided, words.USEFUL)
-        + (f" {ties} ties." if ties else "")
-        + (f" {rated} ratings." if rated else "")
+        + (f" {words.TIES.format(ties)}." if ties else "")
+        + (f" {words.RATINGS.format(rated)}." if rated else "")
     )
     return bar(decided / words.USEFUL, text)
 

@@ -94,7 +94,10 @@ class Recipe:
         self.pixel.input(self.set_pixel, [self.pixel], self.outputs, **EVENT)
         self.objective.input(self.set_objective, [self.objective], self.outputs, **EVENT)
         self.apply.click(self.apply_text, [self.toml, self.based_on], self.outputs, **EVENT)
-        self.imported.upload(self.import_file, [self.imported], self.outputs, **SLOW)
+        read = self.imported.upload(
+            self.import_file, [self.imported], self.outputs, show_progress_on=[self.imported], **SLOW
+        )
+        read.then(lambda: None, None, [self.imported], **EVENT)  # so that another can be dropped
         for key, one in self.made.items():
             _wire(one, functools.partial(self.edit, key), [one], self.outputs)
 
@@ -234,7 +237,7 @@ def _difference(text: str) -> str:
         return f"<h3>{words.DIFFERENCE}</h3>{note(words.NO_DIFFERENCE)}"
     cells = "".join(
         f"<li><code>{escape(key)}</code> {escape(_shown(new))}"
-        + (f" <small>(preset: {escape(_shown(old))})</small>" if old is not None else "")
+        + (f" <small>({words.OF_PRESET.format(escape(_shown(old)))})</small>" if old is not None else "")
         + "</li>"
         for key, old, new in rows
     )

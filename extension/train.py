@@ -175,12 +175,12 @@ def headline(context: Context) -> str:
     live = next((one for one in job.list_runs(context.home.runs) if one.status.live), None)
     waiting = len(queue.read(context.home).of("waiting"))
     queue.ensure(context.home)
-    more = f" · {waiting} waiting" if waiting else ""
+    more = f" · {words.WAITING.format(waiting)}" if waiting else ""
     if live is None:
         return f'<p class="headline">{more.strip(" ·")}</p>'
     status = live.status
     part = f"{status.step} / {status.total}" if status.total else words.STATES.get(status.state, status.state)
-    eta = f" · {progress.clock(status.eta)} left" if status.eta else ""
+    eta = f" · {words.LEFT_OVER.format(progress.clock(status.eta))}" if status.eta else ""
     return f'<p class="headline live">{escape(live.name)}: {part}{eta}{more}</p>'
 
 
@@ -222,7 +222,7 @@ def _state(run: job.Run, history: progress.History) -> str:
     speed = progress.speed(history)
     pace = "" if not speed else f"{speed:.2f} it/s" if speed >= 1 else f"{1 / speed:.1f} s/it"
     words_of_it = words.STATES.get(status.state, status.state)
-    line = f"{words_of_it} · step {status.step} of {status.total}" if status.total else words_of_it
+    line = f"{words_of_it} · {words.STEP_OF.format(status.step, status.total)}" if status.total else words_of_it
     out = bar(status.step / status.total if status.total else 0, line)
     if status.state == "failed":
         out += note(status.message, "bad")
@@ -246,7 +246,7 @@ def _state(run: job.Run, history: progress.History) -> str:
 def _frame(history: progress.History, of: str, weight: float, logarithmic: bool) -> Any:
     points = progress.curve(history, of, weight, logarithmic)
     frame = pd.DataFrame(points, columns=["step", "value", "line"])
-    return gr.LinePlot(value=frame, y_title=f"log10 of {of}" if logarithmic else of) if points else None
+    return gr.LinePlot(value=frame, y_title=words.LOG_OF.format(of) if logarithmic else of) if points else None
 
 
 def _gallery(pictures: dict[int, dict[int, Path]], history: progress.History, address: Any) -> str:
@@ -257,9 +257,11 @@ def _gallery(pictures: dict[int, dict[int, Path]], history: progress.History, ad
     head = "".join(f"<th>{step}</th>" for step in steps)
     body = ""
     for row in rows:
-        prompt = history.prompts.get(row, f"prompt {row + 1}")
-        seed = f" <small>seed {history.seeds[row]}</small>" if row in history.seeds else ""
-        cells = "".join(_picture(pictures.get(step, {}).get(row), f"{prompt}, step {step}", address) for step in steps)
+        prompt = history.prompts.get(row, words.PROMPT.format(row + 1))
+        seed = f" <small>{words.SEED.format(history.seeds[row])}</small>" if row in history.seeds else ""
+        cells = "".join(
+            _picture(pictures.get(step, {}).get(row), words.PROMPT_STEP.format(prompt, step), address) for step in steps
+        )
         body += f'<tr><th title="{escape(prompt)}">{escape(short(prompt, 48))}{seed}</th>{cells}</tr>'
     return (
         f'<h3>{words.PREVIEWS}</h3><div class="grid"><table><thead><tr><th></th>{head}</tr></thead>'
