@@ -34,7 +34,7 @@ PRESET, LEVELS, APART, SIDE, ALIKE = "demo_dpo", 16, 8, 64, 5
 BASE = "before training"
 ARMS: dict[str, dict[str, Any]] = {
     "latent DPO": {"loss.pixel.weight": 0.0},
-    "pixel DPO": {"loss.mse.weight": 0.0, "loss.pixel.weight": 1.0, "loss.pixel.probability": 0.5},
+    "pixel DPO": {"loss.mse.weight": 0.0, "loss.pixel.weight": 1.0},
     "latent + pixel DPO": {},
     "latent DPO, 2 cached draws": {"loss.pixel.weight": 0.0, "objective.reference_draws": 2},
     "latent DPO + pixel SimPO": {"objective.pixel.kind": "simpo"},
@@ -91,7 +91,8 @@ def measured(name: str, folder: Path, file: Path | None, base: dict[str, Any] | 
     from pixelkiln.trainer.build import build, scan
 
     captions = [item.caption for item in scan(configuration(folder.parent, {}))[1].held]
-    config = configuration(folder.parent, {"sample.prompts": captions, "sample.steps": 12})
+    asked = {"sample.prompts": captions, "sample.steps": 12, "loss.pixel.probability": 1.0}
+    config = configuration(folder.parent, asked)
     parts = build(config, lambda line: print(line, file=sys.stderr), str(file) if file else None)
     parts.dataset.prepare()
     parts.adapter.train(False)
@@ -99,7 +100,8 @@ def measured(name: str, folder: Path, file: Path | None, base: dict[str, Any] | 
     drawn = []
     for index, prompt in enumerate(parts.prompts):
         path = sampling.picture_path(folder, 0, index)
-        sampling.save_picture(parts.picture(prompt), path, prompt, {"adapter": name})
+        if not path.exists():
+            sampling.save_picture(parts.picture(prompt), path, prompt, {"adapter": name})
         drawn.append(path)
     errors = held_out(parts)
     row = {"arm": name, "errors": errors, "pictures": [str(p) for p in drawn], "minutes": minutes(folder)}
