@@ -88,12 +88,25 @@ def kohya_names(file: adapter.AdapterFile, known: set[str]) -> tuple[dict[str, T
     facts = keys.identify({key: tuple(value.shape) for key, value in file.tensors.items()}, file.metadata)
     thirds = "split_qkv" in file.metadata.get("ss_network_args", "")
     if facts.family is None or (facts.naming not in ("diffusers", "peft") and not thirds):
-        return file.tensors, []
+        return _with_magnitudes(file.tensors), []
     found, notes = keys.to_kohya(file.tensors, file.metadata)
     direct = sum(name in known for name in adapter.by_module(file.tensors))
     if sum(name in known for name in adapter.by_module(found)) < direct and len(found) < len(file.tensors):
         return file.tensors, []
     return found, ([f"read {facts.naming} names", *notes] if facts.naming != "kohya" else notes)
+
+
+def _with_magnitudes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DoRA's magnitudes by the name and in the shape that ComfyUI reads; without them it would patch a plain LoRA."""
+    mark = ".lora_magnitude_vector"
+    if not any(mark in key for key in tensors):
+        return tensors
+    found = {}
+    for key, value in tensors.items():
+        if mark in key:
+            key, value = f"{key.partition(mark)[0]}.dora_scale", value.reshape(-1, *(1,) * max(value.ndim - 1, 1))
+        found[key] = value
+    return found
 
 
 def compare(

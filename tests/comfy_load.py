@@ -249,6 +249,36 @@ def peft_names(tensors: dict[str, torch.Tensor], style: str) -> dict[str, torch.
     return found
 
 
+def today(model, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """An adapter without alpha as diffusers and PEFT write it now, and the same in a spelling that core reads whole.
+
+    The modules' names are from ComfyUI's own table of diffusers' names."""
+    import re
+
+    config, weights = model.model.model_config.unet_config, model.model.state_dict()
+    if sd3 := "SD3" in type(model.model).__name__:
+        names = comfy.utils.mmdit_to_diffusers(config, "diffusion_model.")
+    else:
+        names = {k: f"diffusion_model.{v}" for k, v in comfy.utils.unet_to_diffusers(config).items()}
+    leaves = r"to_[qkv]|to_out\.0|to_add_out|add_[qkv]_proj|net\.0\.proj|net\.2"
+    wanted = re.compile(rf"(.*blocks?\..*\.(?:{leaves}))\.weight")
+    modern = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight",
+              "dora_scale": "lora_magnitude_vector"}  # fmt: skip
+    start = "base_model.model." if kind.startswith("lo") and kind != "lora" else "transformer." if sd3 else "unet."
+    dotted, flat = {}, {}
+    for name, target in names.items():
+        match = wanted.fullmatch(name)
+        if match is None or (target[0] if isinstance(target, tuple) else target) not in weights:
+            continue
+        key, cut = target[:2] if isinstance(target, tuple) else (target, None)
+        weight = weights[key].narrow(*cut) if cut else weights[key]
+        for part, value in module(kind, tuple(weight.shape)).items():
+            if part != "alpha":
+                dotted[f"{start}{match[1]}.{modern.get(part, part)}"] = value.flatten() if "dora" in part else value
+                flat[f"lora_{'transformer' if sd3 else 'unet'}_{match[1].replace('.', '_')}.{part}"] = value
+    return dotted, flat
+
+
 def main() -> dict:
     found: dict = {}
     folder = Path(tempfile.mkdtemp())
@@ -296,6 +326,17 @@ def main() -> dict:
             found[f"{name} {kind}"] = against_core(
                 model, None, saved(f"{name}_{kind}.safetensors", kohya_file(kind, model, None, ()))
             )
+
+    # today's names of every kind, beside core with the same tensors in a spelling that it reads
+    for name, model in {"sd15": sd15, "sdxl": sdxl, "sd3": mmdit(False), "sd3.5": mmdit(True)}.items():
+        for kind in ("lora", "dora", "loha", "lokr"):
+            dotted, flat = today(model, kind)
+            theirs, _, missing = core(model, None, flat)
+            ours = load.apply(model, None, saved("today.safetensors", dotted), 0.7, 0.4, "", "error")
+            found[f"{name} {kind}, today's names"] = {
+                "missing": len(missing), "unet": distance(patched(ours.model), patched(theirs)),
+                "weights": len(theirs.patches), "info": ours.info.splitlines()[1],
+            }  # fmt: skip
 
     # of another family
     try:

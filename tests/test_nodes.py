@@ -115,6 +115,16 @@ def test_kohya_files_pass_unchanged(tmp_path):
     assert load.kohya_names(file, set(SD15))[0] is file.tensors
 
 
+@pytest.mark.parametrize("shape, wanted", [((6,), (6, 1)), ((1, 6, 1, 1), (6, 1, 1, 1))])
+def test_magnitudes_of_an_unknown_network_keep_their_effect(tmp_path, shape, wanted):
+    module = "transformer.other_blocks.0.attn.to_q"
+    tensors = {f"{module}.lora_A.weight": torch.ones(2, 4), f"{module}.lora_B.weight": torch.ones(6, 2)}
+    file = written(tmp_path, {**tensors, f"{module}.lora_magnitude_vector": torch.arange(6.0).reshape(shape)})
+    found, _ = load.kohya_names(file, {module})
+    assert found.keys() == {*tensors, f"{module}.dora_scale"}
+    assert torch.equal(found[f"{module}.dora_scale"], torch.arange(6.0).reshape(wanted))
+
+
 def test_metadata_above_a_mebibyte_and_trigger_words(tmp_path):
     tags = {"10_cat": {"tom cat": 9, "sitting": 3}, "5_dog": {"sitting": 4}}
     big = {"ss_tag_frequency": json.dumps(tags), "padding": "x" * (2 << 20), "ss_base_model_version": "sd_v1"}

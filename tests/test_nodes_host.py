@@ -54,6 +54,14 @@ def test_files_of_today_are_base_plus_scale_times_delta_where_core_drops_them(fi
         assert (found["ours"], found["core"]) == (214, core)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+@pytest.mark.parametrize("family, modules", [("sd15", 160), ("sdxl", 700), ("sd3", 21), ("sd3.5", 25)])
+def test_todays_names_of_every_kind_give_what_core_gives_for_names_that_it_reads(findings, family, modules, kind):
+    found = findings[f"{family} {kind}, today's names"]
+    assert found["info"] == f"matched {modules} of {modules}"
+    assert (found["missing"], found["unet"]) == (0, 0)
+
+
 def test_another_family_is_an_error_a_warning_or_as_comfyui(findings):
     words = "this adapter is for SDXL (cross-attention 2048), the model is SD1.5 (cross-attention 768)"
     assert words in findings["sdxl on sd15"]["said"]
