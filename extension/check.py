@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
@@ -41,7 +42,8 @@ def build(context: Context) -> Screen:
             problems, answer = ask(context, text)
         offered = [one.remedy for one in problems if one.remedy] or fitting(answer)
         offered = offered[:REMEDIES]
-        html = problem_list(problems) if problems else note(words.CHECK_GOOD, "good") + told(answer)
+        fits = (answer.get("fit") or {}).get("fits", True)
+        html = problem_list(problems) or note(words.CHECK_GOOD if fits else "", "good") + told(answer)
         filled = [
             gr.update(value=label if key == MANY else f"{words.APPLY}: {label}", visible=True)
             for label, key, _ in offered
@@ -49,15 +51,18 @@ def build(context: Context) -> Screen:
         filled += [gr.update(visible=False)] * (REMEDIES - len(offered))
         return [html, gr.update(interactive=not problems), offered, *filled]
 
+    def wait() -> Iterator[list[Any]]:
+        yield [note(words.CHECKING), gr.update(interactive=False), [], *[gr.update(visible=False)] * REMEDIES]
+        yield show()
+
     @kindly
-    def mend(number: int, offered: list[Any]) -> list[Any]:
+    def mend(number: int, offered: list[Any]) -> None:
         if number < len(offered):
             label, key, value = offered[number]
             if key == MANY:
                 draft.change(home, value)
             else:
                 draft.apply_remedy(home, (label, key, value))
-        return show()
 
     @kindly
     def begin() -> str:
@@ -68,10 +73,11 @@ def build(context: Context) -> Screen:
         queue.ensure(home)
         return added.folder
 
-    again.click(show, None, outputs, **SLOW)
+    again.click(wait, None, outputs, **SLOW)
     for number, button in enumerate(buttons):
-        button.click(functools.partial(mend, number), [remedies], outputs, **EVENT)
-    return Screen(show, outputs, parts={"start": start, "begin": begin})
+        mended = button.click(functools.partial(mend, number), [remedies], None, **EVENT)
+        mended.success(wait, None, outputs, **SLOW)
+    return Screen(wait, outputs, parts={"start": start, "begin": begin})
 
 
 def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
@@ -93,14 +99,15 @@ def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
 
 
 def fitting(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """What makes a run fit on the card: all that is needed at once, then the first of it alone."""
+    """What makes a run fit on the card, or smaller: all that helps at once, then the first of it alone."""
     remedies = (answer.get("fit") or {}).get("remedies") or []
     if not remedies:
         return []
     together = {key: value for one in remedies for key, value in one["changes"].items()}
     whole = f"{', '.join(one['label'] for one in remedies)} ({remedies[-1]['gb']:.1f} GB)"
     alone = [(f"{one['label']} ({one['gb']:.1f} GB)", MANY, one["changes"]) for one in remedies[:1]]
-    return [(f"{words.MAKE_FIT}: {whole}", MANY, together), *(alone if len(remedies) > 1 else [])]
+    title = words.MAKE_FIT if remedies[-1]["fits"] else words.MAKE_SMALLER
+    return [(f"{title}: {whole}", MANY, together), *(alone if len(remedies) > 1 else [])]
 
 
 def fit_told(fit: dict[str, Any]) -> str:
@@ -112,8 +119,10 @@ def fit_told(fit: dict[str, Any]) -> str:
     rows = [(words.MEMORY, card), (words.TIME, f"{time} ({fit['pace']})")]
     peak = {name: gb for name, gb in fit["parts"].items() if gb >= 0.05}
     remedies = [f"{one['label']}: {one['gb']:.1f} GB, {one['cost']}" for one in fit["remedies"]]
+    hopeless = not fit["fits"] and not (fit["remedies"] and fit["remedies"][-1]["fits"])
     return (
         note("" if fit["fits"] else words.TOO_LARGE.format(card), "bad")
+        + note(words.NOT_ENOUGH if hopeless else "", "bad")
         + facts(rows)
         + _listed(words.AT_PEAK.format(fit["at"]), [(f"{gb:.1f} GB", name) for name, gb in peak.items()])
         + _listed(words.MAKES_FIT, [(str(number), one) for number, one in enumerate(remedies, 1)])

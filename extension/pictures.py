@@ -70,7 +70,7 @@ class Pictures:
             for number in range(CELLS):
                 with gr.Column(visible=False, min_width=180, elem_classes="cell") as cell:
                     picture = gr.HTML()
-                    token = gr.Textbox(visible="hidden", show_label=False)
+                    token = gr.Textbox(show_label=False, elem_classes="unseen")  # "hidden" ends when the cell is shown
                     box = gr.Textbox(
                         label=f"{words.CAPTION} {number + 1}", show_label=False, lines=2, max_lines=6,
                         placeholder=words.CAPTION_PLACEHOLDER, elem_classes="caption",

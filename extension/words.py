@@ -105,9 +105,10 @@ READ = "The recipe was read."
 
 # Check
 CHECK_AGAIN = "Check again"
-CHECKING = "Reading the pictures…"
+CHECKING = "Reading the pictures and reckoning the memory. The first time with a model this may take minutes…"
 APPLY = "Apply"
-MAKE_FIT = "Make it fit"
+MAKE_FIT, MAKE_SMALLER = "Make it fit", "Make it smaller"
+NOT_ENOUGH = "No change of memory options is enough: choose a smaller model, resolution or rank, or a larger card."
 CHECK_GOOD = "Nothing stands in the way."
 RENAME, USE_INSTEAD, KEEP_STEPS, TAKE_OUT = "Rename to {}", "Use '{}'", "Keep the steps", "Take it out"
 MODEL, DATA, HELD_OUT, LENGTH, AN_EPOCH = "Model", "Data", "Held out", "Length", "An epoch"
