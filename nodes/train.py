@@ -244,9 +244,8 @@ def fit_in_words(fit: dict[str, Any]) -> list[str]:
     lines = [f"memory: {fit['gb']:.1f} GB{free}{verdict}"]
     parts = ", ".join(f"{name} {gb:.1f}" for name, gb in (fit.get("parts") or {}).items() if gb >= 0.05)
     lines += [f"at its peak ({fit.get('at', '?')}): {parts}"] if parts else []
-    lines.append(
-        f"time: about {clock(fit['seconds'])}" if fit.get("seconds") else f"time: {fit.get('pace', 'unknown')}"
-    )
+    pace, seconds = fit.get("pace", "unknown"), fit.get("seconds")
+    lines.append(f"time: {pace}" if seconds is None else f"time: about {clock(max(seconds, 1))}, {pace}")
     for one in fit.get("remedies") or []:
         options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in one["changes"].items())
         lines.append(f"to make it fit: {one['label']} ({one['gb']:.1f} GB); options: {options}")

@@ -43,6 +43,6 @@ def test_the_node_says_the_same_in_lines():
     lines = check_in_words(answer(False))
     assert "memory: 12.4 GB of 7.4 free on RTX 3070: it does not fit" in lines
     assert 'to make it fit: optimizer AdamW8bit (7.3 GB); options: optimizer.kind = "AdamW8bit"' in lines
-    assert "time: about 1 h 0 min" in lines
+    assert "time: about 1 h 0 min, measured here" in lines
     assert "time: unknown here" in check_in_words(answer(True, seconds=None, pace="unknown here"))
     assert check_in_words({"model": {}, "data": None, "steps": 5, "epochs": None})

@@ -167,7 +167,7 @@ def test_check_and_status(server):
     told = done["outputs"]["c"]["text"][0]
     assert "steps: 8 (8.0 epochs)" in told
     assert re.search(r"memory: \d+\.\d GB of \d", told)
-    assert re.search(r"time: about \d+ s", told), "the run before this test was remembered"
+    assert re.search(r"time: about \d+ s, measured here", told), "the run before this test was remembered"
     done = server.run(s=("PixelkilnRunStatus", {"run": "one"}))
     assert done["outputs"]["s"]["text"][0].startswith("one: done")
 
