@@ -381,10 +381,12 @@ def test_options_that_a_family_does_not_have(name, options, says, tmp_path):
     refused(ModelOptions(path=str(folder), **options), says)
 
 
-def test_clip_skip_that_does_nothing_is_noted(tmp_path):
+def test_options_that_do_nothing_are_noted(tmp_path):
     folder = str(tiny.tiny_sdxl(tmp_path / "m"))
     plain, one, two = (identify(ModelOptions(path=folder, clip_skip=skip)).notes for skip in (None, 1, 2))
     assert plain == two and one[:-1] == plain and "clip_skip = 1 has no effect" in one[-1]
+    notes = identify(ModelOptions(path=folder, use_t5=False, t5_on_cpu=True)).notes
+    assert [note.split(":")[0] for note in notes[-2:]] == [f"model.{n} has no effect" for n in ("use_t5", "t5_on_cpu")]
 
 
 def test_folders_with_one_variant_and_with_a_broken_part(tmp_path):

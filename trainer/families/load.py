@@ -131,7 +131,7 @@ def identify(options: ModelOptions) -> Found:
         )
     notes = [f"{options.path}: {kind.title}"]
     process = _process(options, kind, evidence, notes)
-    notes += kind.check(options)
+    notes += [*kind.check(options), *_for_sd3(options, kind)]
     vae = source
     if options.vae:
         notes.append(f"autoencoder: {options.vae}")
@@ -139,6 +139,15 @@ def identify(options: ModelOptions) -> Found:
     parts.check_vae(vae, kind, "model.vae" if options.vae else "model.path")
     texts = {name: _encoder_source(options, encoder, source, kind, notes) for name, encoder in kind.encoders.items()}
     return Found(kind, source, process, vae, {name: place for name, place in texts.items() if place}, notes)
+
+
+def _for_sd3(options: ModelOptions, kind: Kind) -> list[str]:
+    """Notes on what somebody changed that only SD3 looks at."""
+    if "te3" in kind.encoders:
+        return []
+    changed = options.model_dump(exclude_defaults=True)
+    only = ("use_t5", "t5_max_tokens", "t5_on_cpu")
+    return [f"model.{name} has no effect: it is for SD3, and this is {kind.title}" for name in only if name in changed]
 
 
 def _place(named: str, where: str, options: ModelOptions | None = None) -> Source:
