@@ -35,7 +35,7 @@ def test_the_page_offers_all_at_once_and_the_first_alone():
 def test_the_page_says_what_is_short_and_where():
     html = told(answer(False))
     assert "It needs 12.4 GB of 7.4 free on RTX 3070, so it may run out of memory." in html
-    assert "activations 6.0" in html and "about 1 h" in html and "decoder" not in html
+    assert "6.0 GB</b> activations" in html and "about 1 h" in html and "decoder" not in html
     assert "may run out" not in told(answer(True)) and fit_told({}) == ""
 
 
