@@ -97,7 +97,8 @@ class Recipe:
         read = self.imported.upload(
             self.import_file, [self.imported], self.outputs, show_progress_on=[self.imported], **SLOW
         )
-        read.then(lambda: None, None, [self.imported], **EVENT)  # so that another can be dropped
+        for ended in (read.success, read.failure):  # so that another can be dropped
+            ended(lambda: None, None, [self.imported], **EVENT)
         for key, one in self.made.items():
             _wire(one, functools.partial(self.edit, key), [one], self.outputs)
 
