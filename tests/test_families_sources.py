@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import ldm
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pixelkiln.trainer.families import load as loading
 from pixelkiln.trainer.families import sources, words
@@ -523,3 +524,14 @@ def test_hashes(tmp_path, monkeypatch):
     assert sources.sha256(path) == hashlib.sha256(content + b"x").hexdigest()
     memo.write_text("not json", "utf-8")
     assert sources.sha256(path) == hashlib.sha256(content + b"x").hexdigest()
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_folder_that_lacks_a_tensor_is_incomplete(part, tmp_path):
+    folder = tiny.write(tmp_path / "m", tiny.parts("sd15"))
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    lost = max(weights)
+    save_file({key: value for key, value in weights.items() if key != lost}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=re.escape(f"lacks {lost} (1 in all); it is incomplete")):
+        load(ModelOptions(path=str(folder)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -32,9 +33,11 @@ SEED = int(os.environ.get("PIXELKILN_FUZZ", "9"))
 Capture = pytest.CaptureFixture[str]
 Codes = tuple[int, ...]
 SECONDS, GIB = 60, 2.0
+PART = "unet/diffusion_pytorch_model.safetensors"
 SOUND = ("sound.toml", "pairs.toml")
 COUNTS = {
-    "configuration": 140, "caption": 50, "picture": 70, "adapter": 110, "checkpoint": 50, "pairs": 50, "state": 30,
+    "configuration": 140, "caption": 50, "picture": 70, "adapter": 110, "checkpoint": 30, "part": 20, "pairs": 50,
+    "state": 30,
 }  # fmt: skip
 
 
@@ -161,6 +164,16 @@ def model(home: Home, capsys: Capture, data: bytes, allowed: Codes = (0, 2)) -> 
         attempt(home, capsys, ["train", *flags, "--run.name=damaged", "--run.steps=1"], allowed)
 
 
+def part(home: Home, capsys: Capture, data: bytes, allowed: Codes = (0, 2)) -> None:
+    """The weights of a part in a model folder, which is known by its other files: they are loaded and trained on."""
+    folder = home.root / "damaged folder"
+    if not folder.exists():
+        shutil.copytree(home.config.model.path, folder)
+    (folder / PART).write_bytes(data)
+    flags = [f"--model.path={folder}", "--run.name=damaged", "--run.steps=1"]
+    attempt(home, capsys, ["train", str(home.root / "sound.toml"), *flags], allowed)
+
+
 def pairs(home: Home, capsys: Capture, data: bytes, allowed: Codes = (0, 2)) -> None:
     folder = home.root / "damaged pairs"
     if not folder.exists():
@@ -215,6 +228,12 @@ DAMAGE: dict[str, tuple[Callable[..., None], Damage]] = {
         model,
         lambda rng, home: (mutate.bytes_of if rng.random() < 0.4 else mutate.header_of)(rng, home.model.read_bytes()),
     ),
+    "part": (
+        part,
+        lambda rng, home: (mutate.bytes_of if rng.random() < 0.3 else mutate.header_of)(
+            rng, Path(home.config.model.path, PART).read_bytes()
+        ),
+    ),
     "pairs": (
         pairs,
         lambda rng, home: (mutate.text_of if rng.random() < 0.4 else mutate.rows_of)(
@@ -258,11 +277,11 @@ def damaged(home: Home, capsys: Capture, kind: str, numbers: range) -> None:
 
 
 def test_what_is_damaged_here_was_sound(home, capsys):
-    """Else all damage would be refused for one and the same reason. (Of a checkpoint only names and shapes are looked
-    at here: no tiny one is of a known model.)"""
+    """Else all damage would be refused for one and the same reason. (Of a single-file checkpoint only names and shapes
+    are looked at here: no tiny one is of a known model.)"""
     sound = {
         "configuration": home.root / "sound.toml", "picture": home.root / "jpeg.jpg", "adapter": home.adapter,
-        "pairs": home.root / "pairs" / "pairs.jsonl", "state": home.state,
+        "part": Path(home.config.model.path, PART), "pairs": home.root / "pairs" / "pairs.jsonl", "state": home.state,
     }  # fmt: skip
     for kind, path in sound.items():
         DAMAGE[kind][0](home, capsys, path.read_bytes(), allowed=(0,))

@@ -192,10 +192,15 @@ def _from_folder(made: Any, folder: Path, dtype: torch.dtype, variant: str | Non
     if variant is None and held and all(name.count(".") > 1 for name in held):
         variant = held[0].split(".")[1].split("-")[0]  # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
     try:
-        return made.from_pretrained(folder, torch_dtype=dtype, variant=variant, local_files_only=True)
+        module, found = made.from_pretrained(
+            folder, torch_dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True
+        )
     except (OSError, RuntimeError, KeyError) as error:
         told = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"model: {folder} cannot be read ({told}); download it again") from None
+    if lost := sorted(found["missing_keys"]):
+        raise ValueError(f"model: {folder} lacks {lost[0]} ({len(lost)} in all); it is incomplete")
+    return module
 
 
 Configs = dict[str, dict[str, Any]]
