@@ -239,9 +239,9 @@ def test_two_rows_take_more_than_one_and_less_than_twice(home):
     assert one < two < 2 * one
 
 
-def test_text_encoders_leave_before_pictures_are_encoded(home, monkeypatch):
+def test_text_encoders_leave_before_pictures_are_encoded(tmp_path, monkeypatch):
     """On a card the caches are filled with one kind of encoder at a time; here the same moves go nowhere."""
-    p = build(wanted(home, "sdxl", {"run.name": "turns"}), lambda line: None)
+    p = build(wanted(tmp_path, "sdxl", {}), lambda line: None)
     moves: list[str] = []
 
     def noted(module, name: str, method: str) -> None:
