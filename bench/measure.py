@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from pixelkiln.trainer import cards, memory
+from pixelkiln.trainer import memory
 from pixelkiln.trainer.build import Parts, build
 from pixelkiln.trainer.config import Config, load
 from pixelkiln.trainer.engine import Loop
 from pixelkiln.trainer.families.load import identify
-from pixelkiln.trainer.fit import Checker
-from pixelkiln.trainer.remedies import STEP
+from pixelkiln.trainer.fit import cards
+from pixelkiln.trainer.fit.checker import Checker
+from pixelkiln.trainer.fit.remedies import STEP
 from pixelkiln.trainer.report import Writer
 from pixelkiln.trainer.run import RunFolder
 from pixelkiln.trainer.score import References

@@ -11,15 +11,16 @@ import pytest
 import short_runs as runs
 import torch
 
-from pixelkiln.trainer import cards, fit, forecast, memo, pace, step
+from pixelkiln.trainer import memo, pace, step
 from pixelkiln.trainer.build import build, scan
 from pixelkiln.trainer.check import card_for, check
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.config import Config, loads, parse
 from pixelkiln.trainer.families.load import identify
-from pixelkiln.trainer.remedies import changed
-from pixelkiln.trainer.shadow import Shape
-from pixelkiln.trainer.symbolic import size_of
+from pixelkiln.trainer.fit import cards, checker, forecast
+from pixelkiln.trainer.fit.remedies import changed
+from pixelkiln.trainer.fit.shadow import Shape
+from pixelkiln.trainer.fit.symbolic import size_of
 
 SIDE = 128
 FULL = {"loss.pixel.mode": "mixed", "loss.pixel.decode": "full"}
@@ -57,7 +58,7 @@ def compare(config: Config) -> tuple[int, int, int, forecast.Measured]:
             loss.backward()
 
     peak = measured.peak(run)
-    at = fit.shape(config, identify(config.model), p.dataset)
+    at = checker.shape(config, identify(config.model), p.dataset)
     foretold = forecast.measure(config, identify(config.model), at, torch.float32, "cpu")
     return saved.bytes, peak + inputs, inputs, foretold
 
@@ -133,7 +134,7 @@ def test_a_preset_without_model_or_data_has_its_gigabytes(family):
 def test_what_is_known_is_not_asked_again(home, monkeypatch):
     config = wanted(home, "sd15", {})
     first = check(config, card_for(config, None, None))["fit"]
-    monkeypatch.setattr(fit, "measure", None)
+    monkeypatch.setattr(checker, "measure", None)
     other = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"learning_rate": 1e-5})})
     assert check(other, card_for(config, None, None))["fit"]["parts"] == first["parts"]
 
@@ -143,16 +144,16 @@ def test_remedies_are_applied_until_it_fits(home, capsys):
     flags = {**FULL, "run.batch": 4, "loss.pixel.decode_batch": 4, "data.resolution": 256}
     config = wanted(home, "sd15", flags)
     found = identify(config.model)
-    checker = fit.Checker(config, found, scan(config)[1], cards.with_memory("0.56", "cpu"))
-    whole = checker(config)
-    small = checker(changed(config, {"loss.pixel.decode_batch": 1, "memory.gradient_checkpointing": True}))
+    asked = checker.Checker(config, found, scan(config)[1], cards.with_memory("0.56", "cpu"))
+    whole = asked(config)
+    small = asked(changed(config, {"loss.pixel.decode_batch": 1, "memory.gradient_checkpointing": True}))
     assert small.gb < whole.gb
-    checker.card = replace(checker.card, free=(small.gb + whole.gb) / 2)
-    answer = fit.answer(checker, config, 6)
+    asked.card = replace(asked.card, free=(small.gb + whole.gb) / 2)
+    answer = checker.answer(asked, config, 6)
     assert not answer["fits"] and answer["remedies"][-1]["fits"]
     assert all(one["exact"] for one in answer["remedies"])
-    mended = fit.apply(config, answer, lambda line: None)
-    assert checker(mended).fits
+    mended = checker.apply(config, answer, lambda line: None)
+    assert asked(mended).fits
     assert mended.run.batch * mended.run.accumulation == 4
 
 
@@ -161,7 +162,7 @@ def test_too_little_for_anything_is_said(home):
     answer = check(config, cards.with_memory("0.1"))["fit"]
     assert not answer["fits"]
     with pytest.raises(ValueError, match=r"--fit: it needs 0\.\d GB at least, and a card with 0.1 GB free has 0.1"):
-        fit.apply(config, answer, lambda line: None)
+        checker.apply(config, answer, lambda line: None)
 
 
 def test_every_run_teaches_the_next_check(home):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import cards, fit
 from .build import scan
 from .config import Config, ConfigError, load
 from .data.loader import Dataset
 from .families.load import Found, assumed, identify
+from .fit import cards, checker
 from .run import RunFolder, total_steps
 
 
@@ -56,7 +56,7 @@ def check(config: Config, card: cards.Card) -> dict[str, Any]:
         "files": {"run": str(folder.path), "adapter": str(folder.final)},
         "exists": folder.final.exists(),
         "resumable": any(folder.state.glob("step*.safetensors")),
-        "fit": fit.answer(fit.Checker(config, found, dataset, card), config, total),
+        "fit": checker.answer(checker.Checker(config, found, dataset, card), config, total),
         "warnings": warnings,
     }
 
@@ -85,7 +85,7 @@ def told(answer: dict[str, Any]) -> str:
     lines = [*answer["model"]["notes"], *_data(answer)]
     lines += [
         f"loss      {terms}",
-        *fit.told(answer["fit"]),
+        *checker.told(answer["fit"]),
         f"writes    {answer['files']['adapter']}" + (" (replaces an earlier one)" if answer["exists"] else ""),
         *(f"warning: {line}" for line in answer["warnings"]),
     ]

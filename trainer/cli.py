@@ -134,19 +134,19 @@ def _print_json(answer: dict[str, Any]) -> int:
 def _train(args: argparse.Namespace) -> int:
     config = _config(args)
     if args.fit:
-        from . import fit
         from .check import card_for, check
+        from .fit import checker
 
         answer = check(config, card_for(config, None, None))
-        config = fit.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr))
+        config = checker.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr))
     from .engine import train
 
     return train(config, resume=args.resume)
 
 
 def _check(args: argparse.Namespace) -> int:
-    from . import fit
     from .check import card_for, check, configuration, told
+    from .fit import checker
 
     config = _config(args, configuration)
     if args.calibrate:
@@ -158,7 +158,7 @@ def _check(args: argparse.Namespace) -> int:
         from .config import to_toml
         from .files import write_atomic
 
-        text = to_toml(fit.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr)), only_set=True)
+        text = to_toml(checker.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr)), only_set=True)
         if args.output:
             write_atomic(args.output, text)
         elif not args.json:

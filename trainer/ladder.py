@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import levers, memory, remedies
+from . import levers, memory
 from .blocks import blocks
 from .build import Parts, make_terms
 from .config import Config
-from .remedies import Offer, Phase, Remedy, changed
+from .fit import remedies
+from .fit.remedies import Offer, Phase, Remedy, changed
 from .score import References
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .config import Config, merge, nested, parse
+from ..config import Config, merge, nested, parse
 
 PARTS = ("weights", "adapter", "optimizer", "text encoders", "autoencoder", "activations", "decoder", "workspace")
 STEP = "training step"

@@ -17,22 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import pace, sampling, shadow
-from .blocks import Host, blocks
-from .build import Parts, groups
-from .config import Config
-from .families.family import Family
-from .families.load import Found
-from .frozen import Weights, held_bytes, holdable
-from .losses.decode import decoding_dtype
-from .losses.term import Term
-from .optimizers.build import build as build_optimizer
+from .. import pace, sampling
+from ..blocks import Host, blocks
+from ..build import Parts, groups
+from ..config import Config
+from ..families.family import Family
+from ..families.load import Found
+from ..frozen import Weights, held_bytes, holdable
+from ..losses.decode import decoding_dtype
+from ..losses.term import Term
+from ..optimizers.build import build as build_optimizer
+from ..score import score, score_one_by_one
+from ..timesteps import draw
+from ..types import Batch, Conditioning, Step
+from . import shadow
 from .remedies import PARTS, STEP, Phase
-from .score import score, score_one_by_one
 from .shadow import Shape
 from .symbolic import HOST, Ledger, Maker, card_lists, size_of
-from .timesteps import draw
-from .types import Batch, Conditioning, Step
 
 GIB = 2**30
 CONTEXT = {"cuda": 0.5 * GIB, "cpu": 0.55 * GIB}

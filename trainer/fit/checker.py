@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-from . import memo, pace, sampling, shadow
-from .build import scan
+from .. import memo, pace, sampling
+from ..build import scan
+from ..config import Config
+from ..data.loader import Dataset
+from ..families.load import Found, configs
+from ..types import Role
+from . import shadow
 from .cards import GIB, Card
-from .config import Config
-from .data.loader import Dataset
-from .families.load import Found, configs
 from .forecast import Measured, measure, phases
 from .remedies import PARTS, Phase, Remedy, changed, ladder
 from .shadow import Shape
-from .types import Role
 
 NAME, VERSION = "forecasts", 2
 """Of what is remembered; a new version when the same configuration is found to take something else."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from . import memory
+from .. import memory
 
 GIB = 2**30
 DESKTOP = 0.6
