@@ -116,14 +116,17 @@ def main() -> None:
         args.cases = args.cases or ";".join(TINY)
     args.cases = args.cases or ";".join(CASES)
     old = read(args.append)
-    rows = old if args.table else run(args, old)
+    rows, broken = (old, []) if args.table else run(args, old)
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1), "utf-8")
+    if broken:
+        raise SystemExit("\n".join(broken))
 
 
-def run(args: argparse.Namespace, old: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows, machine = [], of_machine()
+def run(args: argparse.Namespace, old: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows, and what broke: that is no result, and is measured the next time."""
+    rows, broken, machine = [], [], of_machine()
     known = {identity(row): row for row in old}
     with tempfile.TemporaryDirectory() as scratch:
         for model in args.models.split(","):
@@ -136,13 +139,17 @@ def run(args: argparse.Namespace, old: list[dict[str, Any]]) -> list[dict[str, A
                     }  # fmt: skip
                     if (row := known.get(identity(settings))) is None:
                         path = path or place(model, Path(scratch) / model.replace("/", "_"))
-                        row = {**settings, **apart(settings, str(path), args.steps)}
+                        try:
+                            row = {**settings, **apart(settings, str(path), args.steps, f"{scratch}/cache")}
+                        except RuntimeError as error:
+                            broken.append(f"bench: {model}, {name}: {error}")
+                            continue
                         print(f"{model} {limit:g} GB {name}: {row.get('seconds', row.get('failed'))}", file=sys.stderr)
                         if args.append:
                             with args.append.open("a", encoding="utf-8") as file:
                                 file.write(json.dumps(row) + "\n")
                     rows.append(row)
-    return rows
+    return rows, broken
 
 
 def place(model: str, scratch: Path) -> Path:
@@ -153,22 +160,22 @@ def place(model: str, scratch: Path) -> Path:
     return random_model(model, scratch) if model in FAMILIES else Path(model)
 
 
-def apart(settings: dict[str, Any], path: str, steps: int) -> dict[str, Any]:
-    """``measure`` in a process of its own; what does not fit is a result too."""
+def apart(settings: dict[str, Any], path: str, steps: int, cache: str) -> dict[str, Any]:
+    """``measure`` in a process of its own; what does not fit is a result too. All cases share what is encoded.
+
+    :raises RuntimeError: it broke.
+    """
     flags = dict(CASES[settings["case"]])
     if settings["model"] == "sd3-medium":
         flags["model.use_t5"] = False
-    case = {**settings, "model": path, "steps": steps, "flags": flags}
+    case = {**settings, "model": path, "steps": steps, "flags": flags, "cache": cache}
     command = [sys.executable, "-m", "bench", "--one", json.dumps(case)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if not done.returncode:
         return json.loads(done.stdout.splitlines()[-1])
-    said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-    if "out of memory" in done.stderr:
+    if "out of memory" in done.stderr or done.returncode == -9:  # killed by the system
         return {"failed": "out of memory"}
-    if settings["model"] in NATIVE and settings["limit_gb"] == 0:
-        raise SystemExit(f"bench: {settings['case']} failed:\n{done.stderr[-2000:]}")
-    return {"failed": said[0][:200]}
+    raise RuntimeError(done.stderr[-2000:] or f"exit code {done.returncode}")
 
 
 def chosen(text: str) -> list[str]:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """``case``: model, size, batch, steps, precision, limit_gb, flags; ``flags["plain"]`` is diffusers + PEFT."""
+    """``case``: model, size, batch, steps, precision, limit_gb, cache, flags; ``flags["plain"]``: diffusers + PEFT."""
     flags = dict(case["flags"])
     plain = flags.pop("plain", False)
     with tempfile.TemporaryDirectory() as out:
@@ -43,6 +43,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
             "model.path": case["model"],
             "data.resolution": case["size"],
             "data.bucket_min": 64,
+            "data.cache_dir": case["cache"],
             "adapter.rank": 16,
             "save.state_every": 0,
             **({"memory.limit_gb": case["limit_gb"]} if case["limit_gb"] else {}),

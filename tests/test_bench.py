@@ -64,6 +64,21 @@ def test_an_unknown_case_is_one_line():
         bench.chosen("latent; fp3")
 
 
+def test_a_case_that_breaks_is_told_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
+    def apart(settings, path, steps, cache):
+        if settings["case"] == "fp8":
+            raise RuntimeError("no such type")
+        return {"seconds": 1.0, "peak_gb": 1.0, "before_gb": 1.0, "of_matmul_peak": 0.1}
+
+    monkeypatch.setattr(bench, "apart", apart)
+    file = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(sys, "argv", ["bench", "--cases", "latent;fp8;nf4", "--append", str(file)])
+    with pytest.raises(SystemExit, match="bench: base, fp8: no such type"):
+        bench.main()
+    assert [row["case"] for row in bench.read(file)] == ["latent", "nf4"]
+    assert "| nf4 | 1.000 |" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_tiny_bench_runs_with_the_plain_way_beside(tmp_path):
     command = [sys.executable, "-m", "bench", "--tiny", "--append", str(tmp_path / "rows.jsonl")]
