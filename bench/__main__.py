@@ -7,8 +7,8 @@
 
 Models are ``base`` (bundled), ``sd15``, ``sdxl``, ``sd3-medium`` (full size, random weights, written to a temporary
 folder: 2 to 7 GB) or a path. Every case runs in a process of its own, so that its peak memory is its own. Times are
-medians over the steps after two that are not counted; on a CPU they are what its threads computed, all together, so that
-other work on the machine is not in them. A card of a smaller class is imitated by capping what the process may take
+medians over the steps after two that are not counted; on a CPU they are what its threads computed, all together, so
+that other work on the machine is not in them. A card of a smaller class is imitated by capping what the process takes
 (``memory.limit_gb``, torch.cuda.set_per_process_memory_fraction); its speed stays the large card's. With ``--append`` a
 row that the file has already, from the same machine, torch and settings, is not measured again.
 Machines differ and are noisy: compare the ratios, which are to the first case of the same model, size and class.

@@ -341,11 +341,19 @@ def mount(
         one.tie(adapter)
         for layer in one.layers:
             layer.train(modules[one.component].training)
+            if kind == "lora":
+                layer._cast_input_dtype = _input
         tensors = one.tensors(adapter)
         if kind == "lokr" and algebra.rank_of(tensors) is None:  # two whole matrices: every reader takes scale 1
             for layer in one.layers:
                 layer.alpha[adapter], layer.scaling[adapter] = float(one.plan.rank), 1.0
     return mounted
+
+
+def _input(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """For PEFT's own cast of a LoRA's input. Where autocast casts it too, to 32 bits and back to the same 16 would cost
+    two copies, the second kept for the backward pass by each of q, k and v."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def _config(kind: str, rank: int, alpha: float, targets: str, options: AdapterOptions) -> Any:
