@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-if "PIXELKILN_CACHE" not in os.environ:  # what tests remember is nobody else's
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:  # one of several at once: a core each
+    os.environ["OMP_NUM_THREADS"] = "1"
+if WORKER or "PIXELKILN_CACHE" not in os.environ:  # what tests remember is nobody else's
     os.environ["PIXELKILN_CACHE"] = tempfile.mkdtemp(prefix="pixelkiln-cache-")
+    atexit.register(shutil.rmtree, os.environ["PIXELKILN_CACHE"], ignore_errors=True)
 
 if "pixelkiln" not in sys.modules:
     where = [str(ROOT)]
@@ -20,3 +27,9 @@ if "pixelkiln" not in sys.modules:
     module = importlib.util.module_from_spec(spec)
     sys.modules["pixelkiln"] = module
     spec.loader.exec_module(module)
+
+
+def pytest_collection_finish() -> None:
+    """A run collects garbage three times: it shall not look through all that pytest and the imports keep."""
+    gc.collect()
+    gc.freeze()

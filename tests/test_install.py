@@ -229,7 +229,9 @@ def test_the_life_of_an_environment(house: Path):
 
     shutil.rmtree(next((house / ".venv").rglob("kiln-2.dist-info")))  # something went away: it comes back
     done = call("test", "-k", "a or b", "-x", "tests/test_a.py")
-    assert json.loads(done.stdout.splitlines()[-1]) == [str(house), "-k", "a or b", "-x", "tests/test_a.py"]
+    assert json.loads(done.stdout.splitlines()[-1]) == [
+        str(house), "-n", "auto", "--maxprocesses=4", "-k", "a or b", "-x", "tests/test_a.py"
+    ]  # fmt: skip
     assert mark()["extras"] == ["test", "train", "ui"]
     assert mark()["packages"] == sorted(["pytest-1.dist-info", *packages])
     assert call("demo").stdout.count("\n") == 1  # and the extras stay
