@@ -50,10 +50,11 @@ def _recomputed(inner: Callable[..., Any], host: Host | None) -> Callable[..., A
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return inner(*args, **kwargs)
-        names = list(kwargs)
+        count, names = len(args), list(kwargs)
 
-        def run(*values: Any) -> Any:  # all by position: only these does torch's checkpoint hand to the hooks
-            return inner(*values[: len(args)], **dict(zip(names, values[len(args) :])))
+        # all by position: only these does torch's checkpoint hand to the hooks; what ``run`` held itself would stay
+        def run(*values: Any) -> Any:
+            return inner(*values[:count], **dict(zip(names, values[count:])))
 
         with host.keeping() if host else nullcontext():
             return checkpoint(run, *args, *kwargs.values(), use_reentrant=False, preserve_rng_state=False)
