@@ -20,6 +20,7 @@ from pixelkiln.trainer.families.load import identify
 from pixelkiln.trainer.fit import cards
 from pixelkiln.trainer.fit.checker import Checker
 from pixelkiln.trainer.fit.remedies import STEP
+from pixelkiln.trainer.fit.symbolic import count_attention
 from pixelkiln.trainer.report import Writer
 from pixelkiln.trainer.run import RunFolder
 from pixelkiln.trainer.score import References
@@ -112,6 +113,7 @@ def _flops(one: Any) -> float:
     """Floating-point operations of a step: matrix products, convolutions, attention (torch's SDPA, not xformers')."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    count_attention()
     with FlopCounterMode(display=False) as counter:
         one()
     return float(counter.get_total_flops())

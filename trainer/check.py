@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from . import several
 from .build import scan
 from .config import Config, ConfigError, load
 from .data.loader import Dataset
@@ -43,6 +44,7 @@ def check(config: Config, card: cards.Card) -> dict[str, Any]:
     warnings = [*dataset.warnings] if dataset else ["no data is given; the configured resolution is taken"]
     for name, (options, _) in config.terms().items():
         warnings += [f"loss.{name}.{line}" for line in options.warnings()]  # pyright: ignore[reportAttributeAccessIssue]
+    warnings += checker.unforeseen(config, several.place()[1])
     return {
         "model": _model(config, found),
         "data": dataset.report if dataset else None,

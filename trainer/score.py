@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -18,7 +19,13 @@ from .step import Errors, Judged
 from .types import Batch, Draw, Step
 
 
-def score(p: Parts, references: References | None, batch: Batch, chance: Draw, units: int, seed: int) -> Judged:
+class Remembers(Protocol):
+    """Gives the reference's errors, remembered or computed now."""
+
+    def get(self, p: Parts, batch: Batch, chance: Draw, compute: Callable[[], Errors]) -> Errors: ...
+
+
+def score(p: Parts, references: Remembers | None, batch: Batch, chance: Draw, units: int, seed: int) -> Judged:
     """Errors and objectives of one micro-batch at one draw. Without gradient where the caller switched it off."""
     known = _reference(p, references, batch, chance)
     torch.manual_seed(seed)
@@ -28,7 +35,7 @@ def score(p: Parts, references: References | None, batch: Batch, chance: Draw, u
 
 
 def score_one_by_one(
-    p: Parts, references: References | None, batch: Batch, chance: Draw, units: int, seed: int
+    p: Parts, references: Remembers | None, batch: Batch, chance: Draw, units: int, seed: int
 ) -> Judged:
     """As ``score`` and its backward, with one row's activations at a time and the same gradients.
 
@@ -84,7 +91,7 @@ def observe(p: Parts, batch: Batch, chance: Draw) -> Step:
     return seen if bare is None else replace(seen, bare=bare)
 
 
-def _reference(p: Parts, references: References | None, batch: Batch, chance: Draw) -> Errors:
+def _reference(p: Parts, references: Remembers | None, batch: Batch, chance: Draw) -> Errors:
     """The errors of the model that training is held against: before the policy, for no recompute to meet it."""
     if not step.needs_reference(p.terms):
         return {}

@@ -20,11 +20,11 @@ from ..families.load import Found, configs
 from ..types import Role
 from . import shadow
 from .cards import GIB, Card
-from .forecast import Measured, measure, phases
+from .forecast import Measured, measure, operations, phases
 from .remedies import PARTS, Phase, Remedy, changed, ladder
 from .shadow import Shape
 
-NAME, VERSION = "forecasts", 2
+NAME, VERSION = "forecasts", 3
 """Of what is remembered; a new version when the same configuration is found to take something else."""
 
 
@@ -105,7 +105,13 @@ class Checker:
         dtype = self.card.dtype(fit.config.run.precision)
         names = (self.card.name, str(dtype).removeprefix("torch."))
         key = pace.key(fit.config, fit.measured.arch, (at.width, at.height), *names)
-        return pace.expect(key, *names, fit.measured.flops * fit.config.run.accumulation)
+        each, _ = operations(fit.config, fit.measured, self.found.process)
+        return pace.expect(key, *names, each * fit.config.run.accumulation)
+
+    def computing(self, fit: Fit) -> float:
+        """Operations of an average step, as a multiple of one whose terms decode nothing."""
+        whole, decoding = operations(fit.config, fit.measured, self.found.process)
+        return whole / (whole - decoding)
 
     def remedies(self, fit: Fit) -> list[tuple[Remedy, Fit]]:
         """The cheapest changes that make it fit, in their order, each with what it leads to; all that help where none
@@ -160,12 +166,26 @@ def answer(checker: Checker, config: Config, steps: int | None) -> dict[str, Any
         "seconds_per_step": found.seconds if found else None,
         "pace": found.said if found else "no run of this machine is remembered yet; the first one, or check "
         "--calibrate, teaches it",
+        "computing": round(checker.computing(fit), 2),
         "remedies": [
             {"label": one.label, "cost": one.cost, "exact": one.exact, "changes": one.changes,
              "gb": round(after.gb, 2), "fits": after.fits}
             for one, after in remedies
         ],
     }  # fmt: skip
+
+
+def unforeseen(config: Config, world: int) -> list[str]:
+    """What a run will hold that the forecast does not know of, a line each."""
+    said = []
+    if config.memory.compile != "none":
+        said.append("memory.compile: what compiled code takes, and the compiler itself, is not in the forecast")
+    if world > 1:
+        said.append(
+            f"{world} processes: the forecast is of each card, which holds its own copy of everything; the sum of the "
+            "gradients, twice the adapter for a moment, is not in it"
+        )
+    return said
 
 
 def _rounded(phase: Phase) -> dict[str, float]:
@@ -201,6 +221,8 @@ def told(fit: dict[str, Any]) -> list[str]:
         lines.append(f"time      {whole}{fit['seconds_per_step']:.2f} s a step ({fit['pace']})")
     else:
         lines.append(f"time      unknown: {fit['pace']}")
+    if fit["computing"] > 1:
+        lines.append(f"computing {fit['computing']:.2f} times a step that decodes nothing, on average")
     for number, one in enumerate(fit["remedies"], 1):
         changes = " ".join(f"--{key}={_flag(value)}" for key, value in one["changes"].items())
         end = "fits" if one["fits"] else "not enough alone"

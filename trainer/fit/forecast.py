@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,11 +25,13 @@ from ..families.family import Family
 from ..families.load import Found
 from ..frozen import Weights, held_bytes, holdable
 from ..losses.decode import decoding_dtype
-from ..losses.term import Term
+from ..losses.term import Term, counts
+from ..noise import Process
 from ..optimizers.build import build as build_optimizer
-from ..score import score, score_one_by_one
-from ..timesteps import draw
-from ..types import Batch, Conditioning, Step
+from ..score import Remembers, score, score_one_by_one
+from ..step import Errors
+from ..timesteps import draw, level_at
+from ..types import Batch, Conditioning, Draw, Step
 from . import shadow
 from .remedies import PARTS, STEP, Phase
 from .shadow import Shape
@@ -62,7 +64,9 @@ class Measured:
     kept: int = 0
     """What is alive when the backward pass of a micro-batch begins."""
     flops: int = 0
-    """Of one micro-batch, forward and backward."""
+    """Of one micro-batch, forward and backward, with every term on all of it."""
+    decoding: dict[str, int] = field(default_factory=dict)
+    """Of which this much is each decoding term's."""
     arch: str = ""
     """The denoiser, as ``pace.arch`` names it."""
     trains_text: bool = False
@@ -166,7 +170,7 @@ def _watched(term: Term, ledger: Ledger) -> Term:
         return term
 
     def loss(step: Step) -> Tensor:
-        with ledger.labelled("decoder"):
+        with ledger.labelled("decoder", term.name):
             return term.loss(step)
 
     return Term(term.name, loss, term.objective, term.options)
@@ -193,22 +197,47 @@ def _training(p: Parts, ledger: Ledger, result: Measured, batch: Batch) -> None:
     with ledger.labelled("adapter"):
         for parameter in p.adapter.parameters() if p.config.run.accumulation > 1 else ():
             parameter.grad = torch.zeros_like(parameter)
-    _judge(p, batch, lambda: setattr(result, "kept", sum(ledger.live.values())))
-    result.phases["training step"], result.flops = ledger.peak, ledger.flops
+    remembered = _Remembered(ledger) if any(_draws(o) for _, o in p.config.terms().values()) else None
+    _judge(p, batch, remembered, lambda: setattr(result, "kept", sum(ledger.live.values())))
+    result.phases["training step"], result.flops = ledger.peak, ledger.flops.total()
+    result.decoding = {name: count for name, count in ledger.flops.items() if name}
     for parameter in p.adapter.parameters():
         parameter.grad = None
     p.adapter.train(False)
     ledger.begin()
 
 
-def _judge(p: Parts, batch: Batch, between: Callable[[], None] = lambda: None) -> None:
-    """Forward and, where there are gradients, backward of a micro-batch, as the engine does it."""
+@dataclass
+class _Remembered:
+    """References of fixed draws: computed on the first visit, so their operations are not a step's."""
+
+    ledger: Ledger
+
+    def get(self, p: Parts, batch: Batch, chance: Draw, compute: Callable[[], Errors]) -> Errors:
+        before = self.ledger.flops.copy()
+        errors = compute()
+        self.ledger.flops = before
+        return errors
+
+
+def _draws(objective: Any) -> int:
+    return getattr(objective, "reference_draws", 0)
+
+
+def _judge(
+    p: Parts, batch: Batch, references: Remembers | None = None, between: Callable[[], None] = lambda: None
+) -> None:
+    """Forward and, where there are gradients, backward of a micro-batch, as the engine does it.
+
+    A pixel window lies in the middle, where its halo is cut off by no edge: there it takes the most.
+    """
     chance = draw(batch, 0, 0, p.process, p.config.noise)
+    chance = replace(chance, window=torch.full_like(chance.window, 0.5))
     units = len(batch.rows.group.unique())
     if p.config.memory.one_by_one and torch.is_grad_enabled():
-        score_one_by_one(p, None, batch, chance, units, 0)
+        score_one_by_one(p, references, batch, chance, units, 0)
         return
-    judged = score(p, None, batch, chance, units, 0)
+    judged = score(p, references, batch, chance, units, 0)
     between()
     if judged.loss.requires_grad:
         judged.loss.backward()
@@ -303,6 +332,16 @@ def weights_bytes(config: Config, m: Measured, device: str) -> int:
         return whole
     share = 1 - min(0 if resident == "auto" else resident, len(parts)) / len(parts)
     return whole - int(share * sum(parts)) + (2 * max(parts) if share else 0)
+
+
+def operations(config: Config, m: Measured, process: Process) -> tuple[float, float]:
+    """Multiplications and additions of a micro-batch on average, and how many of them its decoding terms make."""
+    levels = level_at((torch.arange(1000) + 0.5) / 1000, process, config.noise)
+    decoding = 0.0
+    for name, (options, _) in config.terms().items():
+        gate = counts(options, levels, process)  # pyright: ignore[reportArgumentType]
+        decoding += m.decoding.get(name, 0) * options.probability * float(gate.float().mean())  # pyright: ignore[reportAttributeAccessIssue]
+    return m.flops - sum(m.decoding.values()) + decoding, decoding
 
 
 def _phase(name: str, resident: dict[str, int], transient: dict[str, int], device: str, t5: bool) -> Phase:

@@ -20,36 +20,41 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
 LOW = (torch.bfloat16, torch.float16)
 HOST = "host"
 """The label of what lies in the host's memory, and so does not count."""
 
 
+DEVICE = torch.ops.prim.device.default
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 """What computes on copies of its input and weight in another layout: exactly so in oneDNN, about so in cuDNN."""
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes of live storages by label, their largest sum so far, and the multiplications and additions of all of it."""
+    """Bytes of live storages by label, their largest sum so far, and the multiplications and additions by term."""
 
     def __init__(self) -> None:
         super().__init__()
+        count_attention()
         self.label = "activations"
         self.live: Counter[str] = Counter()
         self.peak: dict[str, int] = {}
-        self.flops = 0
+        self.flops: Counter[str] = Counter()
+        self.term = ""
         self._total = self._highest = 0
         self._known: dict[int, tuple[str, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # two calls of three ask for it; here it is cheaper
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return True if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count:
-            self.flops += count(*args, **(kwargs or {}), out_val=out)
+            self.flops[self.term] += count(*args, **(kwargs or {}), out_val=out)
         for value in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(value, Tensor):
                 self.note(value, self.label)
@@ -95,22 +100,37 @@ class Ledger(TorchDispatchMode):
 
     def begin(self) -> None:
         """Forget the peak and the operations so far: a new phase begins."""
-        self._highest, self.peak, self.flops = self._total, dict(self.live), 0
+        self._highest, self.peak, self.flops = self._total, dict(self.live), Counter()
 
     @contextmanager
-    def labelled(self, label: str) -> Iterator[None]:
-        """New storages inside carry this label."""
-        was, self.label = self.label, label
+    def labelled(self, label: str, term: str = "") -> Iterator[None]:
+        """New storages inside carry this label, and operations belong to this term."""
+        was, (self.label, self.term) = (self.label, self.term), (label, term)
         try:
             yield
         finally:
-            self.label = was
+            self.label, self.term = was
 
 
 def _blocked(value: Tensor) -> int:
     """Bytes of a copy in blocks of 16 channels."""
     channels = value.shape[1]
     return value.numel() * value.element_size() // channels * (-(-channels // 16) * 16)
+
+
+def count_attention() -> None:
+    """Let torch count the operations of a CPU's attention too: its own list has a card's kernels only."""
+    ops: Any = torch.ops.aten
+
+    def of_forward(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def of_backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+        return sdpa_backward_flop_count(grad, query, key, value)
+
+    if ops._scaled_dot_product_flash_attention_for_cpu not in flop_registry:
+        register_flop_formula(ops._scaled_dot_product_flash_attention_for_cpu)(of_forward)
+        register_flop_formula(ops._scaled_dot_product_flash_attention_for_cpu_backward)(of_backward)
 
 
 @contextmanager

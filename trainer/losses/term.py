@@ -71,10 +71,13 @@ class Term:
 
     def active(self, draw: Draw, process: Process) -> Tensor:
         """[B] bool: the rows that this term counts for. A pair shares its draw, so it is never split."""
-        o = self.options
-        place = draw.level / (1 if process.is_flow else process.steps)
-        gate = (place >= o.min_level) & ((place < o.max_level) | (o.max_level == 1))
-        return gate & (draw.coin < o.probability)
+        return counts(self.options, draw.level, process) & (draw.coin < self.options.probability)
+
+
+def counts(options: TermOptions, level: Tensor, process: Process) -> Tensor:
+    """[B] bool: the levels that the gate lets through."""
+    place = level / (1 if process.is_flow else process.steps)
+    return (place >= options.min_level) & ((place < options.max_level) | (options.max_level == 1))
 
 
 class Balance:
