@@ -4,6 +4,7 @@
     python -m bench --models sd15,sdxl --size 1024 --memory 8,12 --cases "latent;plain;nf4"
     python -m bench --tiny                           # what CI runs: a few cases, small and short
     python -m bench --append all.jsonl --table       # a table of what was measured, from a file that grew
+    python -m bench --foretell                       # operations and GiB of the families, by check's symbolic run
 
 Models are ``base`` (bundled), ``sd15``, ``sdxl``, ``sd3-medium`` (full size, random weights, written to a temporary
 folder: 2 to 7 GB) or a path. Every case runs in a process of its own, so that its peak memory is its own. Times are
@@ -12,6 +13,7 @@ that other work on the machine is not in them. A card of a smaller class is imit
 (``memory.limit_gb``, torch.cuda.set_per_process_memory_fraction); its speed stays the large card's. With ``--append`` a
 row that the file has already, from the same machine, torch and settings, is not measured again.
 Machines differ and are noisy: compare the ratios, which are to the first case of the same model, size and class.
+What is foretold needs neither weights nor a card, is of a CUDA card in bf16, and is marked so in rows and tables.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from .foretell import columns, foretell, meant
+from .models import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS = str(ROOT / "presets" / "pictures" / "pairs")
@@ -58,6 +63,12 @@ CASES: dict[str, dict[str, Any]] = {
         for mode in ("x0", "anchored", "stepped")
     },
     "pixel, midcrop": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "midcrop"},
+    **{
+        f"pixel, midcrop {window}": {
+            **RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "midcrop", "loss.pixel.window": window,
+        }
+        for window in (128, 384, 512)
+    },
     "pixel, window": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "window"},
     "pixel, auto, p = 0.25": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.probability": 0.25},
     "pixel, kept targets": {
@@ -94,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", "--model", default="base", help="names or paths, separated by commas")
+    parser.add_argument("--models", "--model", help="names or paths, separated by commas; base when not given")
     parser.add_argument("--cases", help="names, separated by semicolons")
     parser.add_argument("--memory", default="0", help="classes in GB, separated by commas; 0 is the whole card")
     parser.add_argument("--steps", type=int, default=5)
@@ -105,6 +116,7 @@ def main() -> None:
     parser.add_argument("--append", type=Path, help="add rows to this file of JSON lines; rows it has are not repeated")
     parser.add_argument("--json", type=Path, help="write the rows of this run here")
     parser.add_argument("--table", action="store_true", help="print the rows of --append and measure nothing")
+    parser.add_argument("--foretell", action="store_true", help="foretell the cases instead of measuring them")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
@@ -115,7 +127,9 @@ def main() -> None:
     if args.tiny:
         args.size, args.steps = args.size or 64, 1
         args.cases = args.cases or ";".join(TINY)
-    args.cases = args.cases or ";".join(CASES)
+    args.precision = "bf16" if args.foretell else args.precision
+    args.models = args.models or (",".join(FAMILIES) if args.foretell else "base")
+    args.cases = args.cases or ";".join(name for name in CASES if not args.foretell or meant(CASES[name]))
     old = read(args.append)
     rows, broken = (old, []) if args.table else run(args, old)
     print(table(rows))
@@ -127,7 +141,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace, old: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows, and what broke: that is no result, and is measured the next time."""
-    rows, broken, machine = [], [], of_machine()
+    rows, broken, machine = [], [], of_machine(args.foretell)
     known = {identity(row): row for row in old}
     with tempfile.TemporaryDirectory() as scratch:
         for model in args.models.split(","):
@@ -139,13 +153,17 @@ def run(args: argparse.Namespace, old: list[dict[str, Any]]) -> tuple[list[dict[
                         "precision": args.precision, "limit_gb": limit, "machine": machine,
                     }  # fmt: skip
                     if (row := known.get(identity(settings))) is None:
-                        path = path or place(model, Path(scratch) / model.replace("/", "_"))
                         try:
-                            row = {**settings, **apart(settings, str(path), args.steps, f"{scratch}/cache")}
+                            if args.foretell:
+                                row = {**settings, **foretold(settings)}
+                            else:
+                                path = path or place(model, Path(scratch) / model.replace("/", "_"))
+                                row = {**settings, **apart(settings, str(path), args.steps, f"{scratch}/cache")}
                         except RuntimeError as error:
                             broken.append(f"bench: {model}, {name}: {error}")
                             continue
-                        print(f"{model} {limit:g} GB {name}: {row.get('seconds', row.get('failed'))}", file=sys.stderr)
+                        said = row.get("seconds") or row.get("failed") or f"{row['flops']:.3g} operations"
+                        print(f"{model} {limit:g} GB {name}: {said}", file=sys.stderr)
                         if args.append:
                             with args.append.open("a", encoding="utf-8") as file:
                                 file.write(json.dumps(row) + "\n")
@@ -156,9 +174,22 @@ def run(args: argparse.Namespace, old: list[dict[str, Any]]) -> tuple[list[dict[
 def place(model: str, scratch: Path) -> Path:
     if model == "base":
         return ROOT / "presets" / "base"
-    from .models import FAMILIES, random_model
+    from .models import random_model
 
     return random_model(model, scratch) if model in FAMILIES else Path(model)
+
+
+def foretold(settings: dict[str, Any]) -> dict[str, Any]:
+    """What ``check`` expects of a case: rows that are never taken for measured ones."""
+    flags = flags_of(settings)
+    if settings["model"] not in FAMILIES or not meant(flags):
+        raise SystemExit(f"bench: nothing can be foretold of {settings['model']}, {settings['case']}")
+    own = foretell({**settings, "flags": flags})
+    return {"foretold": True, "probability": flags.get("loss.pixel.probability", 1.0), **own}
+
+
+def flags_of(settings: dict[str, Any]) -> dict[str, Any]:
+    return {**CASES[settings["case"]], **({"model.use_t5": False} if settings["model"] == "sd3-medium" else {})}
 
 
 def apart(settings: dict[str, Any], path: str, steps: int, cache: str) -> dict[str, Any]:
@@ -166,10 +197,7 @@ def apart(settings: dict[str, Any], path: str, steps: int, cache: str) -> dict[s
 
     :raises RuntimeError: it broke.
     """
-    flags = dict(CASES[settings["case"]])
-    if settings["model"] == "sd3-medium":
-        flags["model.use_t5"] = False
-    case = {**settings, "model": path, "steps": steps, "flags": flags, "cache": cache}
+    case = {**settings, "model": path, "steps": steps, "flags": flags_of(settings), "cache": cache}
     command = [sys.executable, "-m", "bench", "--one", json.dumps(case)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if not done.returncode:
@@ -198,15 +226,15 @@ def read(path: Path | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
-def of_machine() -> dict[str, str]:
+def of_machine(foretold: bool = False) -> dict[str, str]:
     import diffusers
     import peft
     import torch
 
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {
-        "card": card, "python": platform.python_version(), "torch": torch.__version__, "cuda": str(torch.version.cuda),
-        "diffusers": diffusers.__version__, "peft": peft.__version__,
+        "card": "none" if foretold else card, "python": platform.python_version(), "torch": torch.__version__,
+        "cuda": str(torch.version.cuda), "diffusers": diffusers.__version__, "peft": peft.__version__,
     }  # fmt: skip
 
 
@@ -220,6 +248,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         groups.setdefault(f"{title}; {facts}", []).append(row)
     lines = []
     for title, group in groups.items():
+        if group[0].get("foretold"):
+            lines += [f"{title}: foretold, not measured", "", *columns(group), ""]
+            continue
         head = "| case | seconds a step | ratio | peak GiB | foretold | above the model | of matmul peak |"
         lines += [title, "", head, "|---|---|---|---|---|---|---|"]
         first = next((row["seconds"] for row in group if "seconds" in row), None)

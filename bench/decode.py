@@ -10,11 +10,21 @@ The pictures are mosaics of the bundled ones; the residual is noise of a tenth o
   which is what the plan itself does wrong;
 - *whole picture*: cosine between its gradient and the whole picture's, for one window and for the mean of all drawn,
   which is what looking at a part does, and averages out over steps.
+
+A second table compares what plans cost with how noisy they are, around what the model really gets wrong: mode ``mixed``
+at fixed levels, through the denoiser into a fresh LoRA of rank 4.
+
+- *operations*: of target and prediction with gradient, against a full decode's;
+- *second moment*: mean squared length of the gradient against the whole picture's, in the latents and in the adapter.
+  A term with ``probability`` p has it divided by p, and its operations multiplied by p. So the product of the two is a
+  plan's noise at equal cost, whatever the probability: the smaller the better.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +32,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from pixelkiln.trainer.adapters.inject import inject
+from pixelkiln.trainer.adapters.options import AdapterOptions
+from pixelkiln.trainer.families.family import Family
 from pixelkiln.trainer.families.load import load
 from pixelkiln.trainer.families.options import ModelOptions
+from pixelkiln.trainer.fit.symbolic import count_attention
 from pixelkiln.trainer.losses.decode import Decoder, Plan
+from pixelkiln.trainer.losses.pixel import latents
+from pixelkiln.trainer.step import observe
+from pixelkiln.trainer.timesteps import NoiseOptions, fixed_draw
+from pixelkiln.trainer.types import Batch, Rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,6 +57,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--windows", default="128,256")
     parser.add_argument("--draws", type=int, default=6)
+    parser.add_argument("--levels", type=int, default=4, help="noise levels of the second table; 0 leaves it out")
     args = parser.parse_args()
     family = load(ModelOptions(path=args.model))
     decoder = Decoder(family.vae, family.scale, family.shift, torch.float32)
@@ -50,11 +70,18 @@ def main() -> None:
     print("|---|---|---|---|---|")
     print("| full | 1 | 0 | 1 | 1 |")
     whole = gradient(decoder, Plan(), moved, true, places[0])
-    for window in map(int, args.windows.split(",")):
+    windows = [int(size) for size in args.windows.split(",")]
+    for window in windows:
         for name, plan in plans(window, decoder.factor):
             mine = [gradient(decoder, plan, moved, true, place) for place in places]
             same = [gradient(decoder, plan, moved, true, place, full=True) for place in places]
             print(f"| {name} | {' | '.join(f'{v:.3f}' for v in compare(mine, same, whole))} |", flush=True)
+    if args.levels:
+        named = [("full", Plan()), *(one for size in windows for one in plans(size, decoder.factor))]
+        print("\n| plan | operations | second moment, latents | adapter | adapter's x operations |")
+        print("|---|---|---|---|---|")
+        for name, numbers in noise(family, decoder, true, named, places, args.levels):
+            print(f"| {name} | {' | '.join(f'{v:.2f}' for v in numbers)} |", flush=True)
 
 
 def plans(window: int, factor: int) -> list[tuple[str, Plan]]:
@@ -93,6 +120,38 @@ def compare(mine: list[Tensor], same: list[Tensor], whole: Tensor) -> tuple[floa
         mean([cosine(a, whole) for a in mine]),
         float(cosine(torch.stack(mine).mean(0), whole)),
     )
+
+
+def noise(
+    family: Family, decoder: Decoder, true: Tensor, named: list[tuple[str, Plan]], places: Tensor, levels: int
+) -> Iterator[tuple[str, tuple[float, float, float, float]]]:
+    """Of each plan: operations, second moments in latents and adapter, and the product of the first and the last."""
+    side = float(true.shape[-1] * decoder.factor)
+    size = torch.tensor([[side, side, 0, 0, side, side]])
+    with torch.no_grad():
+        said = replace(family.encode_text([""]), size=size)
+    adapter = inject(family.denoiser, family.text_encoders, family.name, AdapterOptions(rank=4), seed=0)
+    batch = Batch(true, [""], size, Rows.plain(1), ["mosaic"])
+    steps: list[tuple[Tensor, Tensor]] = []
+    for level in range(levels):
+        chance = fixed_draw(batch, level, levels, 0, family.process, NoiseOptions())
+        steps.append(latents(observe(family.process, family.predict, batch, chance, said, decoder), "mixed")[:2])
+    count_attention()
+    first: list[float] = []
+    for name, plan in named:
+        counter, sums = FlopCounterMode(display=False), [0.0, 0.0]
+        drawn = places[:1] if plan.kind == "full" else places
+        for moved, target in steps:
+            for place in drawn:
+                with counter:
+                    own = gradient(decoder, plan, moved.detach(), target, place)
+                felt = torch.autograd.grad(moved, adapter.parameters(), own.view_as(moved), retain_graph=True)
+                sums[0] += float(own.square().sum()) / len(drawn)
+                sums[1] += float(sum(part.square().sum() for part in felt)) / len(drawn)
+        numbers = [counter.get_total_flops() / len(drawn), *sums]
+        first = first or numbers
+        operations, inner, outer = (mine / whole for mine, whole in zip(numbers, first, strict=True))
+        yield name, (operations, inner, outer, outer * operations)
 
 
 def mosaic(size: int) -> Tensor:

@@ -1,0 +1,61 @@
+"""One case of the bench foretold, without weights or a card: operations and GiB by the symbolic run of ``check``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from pixelkiln.trainer.build import scan
+from pixelkiln.trainer.config import nested, parse
+from pixelkiln.trainer.families.load import assumed
+from pixelkiln.trainer.fit.cards import GIB, Card
+from pixelkiln.trainer.fit.checker import Checker
+from pixelkiln.trainer.fit.forecast import operations
+from pixelkiln.trainer.fit.remedies import STEP
+
+ROOMY = Card("a CUDA card", 80.0, 80.0, "cuda", True)
+"""Room for every decode, so that ``auto`` goes by the picture's size alone."""
+UNSEEN = {
+    "plain", "memory.attention", "memory.compile", "memory.channels_last", "loss.pixel.target_cache",
+    "loss.lpips.backbone",
+}  # fmt: skip
+"""What a symbolic run says nothing new of."""
+
+
+def meant(flags: Mapping[str, Any]) -> bool:
+    """Whether foretelling a case says something."""
+    return not UNSEEN & flags.keys() and flags.get("memory.resident_blocks") != "auto"
+
+
+def foretell(case: Mapping[str, Any]) -> dict[str, Any]:
+    """``case``: model (a family), size, batch, flags. Operations of an average step, and GiB on a card in bf16."""
+    with tempfile.TemporaryDirectory() as out:
+        flags = {
+            "run.out": out, "run.batch": case["batch"], "run.precision": "bf16", "model.path": "",
+            "model.family": case["model"], "data.resolution": case["size"], "data.bucket_min": 64, "adapter.rank": 16,
+            **case["flags"],
+        }  # fmt: skip
+        config = parse(nested(flags))
+        found = assumed(config.model)
+        dataset = scan(config, found=found)[1] if config.data.pairs else None
+        fit = Checker(config, found, dataset, ROOMY)(config)
+    whole, decoding = operations(config, fit.measured, found.process)
+    step = next(phase for phase in fit.phases if phase.name == STEP)
+    return {"flops": whole, "decoding": decoding, "step_gb": step.total / GIB, "run_gb": fit.gb}
+
+
+def columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: ratios to the first row. *Without decoding*: the step over itself without what its decodes take."""
+    head = "| case | operations (10^12) | ratio | without decoding | probability for 1.3 | step GiB | ratio | run GiB |"
+    lines, first = [head, "|---|---|---|---|---|---|---|---|"], rows[0]
+    for row in rows:
+        bare, decoding = row["flops"] - row["decoding"], "| | "
+        if row["decoding"]:
+            share = min(1.0, 0.3 * bare / row["decoding"] * row["probability"])
+            decoding = f"| {row['flops'] / bare:.2f} | {share:.2f} "
+        lines.append(
+            f"| {row['case']} | {row['flops'] / 1e12:.1f} | {row['flops'] / first['flops']:.2f} {decoding}"
+            f"| {row['step_gb']:.2f} | {row['step_gb'] / first['step_gb']:.2f} | {row['run_gb']:.2f} |"
+        )
+    return lines
