@@ -36,6 +36,19 @@ def test_pictures_with_captions(tmp_path):
     assert notes(found) == {}
 
 
+def test_somebody_is_told_how_far_it_is(tmp_path):
+    told = []
+
+    def progress(items, text, total=None):
+        for item in items:
+            told.append((text, total))
+            yield item
+
+    options = DataOptions(path=str(folder(tmp_path / "pics", 3)), resolution=64, bucket_step=8)
+    assert len(scan(options, 512, Index(None), progress).items) == 3
+    assert told == [("files", 3)] * 3
+
+
 def test_the_order_depends_on_names_alone(tmp_path):
     names = ["b.png", "A.PNG", "a2.jpg", "é.png", "C.jpeg", "Z.webp"]
     orders = []

@@ -20,7 +20,7 @@ from .adapters.inject import Adapter, inject, to_show
 from .checkpoint import prefixed, thumbnail, under
 from .config import Config
 from .data.loader import Dataset
-from .data.progress import Progress
+from .data.progress import Progress, silent
 from .ema import Average
 from .families.family import Family
 from .families.load import Found, identify, load
@@ -287,7 +287,9 @@ class Parts:
 # ------------------------------------------------------------------------------------------------------------- making
 
 
-def scan(config: Config, world: int = 1, found: Found | None = None) -> tuple[Found, Dataset]:
+def scan(
+    config: Config, world: int = 1, found: Found | None = None, progress: Progress = silent
+) -> tuple[Found, Dataset]:
     """What the model's file says it is, and the data; no weight is read. ValueError where options contradict them.
 
     ``found``: the model, where it is known already.
@@ -305,6 +307,7 @@ def scan(config: Config, world: int = 1, found: Found | None = None) -> tuple[Fo
         effective_batch=config.run.batch * config.run.accumulation * world,
         shares=config.run.accumulation * world,
         fixed_draws=draws.pop() if draws else 0,
+        progress=progress,
     )
     if not config.terms():
         raise ValueError("loss: every term has weight 0; give one of them a weight")
@@ -323,11 +326,17 @@ def _fits(where: str, objective: str, data: str) -> None:
         )
 
 
-def build(config: Config, say: Callable[[str], None], adapter_file: str | None = None, data: bool = True) -> Parts:
+def build(
+    config: Config,
+    say: Callable[[str], None],
+    adapter_file: str | None = None,
+    data: bool = True,
+    progress: Progress = silent,
+) -> Parts:
     """Load the model, scan the data, inject the adapter. ``data=False`` makes what previews need and nothing else."""
     rank, world, device = several.join(config.run.device)
     dtype = memory.choose_precision(config.run.precision, device)
-    dataset = scan(config, world)[1] if data else None
+    dataset = scan(config, world, progress=progress)[1] if data else None
     for line in dataset.warnings if dataset else ():
         say(f"warning: {line}")
     vae_dtype, note = decoding_dtype(dtype, device)
@@ -349,20 +358,9 @@ def build(config: Config, say: Callable[[str], None], adapter_file: str | None =
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
     if config.run.kohya_strict:
         config = config.model_copy(update={"noise": config.noise.model_copy(update={"whole_timesteps": True})})
-    parts = Parts(
-        config,
-        family,
-        adapter,
-        device,
-        dtype,
-        rank,
-        world,
-        trains_text,
-        sampling.prompts(config.sample, native, family.kind.multiple),
-        _scaler(device, dtype),
-        attention,
-        streamer,
-    )
+    shown = sampling.prompts(config.sample, native, family.kind.multiple)
+    scaler = _scaler(device, dtype)
+    parts = Parts(config, family, adapter, device, dtype, rank, world, trains_text, shown, scaler, attention, streamer)
     if not trains_text:
         texts = {text for prompt in parts.prompts for text in (prompt.text, prompt.negative)}
         with torch.no_grad():

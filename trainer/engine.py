@@ -51,7 +51,7 @@ def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
             if folder.final.exists() and not resume and not checkpoint.states(folder.state):
                 writer.warning(f"{folder.final} is from an earlier run and will be replaced")
             writer.status("running", message="loading", now=True)
-            parts = build(config, writer.say)
+            parts = build(config, writer.say, progress=writer.progress)
             return Loop(parts, folder, writer, asked).run(resume)
         except BaseException as error:
             writer.fail(error, expected)

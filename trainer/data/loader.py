@@ -68,6 +68,7 @@ class Dataset:
         encode: Encode | None = None,
         encode_text: EncodeText | None = None,
         fingerprints: Mapping[str, str] | None = None,
+        progress: Progress = silent,
     ):
         """Scan and plan.
 
@@ -90,7 +91,7 @@ class Dataset:
         self.total_steps = 0
         root = options.cache_dir or cache_dir
         self.shelf = Shelf(options, Path(root) if root else None)
-        self.scan = scan(options, native, self.shelf.index)
+        self.scan = scan(options, native, self.shelf.index, progress)
         self.shelf.index.save()
         for one in self.scan.sets:
             if fixed_draws and (one.token_warmup_steps or one.caption_dropout_every_n_epochs):

@@ -18,6 +18,7 @@ from .items import Item, Notes, Picture, Scan, check_unreadable, place, read_hea
 from .options import DataOptions, SetOptions
 from .pictures import EXTENSIONS, OTHER_EXTENSIONS, Header
 from .preferences import contents, scan_pairs, scan_ratings
+from .progress import Progress, silent
 
 Named = tuple[str, Path]
 """A picture's name below its folder, and where it lies."""
@@ -25,7 +26,7 @@ Text = tuple[str, str] | UnicodeDecodeError | None
 """A caption and the extension it was found under; or what is wrong with it; or None when there is no file."""
 
 
-def scan(options: DataOptions, native: int, index: Index) -> Scan:
+def scan(options: DataOptions, native: int, index: Index, progress: Progress = silent) -> Scan:
     """Look at everything that [data] names, without decoding a picture that looks whole.
 
     :param native: side in pixels that the model was made for.
@@ -37,14 +38,14 @@ def scan(options: DataOptions, native: int, index: Index) -> Scan:
     elif options.ratings:
         scan_ratings(found, options, Path(options.ratings), native, index)
     else:
-        _folders(found, options, native, index)
+        _folders(found, options, native, index, progress)
     check_unreadable(found.notes, options.max_unreadable)
     if not found.items:
         raise ValueError(f"data: no picture is left to train on; {'; '.join(found.notes.lines()) or 'name some'}")
     return found
 
 
-def _folders(found: Scan, options: DataOptions, native: int, index: Index) -> None:
+def _folders(found: Scan, options: DataOptions, native: int, index: Index, progress: Progress) -> None:
     named = options.named_sets()
     if not named:
         raise ValueError('data: nothing to train on; give [data] path = "folder of pictures", or pairs, or ratings')
@@ -56,7 +57,7 @@ def _folders(found: Scan, options: DataOptions, native: int, index: Index) -> No
             continue
         seen.add(source)
         before = len(found.items)
-        _folder(found, where, one, options, native, index)
+        _folder(found, where, one, options, native, index, progress)
         if len(found.items) == before and not found.notes.count("unreadable"):
             raise ValueError(f"{where}: no picture in {_posix(one.path or one.metadata)} can be used; "
                              f"{'; '.join(found.notes.lines())}")  # fmt: skip
@@ -65,7 +66,9 @@ def _folders(found: Scan, options: DataOptions, native: int, index: Index) -> No
     _mark_duplicates(found, index)
 
 
-def _folder(found: Scan, where: str, one: SetOptions, options: DataOptions, native: int, index: Index) -> None:
+def _folder(
+    found: Scan, where: str, one: SetOptions, options: DataOptions, native: int, index: Index, progress: Progress
+) -> None:
     """The pictures of one set."""
     root = Path(one.path) if one.path else None
     if root is not None and not root.is_dir():
@@ -85,7 +88,8 @@ def _folder(found: Scan, where: str, one: SetOptions, options: DataOptions, nati
     found.sets.append(one)
     found.names.append((root or Path(one.metadata or "")).name)
     bad_text: list[str] = []
-    for relative, path, header, text in _look(paths, files, texts, one, index):
+    look = _look(paths, files, texts, one, index)
+    for relative, path, header, text in progress(look, "files", len(paths)):
         if isinstance(text, UnicodeDecodeError):
             bad_text.append(f"{relative} (byte {text.start})")
             continue
