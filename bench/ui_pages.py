@@ -1,80 +1,144 @@
-"""How long the interface takes to fill a screen: 2,000 captioned pictures and 50 runs.
+"""How long a person waits for a screen, in a real Chromium, with 2,000 captioned pictures and 50 runs.
 
-    python bench/ui_pages.py [--pictures 2000] [--runs 50]
+    python bench/ui_pages.py [--pictures 2000] [--runs 50] [--rounds 5]
 
-Seconds of the server alone, first look (cold: sizes and thumbnails unknown) and again (what a page turn costs).
+Each time is from the click (or the address) until what the screen is for is there and painted: its text, and every
+picture in view decoded. The first visit comes with nothing remembered: no thumbnail, no size, no event read. Then
+``--rounds`` further visits, of which the median and the longest are told. Needs Chromium (``--chromium PATH``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from pixelkiln.extension import images, pictures, train
-from pixelkiln.extension.page import Context
-from pixelkiln.extension.security import Addresses, Folders
+from pixelkiln.bench.ui_server import served
+from pixelkiln.extension import draws
 from pixelkiln.extension.store import Home
 
+READY = """([where, text]) => {
+  const shown = document.querySelector(where);
+  if (!shown || shown.offsetParent === null || !shown.innerText.includes(text)) return false;
+  const seen = (one) => { const box = one.getBoundingClientRect(); return box.bottom > 0 && box.top < innerHeight; };
+  const pictures = [...document.querySelectorAll("img")].filter((one) => one.offsetParent !== null && seen(one));
+  return pictures.every((one) => one.complete && one.naturalWidth > 0);
+}"""
+PROMPTS = [f"a {colour} {what}" for colour in ("red", "blue") for what in ("cat", "dog", "house")]
 
-def make(folder: Path, count: int, runs: int) -> Context:
-    home = Home(folder / "runs")
+
+def make(folder: Path, count: int, runs: int) -> None:
+    """Pictures with captions, a recipe that names them, and runs that have ended."""
+    home = Home(folder)
     home.make()
-    data = folder / "pictures"
-    data.mkdir()
+    data = home.data / "many"
+    data.mkdir(parents=True)
     for number in range(count):
-        colour = (number % 256, number // 256 * 16, 99)
-        Image.new("RGB", (256 + number % 64, 256), colour).save(data / f"{number:05}.png")
+        noise = Image.effect_noise((768, 512 + number % 64), 40).convert("RGB")
+        noise.save(data / f"{number:05}.jpg", quality=90)
         (data / f"{number:05}.txt").write_text(f"a picture, number {number % 50}", encoding="utf-8")
     for number in range(runs):
-        run = home.runs / f"run{number:02}"
-        (run / "samples").mkdir(parents=True)
-        events = ({"v": 1, "kind": "step", "step": step, "loss": 1 / (step + 1), "lr": 1e-4} for step in range(2000))
-        (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
-        status = {"v": 1, "state": "done", "step": 2000, "total": 2000}
-        (run / "status.json").write_text(json.dumps(status), encoding="utf-8")
-        for step in range(0, 2000, 200):
-            Image.new("RGB", (128, 128), (step // 8, 0, 0)).save(run / "samples" / f"step{step:08d}_00.png")
-    home.draft.write_text(f'config_version = 1\n[data]\npath = "{data.as_posix()}"\n', encoding="utf-8")
-    return Context(home, Addresses.of(home), Folders())
+        past_run(folder / f"run{number:02}")
+    home.draft.write_text(
+        f'config_version = 1\npreset = "demo"\n[data]\npath = "{data.as_posix()}"\nresolution = 512\n', encoding="utf-8"
+    )
 
 
-def seconds(call: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    call()
-    return round(time.perf_counter() - begun, 3)
+def past_run(run: Path) -> None:
+    """2,000 steps, eleven checkpoints, previews; a grid that was drawn, and pairs to choose between."""
+    steps = range(0, 2001, 200)
+    (run / "checkpoints").mkdir(parents=True)
+    events = ({"v": 1, "kind": "step", "step": step, "loss": 1 / (step + 1), "lr": 1e-4} for step in range(2000))
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    status = {"v": 1, "state": "done", "step": 2000, "total": 2000, "t": time.time(), "message": f"{run.name} is done"}
+    (run / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    (run / "config.toml").write_text(f"config_version = 1\n[sample]\nprompts = {json.dumps(PROMPTS)}\n", "utf-8")
+    (run / f"{run.name}.safetensors").touch()
+    for step in steps:
+        (run / "checkpoints" / f"{run.name}-step{step:08d}.safetensors").touch()
+        for row in range(len(PROMPTS)):
+            draw(run / "samples" / f"step{step:08d}_{row:02}.png", step + row)
+    candidates = [draws.Candidate("base", None), draws.Candidate("final", str(run / f"{run.name}.safetensors"))]
+    sheet = draws.sheet(run, PROMPTS, candidates)
+    draws.remember(run, sheet)
+    for row, prompt in enumerate(PROMPTS):
+        for one in candidates:
+            draw(sheet.folder / one.id / draws.PICTURE.format(row), row)
+        for seed in range(2):
+            draw(run / "candidates" / f"{row}{seed}.png", 9 * row + seed, f"{prompt}\nSteps: 20, Seed: {seed}")
+
+
+def draw(path: Path, seed: int, told: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", told or "none")
+    Image.new("RGB", (512, 512), (seed % 256, seed // 8 % 256, 90)).save(path, pnginfo=info)
+
+
+class Watch:
+    """A person with a stopwatch."""
+
+    def __init__(self, page: Any, address: str):
+        self.page, self.address = page, address
+        self.taken: dict[str, list[float]] = {}
+
+    def time(self, what: str, act: Callable[[], object], where: str, text: str = "") -> None:
+        begun = time.perf_counter()
+        act()
+        self.page.wait_for_function(READY, arg=[where, text], polling="raf")
+        self.taken.setdefault(what, []).append(time.perf_counter() - begun)
+
+    def step(self, label: str, where: str) -> None:
+        self.time(f"switch to {label}", self.page.get_by_role("tab", name=label).click, where)
+
+    def visit(self, run: str) -> None:
+        """Every screen once. The check comes last, as its answer is the work of another process."""
+        self.time("load the page", lambda: self.page.goto(self.address), "#pictures-summary", "pictures,")
+        self.time("turn the page of pictures", lambda: self.page.click("#more-pictures"), "#pictures-place", "2 / ")
+        self.step("2 Recipe", "#recipe-status .note, #recipe-status .problems")
+        self.step("4 Train", "#gallery table")
+        self.page.click("#run input")
+        self.time("choose another run", self.page.get_by_role("option", name=run).click, "#run-state", run)
+        self.step("5 Compare", "#compare-grid table")
+        self.step("6 Prefer", "#duel-right img")
+        self.step("3 Check", "#check-report .note")
+        self.time("the check's answer", lambda: None, "#check-report .facts, #check-report .problems")
+
+    def table(self) -> str:
+        rows = ["| | first visit (s) | later, median (s) | later, longest (s) |", "|---|---|---|---|"]
+        for what, (first, *later) in self.taken.items():
+            rows.append(f"| {what} | {first:.2f} | {statistics.median(later):.2f} | {max(later):.2f} |")
+        return "\n".join(rows)
 
 
 def main() -> None:
-    import gradio as gr
+    from playwright.sync_api import sync_playwright
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        context = make(Path(folder), args.pictures, args.runs)
-        with gr.Blocks():
-            shown, trained = pictures.build(context), train.build(context)
-        first = sorted((Path(folder) / "pictures").glob("*.png"))[: pictures.CELLS]
-        measured = {
-            "pictures, first look": seconds(shown.show),
-            "pictures, turn the page": seconds(lambda: shown.show(None, "all", "", 5)),
-            "thumbnails of a page": seconds(
-                lambda: [images.thumbnail(path, pictures.SIDE, context.home.thumbnails) for path in first]
-            ),
-            "train, first look": seconds(lambda: trained.show(None, "loss", 0.9, False, {})),
-            "train, another run": seconds(lambda: trained.show("run07", "loss", 0.9, False, {})),
-            "train, a tick": seconds(lambda: trained.show("run07", "loss", 0.9, False, {})),
-        }
-    json.dump({"v": 1, "pictures": args.pictures, "runs": args.runs, "seconds": measured}, sys.stdout, indent=1)
-    print()
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
+        runs = Path(folder) / "runs"
+        make(runs, args.pictures, args.runs)
+        browser = play.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
+        with served(runs) as address:
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.set_default_timeout(300_000)
+            watch = Watch(page, address)
+            for number in range(args.rounds + 1):
+                watch.visit(f"run{number % args.runs:02}")
+        browser.close()
+    print(f"{args.pictures} pictures, {args.runs} runs, {args.rounds} visits after the first\n\n{watch.table()}")
 
 
 if __name__ == "__main__":

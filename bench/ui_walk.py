@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,9 +18,9 @@ from typing import Any
 
 from PIL import Image
 
+from pixelkiln.bench.ui_server import ROOT, served
 from pixelkiln.trainer import job
 
-ROOT = Path(__file__).resolve().parents[1]
 SHOWN_AS = "/home/you/pixelkiln"
 """What pictures for the documentation show in place of this machine's folders."""
 HIDE = """([found, shown]) => {
@@ -57,20 +54,20 @@ class Walk:
 
     def shoot(self, name: str, at: str = "") -> None:
         """The screen as it is, light and dark; ``at``: scrolled to this."""
-        self.page.mouse.move(0, 0)
         for look in ("light", "dark"):
-            self.page.evaluate("(dark) => document.body.classList.toggle('dark', dark)", look == "dark")
+            self.page.evaluate("document.activeElement.blur()")
+            self.page.mouse.move(0, 0)
             self.page.evaluate(HIDE, [self.folders, SHOWN_AS])
             if at:
                 self.page.evaluate("(one) => document.querySelector(one).scrollIntoView({block: 'start'})", at)
             else:
                 self.page.evaluate("scrollTo(0, 0)")
-            self.page.wait_for_timeout(700)
+            self.page.wait_for_timeout(1000)
             path = self.out / f"{name}-{look}.png"
             self.page.screenshot(path=path)
             with Image.open(path) as taken:
                 taken.convert("RGB").quantize(256).save(path, optimize=True)
-        self.page.evaluate("document.body.classList.remove('dark')")
+            self.page.get_by_role("button", name="Light / dark").click()
 
 
 def until(what: Any, page: Any, seconds: float = 3600) -> None:
@@ -115,13 +112,17 @@ def compare_and_prefer(walk: Walk, runs: Path) -> None:
     walk.step("5 Compare")
     page.wait_for_selector("#compare-which >> text=final")
     walk.click("#draw")
-    page.wait_for_selector("#vote-prompt .prompt")
+    page.wait_for_selector("#compare-grid img")
+    until(lambda: page.get_by_text("Drawing").count() == 0, page)
     walk.note("the grid is drawn")
+    walk.shoot("compare")
+    walk.step("Blind vote")
+    page.wait_for_selector("#vote-prompt .prompt")
     for key in ("ArrowLeft", "ArrowRight", "ArrowRight"):
         before = page.locator("[data-showing]").get_attribute("data-showing")
         page.keyboard.press(key)
         until(lambda before=before: page.locator("[data-showing]").get_attribute("data-showing") != before, page)
-    walk.shoot("compare")
+    walk.shoot("vote")
     before = walk.clicks
     walk.step("6 Prefer")
     until(lambda: page.input_value("#prefer-run input") == "demo", page)
@@ -149,29 +150,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screens")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         runs = Path(folder) / "runs"
         browser = play.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
-        command = [sys.executable, "-m", "pixelkiln.extension", "--no-browser", "--port", str(port)]
-        environment = {**os.environ, "PIXELKILN_PYTHON": os.environ.get("PIXELKILN_PYTHON", sys.executable)}
         begun = time.monotonic()
-        process = subprocess.Popen([*command, "--runs", str(runs)], cwd=ROOT, env=environment)
-        try:
+        with served(runs) as address:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.set_default_timeout(3_600_000)
-            until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, page, 120)
-            page.goto(f"http://127.0.0.1:{port}")
+            page.goto(address)
             walk = Walk(page, begun, args.out, runs)
             first_use(walk, args.steps, runs)
             compare_and_prefer(walk, runs)
-        finally:
-            process.kill()
-            for run in job.list_runs(runs):
-                job.kill(run.path)
-            browser.close()
+        browser.close()
     json.dump({"v": 1, "steps": args.steps, "walk": walk.told}, sys.stdout, indent=1)
     print()
 

@@ -51,9 +51,11 @@ def page(context: Context) -> gr.Blocks:
                             following[name] = gr.Button(
                                 words.NEXT[name], variant="primary", scale=0, min_width=220, elem_id=f"next-{name}"
                             )
-        current = gr.State("pictures")
+        current, plot = gr.State("pictures"), screens["train"].parts["plot"]
 
-        dark.click(None, None, None, js=SWITCH, **EVENT)
+        switched = dark.click(None, None, None, js=SWITCH, **EVENT)
+        for shown in (False, True):  # a plot keeps the colours that it was drawn with
+            switched = switched.then(lambda shown=shown: gr.update(visible=shown), None, [plot], **EVENT)
         for name, screen in screens.items():
             tabs_of[name].select(lambda name=name: name, None, [current], **EVENT).then(
                 screen.show, screen.inputs, screen.outputs, **(SLOW if name == "check" else EVENT)

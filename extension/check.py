@@ -12,7 +12,7 @@ import gradio as gr
 from ..trainer import job
 from . import draft, progress, queue, words
 from .draft import Problem
-from .page import EVENT, SLOW, Context, Screen, facts, kindly, note, notes, problem_list
+from .page import EVENT, SLOW, Context, Screen, bar, facts, kindly, note, notes, problem_list
 from .store import write
 
 REMEDIES = 4
@@ -29,8 +29,11 @@ def build(context: Context) -> Screen:
         for number in range(REMEDIES):
             buttons.append(gr.Button(visible=False, elem_id=f"remedy-{number}", size="sm"))
     with gr.Row():
-        again = gr.Button(words.CHECK_AGAIN, elem_id="check-again")
-        start = gr.Button(words.NEXT["check"], variant="primary", elem_id="start-training", interactive=False)
+        gr.HTML("")
+        again = gr.Button(words.CHECK_AGAIN, scale=0, min_width=150, elem_id="check-again")
+        start = gr.Button(
+            words.NEXT["check"], variant="primary", scale=0, min_width=220, elem_id="start-training", interactive=False
+        )
     remedies = gr.State([])
     outputs = [report, start, remedies, *buttons]
 
@@ -104,8 +107,8 @@ def fitting(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     if not remedies:
         return []
     together = {key: value for one in remedies for key, value in one["changes"].items()}
-    whole = f"{', '.join(one['label'] for one in remedies)} ({remedies[-1]['gb']:.1f} GB)"
-    alone = [(f"{one['label']} ({one['gb']:.1f} GB)", MANY, one["changes"]) for one in remedies[:1]]
+    whole = f"{', '.join(one['label'] for one in remedies)} ({job.gigabytes(remedies[-1]['gb'])} GB)"
+    alone = [(f"{one['label']} ({job.gigabytes(one['gb'])} GB)", MANY, one["changes"]) for one in remedies[:1]]
     title = words.MAKE_FIT if remedies[-1]["fits"] else words.MAKE_SMALLER
     return [(f"{title}: {whole}", MANY, together), *(alone if len(remedies) > 1 else [])]
 
@@ -114,17 +117,17 @@ def fit_told(fit: dict[str, Any]) -> str:
     """Memory and time of a run, from the trainer's forecast."""
     if not fit:
         return ""
-    card = words.OF_CARD.format(fit["gb"], fit["of_gb"], fit["card"])
+    card = words.OF_CARD.format(job.gigabytes(fit["gb"]), job.gigabytes(fit["of_gb"]), fit["card"])
     time = words.ABOUT.format(progress.clock(fit["seconds"])) if fit.get("seconds") else words.NOT_KNOWN
-    rows = [(words.MEMORY, card), (words.TIME, f"{time} ({fit['pace']})")]
-    peak = {name: gb for name, gb in fit["parts"].items() if gb >= 0.05}
-    remedies = [f"{one['label']}: {one['gb']:.1f} GB, {one['cost']}" for one in fit["remedies"]]
+    peak = {name: gb for name, gb in fit["parts"].items() if gb >= 0.005}
+    remedies = [f"{one['label']}: {job.gigabytes(one['gb'])} GB, {one['cost']}" for one in fit["remedies"]]
     hopeless = not fit["fits"] and not (fit["remedies"] and fit["remedies"][-1]["fits"])
     return (
         note("" if fit["fits"] else words.TOO_LARGE.format(card), "bad")
         + note(words.NOT_ENOUGH if hopeless else "", "bad")
-        + facts(rows)
-        + _listed(words.AT_PEAK.format(fit["at"]), [(f"{gb:.1f} GB", name) for name, gb in peak.items()])
+        + facts([(words.TIME, f"{time} ({fit['pace']})")])
+        + bar(fit["gb"] / max(fit["of_gb"], 0.01), f"{words.MEMORY}: {card}", "" if fit["fits"] else "over")
+        + _listed(words.AT_PEAK.format(fit["at"]), [(f"{job.gigabytes(gb)} GB", name) for name, gb in peak.items()])
         + _listed(words.MAKES_FIT, [(str(number), one) for number, one in enumerate(remedies, 1)])
     )
 
@@ -145,33 +148,20 @@ def told(answer: dict[str, Any]) -> str:
     """What ``check --json`` knows, for a person."""
     data, model = answer.get("data") or {}, answer.get("model") or {}
     steps, epoch = answer.get("steps"), data.get("steps_per_epoch")
-    lengths = words.PER_EPOCH.format(data.get("samples_per_epoch", "?"), epoch) if epoch else ""
-    terms = ", ".join(f"{name} ({term.get('objective')})" for name, term in (answer.get("terms") or {}).items())
+    lengths = words.PER_EPOCH.format(epoch, data.get("samples_per_epoch", "?")) if epoch else ""
+    terms, size = answer.get("terms") or {}, answer.get("resolution")
+    kinds = dict.fromkeys(words.OBJECTIVES.get(term["objective"], term["objective"]) for term in terms.values())
     rows = [
         (words.MODEL, model.get("title") or model.get("path")),
         (words.DATA, f"{data.get('items', '?')} {data.get('kind', '')}".strip()),
         (words.HELD_OUT, data.get("held_out") or None),
         (words.LENGTH, words.STEPS_EPOCHS.format(steps, answer.get("epochs") or 0)),
         (words.AN_EPOCH, lengths),
-        (words.RESOLUTION, _number(answer.get("resolution"))),
-        (words.LEARNS_FROM, terms),
+        (words.RESOLUTION, " × ".join(map(str, size)) if isinstance(size, list) else size),
+        (words.LOSSES, ", ".join(terms)),
+        (words.LEARNS_FROM, "; ".join(kinds)),
         (words.WRITES, (answer.get("files") or {}).get("adapter")),
     ]
-    known = (
-        "v",
-        "fit",
-        "model",
-        "data",
-        "steps",
-        "epochs",
-        "terms",
-        "resolution",
-        "files",
-        "exists",
-        "resumable",
-        "warnings",
-    )
-    more = [(_word(key), _number(value)) for key, value in answer.items() if key not in known]
     buckets = [
         (f"{bucket.get('width')} × {bucket.get('height')}", str(bucket.get("samples")))
         for bucket in data.get("buckets") or []
@@ -180,21 +170,6 @@ def told(answer: dict[str, Any]) -> str:
         notes([str(one) for one in answer.get("warnings", [])], "warn")
         + fit_told(answer.get("fit") or {})
         + facts(rows)
-        + notes([str(one) for one in [*model.get("notes", []), *data.get("notes", [])]])
-        + facts(more)
         + _listed(words.BUCKETS, buckets)
-    )  # fmt: skip
-
-
-def _word(key: str) -> str:
-    return key.replace("_", " ").capitalize()
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{_word(k).lower()} {_number(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_number, value[:12])) + ("…" if len(value) > 12 else "")
-    return str(value)
+        + notes([str(one) for one in [*model.get("notes", []), *data.get("notes", [])]])
+    )

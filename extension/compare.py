@@ -21,7 +21,7 @@ from tomlkit.exceptions import TOMLKitError
 from ..trainer import job
 from . import draws, hosts, votes, words
 from .draws import BASE, Candidate, Sheet
-from .page import EVENT, SLOW, Context, Screen, folder_of, kindly, lora_hosts, note, short
+from .page import EVENT, SLOW, Context, Screen, folder_of, grid, kindly, lora_hosts, note, short
 
 MOST_CANDIDATES = 12
 
@@ -39,6 +39,23 @@ class Compare:
 
     def __init__(self, context: Context):
         self.context, self.home, self.address = context, context.home, context.addresses
+        with gr.Accordion(words.COMPARE) as self.asking:
+            self._ask()
+        self.told = gr.HTML(elem_id="compare-told")
+        with gr.Tabs():
+            with gr.Tab(words.GRID):
+                self.grid = gr.HTML(elem_id="compare-grid")
+            with gr.Tab(words.VOTE_TITLE) as voting:
+                self._vote()
+            with gr.Tab(words.USE):
+                self._use()
+        self.table = [self.asked, self.left, self.right]
+        self.result = [self.told, self.grid, *self.table]
+        self.outputs = [self.run, self.which, self.prompts, self.used, self.where, *self.result, self.tally]
+        self._wire()
+        voting.select(lambda: gr.update(open=False), None, [self.asking], **EVENT)  # room for the pictures
+
+    def _ask(self) -> None:
         with gr.Row():
             self.run = gr.Dropdown([], label=words.COMPARE_RUN, elem_id="compare-run", scale=1)
             self.which = gr.Dropdown([], label=words.COMPARE_WHAT, multiselect=True, elem_id="compare-which", scale=3)
@@ -48,17 +65,9 @@ class Compare:
                 label=words.COMPARE_PROMPTS, lines=3, max_lines=4, scale=4, elem_id="compare-prompts"
             )
             self.drawing = gr.Button(words.DRAW, variant="primary", elem_id="draw", scale=1, min_width=150)
-        self.told = gr.HTML(elem_id="compare-told")
-        self.grid = gr.HTML(elem_id="compare-grid")
-        self._vote()
-        self._use()
-        self.table = [self.asked, self.left, self.right]
-        self.result = [self.told, self.grid, *self.table]
-        self.outputs = [self.run, self.which, self.prompts, self.used, self.where, *self.result, self.tally]
-        self._wire()
 
     def _vote(self) -> None:
-        gr.HTML(f"<h3>{words.VOTE_TITLE}</h3>{note(words.VOTE_INTRO)}")
+        gr.HTML(note(words.VOTE_INTRO))
         self.asked = gr.HTML(elem_id="vote-prompt")
         with gr.Row(elem_classes="duel"):
             self.left, self.right = gr.HTML(), gr.HTML()
@@ -70,13 +79,12 @@ class Compare:
         self.tally = gr.HTML(elem_id="tally")
 
     def _use(self) -> None:
-        gr.HTML(f"<h3>{words.USE}</h3>")
         with gr.Row(elem_classes="align-end"):
-            self.used = gr.Dropdown([], label=words.COMPARE_WHAT, elem_id="use-which", scale=2)
+            self.used = gr.Dropdown([], label=words.USE_WHICH, elem_id="use-which", scale=2)
             self.where = gr.Dropdown([], label=words.USE_WHERE, elem_id="use-where", scale=2)
-            self.use = gr.Button(words.USE, elem_id="use", scale=1, min_width=120)
+            self.use = gr.Button(words.USE, variant="primary", elem_id="use", scale=1, min_width=120)
         with gr.Row(elem_classes="align-end"):
-            self.host_folder = gr.Textbox(label=words.NO_HOSTS, scale=4, elem_id="host-folder")
+            self.host_folder = gr.Textbox(label=words.OTHER_HOST, scale=4, elem_id="host-folder")
             self.add_host = gr.Button(words.ADD_HOST, scale=1, min_width=150, elem_id="add-host")
 
     def _wire(self) -> None:
@@ -280,7 +288,6 @@ def _candidates(home: Any, run_dir: Path, adapters: list[str], weights: str) -> 
 
 def _grid(sheet: Sheet, address: Any) -> str:
     drawn = sheet.drawn()
-    head = "".join(f"<th>{escape(one.name)}</th>" for one in sheet.candidates)
     body = ""
     for number, prompt in enumerate(sheet.prompts):
         cells = ""
@@ -291,7 +298,7 @@ def _grid(sheet: Sheet, address: Any) -> str:
                 f'src="{address.url(path, 256)}"></a></td>' if path else "<td>…</td>"
             )  # fmt: skip
         body += f'<tr><th title="{escape(prompt)}">{escape(short(prompt, 48))}</th>{cells}</tr>'
-    return f'<div class="grid"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return grid([one.name for one in sheet.candidates], body)
 
 
 def _tally(run_dir: Path, sheet: Sheet | None) -> str:

@@ -80,11 +80,11 @@ def problem_list(problems: list[Problem]) -> str:
     return f'<ul class="problems" role="alert">{rows}</ul>' if rows else ""
 
 
-def bar(part: float, text: str) -> str:
-    """A progress bar; ``part`` from 0 to 1."""
+def bar(part: float, text: str, kind: str = "") -> str:
+    """How much of a whole; ``part`` from 0 to 1. Kind: over, when it is more than there is."""
     width = max(0.0, min(1.0, part)) * 100
     return (
-        f'<div class="bar" role="progressbar" aria-valuenow="{width:.0f}" aria-valuemin="0" aria-valuemax="100">'
+        f'<div class="bar {kind}" role="progressbar" aria-valuenow="{width:.0f}" aria-valuemin="0" aria-valuemax="100">'
         f'<span style="width:{width:.1f}%"></span></div><p class="note">{escape(text)}</p>'
     )
 
@@ -93,9 +93,18 @@ def facts(rows: list[tuple[str, Any]]) -> str:
     """A small table of names and values."""
     shown = [(escape(name), escape(str(value))) for name, value in rows if value not in (None, "")]
     cells = "".join(
-        f"<div><dt>{name}</dt><dd{' class=long' if len(value) > 40 else ''}>{value}</dd></div>" for name, value in shown
+        f"<div><dt>{name}</dt><dd{' class=long' if len(value) > 30 else ''}>{value}</dd></div>" for name, value in shown
     )
     return f'<dl class="facts">{cells}</dl>' if cells else ""
+
+
+def grid(heads: list[str], rows: str) -> str:
+    """Pictures in a table: ``heads`` over its columns, ``rows`` as HTML; fewer columns, larger pictures."""
+    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
+    return (
+        f'<div class="grid" style="--columns: {len(heads)}"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def short(text: str, most: int = 60) -> str:

@@ -52,8 +52,8 @@ class Pictures:
         self.tokens = [token for _, _, token, _ in self.cells]
         cells = [part for cell in self.cells for part in cell]
         self.outputs = [
-            self.folder, self.which, self.summary, self.place, self.page, self.trigger, self.counted,
-            self.tagging, self.no_tagger, *cells,
+            self.folder, self.which, self.summary, self.back, self.place, self.forward, self.page,
+            self.trigger, self.counted, self.tagging, self.no_tagger, *cells,
         ]  # fmt: skip
         self.view = [self.which, self.filter, self.holds, self.page]
         self._wire()
@@ -62,8 +62,8 @@ class Pictures:
         with gr.Row(elem_classes="align-end"):
             self.filter = gr.Dropdown(list(words.FILTERS), value=words.FILTERS[0], label=words.FILTER, scale=1)
             self.holds = gr.Textbox(label=words.CAPTION_SEARCH, scale=2)
-            self.back = gr.Button(words.BACK, scale=0, min_width=90)
-            self.place = gr.HTML()
+            self.back = gr.Button(words.BACK, scale=0, min_width=90, elem_id="pictures-before")
+            self.place = gr.HTML(elem_id="pictures-place")
             self.forward = gr.Button(words.FORWARD, scale=0, min_width=90, elem_id="more-pictures")
         self.cells: list[tuple[gr.Column, gr.HTML, gr.Textbox, gr.Textbox]] = []
         with gr.Row(elem_classes="cells"):
@@ -139,7 +139,8 @@ class Pictures:
         return [
             gr.update(value=current if len(folders) == 1 else str(Path(folders[0]).parent)),
             gr.update(choices=[(Path(one).name, one) for one in folders], value=current, visible=len(folders) > 1),
-            _summary(listing, texts, wrong, later), f'<p class="note center">{at + 1} / {pages}</p>', at,
+            _summary(listing, texts, wrong, later), gr.update(interactive=at > 0),
+            f'<p class="note center">{at + 1} / {pages}</p>', gr.update(interactive=at + 1 < pages), at,
             draft.get(recipe, "data.trigger", ""), _tags(captions.counts(texts.values())), *_tagger(),
             *(one for cell in drawn for one in cell),
         ]  # fmt: skip
@@ -337,7 +338,11 @@ def _nothing(text: str, recipe: dict[str, Any], folder: str = "", kind: str = "q
     trigger = draft.get(recipe, "data.trigger", "")
     blank = [one for _ in range(CELLS) for one in _no_cell()]
     # What somebody is typing into the field stays there.
-    return [folder or gr.skip(), gr.update(visible=False), note(text, kind), "", 0, trigger, "", *_tagger(), *blank]
+    still = gr.update(interactive=False)
+    return [
+        folder or gr.skip(), gr.update(visible=False), note(text, kind), still, "", still, 0, trigger, "", *_tagger(),
+        *blank,
+    ]  # fmt: skip
 
 
 def _summary(listing: captions.Listing, texts: dict[str, str | None], wrong: dict[str, list[str]], later: int) -> str:

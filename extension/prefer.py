@@ -37,16 +37,21 @@ class Prefer:
                 words.TRAIN_ON_THESE, variant="primary", elem_id="train-on-these", scale=0, min_width=180
             )
         self.table = [self.told, self.asked, self.left, self.right, self.counted, self.rest]
+        self.laid = [self.where, *self.table]
         self.outputs = [
-            self.source, self.kept, self.run, self.prompts, self.outside, self.by_drawing, self.by_folder, *self.table
+            self.source, self.kept, self.run, self.prompts, self.outside, self.by_drawing, self.by_folder, *self.laid
         ]  # fmt: skip
         self.inputs = [self.source, self.run, self.kept]
         self._wire()
 
     def _source(self) -> None:
+        with gr.Accordion(words.SOURCE, elem_id="prefer-where") as self.where:
+            self._choose_source()
+
+    def _choose_source(self) -> None:
         with gr.Row(elem_classes="align-end"):
             sources = [(text, key) for key, text in words.SOURCES.items()]
-            self.source = gr.Radio(sources, value="generate", label=words.SOURCE, scale=3, elem_id="prefer-source")
+            self.source = gr.Radio(sources, value="generate", show_label=False, scale=3, elem_id="prefer-source")
             self.kept = gr.Textbox(label=words.PAIRS_FOLDER, info=words.PAIRS_INFO, elem_id="pairs-folder", scale=2)
         with gr.Row(elem_classes="align-end") as self.by_drawing:
             self.run = gr.Dropdown([], label=words.RUN, elem_id="prefer-run", scale=1)
@@ -80,10 +85,10 @@ class Prefer:
             button.click(functools.partial(self.thumb, side, liked), [self.kept, self.rest], [self.counted], **EVENT)
         drawn = self.generate.click(self.draw, [self.kept, self.run, self.prompts], [self.told], **SLOW)
         # An event of its own, as a generator's last values come twice: see compare.
-        drawn.success(self.lay, [self.kept, self.run, self.told], self.table, **EVENT)
-        self.load.click(self.from_folder, [self.kept, self.outside], self.table, **SLOW)
+        drawn.success(self.lay, [self.kept, self.run, self.told], self.laid, **EVENT)
+        self.load.click(self.from_folder, [self.kept, self.outside], self.laid, **SLOW)
         for changed in (self.source.input, self.run.input):
-            changed(self.show, self.inputs, self.outputs, **EVENT)
+            changed(self.change, self.inputs, self.outputs, **EVENT)
 
     @kindly
     def show(self, which: str, chosen: str | None, folder: str) -> list[Any]:
@@ -107,11 +112,18 @@ class Prefer:
             return self.context.folders.check("folder of outputs", outside) if outside.strip() else None
         return run_dir / "candidates" if run_dir and (run_dir / "candidates").is_dir() else None
 
+    @kindly
+    def change(self, which: str, chosen: str | None, folder: str) -> list[Any]:
+        """Another source or run; where it is chosen stays open."""
+        now = self.show(which, chosen, folder)
+        now[self.outputs.index(self.where)] = gr.skip()
+        return now
+
     def _all(self, pool: Path | None, folder: str, line: str = "") -> list[Any]:
-        """Everything that is still open, the first of it on the table."""
+        """Everything that is still open, the first of it on the table; where it comes from folds away."""
         found = self._open(pool, Path(folder))
         none = words.ALL_RATED if pool else words.NOTHING_TO_RATE
-        return self._top(found, folder, line or ("" if found else note(none)))
+        return [gr.update(open=not found), *self._top(found, folder, line or ("" if found else note(none)))]
 
     def _open(self, pool: Path | None, folder: Path) -> list[duels.Duel]:
         return duels.duels(duels.grouped(pool), duels.decided(folder)) if pool else []

@@ -14,11 +14,13 @@ import pandas as pd
 
 from ..trainer import job
 from . import progress, queue, words
-from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, kindly, note, short
+from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, grid, kindly, note, short
 
 COLUMNS = 8
-COLOURS = {"measured": "#9db4c8", "smoothed": "#2f6f9f", "held out": "#c77d2e"}
+COLOURS = {"measured": "#9db4c8", "smoothed": "#3f86b8", "held out": "#c77d2e"}
 TICK = 2.0
+REPORTED = 25
+"""Lines of the log that a defect is reported with."""
 
 
 class Train:
@@ -129,7 +131,7 @@ class Train:
         }  # fmt: skip
         choices = [(_title(one), one.name) for one in known]
         return [
-            ("choice", gr.update(choices=choices, value=current.name)), ("state", _state(current, history)),
+            ("choice", gr.update(choices=choices, value=current.name)), ("state", standing(current, history)),
             *_buttons(status), ("names", gr.update(choices=drawable, value=of)),
             ("curve", _frame(history, of, weight, logarithmic)),
             ("gallery", _gallery(pictures, history, self.address)), ("log", f"<pre>{escape(log)}</pre>"),
@@ -157,7 +159,7 @@ class Train:
 
 def build(context: Context) -> Screen:
     screen = Train(context)
-    return Screen(screen.show, screen.outputs, screen.view, {"run": screen.run})
+    return Screen(screen.show, screen.outputs, screen.view, {"run": screen.run, "plot": screen.plot})
 
 
 def _nothing(now: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -216,7 +218,8 @@ def _list(known: list[job.Run]) -> str:
     return f'<h3>{words.RUNS}</h3><ul class="runs">{rows}</ul>{more}' if rows else ""
 
 
-def _state(run: job.Run, history: progress.History) -> str:
+def standing(run: job.Run, history: progress.History) -> str:
+    """How the run stands: its bar, what went wrong, its numbers."""
     status = run.status
     last = next(reversed(history.steps.values()), {})
     speed = progress.speed(history)
@@ -227,7 +230,8 @@ def _state(run: job.Run, history: progress.History) -> str:
     if status.state == "failed":
         out += note(status.message, "bad")
         hint = next((help_ for sign, help_ in words.REMEDIES if sign.lower() in status.message.lower()), "")
-        out += note(hint, "warn")
+        ours = status.exit_code == job.OURS or job.DEFECT in status.message
+        out += note(hint, "warn") if hint or not ours else _to_report(job.tail(run.path, REPORTED))
     elif status.message:
         out += note(status.message)
     rows = [
@@ -237,10 +241,14 @@ def _state(run: job.Run, history: progress.History) -> str:
         (words.LOSS, f"{last['loss']:.4g}" if isinstance(last.get("loss"), (int, float)) else ""),
         (words.RATE, f"{last['lr']:.2e}" if isinstance(last.get("lr"), (int, float)) else ""),
         (words.MEMORY, f"{last['gb']:.1f} GB" if isinstance(last.get("gb"), (int, float)) else ""),
-        (words.LAST_WORD, time.strftime("%Y-%m-%d %H:%M", time.localtime(status.t)) if not status.live else ""),
+        (words.ENDED, time.strftime("%Y-%m-%d %H:%M", time.localtime(status.t)) if not status.live else ""),
     ]  # fmt: skip
     warned = history.warnings[-3:]
     return out + facts(rows) + "".join(note(one, "warn") for one in warned)
+
+
+def _to_report(log: str) -> str:
+    return note(words.DEFECT, "warn") + f'<pre tabindex="0">{escape(log)}</pre>'
 
 
 def _frame(history: progress.History, of: str, weight: float, logarithmic: bool) -> Any:
@@ -254,7 +262,6 @@ def _gallery(pictures: dict[int, dict[int, Path]], history: progress.History, ad
         return note(words.NO_PREVIEWS)
     steps = progress.columns(sorted(pictures), COLUMNS)
     rows = sorted({row for one in pictures.values() for row in one})
-    head = "".join(f"<th>{step}</th>" for step in steps)
     body = ""
     for row in rows:
         prompt = history.prompts.get(row, words.PROMPT.format(row + 1))
@@ -263,10 +270,7 @@ def _gallery(pictures: dict[int, dict[int, Path]], history: progress.History, ad
             _picture(pictures.get(step, {}).get(row), words.PROMPT_STEP.format(prompt, step), address) for step in steps
         )
         body += f'<tr><th title="{escape(prompt)}">{escape(short(prompt, 48))}{seed}</th>{cells}</tr>'
-    return (
-        f'<h3>{words.PREVIEWS}</h3><div class="grid"><table><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return f"<h3>{words.PREVIEWS}</h3>{grid(list(map(str, steps)), body)}"
 
 
 def _picture(path: Path | None, told: str, address: Any) -> str:

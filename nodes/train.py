@@ -240,15 +240,15 @@ def fit_in_words(fit: dict[str, Any]) -> list[str]:
     if not fit.get("gb"):
         return []
     verdict = "" if fit.get("fits", True) else ": it does not fit"
-    free = f" of {fit['of_gb']:.1f} free on {fit.get('card', 'the card')}" if fit.get("of_gb") else ""
-    lines = [f"memory: {fit['gb']:.1f} GB{free}{verdict}"]
-    parts = ", ".join(f"{name} {gb:.1f}" for name, gb in (fit.get("parts") or {}).items() if gb >= 0.05)
+    free = f" of {job.gigabytes(fit['of_gb'])} free on {fit.get('card', 'the card')}" if fit.get("of_gb") else ""
+    lines = [f"memory: {job.gigabytes(fit['gb'])} GB{free}{verdict}"]
+    parts = ", ".join(f"{name} {job.gigabytes(gb)}" for name, gb in (fit.get("parts") or {}).items() if gb >= 0.005)
     lines += [f"at its peak ({fit.get('at', '?')}): {parts}"] if parts else []
     pace, seconds = fit.get("pace", "unknown"), fit.get("seconds")
     lines.append(f"time: {pace}" if seconds is None else f"time: about {clock(max(seconds, 1))}, {pace}")
     for one in fit.get("remedies") or []:
         options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in one["changes"].items())
-        lines.append(f"to make it fit: {one['label']} ({one['gb']:.1f} GB); options: {options}")
+        lines.append(f"to make it fit: {one['label']} ({job.gigabytes(one['gb'])} GB); options: {options}")
     return lines
 
 

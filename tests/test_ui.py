@@ -406,7 +406,7 @@ def test_a_choice_is_for_what_was_seen_even_after_a_restart(home: Home, tmp_path
         picture(outputs / f"{seed}.png", colour=(seed, 0, 0), parameters=told)
     with gr.Blocks():
         screen = prefer.Prefer(Context(home, security.Addresses.of(home), security.Folders()))
-    _, _, left, right, _, rest = screen.from_folder(kept, str(outputs))
+    *_, left, right, _, rest = screen.from_folder(kept, str(outputs))
     where = ("folder", "", str(outputs))
     shown = screen.choose("left", kept, rest, *where, left, right)
     assert len(duels.pairs(Path(kept))) == 1

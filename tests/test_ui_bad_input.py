@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,11 @@ pytest.importorskip("gradio", reason="the interface's own extra is not installed
 
 import gradio as gr
 
-from pixelkiln.extension import check, draft, duels, pictures, queue, votes
+from pixelkiln.extension import check, draft, duels, pictures, progress, queue, train, votes, words
 from pixelkiln.extension.page import Context, kindly
 from pixelkiln.extension.security import Addresses, Folders
-from pixelkiln.extension.store import Home
+from pixelkiln.extension.store import Home, write
+from pixelkiln.trainer import job
 from pixelkiln.trainer.config import PRESETS
 
 
@@ -115,3 +117,20 @@ def test_a_full_disk_loses_nothing(context: Context, tmp_path: Path, monkeypatch
     votes.record(path, votes.Vote("base", "x", "right", 0, mark="b"))
     duels.decide(pairs, duel, "right")
     assert [one.mark for one in votes.read(path)] == ["a", "b"]
+
+
+def test_a_defect_is_shown_with_the_lines_to_report_and_a_full_disk_is_none(context: Context) -> None:
+    home = context.home
+    run = home.runs / "one"
+    write(run / "log.txt", "\n".join(["Traceback:", "  <odd>", f"error: {job.DEFECT}"]))
+
+    def told(**status: Any) -> str:
+        write(run / "status.json", json.dumps({"v": 1, "state": "failed", "step": 1, "total": 9, **status}))
+        return train.standing(job.list_runs(home.runs)[0], progress.History())
+
+    ours = told(exit_code=job.OURS, message="IndexError: 4")
+    assert "IndexError: 4" in ours and words.DEFECT in ours and "  &lt;odd&gt;" in ours
+    assert words.DEFECT in told(message=job.DEFECT)  # it ended before it could say more
+    full = told(exit_code=job.OURS, message="OSError: [Errno 28] No space left on device")
+    assert words.DEFECT not in full and "The disk is full" in full
+    assert words.DEFECT not in told(exit_code=job.MISTAKE, message="data: no pictures")

@@ -229,6 +229,7 @@ def test_compare_vote_and_use(server: Server, page, place: Path) -> None:
     page.click("#draw")
     page.wait_for_selector("#compare-grid img")
     until(lambda: page.locator("#compare-grid img").count() == 4)
+    step(page, "Blind vote")
     page.wait_for_selector("#vote-prompt .prompt")
     votes = run / "compare" / "votes.jsonl"
     for number, key in enumerate(("ArrowLeft", "ArrowRight", "ArrowDown"), 1):
@@ -259,6 +260,7 @@ def test_compare_vote_and_use(server: Server, page, place: Path) -> None:
     until(lambda: len(votes.read_text(encoding="utf-8").splitlines()) == 24)
     page.click("#show-tally")
     page.wait_for_selector("#tally table")
+    step(page, "Use this one")
     page.fill("#host-folder textarea, #host-folder input", str(host))
     page.click("#add-host")
     until(lambda: "ComfyUI" in page.input_value("#use-where input"))

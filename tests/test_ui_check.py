@@ -14,7 +14,7 @@ from pixelkiln.extension import check, words
 def fit(fits: bool, *remedies: dict[str, Any]) -> dict[str, Any]:
     return {
         "gb": 7.4, "of_gb": 5.4, "fits": fits, "card": "RTX 3060 6GB", "at": "training step", "seconds": 600,
-        "parts": {"weights": 4.8, "adapter": 0.01, "activations": 2.6}, "pace": "as run 'a'",
+        "parts": {"weights": 4.8, "adapter": 0.004, "activations": 2.6}, "pace": "as run 'a'",
         "remedies": list(remedies),
     }  # fmt: skip
 
@@ -39,3 +39,9 @@ def test_what_is_not_enough_is_not_said_to_fit() -> None:
     assert check.fitting({"fit": found})[0][0] == "Make it smaller: less (6.0 GB)"
     assert words.NOT_ENOUGH in check.fit_told(found) and words.NOT_ENOUGH in check.fit_told(fit(False))
     assert not check.fitting({"fit": fit(True)}) and "It needs" not in check.fit_told(fit(True))
+
+
+def test_below_a_gigabyte_a_hundredth_is_shown() -> None:
+    html = check.fit_told({**fit(False), "gb": 0.64, "of_gb": 0.58, "parts": {"decoder": 0.09, "adapter": 0.006}})
+    assert "It needs 0.64 GB of 0.58 free" in html
+    assert "<b>0.09 GB</b> decoder" in html and "<b>0.01 GB</b> adapter" in html

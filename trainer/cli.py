@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from . import tools
+from .job import DEFECT, DONE, INTERRUPTED, MISTAKE, OURS
 
 ROOT = Path(__file__).resolve().parents[1]
-DONE, OURS, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ours() -> int:
     traceback.print_exc()
-    print("error: this is a defect of Pixelkiln; please report the lines above", file=sys.stderr)
+    print(f"error: {DEFECT}", file=sys.stderr)
     return OURS
 
 

@@ -20,7 +20,7 @@ from .config import Config, to_toml
 from .files import write_atomic
 from .header import metadata
 from .heal import Health
-from .job import lock
+from .job import DONE, INTERRUPTED, lock
 from .ladder import Ladder, settle, smaller
 from .optimizers.build import learning_rates
 from .pulse import Pulse
@@ -31,7 +31,7 @@ from .signals import stop_signals
 from .timesteps import draw, fixed_draw
 from .types import Batch
 
-DONE, LEFT, INTERRUPTED = 0, 2, 130
+LEFT = 2
 
 
 def train(config: Config, resume: bool = False) -> int:

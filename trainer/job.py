@@ -28,6 +28,9 @@ from .process import kill as kill_tree
 ROOT = Path(__file__).resolve().parents[1]
 Request = Literal["stop", "save", "sample"]
 REQUESTS = ("stop", "save", "sample")
+DONE, OURS, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+"""How the trainer's process ends."""
+DEFECT = "this is a defect of Pixelkiln; please report it with the traceback"
 ELSEWHERE_SECONDS = 60
 """How long a run on another machine, in a shared folder, may be silent before it counts as gone."""
 _starting = threading.Lock()
@@ -109,6 +112,11 @@ def ask(
         line = _complaint(said) or f"trainer: '{arguments[0]}' ended with code {done.returncode} and said nothing"
         raise Refused(line, done.returncode, answer if isinstance(answer, dict) else {})
     return answer
+
+
+def gigabytes(amount: float) -> str:
+    """An amount of memory to read: below 1 GB a tenth would hide what matters."""
+    return f"{amount:.2f}" if amount < 1 else f"{amount:.1f}"
 
 
 def _complaint(text: str) -> str:

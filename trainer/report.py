@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from .events import STARTED_AS, EventLog, State, write_status
+from .job import INTERRUPTED, MISTAKE, OURS
 
 STATUS_SECONDS = 0.5
-INTERRUPTED, MISTAKE, OURS = 130, 2, 1
 T = TypeVar("T")
 
 

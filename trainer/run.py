@@ -15,15 +15,15 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
 class RunOptions(Options):
     name: str = option("last", kohya="output_name", label="Name", pattern=r"^[^\\/:*?\"<>|\x00-\x1f]+$")
-    """The run's name: its folder below ``out`` and the adapter file are called so."""
+    """What the run's folder and its adapter file are called."""
     out: PathStr = option("runs", kohya="output_dir", label="Output folder")
     """The folder that holds the runs."""
     seed: int = option(0, kohya="seed", label="Seed", ge=0, lt=2**63)
     """All randomness follows from it: the same seed gives the same noise, data order and previews."""
     steps: int | None = option(None, kohya="max_train_steps", label="Steps", ge=1)
-    """Optimizer steps. Without ``steps`` and ``epochs``: 1000."""
+    """How often the adapter is changed. Without ``steps`` and ``epochs``: 1000."""
     epochs: int | None = option(None, kohya="max_train_epochs", label="Epochs", ge=1)
-    """Passes over the data instead of ``steps``."""
+    """Instead of ``steps``: how often all pictures are seen."""
     batch: int = option(1, kohya="train_batch_size", label="Batch size", ge=1)
     """Pictures (or pairs) on the card at a time."""
     accumulation: int = option(1, kohya="gradient_accumulation_steps", label="Gradient accumulation", ge=1)

@@ -17,6 +17,7 @@ from ..build import scan
 from ..config import Config
 from ..data.loader import Dataset
 from ..families.load import Found, configs
+from ..job import gigabytes
 from ..types import Role
 from . import shadow
 from .cards import GIB, Card
@@ -195,13 +196,13 @@ def _rounded(phase: Phase) -> dict[str, float]:
 def apply(config: Config, fit: dict[str, Any], say: Callable[[str], None]) -> Config:
     """The configuration with the remedies of an answer. ValueError when they are not enough."""
     for one in fit["remedies"]:
-        say(f"fit: {one['label']} ({one['cost']}): {one['gb']:.1f} GB")
+        say(f"fit: {one['label']} ({one['cost']}): {gigabytes(one['gb'])} GB")
         config = changed(config, one["changes"])
     if not fit["fits"] and not (fit["remedies"] and fit["remedies"][-1]["fits"]):
         least = fit["remedies"][-1]["gb"] if fit["remedies"] else fit["gb"]
         raise ValueError(
-            f"--fit: it needs {least:.1f} GB at least, and {fit['card']} has {fit['of_gb']:.1f} GB free; choose a "
-            "smaller model or a larger card"
+            f"--fit: it needs {gigabytes(least)} GB at least, and {fit['card']} has {gigabytes(fit['of_gb'])} GB free; "
+            "choose a smaller model or a larger card"
         )
     return config
 
@@ -210,9 +211,10 @@ def told(fit: dict[str, Any]) -> list[str]:
     """The answer for a person."""
     verdict = "fits" if fit["fits"] else "does NOT fit"
     parts = ", ".join(f"{name} {gb:.2f}" for name, gb in fit["parts"].items() if gb >= 0.005)
-    by_phase = ", ".join(f"{one['name']} {one['gb']:.1f}" for one in fit["phases"])
+    by_phase = ", ".join(f"{one['name']} {gigabytes(one['gb'])}" for one in fit["phases"])
+    needed = f"{gigabytes(fit['gb'])} GB of {gigabytes(fit['of_gb'])} free on {fit['card']}"
     lines = [
-        f"memory    {fit['gb']:.1f} GB of {fit['of_gb']:.1f} free on {fit['card']}, {fit['precision']}: it {verdict}",
+        f"memory    {needed}, {fit['precision']}: it {verdict}",
         f"          at its peak ({fit['at']}): {parts}",
         f"          by phase: {by_phase}",
     ]
@@ -226,7 +228,7 @@ def told(fit: dict[str, Any]) -> list[str]:
     for number, one in enumerate(fit["remedies"], 1):
         changes = " ".join(f"--{key}={_flag(value)}" for key, value in one["changes"].items())
         end = "fits" if one["fits"] else "not enough alone"
-        lines.append(f"remedy {number}  {one['label']} ({one['cost']}): {one['gb']:.1f} GB, {end}   {changes}")
+        lines.append(f"remedy {number}  {one['label']} ({one['cost']}): {gigabytes(one['gb'])} GB, {end}   {changes}")
     return lines
 
 
