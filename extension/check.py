@@ -46,7 +46,9 @@ def build(context: Context) -> Screen:
         offered = [one.remedy for one in problems if one.remedy] or fitting(answer)
         offered = offered[:REMEDIES]
         fits = (answer.get("fit") or {}).get("fits", True)
-        html = problem_list(problems) or note(words.CHECK_GOOD if fits else "", "good") + told(answer)
+        odd = note(other_family(str(draft.get(draft.values(text), "preset", "")), answer), "warn")
+        good = note(words.CHECK_GOOD if fits and not odd else "", "good")
+        html = problem_list(problems) or good + odd + told(answer)
         filled = [
             gr.update(value=label if key == MANY else f"{words.APPLY}: {label}", visible=True)
             for label, key, _ in offered
@@ -101,6 +103,15 @@ def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
         return draft.told(str(error), own), {}
 
 
+def other_family(preset: str, answer: dict[str, Any]) -> str:
+    """A line when the preset, whose name begins with its family, is for another one than the model's; else nothing."""
+    made_for, dash, _ = preset.partition("-")
+    model = answer.get("model") or {}
+    if not dash or not model or str(model["family"]).startswith(made_for):
+        return ""
+    return words.OTHER_FAMILY.format(preset, model["title"])
+
+
 def fitting(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """What makes a run fit on the card, or smaller: all that helps at once, then the first of it alone."""
     remedies = (answer.get("fit") or {}).get("remedies") or []
@@ -150,7 +161,7 @@ def told(answer: dict[str, Any]) -> str:
     steps, epoch = answer.get("steps"), data.get("steps_per_epoch")
     lengths = words.PER_EPOCH.format(epoch, data.get("samples_per_epoch", "?")) if epoch else ""
     terms, size = answer.get("terms") or {}, answer.get("resolution")
-    kinds = dict.fromkeys(words.OBJECTIVES.get(term["objective"], term["objective"]) for term in terms.values())
+    kinds = dict.fromkeys(str(term["objective"]) for term in terms.values())
     rows = [
         (words.MODEL, model.get("title") or model.get("path")),
         (words.DATA, f"{data.get('items', '?')} {data.get('kind', '')}".strip()),
@@ -159,7 +170,7 @@ def told(answer: dict[str, Any]) -> str:
         (words.AN_EPOCH, lengths),
         (words.RESOLUTION, " × ".join(map(str, size)) if isinstance(size, list) else size),
         (words.LOSSES, ", ".join(terms)),
-        (words.LEARNS_FROM, "; ".join(kinds)),
+        (words.LEARNS_FROM, "; ".join(words.OBJECTIVES.get(kind, kind) for kind in kinds)),
         (words.WRITES, (answer.get("files") or {}).get("adapter")),
     ]
     buckets = [

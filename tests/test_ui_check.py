@@ -45,3 +45,10 @@ def test_below_a_gigabyte_a_hundredth_is_shown() -> None:
     html = check.fit_told({**fit(False), "gb": 0.64, "of_gb": 0.58, "parts": {"decoder": 0.09, "adapter": 0.006}})
     assert "It needs 0.64 GB of 0.58 free" in html
     assert "<b>0.09 GB</b> decoder" in html and "<b>0.01 GB</b> adapter" in html
+
+
+def test_a_preset_for_another_kind_of_model_is_said() -> None:
+    answer = {"model": {"family": "sd15", "title": "Stable Diffusion 1.x"}}
+    assert "sdxl-style-12gb is made for another kind" in check.other_family("sdxl-style-12gb", answer)
+    assert not check.other_family("sd15-style-8gb", answer) and not check.other_family("demo", answer)
+    assert not check.other_family("sd3-style-24gb", {"model": {"family": "sd35-medium", "title": "SD3.5"}})
