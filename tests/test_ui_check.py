@@ -51,4 +51,4 @@ def test_a_preset_for_another_kind_of_model_is_said() -> None:
     answer = {"model": {"family": "sd15", "title": "Stable Diffusion 1.x"}}
     assert "sdxl-style-12gb is made for another kind" in check.other_family("sdxl-style-12gb", answer)
     assert not check.other_family("sd15-style-8gb", answer) and not check.other_family("demo", answer)
-    assert not check.other_family("sd3-style-24gb", {"model": {"family": "sd35-medium", "title": "SD3.5"}})
+    assert not check.other_family("sd3-style-24gb", {"model": {"family": "sd3.5-medium", "title": "SD3.5"}})
