@@ -161,7 +161,7 @@ def test_too_little_for_anything_is_said(home):
     config = wanted(home, "sd15", {})
     answer = check(config, cards.with_memory("0.1"))["fit"]
     assert not answer["fits"]
-    with pytest.raises(ValueError, match=r"--fit: it needs 0\.\d GB at least, and a card with 0.1 GB free has 0.1"):
+    with pytest.raises(ValueError, match=r"--fit: it needs 0\.\d\d GB at least, and a card with 0.1 GB free has 0.10"):
         checker.apply(config, answer, lambda line: None)
 
 
