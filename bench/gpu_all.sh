@@ -54,7 +54,7 @@ case "$part" in
   14) bench --models sd15 --memory 2,4,8 --cases "8-bit AdamW;nf4;leanest;pixel, auto" ;;
   15) bench --models sdxl --memory 4,6,8,12 --cases "8-bit AdamW;nf4;leanest;dpo, pixel, leanest" ;;
   16) bench --models sd3-medium --memory 4,8,12 --cases "8-bit AdamW;nf4;leanest;dpo, pixel, leanest" ;;
-  17) timeout 470 "$python" -m trainer train --preset demo --run.out "$out/runs" ;;
+  17) timeout 470 "$python" -m trainer train --preset demo --run.out="$out/runs" ;;
   18) "$python" -m bench --append "$out/gpu.jsonl" --table ;;
   *) echo "gpu_all.sh: there is no part '$part'; there are 1 to 18" >&2; exit 2 ;;
 esac

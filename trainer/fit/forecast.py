@@ -325,13 +325,15 @@ def phases(config: Config, m: Measured, device: str, captions_change: bool = Fal
 
 
 def weights_bytes(config: Config, m: Measured, device: str) -> int:
-    """What the frozen denoiser takes of the card: held small, and streamed with room for two blocks."""
+    """What the frozen denoiser takes of the device: held small, and streamed with room for two blocks. From a CPU they
+    are streamed to the memory that they lie in."""
     kind, resident = config.memory.base_weights, config.memory.resident_blocks
     whole, parts = m.modules["denoiser"][kind], m.blocks[kind]
     if resident == "all" or (resident == "auto" and device == "cpu") or not parts:
         return whole
     share = 1 - min(0 if resident == "auto" else resident, len(parts)) / len(parts)
-    return whole - int(share * sum(parts)) + (2 * max(parts) if share else 0)
+    away = 0 if device == "cpu" else int(share * sum(parts))
+    return whole - away + (2 * max(parts) if share else 0)
 
 
 def operations(config: Config, m: Measured, process: Process) -> tuple[float, float]:
