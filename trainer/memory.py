@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import sys
@@ -142,10 +143,13 @@ def free_bytes(device: torch.device, limit_gb: float | None) -> int | None:
 
 
 def release(device: torch.device) -> None:
-    """Give back what nothing holds any more."""
+    """Give back what nothing holds any more; on Linux also what the C library keeps of it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def spilled(device: torch.device) -> tuple[float, float] | None:
@@ -199,7 +203,6 @@ def peak_gb(device: torch.device) -> float:
 
 
 def _windows_peak() -> int:
-    import ctypes
     from ctypes import wintypes
 
     class Counters(ctypes.Structure):
