@@ -51,15 +51,14 @@ def page(context: Context) -> gr.Blocks:
                             following[name] = gr.Button(
                                 words.NEXT[name], variant="primary", scale=0, min_width=220, elem_id=f"next-{name}"
                             )
-        current, plot = gr.State("pictures"), screens["train"].parts["plot"]
+        current, clock = gr.State("pictures"), gr.Timer(train.REST)
 
-        switched = dark.click(None, None, None, js=SWITCH, **EVENT)
-        for shown in (False, True):  # a plot keeps the colours that it was drawn with
-            switched = switched.then(lambda shown=shown: gr.update(visible=shown), None, [plot], **EVENT)
+        screens["train"].parts["redraw"](dark.click(None, None, None, js=SWITCH, **EVENT))
         for name, screen in screens.items():
-            tabs_of[name].select(lambda name=name: name, None, [current], **EVENT).then(
-                screen.show, screen.inputs, screen.outputs, **(SLOW if name == "check" else EVENT)
-            )
+            pace = train.TICK if name == "train" else train.REST
+            tabs_of[name].select(
+                lambda name=name, pace=pace: (name, gr.Timer(pace)), None, [current, clock], **EVENT
+            ).then(screen.show, screen.inputs, screen.outputs, **(SLOW if name == "check" else EVENT))
         order = list(screens)
         for name, button in following.items():
             target = order[order.index(name) + 1]
@@ -69,14 +68,13 @@ def page(context: Context) -> gr.Blocks:
         blocks.load(screens["pictures"].show, screens["pictures"].inputs, screens["pictures"].outputs, **EVENT)
         blocks.load(lambda: train.headline(context), None, [headline], **EVENT)
 
-        clock = gr.Timer(train.TICK)
-        clock.tick(lambda: train.headline(context), None, [headline], **EVENT)
         screen = screens["train"]
 
         def tick(where: str, *view: Any) -> list[Any]:
-            return screen.show(*view) if where == "train" else [gr.skip()] * len(screen.outputs)
+            shown = screen.show(*view) if where == "train" else [gr.skip()] * len(screen.outputs)
+            return [train.headline(context), *shown]
 
-        clock.tick(tick, [current, *screen.inputs], screen.outputs, **EVENT)
+        clock.tick(tick, [current, *screen.inputs], [headline, *screen.outputs], **EVENT)
     return blocks
 
 

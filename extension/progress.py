@@ -83,26 +83,26 @@ def value(event: dict[str, Any], name: str) -> float | None:
 
 
 def curve(of: History, name: str, smooth: float, log: bool) -> list[tuple[int, float, str]]:
-    """(step, value, which line) with at most ``POINTS`` a line: as measured, and smoothed by an exponential mean whose
-    weight of the past is ``smooth`` (0 none, below 1), corrected for its start."""
+    """(step, value, which line) with at most ``POINTS`` a line: measured; smoothed by an exponential mean whose weight
+    of the past is ``smooth`` (0 none, below 1), corrected for its start; held out. A line without points has one that
+    is no number, since a plot draws only the lines that it was begun with."""
     raw = [(step, number) for step, event in sorted(of.steps.items()) if (number := value(event, name)) is not None]
-    lines: list[tuple[str, list[tuple[int, float]]]] = [("measured", raw)]
-    if 0 < smooth < 1 and len(raw) > 2:
-        mean, weight, smoothed = 0.0, 0.0, []
+    smoothed: list[tuple[int, float]] = []
+    if 0 < smooth < 1:
+        mean, weight = 0.0, 0.0
         for step, number in raw:
             mean, weight = smooth * mean + (1 - smooth) * number, smooth * weight + (1 - smooth)
             smoothed.append((step, mean / weight))
-        lines.append(("smoothed", smoothed))
-    if name == "loss" and of.validation:
-        lines.append(("held out", sorted(of.validation.items())))
+    held_out = sorted(of.validation.items()) if name == "loss" else []
+    none = [(step, math.nan) for step, _ in raw[:1]]
     out = []
-    for which, points in lines:
+    for which, points in (("measured", raw), ("smoothed", smoothed or none), ("held out", held_out or none)):
         stride = max(1, math.ceil(len(points) / POINTS))
         kept = points[::stride] + (points[-1:] if points and (len(points) - 1) % stride else [])
         for step, number in kept:
             if not log:
                 out.append((step, number, which))
-            elif number > 0:
+            elif not number <= 0:
                 out.append((step, math.log10(number), which))
     return out
 

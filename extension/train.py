@@ -18,7 +18,8 @@ from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, grid, k
 
 COLUMNS = 8
 COLOURS = {"measured": "#9db4c8", "smoothed": "#3f86b8", "held out": "#c77d2e"}
-TICK = 2.0
+TICK, REST = 3.0, 6.0
+"""Seconds between looks at the runs, on this screen and on others; each costs the browser a good part of one."""
 REPORTED = 25
 """Lines of the log that a defect is reported with."""
 
@@ -64,8 +65,8 @@ class Train:
             self.smooth = gr.Slider(0, 0.98, value=0.9, step=0.02, label=words.SMOOTH, scale=2)
             self.log = gr.Checkbox(label=words.LOG_SCALE, scale=1, min_width=120)
         self.plot = gr.LinePlot(
-            x="step", y="value", color="line", color_title=" ", height=260, show_label=False, elem_id="curve",
-            color_map=COLOURS, buttons=["export"],
+            x="step", y="value", y_title=" ", color="line", color_title=" ", height=260, show_label=False,
+            elem_id="curve", color_map=COLOURS, buttons=["export"],
         )  # fmt: skip
         gr.HTML(note(words.CURVE_NOTE))
 
@@ -100,8 +101,14 @@ class Train:
             button.click(functools.partial(self.ask, request), [self.run], None, **EVENT).then(**after)
         self.resume.click(self.go_on, [self.run], None, **EVENT).then(**after)
         self.kill.click(self.end, [self.run], None, js=_confirm(words.KILL_QUESTION), **EVENT).then(**after)
-        for changed in (self.run.input, self.what.input, self.smooth.release, self.log.input):
-            changed(**after)
+        self.smooth.release(**after)
+        for changed in (self.run.input, self.what.input, self.log.input):
+            self.redraw(changed(**after))
+
+    def redraw(self, event: Any) -> None:
+        """After an event: a plot keeps the colours, lines and margins that it was drawn with."""
+        for shown in (False, True):
+            event = event.then(lambda shown=shown: gr.update(visible=shown), None, [self.plot], **EVENT)
 
     def show(
         self, chosen: str | None, of: str, weight: float, logarithmic: bool, before: dict[str, Any] | None
@@ -159,7 +166,7 @@ class Train:
 
 def build(context: Context) -> Screen:
     screen = Train(context)
-    return Screen(screen.show, screen.outputs, screen.view, {"run": screen.run, "plot": screen.plot})
+    return Screen(screen.show, screen.outputs, screen.view, {"run": screen.run, "redraw": screen.redraw})
 
 
 def _nothing(now: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -253,8 +260,7 @@ def _to_report(log: str) -> str:
 
 def _frame(history: progress.History, of: str, weight: float, logarithmic: bool) -> Any:
     points = progress.curve(history, of, weight, logarithmic)
-    frame = pd.DataFrame(points, columns=["step", "value", "line"])
-    return gr.LinePlot(value=frame, y_title=words.LOG_OF.format(of) if logarithmic else of) if points else None
+    return pd.DataFrame(points, columns=["step", "value", "line"]) if points else None
 
 
 def _gallery(pictures: dict[int, dict[int, Path]], history: progress.History, address: Any) -> str:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.truncate"}
@@ -57,7 +58,10 @@ class Server:
 def _serve() -> None:
     import short_runs
     import torch
+    from tqdm import tqdm
 
+    tqdm.monitor_interval = 0  # nothing but this thread is there when a child is made,
+    tqdm.set_lock(RLock())  # and no child that dies holds what others wait for
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         short_runs.trajectory(short_runs.config(Path(folder), {"run.steps": 1, "optimizer.kind": "AdamW"}))
