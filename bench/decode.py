@@ -139,19 +139,20 @@ def noise(
     count_attention()
     first: list[float] = []
     for name, plan in named:
-        counter, sums = FlopCounterMode(display=False), [0.0, 0.0]
+        operations, sums = 0, [0.0, 0.0]
         drawn = places[:1] if plan.kind == "full" else places
         for moved, target in steps:
             for place in drawn:
-                with counter:
+                with FlopCounterMode(display=False) as counter:
                     own = gradient(decoder, plan, moved.detach(), target, place)
+                operations += counter.get_total_flops()
                 felt = torch.autograd.grad(moved, adapter.parameters(), own.view_as(moved), retain_graph=True)
                 sums[0] += float(own.square().sum()) / len(drawn)
                 sums[1] += float(sum(part.square().sum() for part in felt)) / len(drawn)
-        numbers = [counter.get_total_flops() / len(drawn), *sums]
+        numbers = [operations / len(drawn), *sums]
         first = first or numbers
-        operations, inner, outer = (mine / whole for mine, whole in zip(numbers, first, strict=True))
-        yield name, (operations, inner, outer, outer * operations)
+        cost, inner, outer = (mine / whole for mine, whole in zip(numbers, first, strict=True))
+        yield name, (cost, inner, outer, outer * cost)
 
 
 def mosaic(size: int) -> Tensor:
