@@ -187,7 +187,7 @@ def test_captions_and_a_mistake_beside_its_field(server: Server, page, place: Pa
     page.fill("#folder textarea, #folder input", str(place / "pictures"))
     page.click("#open-folder")
     page.wait_for_selector("text=14 pictures, 14 with a caption")
-    assert page.locator(".cell img").count() == 12
+    until(lambda: page.locator(".cell img").count() == 12)
     assert page.locator(".cell textarea:visible").count() == 12  # a caption each, and nothing of the page's own
     assert "notes.md" in page.inner_text("#pictures-summary")
     box = page.locator(".caption textarea").first
