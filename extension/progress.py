@@ -102,7 +102,7 @@ def curve(of: History, name: str, smooth: float, log: bool) -> list[tuple[int, f
         for step, number in kept:
             if not log:
                 out.append((step, number, which))
-            elif not number <= 0:
+            elif number > 0 or math.isnan(number):
                 out.append((step, math.log10(number), which))
     return out
 

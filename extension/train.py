@@ -19,7 +19,7 @@ from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, grid, k
 COLUMNS = 8
 COLOURS = {"measured": "#9db4c8", "smoothed": "#3f86b8", "held out": "#c77d2e"}
 TICK, REST = 3.0, 6.0
-"""Seconds between looks at the runs, on this screen and on others; each costs the browser a good part of one."""
+"""Seconds between looks at the runs, on this screen and on others; each is some tenths of one of the browser's work."""
 REPORTED = 25
 """Lines of the log that a defect is reported with."""
 
