@@ -18,7 +18,8 @@ Modules = dict[str, dict[str, Tensor]]
 def resize(modules: Modules, rank: int, family: str) -> tuple[Modules, float]:
     """Every module as a LoRA (or DoRA) of ``rank`` with the nearest effect, by singular values; and the share lost.
 
-    The loss is |difference| / |effect| (Frobenius) over all modules. A larger rank is exact.
+    The loss is |difference| / |effect| (Frobenius) over all modules. A larger rank is exact. A module whose weight is
+    narrower than ``rank`` gets the rank that it can have.
     """
     found: Modules = {}
     lost = total = 0.0
@@ -47,18 +48,19 @@ def _resized(
     left, right = torch.linalg.qr(up.flatten(1).double()), torch.linalg.qr(down.flatten(1).double().T)
     u, s, v = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
     size = abs(scale) * float(s.norm())
-    alpha = torch.tensor(scale * rank)
     if rank == old:
         return module, 0.0, size
     if rank > old:
         more = down.new_empty(rank - old, *down.shape[1:])
         torch.nn.init.kaiming_uniform_(more, a=math.sqrt(5))
         wide = torch.cat([up, up.new_zeros(up.shape[0], rank - old, *up.shape[2:])], 1)
-        return {"lora_down.weight": torch.cat([down, more]), "lora_up.weight": wide, "alpha": alpha, **keep}, 0.0, size
+        made = {"lora_down.weight": torch.cat([down, more]), "lora_up.weight": wide}
+        return {**made, "alpha": torch.tensor(scale * rank), **keep}, 0.0, size
     root = s[:rank].sqrt()
     new_up = (left.Q @ u[:, : len(root)] * root).reshape(up.shape[0], len(root), *up.shape[2:])
     new_down = (root[:, None] * v[: len(root)] @ right.Q.T).reshape(len(root), *down.shape[1:])
-    made = {"lora_down.weight": new_down.to(down.dtype), "lora_up.weight": new_up.to(up.dtype), "alpha": alpha}
+    made = {"lora_down.weight": new_down.to(down.dtype), "lora_up.weight": new_up.to(up.dtype)}
+    made["alpha"] = torch.tensor(scale * len(root))  # fewer than rank where the weight is narrower
     return {**made, **keep}, abs(scale) * float(s[rank:].norm()), size
 
 
