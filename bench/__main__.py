@@ -35,6 +35,10 @@ PAIRS = str(ROOT / "presets" / "pictures" / "pairs")
 VGG = "random VGG16"
 RECOMPUTE = {"memory.gradient_checkpointing": True}
 DPO = {**RECOMPUTE, "data.pairs": PAIRS, "objective.kind": "dpo"}
+LEANEST = {
+    **RECOMPUTE, "memory.base_weights": "nf4", "memory.resident_blocks": 0, "memory.offload_checkpoints": True,
+    "optimizer.kind": "AdamW8bit",
+}  # fmt: skip
 PIXEL, CACHED, SINGLE = {"loss.pixel.mode": "mixed"}, {"objective.reference_draws": 1}, {"memory.one_by_one": True}
 CASES: dict[str, dict[str, Any]] = {
     "latent": {},
@@ -50,10 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "nf4": {**RECOMPUTE, "memory.base_weights": "nf4"},
     "streamed": {**RECOMPUTE, "memory.resident_blocks": 0},
     "streamed, auto": {**RECOMPUTE, "memory.resident_blocks": "auto"},
-    "leanest": {
-        **RECOMPUTE, "memory.base_weights": "nf4", "memory.resident_blocks": 0, "memory.offload_checkpoints": True,
-        "optimizer.kind": "AdamW8bit",
-    },
+    "leanest": LEANEST,
     "compiled": {**RECOMPUTE, "memory.compile": "denoiser"},
     "channels last": {**RECOMPUTE, "memory.channels_last": True},
     "pixel, auto": {**RECOMPUTE, "loss.pixel.mode": "mixed"},
@@ -75,6 +76,7 @@ CASES: dict[str, dict[str, Any]] = {
         **RECOMPUTE, "loss.pixel.mode": "anchored", "loss.pixel.decode": "full", "loss.pixel.target_cache": 1.0,
     },
     "pixel, compiled decoder": {**RECOMPUTE, "loss.pixel.mode": "mixed", "memory.compile": "decoder"},
+    "pixel, leanest": {**LEANEST, **PIXEL},
     "l1": {**RECOMPUTE, "loss.l1.weight": 1.0},
     "huber": {**RECOMPUTE, "loss.huber.weight": 1.0},
     "smooth l1": {**RECOMPUTE, "loss.smooth_l1.weight": 1.0},
@@ -92,9 +94,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo, pixel, one by one": {**DPO, **PIXEL, **SINGLE},
     "dpo, pixel, cached reference": {**DPO, **PIXEL, **CACHED},
     "dpo, pixel, cached reference, one by one": {**DPO, **PIXEL, **CACHED, **SINGLE},
-    "dpo, pixel, leanest": {
-        **DPO, **PIXEL, **CACHED, **SINGLE, "memory.base_weights": "nf4", "optimizer.kind": "AdamW8bit",
-    },
+    "dpo, pixel, leanest": {**DPO, **PIXEL, **CACHED, **SINGLE, **LEANEST},
 }  # fmt: skip
 """Flags on top of a plain LoRA run of rank 16."""
 TINY = ["latent", "plain", "nf4", "streamed", "pixel, midcrop", "dpo, pixel, cached reference, one by one"]

@@ -22,7 +22,7 @@ bench() { timeout 470 "$python" -m bench --append "$out/gpu.jsonl" "$@"; }
 
 LEVERS="latent, checkpointed;plain, checkpointed;8-bit AdamW;sdpa;fp8;int8;nf4"
 STREAMS="latent, checkpointed;streamed;streamed, auto;checkpoints in host memory;leanest"
-PIXELS="latent, checkpointed;pixel, auto;pixel, full;pixel, midcrop;pixel, window;pixel, kept targets"
+PIXELS="latent, checkpointed;pixel, auto;pixel, leanest;pixel, full;pixel, midcrop;pixel, window;pixel, kept targets"
 PAIRS="pairs, sft;dpo;dpo, one by one;dpo, cached reference;dpo, pixel;dpo, pixel, cached reference, one by one;dpo, pixel, leanest"
 SPEED="latent, checkpointed;plain, checkpointed;half checkpointed;channels last;compiled"
 
@@ -51,9 +51,9 @@ case "$part" in
   11) bench --models sd3-medium --cases "$STREAMS" ;;
   12) bench --models sd3-medium --cases "$PIXELS" ;;
   13) bench --models sd3-medium --cases "$PAIRS" ;;
-  14) bench --models sd15 --memory 2,4,8 --cases "8-bit AdamW;nf4;leanest;pixel, auto" ;;
-  15) bench --models sdxl --memory 4,6,8,12 --cases "8-bit AdamW;nf4;leanest;dpo, pixel, leanest" ;;
-  16) bench --models sd3-medium --memory 4,8,12 --cases "8-bit AdamW;nf4;leanest;dpo, pixel, leanest" ;;
+  14) bench --models sd15 --memory 2,4,8 --cases "8-bit AdamW;nf4;leanest;pixel, leanest" ;;
+  15) bench --models sdxl --memory 4,6,8,12 --cases "8-bit AdamW;nf4;leanest;pixel, leanest;dpo, pixel, leanest" ;;
+  16) bench --models sd3-medium --memory 4,8,12 --cases "8-bit AdamW;nf4;leanest;pixel, leanest;dpo, pixel, leanest" ;;
   17) timeout 470 "$python" -m trainer train --preset demo --run.out="$out/runs" ;;
   18) "$python" -m bench --append "$out/gpu.jsonl" --table ;;
   *) echo "gpu_all.sh: there is no part '$part'; there are 1 to 18" >&2; exit 2 ;;

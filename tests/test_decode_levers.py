@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
+import torch._dynamo
 from short_runs import config, events, trajectory
 
+from pixelkiln.trainer import levers
+from pixelkiln.trainer.config import ConfigError
+from pixelkiln.trainer.fit import remedies
 from pixelkiln.trainer.losses.decode import Decoder
 from pixelkiln.trainer.losses.pixel import PixelOptions, Targets, plan_for
+from pixelkiln.trainer.memory import MemoryOptions
 
 ANCHORED = {"loss.pixel.mode": "anchored", "run.steps": 8}
 
@@ -90,6 +97,41 @@ def test_a_small_probability_is_told(tmp_path):
     said = PixelOptions(probability=0.05).warnings()
     assert any("20 times" in line and "gradient clipping" in line for line in said)
     assert not any("probability" in line for line in PixelOptions(probability=0.25).warnings())
+
+
+@pytest.mark.parametrize("chosen", [None, "mine"])
+def test_what_is_compiled_is_kept_in_the_cache_folder(tmp_path, monkeypatch, chosen):
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    monkeypatch.delenv(levers.COMPILED, raising=False)
+    if chosen:
+        monkeypatch.setenv(levers.COMPILED, str(tmp_path / chosen))
+    else:
+        cache_dir()  # as importing torch._dynamo does
+    levers.tune(MemoryOptions(compile="decoder"), Decoder(tiny.vae(), 1.0), torch.device("cpu"), tmp_path / "kept")
+    assert Path(cache_dir()) == tmp_path / (chosen or "kept")
+
+
+def test_nothing_is_compiled_for_previews():
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    double = torch.compile(lambda x: 2 * x, backend=backend)
+    with levers.uncompiled(MemoryOptions(compile="both")):
+        assert double(torch.ones(2)).sum() == 4 and not calls
+    assert double(torch.ones(2)).sum() == 4 and calls
+
+
+def test_streamed_blocks_are_not_compiled(tmp_path):
+    flags = {"memory.compile": "both", "memory.resident_blocks": 0}
+    with pytest.raises(ConfigError, match=r"memory.*compile: blocks that are streamed cannot be compiled; set resident"):
+        config(tmp_path, flags)
+    compiled = config(tmp_path, {"memory.compile": "both"})
+    remedy = remedies.streaming(compiled, remedies.Phase(remedies.STEP, {}))
+    assert remedies.changed(compiled, remedy.changes).memory.compile == "decoder"
 
 
 @pytest.mark.slow

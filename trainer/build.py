@@ -234,7 +234,8 @@ class Parts:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """The adapter as it is saved and looked at."""
-        with evaluating(self.optimizer) if self.optimizer is not None else nullcontext():
+        shown = nullcontext() if self.optimizer is None else evaluating(self.optimizer)
+        with shown, levers.uncompiled(self.config.memory):
             yield
 
     @torch.no_grad()

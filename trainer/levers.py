@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from .blocks import blocks, recompute
 from .losses.decode import Decoder
 from .memory import MemoryOptions
 from .streaming import Streamer
+
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def lighten(
@@ -64,6 +67,11 @@ def tune(options: MemoryOptions, decoder: Decoder, device: torch.device, cache: 
     decoder.room = memory.free_bytes(device, options.limit_gb)
 
 
+def uncompiled(options: MemoryOptions) -> AbstractContextManager[Any]:
+    """Inside, everything runs as it is, so that nothing is compiled for shapes that no training step has."""
+    return nullcontext() if options.compile == "none" else torch.compiler.set_stance("force_eager")
+
+
 def _prepare_compile(cache: Path) -> None:
     """A cache that outlives the run, and room for the variants: each block's shapes, with the adapter and without.
 
@@ -72,7 +80,9 @@ def _prepare_compile(cache: Path) -> None:
     import os
 
     import torch._dynamo
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    if os.environ.get(COMPILED) in (None, default_cache_dir()):  # torch writes its own choice there when it is imported
+        os.environ[COMPILED] = str(cache.absolute())
     limits: Any = torch._dynamo.config
     limits.recompile_limit, limits.accumulated_recompile_limit = 256, 4096

@@ -37,8 +37,9 @@ class MemoryOptions(Options):
     """Keep pictures in memory with their channels last, as a card's convolutions like it, in the U-Net and in the
     decoder. Equal up to rounding."""
     compile: Literal["none", "denoiser", "decoder", "both"] = option("none", label="Compile")
-    """Let torch compile the network's blocks, the decoder's, or both: the first steps take minutes, the others less
-    time. It is kept in the run's cache folder. Equal up to rounding; it needs a C++ compiler, on a card also Triton."""
+    """Let torch compile the network's blocks, the decoder's, or both, for training steps (previews and the rest run as
+    they are): the first steps take minutes, the others less time. It is kept in the run's cache folder. Equal up to
+    rounding; it needs a C++ compiler, on a card also Triton. Blocks that are streamed cannot be compiled."""
     base_weights: Weights = option("full", label="Base weights")
     """How the frozen denoiser is held: ``full`` as ``run.precision`` says, ``fp8`` and ``int8`` in half of 16 bits,
     ``nf4`` in about a third (its convolutions in int8). Unpacked layer by layer as they are used; the adapter learns on
@@ -54,6 +55,8 @@ class MemoryOptions(Options):
         if not self.gradient_checkpointing and (self.checkpoint_share < 1 or self.offload_checkpoints):
             name = "offload_checkpoints" if self.offload_checkpoints else "checkpoint_share"
             raise ValueError(f"{name}: it says how gradient checkpointing is done; set gradient_checkpointing = true")
+        if self.resident_blocks != "all" and self.compile in ("denoiser", "both"):
+            raise ValueError('compile: blocks that are streamed cannot be compiled; set resident_blocks = "all"')
         return self
 
 

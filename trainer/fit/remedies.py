@@ -128,7 +128,9 @@ def fp8(config: Config, worst: Phase) -> Remedy | None:
 def streaming(config: Config, worst: Phase) -> Remedy | None:
     if config.memory.resident_blocks != "all":
         return None
-    changes = {"memory.resident_blocks": "auto"}
+    changes: dict[str, Any] = {"memory.resident_blocks": "auto"}
+    if (kept := {"denoiser": "none", "both": "decoder"}.get(config.memory.compile)) is not None:
+        changes["memory.compile"] = kept
     return Remedy("blocks streamed from the host's memory", "slower where copies do not keep up", True, changes)
 
 
