@@ -74,7 +74,8 @@ SAMPLES: dict[str, Any] = {
     "masked_loss": {"conditioning_data_dir": "masks", "masked_loss": True},
     "multires_noise_iterations": {"multires_noise_iterations": 6},
     "resolution": {"resolution": 768},
-    "save_last_n_epochs_state": {"save_last_n_epochs_state": 3, "save_state": True},
+    "save_last_n_epochs_state": {"save_last_n_epochs_state": 3, "save_every_n_epochs": 1, "save_state": True},
+    "save_last_n_steps_state": {"save_last_n_steps_state": 99, "save_every_n_steps": 9, "save_state": True},
     "face_crop_aug_range": {"face_crop_aug_range": "2,4"},
     "full_bf16": {"full_bf16": True, "mixed_precision": "bf16"},
     "huber_c": {"huber_c": 0.2, "loss_type": "huber"},
@@ -118,6 +119,25 @@ def test_a_mapped_argument_changes_the_configuration(name, folder):
     without, _ = read(folder, family=family, **{key: value for key, value in values.items() if key != name})
     if name != "v2":
         assert with_it != without, name
+
+
+@pytest.mark.parametrize(
+    "given, kept, told",
+    [
+        ({"save_every_n_epochs": 1, "save_last_n_epochs": 2}, (2, 0), False),
+        ({"save_every_n_epochs": 1, "save_last_n_epochs": 2, "save_last_n_epochs_state": 1}, (1, 0), False),
+        ({"save_every_n_steps": 10, "save_last_n_steps": 100}, (0, 100), False),
+        ({"save_every_n_steps": 10, "save_last_n_steps": 100, "save_last_n_steps_state": 50}, (0, 50), False),
+        ({"save_every_n_steps": 10, "save_last_n_epochs": 2}, (0, 0), False),  # which limits files of epochs only
+        ({"save_every_n_steps": 10, "save_every_n_epochs": 1, "save_last_n_epochs": 2}, (0, 0), True),
+    ],
+)  # fmt: skip
+def test_states_are_kept_as_sd_scripts_keeps_them(given, kept, told, folder):
+    got, notes = read(folder, save_state=True, **given)
+    assert (got.save.keep_states, got.save.keep_states_steps) == kept
+    assert any(note.startswith("save_state: all states are kept") for note in notes) == told
+    files = (got.save.keep_last, got.save.keep_last_steps, got.save.keep_last_epochs)
+    assert files == (0, given.get("save_last_n_steps", 0), given.get("save_last_n_epochs", 0))
 
 
 @pytest.mark.parametrize("name", sorted(n for n in arguments() if convert.treatment(n) == "harmless"))

@@ -12,6 +12,7 @@ from PIL import Image
 from pixelkiln.trainer import job
 from pixelkiln.trainer.adapters.files import read_header
 from pixelkiln.trainer.engine import train
+from pixelkiln.trainer.run import RunFolder
 
 # 8 pictures in batches of 4: an epoch is 2 steps, and 6 steps are 3 epochs.
 
@@ -26,7 +27,10 @@ def saved(config) -> tuple[list[str], list[str]]:
     "options, files, states",
     [
         ({"save.every_epochs": 1}, ["t-000001", "t-000002"], ["step00000006"]),  # the last epoch's is the final file
-        ({"save.every_epochs": 1, "save.keep_last": 1}, ["t-000002"], ["step00000006"]),
+        ({"save.every_epochs": 1, "save.every": 2, "save.keep_last_epochs": 1},
+         ["t-000002", "t-step00000002", "t-step00000004"], ["step00000006"]),
+        ({"save.every_epochs": 1, "save.every": 2, "save.keep_last": 1},
+         ["t-000001", "t-000002", "t-step00000004"], ["step00000006"]),
         ({"save.times": 3}, ["t-000001", "t-000002"], ["step00000006"]),
         ({"save.times": 2}, ["t-000001", "t-000002"], ["step00000006"]),  # 3 // 2 epochs
         ({"save.times": 1}, [], ["step00000006"]),
@@ -101,6 +105,31 @@ def test_a_wrong_thumbnail_is_told_before_the_run(tmp_path, name, told) -> None:
     with pytest.raises(ValueError, match=f"save.thumbnail: .*{told}"):
         train(config)
     assert not any(e["kind"] == "step" for e in short_runs.events(config))
+
+
+def test_a_new_run_under_a_name_sets_aside_what_lies_there(tmp_path) -> None:
+    def run(steps: int, resume: bool = False, **more):
+        flags = {"sample.prompts": ["a cat"], "sample.steps": 1, "save.every": 1, "run.steps": steps, **more}
+        made = short_runs.config(tmp_path, flags)
+        assert train(made, resume=resume) == 0
+        return made
+
+    config = run(4)
+    folder = RunFolder(Path(config.run.out) / "t")
+    final, steps = folder.final.read_bytes(), {p.name for p in folder.checkpoints.iterdir()}
+    run(3, **{"run.seed": 9, "save.keep_last": 1})
+    assert [p.stem for p in folder.checkpoints.iterdir()] == ["t-step00000002"]
+    assert sorted(p.name for p in folder.samples.iterdir()) == ["grid.png", "step00000000_00.png", "step00000003_00.png"]
+    assert {p.name for p in (folder.earlier / "checkpoints").iterdir()} == steps
+    assert (folder.earlier / "before_after.png").exists() and folder.final.read_bytes() != final
+    told = f"checkpoints and pictures of the earlier run are now in {folder.earlier}"
+    assert (folder.path / "log.txt").read_text("utf-8").splitlines().count(told) == 1
+    run(4, resume=True)
+    assert len(list((folder.earlier / "checkpoints").iterdir())) == 3, "a run that goes on sets nothing aside"
+    run(1, **{"sample.prompts": []})
+    assert sorted(p.name for p in folder.earlier.iterdir()) == ["before_after.png", "checkpoints", "samples"]
+    assert [p.stem for p in (folder.earlier / "checkpoints").iterdir()] == ["t-step00000002", "t-step00000003"]
+    assert not list(folder.samples.iterdir()) and not folder.before_after.exists()
 
 
 def test_a_run_goes_on_from_the_state_of_another(tmp_path) -> None:

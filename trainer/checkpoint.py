@@ -29,10 +29,12 @@ class SaveOptions(Options):
     """Epochs between adapter files, ``<name>-000001.safetensors``."""
     times: int = option(0, kohya="save_n_epoch_ratio", label="Save about so many times", ge=0)
     """Save at the ends of epochs, about so often over the run, instead of ``every_epochs``."""
-    keep_last: int = option(0, kohya="save_last_n_epochs", label="Keep the last", ge=0)
-    """Delete older adapter files beyond so many of steps and so many of epochs; 0 keeps all."""
+    keep_last: int = option(0, label="Keep the last", ge=0)
+    """Delete older adapter files of steps beyond so many; 0 keeps all."""
     keep_last_steps: int = option(0, kohya="save_last_n_steps", label="Keep the last (steps)", ge=0)
     """Delete adapter files of steps that are more than so many steps old; 0 keeps all."""
+    keep_last_epochs: int = option(0, kohya="save_last_n_epochs", label="Keep the last (epochs)", ge=0)
+    """Delete older adapter files of epochs beyond so many; 0 keeps all."""
     state_every: int = option(250, label="State every (steps)", ge=0)
     """Steps between rolling states for ``--resume``; 0 keeps one only when the run ends or is stopped."""
     state_with_files: bool = option(False, kohya="save_state", label="State with every file")
@@ -181,7 +183,7 @@ def prune_checkpoints(folder: Path, name: str, options: SaveOptions) -> None:
     """Delete the adapter files of a run that are too many or too old."""
     literal = glob.escape(name)
     _prune(sorted(folder.glob(f"{literal}-step????????.safetensors")), options.keep_last, options.keep_last_steps)
-    _prune(sorted(folder.glob(f"{literal}-??????.safetensors")), options.keep_last)
+    _prune(sorted(folder.glob(f"{literal}-??????.safetensors")), options.keep_last_epochs)
 
 
 def _prune(files: list[Path], keep: int, keep_steps: int = 0) -> None:

@@ -231,9 +231,7 @@ def _files(values: Values, made: Made, family: str | None) -> None:
         made.put("sample.steps", 30, values, "sample_prompts")
         made.put("sample.guidance", 7.5, values, "sample_prompts")
     if values["save_state"]:
-        limits = ("save_last_n_epochs_state", "save_last_n_epochs")
-        kept = next((values[name] for name in limits if values[name]), 0)
-        made.put("save.keep_states", kept, values, "save_state", *limits)
+        _states(values, made)
     state = Path(values["resume"] or "").expanduser()
     if values["resume"] and (state / "train_state.json").exists() and (state / "model.safetensors").exists():
         made.put("adapter.init_from", str(state / "model.safetensors"), values, "resume")
@@ -242,6 +240,20 @@ def _files(values: Values, made: Made, family: str | None) -> None:
         made.put("run.resume_from", values["resume"], values, "resume")
     if "seed" not in values.given:
         made.notes.append("seed is not given: sd-scripts draws one, here it is 0, so that a run can be repeated")
+
+
+def _states(values: Values, made: Made) -> None:
+    """How long states are kept. Those of steps and of epochs are alike here, so a limit needs that there is one sort."""
+    steps, epochs = values["save_every_n_steps"], values["save_every_n_epochs"] or values["save_n_epoch_ratio"]
+    for option, alone, *limits in (
+        ("save.keep_states", epochs and not steps, "save_last_n_epochs_state", "save_last_n_epochs"),
+        ("save.keep_states_steps", steps and not epochs, "save_last_n_steps_state", "save_last_n_steps"),
+    ):
+        limit = next((values[name] for name in limits if values[name]), 0)
+        made.put(option, limit if alone else 0, values, *limits)
+        if limit and steps and epochs:
+            made.notes.append(f"save_state: all states are kept, as there are some of steps and some of epochs; "
+                              f"{option} limits both together")  # fmt: skip
 
 
 STEPS: tuple[Callable[[Values, Made, str | None], None], ...] = (
@@ -263,7 +275,7 @@ cache_text_encoder_outputs_to_disk config_file fp8_base fp8_base_unet full_bf16 
 learning_rate log_with loss_type lr_scheduler lr_scheduler_args lr_scheduler_type lr_warmup_steps max_train_epochs
 max_train_steps mem_eff_attn min_snr_gamma mixed_precision network_alpha network_args network_dim network_dropout
 network_module network_train_text_encoder_only network_train_unet_only optimizer_args optimizer_type resume
-sample_at_first sample_sampler save_last_n_epochs_state save_model_as save_precision scale_weight_norms sdpa
+sample_at_first sample_sampler save_last_n_epochs_state save_last_n_steps_state save_model_as save_precision scale_weight_norms sdpa
 text_encoder_lr unet_lr use_8bit_adam use_lion_optimizer v2 v_parameterization v_pred_like_loss weighting_scheme
 xformers zero_terminal_snr
 """
