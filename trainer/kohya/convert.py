@@ -243,7 +243,7 @@ def _files(values: Values, made: Made, family: str | None) -> None:
 
 
 def _states(values: Values, made: Made) -> None:
-    """How long states are kept. Those of steps and of epochs are alike here, so a limit needs that there is one sort."""
+    """How long states are kept. Those of steps and of epochs are alike here, so limits hold where there is one sort."""
     steps, epochs = values["save_every_n_steps"], values["save_every_n_epochs"] or values["save_n_epoch_ratio"]
     for option, alone, *limits in (
         ("save.keep_states", epochs and not steps, "save_last_n_epochs_state", "save_last_n_epochs"),
@@ -275,9 +275,9 @@ cache_text_encoder_outputs_to_disk config_file fp8_base fp8_base_unet full_bf16 
 learning_rate log_with loss_type lr_scheduler lr_scheduler_args lr_scheduler_type lr_warmup_steps max_train_epochs
 max_train_steps mem_eff_attn min_snr_gamma mixed_precision network_alpha network_args network_dim network_dropout
 network_module network_train_text_encoder_only network_train_unet_only optimizer_args optimizer_type resume
-sample_at_first sample_sampler save_last_n_epochs_state save_last_n_steps_state save_model_as save_precision scale_weight_norms sdpa
-text_encoder_lr unet_lr use_8bit_adam use_lion_optimizer v2 v_parameterization v_pred_like_loss weighting_scheme
-xformers zero_terminal_snr
+sample_at_first sample_sampler save_last_n_epochs_state save_last_n_steps_state save_model_as save_precision
+scale_weight_norms sdpa text_encoder_lr unet_lr use_8bit_adam use_lion_optimizer v2 v_parameterization v_pred_like_loss
+weighting_scheme xformers zero_terminal_snr
 """
 CONVERTED = DATA | frozenset(_CONVERTED.split())
 """Arguments that are more than another name."""
