@@ -152,5 +152,7 @@ def test_pictures_say_how_they_were_made_and_the_grid_has_a_column_per_step(tmp_
     made = grid(tmp_path, ["a", "b"], cell=64)
     with Image.open(made) as sheet:
         assert sheet.size == (128, 18 + 2 * (64 + 28))
-    before_after(tmp_path, ["a", "b"], tmp_path / "both.png", cell=64)
-    assert (tmp_path / "both.png").exists()
+    before_after(tmp_path, ["a", "b", "new"], tmp_path / "both.png", cell=64)
+    with Image.open(tmp_path / "both.png") as sheet:
+        at = [[sheet.getpixel((64 + 64 * column + 32, 64 * row + 32)) for column in range(3)] for row in range(2)]
+    assert at == [[(255, 0, 0), (255, 0, 0), (255, 255, 255)]] * 2

@@ -108,28 +108,32 @@ def test_a_wrong_thumbnail_is_told_before_the_run(tmp_path, name, told) -> None:
 
 
 def test_a_new_run_under_a_name_sets_aside_what_lies_there(tmp_path) -> None:
-    def run(steps: int, resume: bool = False, **more):
-        flags = {"sample.prompts": ["a cat"], "sample.steps": 1, "save.every": 1, "run.steps": steps, **more}
-        made = short_runs.config(tmp_path, flags)
-        assert train(made, resume=resume) == 0
-        return made
-
-    config = run(4)
+    flags = {"sample.prompts": ["a cat"], "sample.steps": 1, "save.every": 1, "sample.at_start": False}
+    config = short_runs.config(tmp_path, {**flags, "run.steps": 3})
+    assert train(config) == 0
     folder = RunFolder(Path(config.run.out) / "t")
-    final, steps = folder.final.read_bytes(), {p.name for p in folder.checkpoints.iterdir()}
-    run(3, **{"run.seed": 9, "save.keep_last": 1})
-    assert [p.stem for p in folder.checkpoints.iterdir()] == ["t-step00000002"]
-    assert sorted(p.name for p in folder.samples.iterdir()) == ["grid.png", "step00000000_00.png", "step00000003_00.png"]
-    assert {p.name for p in (folder.earlier / "checkpoints").iterdir()} == steps
-    assert (folder.earlier / "before_after.png").exists() and folder.final.read_bytes() != final
+    folder.before_after.touch()
+    assert train(short_runs.config(tmp_path, {**flags, "run.steps": 2, "save.keep_last": 1})) == 0
+    found = {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*.*")}
+    assert {name for name in found if name.endswith(("png", "safetensors"))} == {
+        "t.safetensors", "state/step00000002.safetensors", "checkpoints/t-step00000001.safetensors",
+        "samples/grid.png", "samples/step00000002_00.png", "earlier/before_after.png",
+        "earlier/checkpoints/t-step00000001.safetensors", "earlier/checkpoints/t-step00000002.safetensors",
+        "earlier/samples/grid.png", "earlier/samples/step00000003_00.png",
+    }  # fmt: skip
     told = f"checkpoints and pictures of the earlier run are now in {folder.earlier}"
     assert (folder.path / "log.txt").read_text("utf-8").splitlines().count(told) == 1
-    run(4, resume=True)
-    assert len(list((folder.earlier / "checkpoints").iterdir())) == 3, "a run that goes on sets nothing aside"
-    run(1, **{"sample.prompts": []})
-    assert sorted(p.name for p in folder.earlier.iterdir()) == ["before_after.png", "checkpoints", "samples"]
-    assert [p.stem for p in (folder.earlier / "checkpoints").iterdir()] == ["t-step00000002", "t-step00000003"]
-    assert not list(folder.samples.iterdir()) and not folder.before_after.exists()
+
+
+def test_what_was_set_aside_stays_until_there_is_something_newer(tmp_path) -> None:
+    folder = RunFolder(tmp_path / "t")
+    folder.make()
+    for name, kept in (("a", ["a"]), ("b", ["b"]), (None, ["b"])):
+        if name:
+            (folder.samples / name).touch()
+        assert folder.set_aside() == bool(name)
+        assert [path.name for path in (folder.earlier / "samples").iterdir()] == kept
+        assert not list(folder.samples.iterdir())
 
 
 def test_a_run_goes_on_from_the_state_of_another(tmp_path) -> None:

@@ -237,5 +237,5 @@ def _demo(args: argparse.Namespace) -> int:
     code = train(config)
     if code == DONE:
         folder = RunFolder(Path(config.run.out) / config.run.name)
-        print(f"\npicture:  {folder.path / 'before_after.png'}\nadapter:  {folder.final}")
+        print(f"\npicture:  {folder.before_after}\nadapter:  {folder.final}")
     return code

@@ -128,6 +128,8 @@ class Loop:
         elif p.is_main:
             for old in checkpoint.states(self.folder.state):
                 old.unlink()
+            if self.folder.set_aside():
+                self.writer.say(f"checkpoints and pictures of the earlier run are now in {self.folder.earlier}")
         if p.is_main:
             write_atomic(self.folder.config, to_toml(config).encode())
         self._prepare()
@@ -232,7 +234,7 @@ class Loop:
         self._sample()
         texts = [prompt.text for prompt in p.prompts]
         if p.is_main and texts:
-            sampling.before_after(self.folder.samples, texts, self.folder.path / "before_after.png")
+            sampling.before_after(self.folder.samples, texts, self.folder.before_after)
         seconds = time.monotonic() - self.began
         skipped = f" ({self.health.skipped} skipped)" if self.health.skipped else ""
         self.writer.end("done", self.at, f"{self.at} steps{skipped} in {_clock(seconds)}: {self.folder.final}", DONE)

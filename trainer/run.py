@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -84,6 +85,15 @@ class RunFolder:
         return self.path / "control"
 
     @property
+    def earlier(self) -> Path:
+        """Checkpoints and pictures of the run that had this name before."""
+        return self.path / "earlier"
+
+    @property
+    def before_after(self) -> Path:
+        return self.path / "before_after.png"
+
+    @property
     def final(self) -> Path:
         return self.path / f"{self.path.name}.safetensors"
 
@@ -105,6 +115,27 @@ class RunFolder:
             raise ValueError(
                 f"run.out: {self.path} cannot be written ({error.strerror}); choose a folder that you may write to"
             ) from None
+
+    def set_aside(self) -> bool:
+        """Move the checkpoints and pictures of an earlier run into ``earlier``, in place of what lies there; whether
+        there were any."""
+        old = [path for path in (self.checkpoints, self.samples) if any(path.iterdir())]
+        old += [self.before_after] if self.before_after.exists() else []
+        if not old:
+            return False
+        try:
+            if self.earlier.exists():
+                shutil.rmtree(self.earlier)
+            self.earlier.mkdir()
+            for path in old:
+                path.replace(self.earlier / path.name)
+        except OSError as error:
+            raise ValueError(
+                f"run.name: what an earlier run left in {self.path} cannot be moved to {self.earlier.name} "
+                f"({error.strerror}); close what has it open, or choose another name"
+            ) from None
+        self.make()
+        return True
 
     def take_requests(self) -> set[str]:
         """The requests lying in ``control/``, taken away: stop, save, sample."""

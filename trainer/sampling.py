@@ -351,7 +351,7 @@ def grid(samples: Path, texts: list[str], cell: int = 256) -> Path | None:
 
 
 def before_after(samples: Path, texts: list[str], path: Path, cell: int = 192) -> None:
-    """The first and the last preview of each prompt, one above the other."""
+    """The first and the last preview of each prompt, one above the other; blank where a prompt was not there yet."""
     steps = sorted({int(p.name[4:12]) for p in samples.glob("step????????_??.png")})
     if len(steps) < 2:
         return
@@ -361,8 +361,9 @@ def before_after(samples: Path, texts: list[str], path: Path, cell: int = 192) -
     for row, (step, word) in enumerate(((steps[0], "before"), (steps[-1], "after"))):
         pen.text((10, row * cell + cell // 2), word, fill="black")
         for column, text in enumerate(texts):
-            with Image.open(picture_path(samples, step, column)) as picture:
-                shown = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
-            sheet.paste(shown, (margin + column * cell, row * cell))
             pen.text((margin + column * cell + 6, 2 * cell + 5), text[: cell // 7], fill="black")
+            if (drawn := picture_path(samples, step, column)).exists():
+                with Image.open(drawn) as picture:
+                    shown = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+                sheet.paste(shown, (margin + column * cell, row * cell))
     write_atomic(path, lambda file: sheet.save(file, "PNG"))
