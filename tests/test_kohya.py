@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import steps
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelkiln.trainer import config as c
+from pixelkiln.trainer.build import make_terms
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.kohya import convert, dataset, network
 from pixelkiln.trainer.kohya.entrance import imported, load, take
@@ -170,6 +175,26 @@ def test_what_the_family_does_not_use_is_left_out_with_a_word(folder):
     assert got == read(folder, family="sd3-medium")[0]
     assert {note.split()[0] for note in notes} == {"min_snr_gamma", "clip_skip", "seed"}
     assert read(folder, family="sd15", logit_mean=1.0)[0] == read(folder)[0]
+
+
+@pytest.mark.parametrize("scheme", ["uniform", "sigma_sqrt", "cosmap"])
+@pytest.mark.parametrize("kind", ["l2", "l1", "huber", "smooth_l1"])
+def test_sd3_weighs_any_loss_of_the_clean_latents(kind, scheme, folder):
+    """sd3_train_network.py: pred = noisy - sigma v, conditional_loss(pred, latents), then the scheme's weight."""
+    given = {"loss_type": kind, "weighting_scheme": scheme, "huber_schedule": "constant", "huber_c": 0.3}
+    got, _ = read(folder, family="sd3-medium", **given)
+    step = steps.step("flow", [0.1, 0.5, 0.9], rows=3)
+    parts: Any = SimpleNamespace(
+        config=got, family=SimpleNamespace(name="sd3-medium", process=step.process), decoder=None, terms=[]
+    )
+    make_terms(parts, None, print)
+    (term,) = parts.terms
+    d, sigma = (step.x0 - step.clean).flatten(1), step.draw.level.double()
+    soft = 2 * ((d**2 + 0.09).sqrt() - 0.3)
+    elements = {"l2": d**2, "l1": d.abs(), "huber": 0.3 * soft, "smooth_l1": soft}[kind]
+    cosmap = 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
+    weight = {"uniform": torch.ones(3), "sigma_sqrt": sigma**-2, "cosmap": cosmap}[scheme]
+    torch.testing.assert_close(term.objective(term.loss(step), None, step).values, elements.mean(1) * weight)
 
 
 # ------------------------------------------------------------------------------------------------------ the defaults

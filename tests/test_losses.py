@@ -58,7 +58,8 @@ def build(decoder, vgg):
     def make(name: str, prediction: str = "epsilon", **options):
         needed = {"lpips": {"backbone": vgg}}.get(name, {})
         entry = losses[name]
-        return entry.build(entry.options(**(needed | options)), LossParts(steps.process(prediction), decoder))
+        in_x0 = options.pop("in_x0", False)
+        return entry.build(entry.options(**(needed | options)), LossParts(steps.process(prediction), decoder, in_x0))
 
     return make
 
@@ -113,6 +114,16 @@ def test_half_precision_outputs_are_judged_in_float32(build, name):
         errors = loss(half)
     assert errors.dtype == torch.float32
     torch.testing.assert_close(errors, loss(replace(made, out=half.out.float())), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_a_latent_loss_can_measure_the_clean_latents_that_are_implied(build, name):
+    """As on a model that predicts those: of a flow they are sigma times as far apart as the velocities."""
+    made = small("flow", LEVELS["flow"], rows=3)
+    same = replace(small("sample", LEVELS["sample"], rows=3), out=made.x0, batch=made.batch)
+    options = {"schedule": "constant"} if "schedule" in OPTIONS[name].model_fields else {}
+    found = build(name, "flow", in_x0=True, **options)(made)
+    torch.testing.assert_close(found, build(name, "sample", **options)(same))
 
 
 @pytest.mark.parametrize("name", NAMES)

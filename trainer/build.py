@@ -423,7 +423,7 @@ def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str],
     if config.run.kohya_strict and not weighed.is_flow:
         weighed = replace(weighed, alphas=scaled_linear())
     for name, (options, objective) in terms.items():
-        loss = losses[name].build(options, LossParts(family.process, parts.decoder))
+        loss = losses[name].build(options, LossParts(family.process, parts.decoder, getattr(objective, "in_x0", False)))
         judge = objectives[objective.kind].build(objective, ObjectiveParts(weighed, options.decodes, beta))  # pyright: ignore
         parts.terms.append(Term(name, loss, judge, options))  # pyright: ignore[reportArgumentType]
         for line in options.warnings():  # pyright: ignore[reportAttributeAccessIssue]

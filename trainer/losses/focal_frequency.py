@@ -22,7 +22,7 @@ def build(options: FocalFrequencyOptions, parts: LossParts) -> Loss:
     distance = Distance(2, partial(focal_frequency, alpha=options.alpha))
 
     def loss(step: Step) -> Tensor:
-        d = residual(step)
+        d = residual(step, parts.in_x0)
         return distance(d, mask_at(step.batch.mask, d.shape[-2:], d))
 
     return loss

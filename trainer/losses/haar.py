@@ -28,7 +28,7 @@ def build(options: HaarOptions, parts: LossParts) -> Loss:
     weights = (options.low, options.edges, options.edges, options.diagonal)
 
     def loss(step: Step) -> Tensor:
-        d = residual(step)
+        d = residual(step, parts.in_x0)
         mask = mask_at(step.batch.mask, d.shape[-2:], d)
         bands = haar_bands(d if mask is None else d * mask.sqrt())
         energy = torch.stack([w * (band**2).flatten(1).sum(1) for w, band in zip(weights, bands, strict=True)])

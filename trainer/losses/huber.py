@@ -45,7 +45,7 @@ def pseudo_huber(d: Tensor, c: Tensor) -> Tensor:
 def build(options: HuberOptions, parts: LossParts) -> Loss:
     def loss(step: Step) -> Tensor:
         c = threshold(step.draw.level, step.process, options)
-        errors = mean(pseudo_huber(residual(step), c), step.batch.mask)
+        errors = mean(pseudo_huber(residual(step, parts.in_x0), c), step.batch.mask)
         return 2 * c.to(errors) * errors
 
     return loss

@@ -13,4 +13,4 @@ class L1Options(TermOptions):
 
 @losses.register("l1", L1Options)
 def build(options: L1Options, parts: LossParts) -> Loss:
-    return lambda step: mean(residual(step).abs(), step.batch.mask)
+    return lambda step: mean(residual(step, parts.in_x0).abs(), step.batch.mask)

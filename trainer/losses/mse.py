@@ -13,4 +13,4 @@ class MseOptions(TermOptions):
 
 @losses.register("mse", MseOptions)
 def build(options: MseOptions, parts: LossParts) -> Loss:
-    return lambda step: mean(residual(step) ** 2, step.batch.mask)
+    return lambda step: mean(residual(step, parts.in_x0) ** 2, step.batch.mask)

@@ -18,6 +18,6 @@ class SmoothL1Options(HuberOptions):
 def build(options: SmoothL1Options, parts: LossParts) -> Loss:
     def loss(step: Step) -> Tensor:
         c = threshold(step.draw.level, step.process, options)
-        return 2 * mean(pseudo_huber(residual(step), c), step.batch.mask)
+        return 2 * mean(pseudo_huber(residual(step, parts.in_x0), c), step.batch.mask)
 
     return loss

@@ -58,6 +58,8 @@ class LossParts:
     process: Process
     decoder: Any = None
     """A ``decode.Decoder``; needed by terms whose options say ``decodes``."""
+    in_x0: bool = False
+    """Whether a latent loss measures the clean latents that the output implies, instead of the output itself."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,10 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def residual(step: Step) -> Tensor:
-    """[B, C, h, w] output minus target."""
-    return wide(step.out) - wide(step.target)
+def residual(step: Step, in_x0: bool = False) -> Tensor:
+    """[B, C, h, w] output minus target; ``in_x0``: as far apart as the clean latents that they imply."""
+    d = wide(step.out) - wide(step.target)
+    return d * step.process.gain(step.draw.level, "x0").to(d).reshape(-1, 1, 1, 1) if in_x0 else d
 
 
 def mask_at(mask: Tensor | None, size: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor | None:

@@ -34,8 +34,8 @@ class SftOptions(Options):
     v_pred_like_loss: Positive | None = option(None, kohya="v_pred_like_loss", label="v-like loss")
     """Epsilon models only: add so many times the error in v."""
     flow_weighting: Literal["none", "x0", "sigma_sqrt", "cosmap"] = option("none", label="SD3 weighting")
-    """SD3 only. none: the velocity's error, as in the SD3 paper. x0: the error in the clean latents, sigma squared
-    times that (kohya's default); cosmap and sigma_sqrt weigh the latter (sigma_sqrt comes to none)."""
+    """SD3 only. none: the velocity's error, as in the SD3 paper. x0: the error in the clean latents (kohya's default),
+    squared sigma squared times that; cosmap and sigma_sqrt weigh the latter (sigma_sqrt comes to none for mse)."""
 
     @model_validator(mode="after")
     def _either(self) -> SftOptions:
@@ -44,6 +44,11 @@ class SftOptions(Options):
                 "v_pred_like_loss: this is for epsilon models, but scale_v_pred_loss_like_noise_pred for v; give one"
             )
         return self
+
+    @property
+    def in_x0(self) -> bool:
+        """Whether the error to weigh is that of the clean latents: other losses than squares have no factor for it."""
+        return self.flow_weighting != "none"
 
 
 Weighting = Callable[[Tensor], Tensor]
@@ -80,15 +85,17 @@ def weightings(options: SftOptions, process: Process) -> list[Weighting]:
         k = options.v_pred_like_loss or 0.0
         made.append(lambda level: 1 + k * (capped(level) + 1) / capped(level))
     if wanted("flow_weighting", ("flow",)):
-        kind = options.flow_weighting
-        if kind != "sigma_sqrt":
-            made.append(lambda level: level.double() ** 2 * (_cosmap(level) if kind == "cosmap" else 1))
+        made += {"x0": [], "cosmap": [_cosmap], "sigma_sqrt": [_sigma_sqrt]}[options.flow_weighting]
     return made
 
 
 def _cosmap(level: Tensor) -> Tensor:
     sigma = level.double()
     return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
+
+
+def _sigma_sqrt(level: Tensor) -> Tensor:
+    return level.double().clamp(min=1e-6) ** -2
 
 
 class Sft:
