@@ -287,6 +287,32 @@ def test_masks_and_alpha(tmp_path):
     assert {float(mask.mean()) for mask in only_alpha.mask} == {float(alpha.mean()), 1.0}
 
 
+def test_a_rows_key_follows_all_that_its_error_depends_on(tmp_path):
+    path, masks = folder(tmp_path / "pics", 2), tmp_path / "masks"
+    Image.fromarray(noise((64, 64), 1, 4)).save(path / "001.png")
+    masks.mkdir()
+
+    def keys(**options) -> list[str]:
+        made = Dataset(DataOptions.model_validate({"path": str(path), "resolution": 64, **options}), effective_batch=2)
+        encoder = Encoder()
+        made.attach(encoder.encode, None, PRINTS, sd_scripts=("sd", lambda latents: latents))
+        return sorted(made.batch(0).keys)
+
+    def masked(brightness: int) -> list[str]:
+        Image.new("L", (64, 64), brightness).save(masks / "000.png")
+        return keys(masks=str(masks))
+
+    def foreign(seed: int) -> list[str]:
+        latents = np.random.default_rng(seed).normal(size=(4, 8, 8)).astype(np.float32)
+        np.savez(path / "000_0064x0064_sd", latents=latents, original_size=np.array([64, 64]), crop_ltrb=np.zeros(4))
+        return keys(sd_scripts_cache=True)
+
+    first, second = zip(keys(), masked(9), masked(8), foreign(0), foreign(1), strict=True)
+    assert len(set(first)) == 5 and len(set(second)) == 1
+    by_alpha = keys(alpha_mask=True)
+    assert by_alpha[0] == first[0] and by_alpha[1] != second[0]
+
+
 def test_fixed_draws_repeat_the_choices_of_an_item(tmp_path):
     options = {"path": str(folder(tmp_path / "pics", 8)), **VARIED, "repeats": 1}
     made = dataset(options, fixed_draws=2)

@@ -41,6 +41,16 @@ def test_a_remembered_reference_is_the_reference(tmp_path, monkeypatch):
     assert trajectory(run(tmp_path, "computed", **flags)) == first
 
 
+def test_another_schedule_of_noise_has_its_own_references(tmp_path, monkeypatch):
+    tiny.tiny_sd15(tmp_path / "sd15", "v")
+    flags = {"objective.reference_draws": 1, "run.steps": 2, "loss.pixel.weight": 0.0}
+    trajectory(run(tmp_path, "before", **flags))
+    stretched = {**flags, "model.zero_terminal_snr": True}
+    remembered = trajectory(run(tmp_path, "remembered", **stretched))
+    monkeypatch.setattr(score.References, "get", lambda self, p, batch, chance, make: make())
+    assert trajectory(run(tmp_path, "computed", **stretched)) == remembered
+
+
 @pytest.mark.parametrize("flags", [DPO, {"objective.kind": "sft"}], ids=["dpo", "sft"])
 def test_one_by_one_gives_the_same_steps(tmp_path, flags):
     whole = trajectory(run(tmp_path, "whole", **flags))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,12 @@ class Process:
     def steps(self) -> int:
         """How many levels a network's time embedding distinguishes."""
         return 1000 if self.alphas is None else len(self.alphas)
+
+    @property
+    def digest(self) -> str:
+        """Equal where all numbers are."""
+        schedule = b"" if self.alphas is None else self.alphas.cpu().numpy().tobytes()
+        return f"{self.prediction} {hashlib.sha256(schedule).hexdigest()}"
 
     def scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """(a, s), each [B], float64: the amplitude of the data and of the noise."""

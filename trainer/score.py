@@ -111,6 +111,7 @@ class References:
         config = p.config
         depends = {
             "fingerprints": p.family.fingerprints,
+            "process": p.process.digest,
             "dtype": str(p.dtype),
             "attention": p.attention,
             "weights": held_as(p.family.denoiser),

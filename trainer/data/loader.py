@@ -305,7 +305,7 @@ class Dataset:
         place = self._window(use, picture)
         colors = repr(use.key) if use.key and options.color else None
         key = self.shelf.key(picture, options, place, use.flip, colors)
-        latents = self.shelf.kept(key, picture, use.flip)
+        latents, foreign = self.shelf.kept(key, picture, use.flip) or (None, [])
         if latents is None:
             if not make:
                 raise Absent(key)
@@ -319,10 +319,12 @@ class Dataset:
         if (options.random_crop or options.face_crop) and not options.buckets:  # the crop is the picture
             size = conditioning(picture.fit.bucket, picture.fit.bucket, use.flip)
         first = use.item.pictures[0]  # a pair has one mask
-        mask = self.shelf.mask(first, options, place if i == 0 else self._window(use, first), options.alpha_mask)
+        where = place if i == 0 else self._window(use, first)
+        mask, weighing = self.shelf.mask(first, options, where, options.alpha_mask)
         if mask is not None and use.flip:
             mask = mask.flip(1)
-        return latents, list(size), mask, f"{use.item.name}@{digest(repr((key, use.caption)))[:16]}"
+        known = digest(repr((key, use.caption, *foreign, *weighing)))
+        return latents, list(size), mask, f"{use.item.name}@{known[:16]}"
 
     def _window(self, use: Use, picture: Picture) -> Window:
         rng = stream(*use.key, "crop") if use.key else None

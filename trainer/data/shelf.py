@@ -82,24 +82,24 @@ class Shelf:
              self.fingerprints.get("vae"), str(self.dtype), colors]
         )  # fmt: skip
 
-    def kept(self, key: str, picture: Picture, flip: bool) -> Tensor | None:
-        """Latents [C, h, w] float32, from our cache or sd-scripts'."""
+    def kept(self, key: str, picture: Picture, flip: bool) -> tuple[Tensor, list[str]] | None:
+        """Latents [C, h, w] float32 from our cache, or from a file of sd-scripts, whose content is named then."""
         entry = self.latents.get(key)
-        return entry["latents"].float() if entry is not None else self._npz(picture, flip)
+        return (entry["latents"].float(), []) if entry is not None else self._npz(picture, flip)
 
     def has(self, key: str, picture: Picture, flip: bool) -> bool:
         return self.latents.has(key) or self._npz(picture, flip) is not None
 
-    def _npz(self, picture: Picture, flip: bool) -> Tensor | None:
+    def _npz(self, picture: Picture, flip: bool) -> tuple[Tensor, list[str]] | None:
         if self.sd_scripts is None:
             return None
         family, scaled = self.sd_scripts
         path = find_npz(picture.path, picture.size, family)
         latents = read_npz(path, picture.size, picture.fit.bucket, flip) if path else None
-        if latents is None:
+        if path is None or latents is None:
             return None
         self.foreign.add(picture.path)
-        return scaled(latents[None])[0].float()
+        return scaled(latents[None])[0].float(), [self.index.sha(path)]
 
     def pixels(self, picture: Picture, options: SetOptions, place: Window) -> np.ndarray:
         """uint8 [H, W, 3], as it is encoded. Unreadable when broken, OSError when gone."""
@@ -122,15 +122,18 @@ class Shelf:
             )
         return self.latents.put(key, {"latents": latents})["latents"].float()
 
-    def mask(self, picture: Picture, options: SetOptions, place: Window, alpha: bool) -> Tensor | None:
-        """[H, W] float32 in [0, 1]: the mask picture times, if asked for, the alpha channel. None when there is none.
+    def mask(
+        self, picture: Picture, options: SetOptions, place: Window, alpha: bool
+    ) -> tuple[Tensor | None, list[str]]:
+        """[H, W] float32 in [0, 1]: the mask picture times, if asked for, the alpha channel; None when there is none.
+        And everything that decides it.
 
         :raises ValueError: the mask is broken or gone.
         """
         sources = [(picture.mask, False)] if picture.mask else []
         if alpha and picture.alpha:
             sources.append((picture.path, True))
-        found = None
+        found, keys = None, list[str]()
         for path, own in sources:
             key = json.dumps([self.index.sha(path), own, picture.fit.bucket, place, options.interpolation])
             entry = self.masks.get(key) or self.masks.put(
@@ -138,7 +141,8 @@ class Shelf:
             )
             weight = entry["mask"].float() / 255
             found = weight if found is None else found * weight
-        return found
+            keys.append(key)
+        return found, keys
 
     def _mask(self, path: Path, own: bool, bucket: Size, options: SetOptions, place: Window) -> Entry:
         try:
