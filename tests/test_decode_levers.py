@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import steps
 import tiny
 import torch
 import torch._dynamo
@@ -15,7 +17,9 @@ from pixelkiln.trainer.config import ConfigError
 from pixelkiln.trainer.fit import remedies
 from pixelkiln.trainer.losses.decode import Decoder
 from pixelkiln.trainer.losses.pixel import PixelOptions, Targets, plan_for
+from pixelkiln.trainer.losses.term import LossParts
 from pixelkiln.trainer.memory import MemoryOptions
+from pixelkiln.trainer.registry import losses
 
 ANCHORED = {"loss.pixel.mode": "anchored", "run.steps": 8}
 
@@ -40,6 +44,23 @@ def test_remembered_targets_change_no_step(tmp_path, data, monkeypatch):
         )
     assert runs[0] == runs[1]
     assert decodes[1] < 0.8 * decodes[0]
+
+
+@pytest.mark.parametrize("mode", ["anchored", "x0"])
+def test_targets_of_preserved_rows_are_not_remembered(mode):
+    """They are what the model says without its adapter at this draw's noise, and not the picture."""
+    made = steps.step(channels=3)
+    held = replace(made.batch, preserve=torch.tensor([True, False]))
+    decoder = Decoder(steps.Linear(), 1.0, factor=1)
+
+    def built(size: float):
+        options = PixelOptions(mode=mode, decode="full", target_cache=size)
+        return losses["pixel"].build(options, LossParts(made.process, decoder))
+
+    plain, kept = built(0.0), built(1.0)
+    for bare in torch.randn(2, *made.out.shape, dtype=made.out.dtype):
+        drawn = replace(made, batch=held, bare=bare)
+        assert torch.equal(kept(drawn), plain(drawn))
 
 
 def test_targets_drop_what_was_not_seen_for_longest():

@@ -52,7 +52,8 @@ class DecodeOptions(TermOptions):
     """Pictures decoded at once by plan `full`: more is faster on small pictures and takes more memory."""
     target_cache: float = option(0.0, label="Decoded targets kept (GB)", ge=0)
     """Host memory in which decoded targets are kept for the next visit of their picture: a decode less of four. For
-    plan `full` in the modes x0 and anchored, whose targets never change; a picture of 1024 x 1024 takes 6 MB (bf16)."""
+    plan `full` in the modes x0 and anchored, whose targets never change but in sets with `preserve`; a picture of
+    1024 x 1024 takes 6 MB (bf16)."""
     tiny: PathStr | None = option(None, label="Tiny autoencoder")
     """Folder of a diffusers AutoencoderTiny made for this family's latents, for plan `tiny`."""
 
@@ -214,16 +215,20 @@ def compared(
     predicted: Tensor, true: Tensor, step: Step, options: DecodeOptions, decoder: Decoder, compare: Compare,
     targets: Targets | None = None,
 ) -> Tensor:  # fmt: skip
-    """[B]: ``compare`` over the decoded latents, by the plan of the options, one sample (or a few) at a time."""
+    """[B]: ``compare`` over the decoded latents, by the plan of the options, one sample (or a few) at a time.
+
+    ``targets``: where decoded targets are kept; not those of preserved rows, whose clean latents are new in every draw.
+    """
     plan = plan_for(options, decoder, *true.shape[-2:])
     whole = tuple(side * decoder.factor for side in true.shape[-2:])
     mask = mask_at(step.batch.mask, whole, true)
+    preserve = step.batch.preserve
 
     def evaluate(z: Tensor, rows: Tensor) -> Tensor:
         rows = rows.to(true.device)
         view: View = plan.view(decoder, true[rows], step.draw.window[rows.to(step.draw.window.device)])
         with torch.no_grad():
-            if targets and plan.kind == "full":
+            if targets and plan.kind == "full" and (preserve is None or not preserve[rows.to(preserve.device)].any()):
                 keys = [step.batch.keys[row] for row in rows.tolist()]
                 target = targets.get(keys, true[rows], view.decode, next(decoder.vae.parameters()).dtype)
             else:
