@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from . import host
-from .node import In, Node, Out, Result
+from .node import In, Node, Out, Result, never_same
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 
@@ -111,25 +111,33 @@ def _from_folder(folder: str, resolution: int) -> Result:
 def _folder_stamp(folder: str | None = None, **others: object) -> str:
     try:
         path = find(folder or "")
-    except ValueError as error:
-        return str(error)
+    except ValueError:
+        return never_same()
     stamps = [f"{p.name} {p.stat().st_mtime_ns} {p.stat().st_size}" for p in sorted(path.rglob("*")) if p.is_file()]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
 
 
-def write(folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]) -> int:
-    """Add pictures with captions under the hash of their pixels; how many were new."""
+def write(folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]) -> tuple[int, int]:
+    """Add pictures with captions under the hash of their pixels; how many were new, and how many have another caption.
+
+    What is there stays as it is: a caption is written only where there is none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    new = 0
+    new = other = 0
     for picture, caption in zip(pictures, captions, strict=True):
         name = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16]
-        path = folder / f"{name}.png"
-        new += not path.exists()
-        aside = folder / f".{name}.part"
-        aside.write_bytes(host.png(picture))
-        aside.replace(path)
-        path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
-    return new
+        path, aside = folder / f"{name}.png", folder / f".{name}.part"
+        if not path.exists():
+            aside.write_bytes(host.png(picture))
+            aside.replace(path)
+            new += 1
+        beside, wanted = path.with_suffix(".txt"), caption.strip()
+        there = beside.read_text(encoding="utf-8", errors="replace").strip() if beside.is_file() else None
+        if there is None or (wanted and not there):
+            beside.write_text(f"{wanted}\n", encoding="utf-8")
+        elif there != wanted:
+            other += 1
+    return new, other
 
 
 def _from_images(images: list[Tensor], dataset: list[str], captions: list[str], resolution: list[int]) -> Result:
@@ -139,12 +147,11 @@ def _from_images(images: list[Tensor], dataset: list[str], captions: list[str], 
         lines = lines * len(pictures)
     if len(lines) != len(pictures):
         raise ValueError(f"captions: {len(lines)} for {len(pictures)} pictures; give one line for all, or one for each")
-    folder = host.named(host.folders(host.DATA)[0], dataset[0])
-    new = write(folder, pictures, lines)
-    told = [
-        f"{folder.name}: {new} new pictures, {len(pictures) - new} were there",
-        *report(folder).lines(resolution[0]),
-    ]
+    folder = host.place(host.DATA, dataset[0])
+    new, other = write(folder, pictures, lines)
+    told = [f"{folder.name}: {new} new pictures, {len(pictures) - new} were there"]
+    told += [f"{other} kept another caption; edit or delete their .txt files to change it"] if other else []
+    told += report(folder).lines(resolution[0])
     return Result((str(folder), "\n".join(told)), host.text(told))
 
 
@@ -167,7 +174,8 @@ FOLDER = Node(
 IMAGES = Node(
     id="PixelkilnDatasetImages",
     name="Dataset from images (Pixelkiln)",
-    about="Writes pictures with captions into a dataset folder; the same picture is written once.",
+    about="Writes pictures with captions into a dataset folder; the same picture is written once, and a caption that "
+    "is there is kept.",
     run=_from_images,
     inputs=(
         In("images", "IMAGE", "Pictures, as batches or as a list."),

@@ -5,8 +5,10 @@ The plan's outputs are lists of equal length: what follows runs once per cell. A
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
-from math import ceil, sqrt
+from math import ceil, isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -14,68 +16,109 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from . import host, load, runs
-from .node import In, Node, Out, Result
+from .node import In, Node, Out, Result, never_same
 
 MOST = 400
 """Cells of a grid."""
 
 
-def numbers(text: str, name: str) -> list[float]:
+# -------------------------------------------------------------------------------------------------- what is asked for
+
+
+def strengths_of(text: str) -> list[float]:
     """``0, 0.5, 1``. ValueError for anything else."""
     try:
-        found = [float(word) for word in text.replace(",", " ").replace(";", " ").split()]
+        found = [float(word) for word in _words(text)]
     except ValueError:
-        raise ValueError(f"{name}: '{text}' is no list of numbers; write for example 0, 0.5, 1") from None
-    if not found:
-        raise ValueError(f"{name}: it is empty; write for example 0, 0.5, 1")
+        found = []
+    if not found or not all(map(isfinite, found)):
+        raise ValueError(f"strengths: '{text}' is no list of numbers; write for example 0, 0.5, 1")
+    _once("strengths", [f"{one:g}" for one in found])
     return found
 
 
 def seeds(text: str) -> list[int]:
-    found = numbers(text, "seeds")
-    if any(one != int(one) or one < 0 for one in found):
+    """``1, 2``, as ComfyUI's samplers take them: below 2^64. ValueError for anything else."""
+    words = _words(text)
+    if not words or not all(re.fullmatch("[0-9]{1,20}", word) and int(word) < 2**64 for word in words):
         raise ValueError(f"seeds: '{text}' should be whole numbers from 0 on, such as 1, 2, 3")
-    return [int(word) for word in text.replace(",", " ").replace(";", " ").split()]
+    found = [int(word) for word in words]
+    _once("seeds", found)
+    return found
+
+
+def prompts_of(text: str) -> list[str]:
+    found = lines(text)
+    if not found:
+        raise ValueError("prompts: none is given; write one in each line")
+    _once("prompts", found)
+    return found
 
 
 def lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def _adapters(text: str, path: str | None) -> list[tuple[str, Path]]:
-    """A line each: a file of the loras folders, or ``run NAME: newest, step 100, ...``."""
-    found = [(Path(path).stem, file)] if path and (file := host.adapter_path(host.NONE, path)) else []
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").replace(";", " ").split()
+
+
+def _once(what: str, found: Sequence[object]) -> None:
+    """ValueError for what comes twice: pictures are told apart by it."""
+    for one, count in Counter(found).items():
+        if count > 1:
+            raise ValueError(f"{what}: '{one}' is there {count} times; give each once")
+
+
+def adapters_of(text: str, path: str | None = None) -> dict[Path, str]:
+    """Files and what they are called. A line each: a file of the loras folders, or ``run NAME: newest, step 100, ...``.
+
+    A file that is chosen twice, as by newest and by its step, is there once.
+    """
+    linked = host.adapter_path(host.NONE, path)
+    found = {linked: ""} if linked else {}
     for line in lines(text):
         if line.startswith("run ") and ":" in line:
             name, _, which = line.removeprefix("run ").partition(":")
             folder = host.run_path(name.strip())
             for word in filter(None, map(str.strip, which.split(","))):
                 one = runs.choose(folder, word)
-                found.append((f"{folder.name} {runs.label(one)}", one.path))
-        else:
-            file = host.adapter_path(line)
-            found += [(Path(line).stem, file)] if file else []
-    if not found:
-        raise ValueError("adapters: none is given; write a file's name in each line, or run NAME: newest, step 100")
+                found[one.path] = f"{name.strip()} {runs.label(one)}"
+        elif file := host.adapter_path(line):
+            found.setdefault(file, "")
+    files = [file for file, name in found.items() if not name]
+    found |= zip(files, short_names(files))
+    _once("adapters", list(found.values()))
     return found
+
+
+def short_names(files: Sequence[Path]) -> list[str]:
+    """File names without suffix, with as many of their folders as tell them apart."""
+
+    def end(file: Path, parts: int) -> str:
+        return "/".join(file.with_suffix("").parts[-parts:])
+
+    def alone(file: Path, parts: int) -> bool:
+        return sum(end(other, parts) == end(file, parts) for other in files) == 1
+
+    return [next((end(f, n) for n in range(1, len(f.parts)) if alone(f, n)), str(f)) for f in files]
+
+
+# -------------------------------------------------------------------------------------------------------- plan, picture
 
 
 def _plan(
     model: Any, adapters: str, strengths: str, prompts: str, seed_list: str, check: str, clip: Any = None,
     path: str | None = None,
 ) -> Result:  # fmt: skip
-    chosen, levels, texts, drawn = (
-        _adapters(adapters, path),
-        numbers(strengths, "strengths"),
-        lines(prompts),
-        seeds(seed_list),
-    )
-    if not texts:
-        raise ValueError("prompts: none is given; write one in each line")
+    levels, texts, drawn = strengths_of(strengths), prompts_of(prompts), seeds(seed_list)
+    chosen = adapters_of(adapters, path)
+    if not chosen:
+        raise ValueError("adapters: none is given; write a file's name in each line, or run NAME: newest, step 100")
     columns: list[tuple[str, Any, Any]] = []
     if 0 in levels:
         columns.append(("no adapter", model, clip))
-    for name, file in chosen:
+    for file, name in chosen.items():
         for level in levels:
             if level:
                 done = load.apply(model, clip, file, level, level, "", check)
@@ -157,11 +200,20 @@ def _grid(images: list[Tensor], columns: list[int], labels: list[str] | None = N
     return Result((host.tensor([whole]),), {"images": shown})
 
 
-def _check_plan(strengths: str | None = None, seed_list: str | None = None) -> None:
-    if strengths is not None:
-        numbers(strengths, "strengths")
-    if seed_list is not None:
-        seeds(seed_list)
+def _check_plan(strengths: str | None = None, prompts: str | None = None, seed_list: str | None = None) -> None:
+    for read, text in ((strengths_of, strengths), (prompts_of, prompts), (seeds, seed_list)):
+        if text is not None:
+            read(text)
+
+
+def _plan_stamp(adapters: str | None = None, **others: Any) -> str:
+    """Of the files in the list; of what ``path`` brings, its own node tells."""
+    if adapters is None:
+        return never_same()
+    try:
+        return "\n".join(map(host.stamp, adapters_of(adapters)))
+    except ValueError:
+        return never_same()
 
 
 PLAN = Node(
@@ -190,6 +242,7 @@ PLAN = Node(
     ),
     group="grid",
     aliases=("xy plot", "compare", "lora test"),
+    fingerprint=_plan_stamp,
     check=_check_plan,
 )  # fmt: skip
 GRID = Node(

@@ -42,9 +42,11 @@ def register() -> None:
 
 
 def folders(kind: str) -> list[Path]:
+    """The folders of a kind; of the pack's own kinds the one in ComfyUI's output first, whatever else is listed."""
     import folder_paths
 
-    return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+    own = Path(folder_paths.get_output_directory()) / "pixelkiln" / kind.removeprefix("pixelkiln_")
+    return sorted(map(Path, folder_paths.get_folder_paths(kind)), key=lambda folder: folder != own)
 
 
 def inside(path: str | Path, roots: Iterable[Path]) -> Path:
@@ -64,6 +66,12 @@ def named(root: Path, name: str) -> Path:
     return inside(root / job.safe_name(name.strip()), [root])
 
 
+def place(kind: str, name: str) -> Path:
+    """The folder of this name where there is one already; a new one belongs into the first folder of the kind."""
+    found = [named(root, name) for root in folders(kind)]
+    return next((folder for folder in found if folder.is_dir()), found[0])
+
+
 def adapters() -> list[str]:
     """What can be chosen: none, and every adapter file that ComfyUI knows."""
     import folder_paths
@@ -72,10 +80,12 @@ def adapters() -> list[str]:
 
 
 def adapter_path(name: str, path: str | None = None) -> Path | None:
-    """The chosen file; ``path``, when a link brings one, comes first. None when nothing is chosen."""
+    """The chosen file; ``path``, when there is a link, comes first. None when nothing is chosen."""
     import folder_paths
 
-    if path:
+    if path == "":
+        raise ValueError("path: the linked node has no adapter yet; wait for the run's first save and queue again")
+    if path is not None:
         return inside(path, [*folders("loras"), *folders(RUNS), Path(folder_paths.get_output_directory())])
     if not name or name == NONE:
         return None

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..trainer.adapters import keys
 from . import adapter, blocks, host
 from .blocks import parse as parse_blocks
-from .node import In, Node, Out, Result
+from .node import In, Node, Out, Result, never_same
 
 ERROR, WARN, COMFYUI = "error", "warn", "as ComfyUI"
 
@@ -271,9 +271,11 @@ def _run_model_only(**inputs: Any) -> Result:
 
 
 def fingerprint(adapter: str | None = None, **others: Any) -> str:
-    """Of what a link brings, its own node tells."""
+    """Of the file in the list; of what ``path`` brings, its own node tells."""
+    if adapter is None:
+        return never_same()
     try:
-        return host.stamp(host.adapter_path(adapter or ""))
+        return host.stamp(host.adapter_path(adapter))
     except ValueError as error:
         return str(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,6 +82,11 @@ class Node:
     @property
     def category(self) -> str:
         return f"Pixelkiln/{self.group}" if self.group else "Pixelkiln"
+
+
+def never_same(**inputs: Any) -> str:
+    """A fingerprint like no other, of what cannot be told beforehand: the node runs each time."""
+    return os.urandom(8).hex()
 
 
 def validator(check: Callable[..., None]) -> Callable[..., bool | str]:

@@ -102,7 +102,7 @@ def free_options(text: str) -> list[str]:
         name, value = match[1], match[2].strip()
         if name in TAKEN or name.startswith("data.sets"):
             raise ValueError(f"options: {name} cannot be set here; use the node's own input, or a preset file")
-        if re.search(r"[/\\]|\.\.", value) or (name == "optimizer.kind" and "." in value):
+        if re.search(r"[/\\]|\.\.|(?:^|[\"'])\s*(?:~|[A-Za-z]:)", value) or (name == "optimizer.kind" and "." in value):
             raise ValueError(
                 f"options: {name} may name neither a file nor code in a workflow; put it into a preset file"
             )

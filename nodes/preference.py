@@ -54,13 +54,15 @@ def ask(question: Question) -> str:
 def answer(token: str, winner: int | None = None, liked: list[bool | None] | None = None) -> str:
     """Write the answer of a question; what was written, in words. A question can be answered once."""
     with _lock:
-        question = _waiting.get(token)
+        question = _waiting.pop(token, None)
     if question is None:
         raise ValueError("choice: it was made already, or ComfyUI was restarted since; queue again")
-    said = rate(question, liked or []) if question.rate else choose(question, ASK if winner is None else winner)
-    with _lock:
-        _waiting.pop(token, None)
-    return said
+    try:
+        return rate(question, liked or []) if question.rate else choose(question, ASK if winner is None else winner)
+    except (OSError, ValueError):
+        with _lock:
+            _waiting[token] = question
+        raise
 
 
 def choose(question: Question, winner: int) -> str:
@@ -110,7 +112,7 @@ def _question(
         raise ValueError("prompt: the graph does not tell which prompt made the picture; connect or type it")
     if not prompt and len(set(prompts)) > 1:
         raise ValueError("prompt: the pictures come from different prompts; a preference needs pictures of one prompt")
-    folder = host.named(host.folders(host.DATA)[0], dataset)
+    folder = host.place(host.DATA, dataset)
     question = Question(folder, text, [host.png(picture) for picture in pictures], seeds, rate)
     return question, host.show(pictures, "pixelkiln_preference")
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..trainer import job
 from . import host, load
 from .blocks import PRESETS, parse
-from .node import In, Node, Out, Result
+from .node import In, Node, Out, Result, never_same
 
 # ------------------------------------------------------------------------------------------------------ newest of a run
 
@@ -52,9 +52,9 @@ def _newest(run: str, which: str) -> Result:
 
 def _newest_fingerprint(run: str | None = None, which: str | None = None) -> str:
     try:
-        return host.stamp(choose(host.run_path(run or ""), which or "newest").path)
-    except ValueError as error:
-        return str(error)
+        return host.stamp(choose(host.run_path(run or ""), which or "").path)
+    except ValueError:
+        return never_same()
 
 
 def _check_newest(which: str | None = None) -> None:
@@ -117,9 +117,9 @@ ROWS = 6
 def _stack(model: Any, check: str, clip: Any = None, **rows: Any) -> Result:
     triggers, infos = [], []
     for i in range(1, ROWS + 1):
-        file = host.adapter_path(rows.get(f"adapter_{i}", host.NONE), rows.get(f"path_{i}"))
         strength = rows.get(f"strength_{i}", 1.0)
-        if file is None or strength == 0:
+        file = host.adapter_path(rows.get(f"adapter_{i}", host.NONE), rows.get(f"path_{i}")) if strength else None
+        if file is None:
             continue
         done = load.apply(model, clip, file, strength, strength, rows.get(f"blocks_{i}") or "", check)
         model, clip = done.model, done.clip
@@ -130,7 +130,7 @@ def _stack(model: Any, check: str, clip: Any = None, **rows: Any) -> Result:
 
 
 def _stack_fingerprint(**inputs: Any) -> str:
-    return "\n".join(load.fingerprint(inputs.get(f"adapter_{i}")) for i in range(1, ROWS + 1))
+    return "\n".join(load.fingerprint(inputs.get(f"adapter_{i}", host.NONE)) for i in range(1, ROWS + 1))
 
 
 def _row(i: int) -> tuple[In, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,15 @@ from PIL import Image
 
 from ..trainer import job
 from . import adapter, dataset, host, plan, runs
-from .node import In, Node, Out, Result
+from .node import In, Node, Out, Result, never_same
 from .watch import Watch, clock, in_words, picture
 
 PRESET = "as in the preset"
 UNCHANGED, ALWAYS, ANEW = "go on when unchanged", "go on always", "start over"
 MARK = "comfyui.json"
 """In a run's folder: the key of the request that made it."""
+_anew: dict[Path, str] = {}
+"""Run -> the request for which this server started it over."""
 
 
 # ---------------------------------------------------------------------------------------------------------- a request
@@ -56,9 +57,8 @@ def wanted(
     """The inputs of Train and Check as a request. ValueError for what a workflow may not ask for."""
     import folder_paths
 
-    root = host.folders(host.RUNS)[0]
-    run_dir = host.named(root, name)
-    flags = [plan.flag("run.name", run_dir.name), plan.flag("run.out", root)]
+    run_dir = host.place(host.RUNS, name)
+    flags = [plan.flag("run.name", run_dir.name), plan.flag("run.out", run_dir.parent)]
     files: list[Path] = []
     if checkpoint != PRESET:
         base = Path(folder_paths.get_full_path_or_raise("checkpoints", checkpoint))
@@ -70,7 +70,7 @@ def wanted(
     if source is not None:
         flags += plan.dataset_flags(source, learn_from)
         files.append(source)
-    start = host.adapter_path(host.NONE, start_from) if start_from else None
+    start = host.adapter_path(host.NONE, start_from)
     if start is not None:
         files.append(start)
     flags += plan.flags({
@@ -89,7 +89,8 @@ def wanted(
 def begin(request: plan.Request, again: str) -> str:
     """Start or resume what is wanted, if it does not run or is not finished: 'finished', 'running' or 'started'.
 
-    ValueError when the run's name was used for something else.
+    For a request it is started over once; queued again, that run goes on. ValueError when the run's name was used for
+    something else.
     """
     run_dir, key = request.run_dir, request.key()
     now = job.status(run_dir)
@@ -98,6 +99,8 @@ def begin(request: plan.Request, again: str) -> str:
         if same:
             return "running"
         raise ValueError(f"run '{run_dir.name}': it is training with other settings; wait, or choose another name")
+    if same and now.step and _anew.get(run_dir) == key:
+        again = UNCHANGED
     if now.state == "done" and same and again != ANEW:
         return "finished"
     has_state = any((run_dir / "state").glob("step*.safetensors"))
@@ -110,6 +113,8 @@ def begin(request: plan.Request, again: str) -> str:
     host.free_memory()
     job.start(request.preset, run_dir, *request.flags, resume=has_state and again != ANEW)
     (run_dir / MARK).write_text(json.dumps({"v": 1, "key": key}), encoding="utf-8")
+    if again == ANEW:
+        _anew[run_dir] = key
     return "started"
 
 
@@ -166,14 +171,16 @@ def _newest_pictures(run_dir: Path) -> list[Image.Image]:
     return [before_after] if before_after else []
 
 
-def _train_stamp(name: str | None = None, **others: Any) -> str:
-    """Runs again when the run's state or its adapter changes, however that came about."""
+def _train_stamp(mode: str | None = None, again: str | None = None, **inputs: Any) -> str:
+    """Runs again when the request's files, the run's state or its adapter change, however that came about."""
+    if None in inputs.values():
+        return never_same()
     try:
-        run_dir = host.named(host.folders(host.RUNS)[0], name or "")
-    except ValueError as error:
-        return str(error)
-    newest = job.checkpoints(run_dir)
-    return f"{job.status(run_dir).state} {host.stamp(newest[-1].path if newest else None)}"
+        request = wanted(**inputs)
+        key, newest = request.key(), job.checkpoints(request.run_dir)
+    except (OSError, ValueError):
+        return never_same()
+    return f"{key} {job.status(request.run_dir).state} {host.stamp(newest[-1].path if newest else None)}"
 
 
 def _check_options(options: str | None = None) -> None:
@@ -338,7 +345,8 @@ TRAIN = Node(
         In(
             "again",
             "COMBO",
-            "When the run exists: go on if settings and data are the same, go on in any case, or start over.",
+            "When the run exists: go on if settings and data are the same, go on in any case, or start over, once "
+            "for each change of them.",
             default=UNCHANGED,
             options=(UNCHANGED, ALWAYS, ANEW),
             advanced=True,
@@ -374,7 +382,7 @@ STATUS = Node(
         Out("info", "STRING", "All of it in words."),
     ),
     group="training",
-    fingerprint=lambda **inputs: time.time(),
+    fingerprint=never_same,
     output=True,
 )
 STEER = Node(
@@ -388,7 +396,7 @@ STEER = Node(
     ),
     outputs=(Out("said", "STRING", "What happened."),),
     group="training",
-    fingerprint=lambda **inputs: time.time(),
+    fingerprint=never_same,
     output=True,
 )
 CHECK = Node(
@@ -401,7 +409,7 @@ CHECK = Node(
     outputs=(Out("report", "STRING", "What would happen."),),
     group="training",
     aliases=("vram", "fit check"),
-    fingerprint=lambda **inputs: time.time(),
+    fingerprint=never_same,
     check=_check_options,
     output=True,
 )

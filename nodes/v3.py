@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
@@ -11,6 +14,18 @@ from .all import NODES
 from .node import In, Node, validator
 
 _WIDGETS = {"STRING": io.String, "INT": io.Int, "FLOAT": io.Float, "BOOLEAN": io.Boolean, "COMBO": io.Combo}
+_YOUNG = ("advanced", "search_aliases")
+"""What the first ComfyUI with a V3 schema does not know."""
+
+
+@cache
+def _parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(kind).parameters
+
+
+def _made(kind: Callable[..., Any], *values: Any, **named: Any) -> Any:
+    """``kind(...)`` without what this ComfyUI does not know yet."""
+    return kind(*values, **{k: v for k, v in named.items() if k not in _YOUNG or k in _parameters(kind)})
 
 
 def _input(one: In) -> Any:
@@ -29,7 +44,7 @@ def _input(one: In) -> Any:
         common["multiline"] = True
     if one.advanced:
         common["advanced"] = True
-    return _WIDGETS[one.kind].Input(one.name, default=one.default, **common)
+    return _made(_WIDGETS[one.kind].Input, one.name, default=one.default, **common)
 
 
 def _inputs(node: Node) -> list[Any]:
@@ -48,7 +63,8 @@ def _inputs(node: Node) -> list[Any]:
 
 
 def _schema(node: Node) -> io.Schema:
-    return io.Schema(
+    return _made(
+        io.Schema,
         node_id=node.id,
         display_name=node.name,
         category=node.category,

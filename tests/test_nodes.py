@@ -6,18 +6,71 @@ import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixelkiln.nodes import adapter, blocks, dataset, graph, grid, load, plan, preference, routes, runs
+from pixelkiln.nodes import adapter, blocks, dataset, graph, grid, host, load, plan, preference, routes, runs, train
+from pixelkiln.nodes.all import NODES
 from pixelkiln.trainer import job
 from pixelkiln.trainer.data import pairs_file
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def comfyui(tmp_path, monkeypatch) -> Path:
+    """ComfyUI's list of folders, where extra_model_paths.yaml lists more for runs and data; the base of them all."""
+    listed = {kind: [str(tmp_path / kind)] for kind in ("loras", "checkpoints")}
+    listed |= {host.RUNS: [str(tmp_path / "more/runs")], host.DATA: [str(tmp_path / "more/data")]}
+    paths = types.ModuleType("folder_paths")
+    for name in ("output", "input", "temp"):
+        setattr(paths, f"get_{name}_directory", lambda name=name: str(tmp_path / name))
+    found: dict[str, Any] = {
+        "add_model_folder_path": lambda kind, folder: listed.setdefault(kind, []).append(folder),
+        "get_folder_paths": lambda kind: listed[kind],
+        "get_full_path": lambda kind, name: next(
+            (f"{f}/{name}" for f in listed[kind] if Path(f, name).is_file()), None
+        ),
+        "get_full_path_or_raise": lambda kind, name: f"{listed[kind][0]}/{name}",
+    }
+    vars(paths).update(found)
+    monkeypatch.setitem(sys.modules, "folder_paths", paths)
+    monkeypatch.setattr(routes, "add", lambda: None)
+    host.register.__wrapped__()
+    for folder in ("loras/a", "loras/b", "checkpoints", "more/runs", "more/data", "output/pixelkiln/data/cats"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "output/pixelkiln/data/mine.toml").write_text("config_version = 1\n", encoding="utf-8")
+    (tmp_path / "checkpoints/base.safetensors").touch()
+    return tmp_path
+
+
+def has_run(folder: Path, state: str = "done", step: int = 5) -> Path:
+    """A run's folder, with a state to go on from."""
+    (folder / "state").mkdir(parents=True, exist_ok=True)
+    (folder / f"state/step{step:08d}.safetensors").touch()
+    told = {"v": 1, "state": state, "step": step, "total": 5}
+    (folder / "status.json").write_text(json.dumps(told), encoding="utf-8")
+    return folder
+
+
+TRAIN = {
+    "preset": "mine", "name": "one", "checkpoint": "base.safetensors", "dataset_name": "cats", "learn_from": "auto",
+    "steps": 5, "rank": 0, "learning_rate": 0.0, "resolution": 0, "batch": 0, "run_seed": -1, "trigger": "",
+    "prompts": "", "options": "",
+}  # fmt: skip
+
+
+def fingerprint(of: str, **inputs: Any) -> Any:
+    (node,) = (node for node in NODES if node.id == f"Pixelkiln{of}")
+    assert node.fingerprint
+    return node.fingerprint(**inputs)
+
 
 # ------------------------------------------------------------------------------------------------------------ adapters
 
@@ -226,8 +279,6 @@ def test_prompt_and_seed_from_the_graph():
 
 
 def pngs(count: int) -> list[bytes]:
-    from pixelkiln.nodes import host
-
     return [host.png(Image.new("RGB", (8, 8), (40 * i, 0, 0))) for i in range(count)]
 
 
@@ -253,6 +304,31 @@ def test_a_wrong_answer_leaves_the_question_open(tmp_path):
             preference.answer(token, winner=winner)
     assert preference.answer(token, winner=preference.TIE).endswith("a tie added")
     assert pairs_file.read_pairs(tmp_path)[0].tie
+
+
+def test_of_two_answers_at_once_one_is_written(tmp_path, monkeypatch):
+    token, choose = preference.ask(question(tmp_path)), preference.choose
+
+    def meanwhile(asked: preference.Question, winner: int) -> str:
+        monkeypatch.setattr(preference, "choose", choose)
+        with pytest.raises(ValueError, match="made already"):
+            preference.answer(token, winner=1 - winner)
+        return choose(asked, winner)
+
+    monkeypatch.setattr(preference, "choose", meanwhile)
+    assert preference.answer(token, winner=1).endswith("1 pair added")
+    assert len(pairs_file.read_pairs(tmp_path)) == 1
+
+
+def test_an_answer_that_the_disk_refuses_leaves_the_question_open(tmp_path, monkeypatch):
+    def full(*given: Any, **more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    token = preference.ask(question(tmp_path))
+    with monkeypatch.context() as disk, pytest.raises(OSError, match="No space"):
+        disk.setattr(pairs_file, "add_best", full)
+        preference.answer(token, winner=1)
+    assert preference.answer(token, winner=1).endswith("1 pair added")
 
 
 def test_thumbs_are_ratings(tmp_path):
@@ -292,9 +368,43 @@ def test_report_of_a_folder(tmp_path):
 
 def test_pictures_are_written_once(tmp_path):
     pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    assert dataset.write(tmp_path / "d", pictures, ["one", "two"]) == 2
-    assert dataset.write(tmp_path / "d", pictures, ["one", "two"]) == 0
+    assert dataset.write(tmp_path / "d", pictures, ["one", "two"]) == (2, 0)
+    assert dataset.write(tmp_path / "d", pictures, ["one", "two"]) == (0, 0)
     assert sorted(p.read_text(encoding="utf-8").strip() for p in (tmp_path / "d").glob("*.txt")) == ["one", "two"]
+
+
+def test_what_lies_in_a_dataset_is_not_written_again(comfyui):
+    """Also not with the same content: Train knows a dataset by its files' times."""
+    images = [torch.zeros(3, 8, 8, 3) + torch.tensor([0.0, 0.5, 1.0])[:, None, None, None]]
+    written = dataset._from_images(images, ["dogs"], ["a dog"], [64])
+    folder = Path(written.values[0])
+    by_hand, emptied, gone = sorted(folder.glob("*.txt"))
+    by_hand.write_text("a tabby cat asleep\n", encoding="utf-8")
+    emptied.write_text("\n", encoding="utf-8")
+    gone.unlink()
+    told = dataset._from_images(images, ["dogs"], ["a dog"], [64]).values[1]
+    assert told.startswith("dogs: 0 new pictures, 3 were there\n1 kept another caption;")
+    assert [path.read_text(encoding="utf-8").strip() for path in (by_hand, emptied, gone)] == [
+        "a tabby cat asleep", "a dog", "a dog",
+    ]  # fmt: skip
+    before = fingerprint("DatasetFolder", folder="dogs")
+    dataset._from_images(images, ["dogs"], ["a dog"], [64])
+    assert fingerprint("DatasetFolder", folder="dogs") == before
+
+
+def test_new_things_go_into_comfyuis_output_and_known_ones_are_found(comfyui):
+    own = comfyui / "output/pixelkiln"
+    assert (host.folders(host.RUNS)[:2], host.folders(host.DATA)[0]) == (
+        [own / "runs", comfyui / "more/runs"], own / "data",
+    )  # fmt: skip
+    assert host.place(host.DATA, "new") == own / "data/new"
+    (comfyui / "more/data/likes").mkdir()
+    assert host.place(host.DATA, "likes") == comfyui / "more/data/likes"
+    for folder in (comfyui / "more/runs/one", own / "runs/one"):
+        has_run(folder, "stopped")
+        request = train.wanted(**TRAIN)
+        assert request.run_dir == folder
+        assert plan.flag("run.out", folder.parent) in request.flags
 
 
 # ---------------------------------------------------------------------------------------------------------------- grid
@@ -320,13 +430,51 @@ def test_grid_without_a_table():
     assert labelled.height > 68
 
 
-@pytest.mark.parametrize("text", ["", "a", "1,,b"])
+@pytest.mark.parametrize("text", ["", "a", "1,,b", "nan", "1 inf"])
 def test_lists_of_numbers(text):
-    assert grid.numbers("0, 0.5;1 -2", "strengths") == [0, 0.5, 1, -2]
+    assert grid.strengths_of("0, 0.5;1 -2") == [0, 0.5, 1, -2]
     with pytest.raises(ValueError, match="write for example"):
-        grid.numbers(text, "strengths")
-    with pytest.raises(ValueError, match="whole numbers"):
-        grid.seeds("1.5")
+        grid.strengths_of(text)
+
+
+@pytest.mark.parametrize("text", ["", "1.5", "1.0", "1e3", "inf", "nan", "-1", str(2**64), "9" * 5000])
+def test_seeds_are_whole_numbers(text):
+    assert grid.seeds(f"1, 2;{2**64 - 1}") == [1, 2, 2**64 - 1]
+    with pytest.raises(ValueError, match=r"^seeds: .*whole numbers from 0 on"):
+        grid.seeds(text)
+
+
+@pytest.mark.parametrize("inputs, said", [
+    ({"strengths": "1, 0.5, 1.0"}, "strengths: '1' is there 2 times"),
+    ({"seed_list": "1 2 01"}, "seeds: '1' is there 2 times"),
+    ({"prompts": "a cat\na dog\n a cat"}, "prompts: 'a cat' is there 2 times"),
+])  # fmt: skip
+def test_a_plan_in_which_two_pictures_would_be_called_the_same(inputs, said):
+    with pytest.raises(ValueError, match=said):
+        grid._check_plan(**inputs)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(comfyui, monkeypatch):
+    for folder in "ab":
+        (comfyui / "loras" / folder / "style.safetensors").touch()
+    (comfyui / "loras/other.safetensors").touch()
+    monkeypatch.setattr(load, "apply", lambda model, clip, *more: load.Loaded(model, clip, "", ""))
+    files = "a/style.safetensors\nb/style.safetensors\nother.safetensors\nb/style.safetensors"
+    labels = grid._plan("model", files, "1", "a cat", "1", "error").values[4]
+    assert [label.split("\n")[0] for label in labels] == ["a/style 1", "b/style 1", "other 1"]
+    grid.assemble([Image.new("RGB", (8, 8))] * 3, labels)
+
+
+def test_a_plan_follows_the_files_that_it_names(comfyui):
+    run = has_run(comfyui / "output/pixelkiln/runs/mine")
+    (run / "checkpoints").mkdir()
+    (comfyui / "loras/other.safetensors").touch()
+    seen = []
+    for path in ("runs/mine/checkpoints/mine-step00000100", "runs/mine/mine", "../../loras/other"):
+        (comfyui / "output/pixelkiln" / f"{path}.safetensors").write_text(path)
+        seen.append(fingerprint("GridPlan", adapters="run mine: newest\nother.safetensors"))
+    assert len({*seen, fingerprint("GridPlan", adapters="run mine: newest\nother.safetensors")}) == 3
+    assert list(grid.adapters_of("run mine: newest, step 100, final").values()) == ["mine final", "mine step 100"]
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -367,7 +515,60 @@ def test_a_dataset_tells_what_it_is(tmp_path):
         plan.dataset_flags(tmp_path, "ratings")
 
 
+def test_a_run_is_started_over_once_for_a_request(comfyui, monkeypatch):
+    resumed: list[bool] = []
+    monkeypatch.setattr(host, "free_memory", lambda: None)
+    monkeypatch.setattr(job, "start", lambda *given, resume: resumed.append(resume))
+    run = has_run(comfyui / "output/pixelkiln/runs/one")
+    assert train.begin(train.wanted(**TRAIN), train.ANEW) == "started"
+    assert train.begin(train.wanted(**TRAIN), train.ANEW) == "finished"
+    has_run(run, "stopped", 3)
+    assert train.begin(train.wanted(**TRAIN), train.ANEW) == "started"
+    has_run(run)
+    changed = train.wanted(**{**TRAIN, "rank": 8})
+    assert [train.begin(changed, train.ANEW) for _ in range(2)] == ["started", "finished"]
+    assert train.begin(train.wanted(**TRAIN), train.ANEW) == "started"
+    has_run(run, "failed", 0)
+    assert train.begin(train.wanted(**TRAIN), train.ANEW) == "started"
+    assert resumed == [False, True, False, False, False], "on from a stop, but not from what an earlier life left"
+
+
+@pytest.mark.parametrize("file", [
+    "output/pixelkiln/data/cats/a.txt", "output/pixelkiln/data/mine.toml", "checkpoints/base.safetensors",
+    "output/pixelkiln/runs/one/one.safetensors",
+])  # fmt: skip
+def test_train_looks_again_when_a_file_changes(comfyui, file):
+    has_run(comfyui / "output/pixelkiln/runs/one")
+    before = fingerprint("Train", mode="wait", again=train.UNCHANGED, **TRAIN)
+    assert fingerprint("Train", mode="wait", again=train.UNCHANGED, **TRAIN) == before
+    (comfyui / file).write_text("another", encoding="utf-8")
+    assert fingerprint("Train", mode="wait", again=train.UNCHANGED, **TRAIN) != before
+
+
+@pytest.mark.parametrize("node, inputs", [
+    ("Train", {**TRAIN, "name": None}), ("Train", {**TRAIN, "folder": None}), ("DatasetFolder", {"folder": None}),
+    ("RunAdapter", {"run": None, "which": "newest"}), ("LoadAdapter", {"adapter": None, "model": None}),
+    ("AdapterStack", {"adapter_1": None}), ("GridPlan", {"adapters": None}),
+])  # fmt: skip
+def test_what_a_link_brings_is_looked_at_each_time(comfyui, node, inputs):
+    assert fingerprint(node, **inputs) != fingerprint(node, **inputs)
+
+
+def test_a_link_without_an_adapter_is_told(comfyui):
+    """The list beside it is not taken for it."""
+    (comfyui / "loras/other.safetensors").touch()
+    with pytest.raises(ValueError, match=r"^path: the linked node has no adapter yet; [^\n]*$"):
+        load._load("model", "other.safetensors", 1.0, path="")
+    with pytest.raises(ValueError, match="no adapter yet"):
+        train.wanted(**TRAIN, start_from="")
+    with pytest.raises(ValueError, match="no adapter yet"):
+        runs._stack("model", "error", path_1="")
+    assert runs._stack("model", "error", path_1="", strength_1=0).values[0] == "model"
+    assert host.adapter_path("other.safetensors") == comfyui / "loras/other.safetensors"
+
+
 def test_free_options():
+    assert plan.free_options("sample.negative = 'a ~ b: c'") == ["--sample.negative='a ~ b: c'"]
     text = 'adapter.kind = "dora"\n\n# a comment\n--loss.pixel.weight=0.5\nobjective.kind = "dpo"'
     assert plan.free_options(text) == ['--adapter.kind="dora"', "--loss.pixel.weight=0.5", '--objective.kind="dpo"']
 
@@ -375,7 +576,8 @@ def test_free_options():
 @pytest.mark.parametrize("line", [
     "model.path = 'x'", "run.out = 'x'", "run.name = 'x'", "data.path = 'x'", "data.sets = []",
     "data.sets.0.path = 'x'", "sample.file = 'x'", "optimizer.kind = 'os.system'", "adapter.init_from = 'x'",
-    "data.masks = '../x'", "data.masks = 'C:\\\\x'", "rank = 3",
+    "data.masks = '../x'", "data.masks = 'C:\\\\x'", "rank = 3", "run.log_dir = '~'", 'run.resume_from = "~"',
+    "run.log_dir = ~", "loss.lpips.backbone = 'C:x'", "loss.lpips = {heads = '~'}",
     "adapter.rank", "preset = 'x'", "--resume", "run.batch 3",
 ])  # fmt: skip
 def test_options_that_a_workflow_may_not_set(line):
@@ -429,8 +631,6 @@ print(sorted(set(sys.modules) - before - {name}))
 
 def test_the_table_of_nodes():
     """Ids are for ever, so they are listed here; every input, output and node says what it is for."""
-    from pixelkiln.nodes.all import NODES
-
     assert [node.id for node in NODES] == [
         "PixelkilnLoadAdapter", "PixelkilnLoadAdapterModelOnly", "PixelkilnRunAdapter", "PixelkilnBlockStrengths",
         "PixelkilnAdapterStack", "PixelkilnPreference", "PixelkilnRate", "PixelkilnGridPlan", "PixelkilnGrid",
@@ -446,8 +646,6 @@ def test_the_table_of_nodes():
 
 
 def test_locales_name_what_there_is():
-    from pixelkiln.nodes.all import NODES
-
     for folder in (ROOT / "locales").iterdir():
         told = json.loads((folder / "nodeDefs.json").read_text(encoding="utf-8"))
         assert told.keys() == {node.id for node in NODES}, folder.name

@@ -1,6 +1,7 @@
 """The nodes in ComfyUI's own page, in a real Chromium: COMFYUI_PATH and COMFYUI_PYTHON as in test_nodes_host.py.
 
-With COMFYUI_SCREENS, a folder, the pictures of docs/ are taken on the way.
+With COMFYUI_SCREENS, a folder, the pictures of docs/ are taken on the way. The test of the chooser alone needs no
+ComfyUI: pytest -m browser.
 """
 
 from __future__ import annotations
@@ -56,6 +57,69 @@ def page(request, server: Server, chromium) -> Iterator[Any]:
     yield page
     page.close()
     assert not errors
+
+
+@pytest.fixture
+def alone(chromium) -> Iterator[Any]:
+    """The chooser on an empty page, with a question of two pictures; the test gives the server's replies."""
+    scripts = {
+        "/": "<body><script type=module src=/extensions/pixelkiln/chooser.js></script>",
+        "/scripts/app.js": "export const app = { registerExtension: (one) => (window.chooser = one) };",
+        "/scripts/api.js": """window.asked = [];
+            export const api = { apiURL: (path) => path, fetchApi: (path, { body }) => new Promise((give) => {
+              asked.push(JSON.parse(body));
+              window.reply = (told) => give({ json: () => told });
+            }) };""",
+        "/extensions/pixelkiln/chooser.js": (ROOT / "web/chooser.js").read_text(encoding="utf-8"),
+    }
+    page = chromium.new_page()
+    page.set_default_timeout(60_000)
+
+    def serve(route: Any) -> None:
+        path = route.request.url.removeprefix("http://chooser.test")
+        kind = "text/javascript" if path.endswith(".js") else "text/html"
+        route.fulfill(body=scripts.get(path, ""), content_type=kind)
+
+    page.route("**/*", serve)
+    page.goto("http://chooser.test/")
+    page.wait_for_function("() => window.chooser")
+    page.evaluate("""() => {
+        window.Asking = class { size = [0, 0]; setSize() {} };
+        Asking.prototype.addDOMWidget = (name, type, box) => document.body.append(box);
+        chooser.beforeRegisterNodeDef(Asking, { name: "PixelkilnPreference" });
+        window.node = new Asking();
+        window.ask = () => node.onExecuted({ pixelkiln_choice: [{ token: "t", kind: "best", said: "waiting",
+          images: ["a", "b"].map((filename) => ({ filename, subfolder: "", type: "temp" })) }] });
+        ask();
+    }""")
+    yield page
+    page.close()
+
+
+@pytest.mark.browser
+def test_a_question_is_answered_once(alone):
+    """Neither a second click meanwhile nor one afterwards reaches the server, also when the node is drawn anew."""
+    pictures = alone.locator("img")
+
+    def click_all() -> list[dict[str, Any]]:
+        for i in (0, 1):
+            pictures.nth(i).dispatch_event("click")
+        return alone.evaluate("asked")
+
+    assert click_all() == [{"token": "t", "winner": 0}]
+    assert alone.locator("button:enabled").count() == 0
+    alone.evaluate("reply({ error: 'the disk is full' })")
+    alone.get_by_text("the disk is full").wait_for()
+    assert alone.locator("button:enabled").count() == 3
+    assert len(click_all()) == 2
+    alone.evaluate("reply({ said: '1 pair added' })")
+    alone.get_by_text("1 pair added").wait_for()
+    for _ in range(2):
+        assert len(click_all()) == 2
+        assert alone.locator(".pixelkiln-said").text_content() == "1 pair added"
+        assert alone.locator(".pixelkiln-said").evaluate("said => said.style.color") == ""
+        assert alone.locator("button:enabled").count() == 0
+        alone.evaluate("ask()")
 
 
 def photograph(page: Any, name: str, right: int, bottom: int) -> None:

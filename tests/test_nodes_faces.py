@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pixelkiln.nodes.all import NODES
+from pixelkiln.nodes.node import In
 
 SCRIPT = Path(__file__).with_name("comfy_faces.py")
 
@@ -47,3 +50,56 @@ def test_v1_without_any_library_that_a_host_may_lack(tmp_path):
 )
 def test_v3(tmp_path):
     agrees_with_the_table(face("v3", tmp_path))
+
+
+class Input:
+    """An input of ComfyUI 0.3.64, as far as the pack asks for it."""
+
+    def __init__(
+        self, id: str, options=None, tooltip=None, optional=False, default=None, min=None, max=None, step=None,
+        multiline=False, force_input=None,
+    ):  # fmt: skip
+        self.id, self.advanced = id, False
+
+
+class NewerInput(Input):
+    def __init__(self, id: str, advanced=None, **known):
+        super().__init__(id, **known)
+        self.advanced = advanced
+
+
+class Schema:
+    """A schema of ComfyUI 0.3.64."""
+
+    def __init__(
+        self, node_id: str, display_name=None, category="", description="", inputs=None, outputs=None, hidden=None,
+        is_output_node=False, is_input_list=False,
+    ):  # fmt: skip
+        self.inputs, self.search_aliases = inputs, []
+
+
+class NewerSchema(Schema):
+    def __init__(self, node_id: str, search_aliases=None, **known):
+        super().__init__(node_id, **known)
+        self.search_aliases = search_aliases
+
+
+@pytest.mark.parametrize("inputs, schemas", [(Input, Schema), (NewerInput, NewerSchema)])
+def test_v3_asks_for_no_more_than_this_comfyui_knows(monkeypatch, inputs, schemas):
+    kind = types.SimpleNamespace(Input=inputs, Output=lambda **known: known)
+    io = types.SimpleNamespace(ComfyNode=object, NodeOutput=object, Schema=schemas, Custom=lambda name: kind,
+                               Hidden=types.SimpleNamespace(prompt=1, unique_id=2), String=kind, Int=kind, Float=kind,
+                               Boolean=kind, Combo=kind)  # fmt: skip
+    latest: Any = types.ModuleType("comfy_api.latest")
+    latest.ComfyExtension, latest.io = object, io
+    monkeypatch.setitem(sys.modules, "comfy_api", types.ModuleType("comfy_api"))
+    monkeypatch.setitem(sys.modules, "comfy_api.latest", latest)
+    monkeypatch.delitem(sys.modules, "pixelkiln.nodes.v3", raising=False)
+    monkeypatch.setattr(In, "choices", lambda one: ["a"])
+    v3 = importlib.import_module("pixelkiln.nodes.v3")
+    monkeypatch.delitem(sys.modules, "pixelkiln.nodes.v3")
+    found = [v3.node_class(node).define_schema() for node in NODES]
+    wanted = [(list(node.aliases), [bool(one.advanced) for one in node.inputs]) for node in NODES]
+    if schemas is Schema:
+        wanted = [([], [False] * len(advanced)) for _, advanced in wanted]
+    assert [(one.search_aliases, [bool(i.advanced) for i in one.inputs]) for one in found] == wanted

@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const NODES = ["PixelkilnPreference", "PixelkilnRate"];
+const answers = new Map(); // token of a question -> what was written, "" while that is under way
 
 function element(tag, style, more = {}) {
   const made = Object.assign(document.createElement(tag), more);
@@ -16,8 +17,11 @@ function address(image) {
 }
 
 async function answer(choice, given, box) {
+  if (answers.has(choice.token)) return false;
+  answers.set(choice.token, "");
   const said = box.querySelector(".pixelkiln-said");
-  box.querySelectorAll("button").forEach((button) => (button.disabled = true));
+  const buttons = [...box.querySelectorAll("button")];
+  buttons.forEach((button) => (button.disabled = true));
   let body = {};
   try {
     const reply = await api.fetchApi("/pixelkiln/choose", {
@@ -31,7 +35,12 @@ async function answer(choice, given, box) {
   }
   said.textContent = body.said ?? body.error ?? "no answer";
   said.style.color = body.said ? "" : "#e66";
-  if (!body.said) box.querySelectorAll("button").forEach((button) => (button.disabled = false));
+  if (body.said) {
+    answers.set(choice.token, body.said);
+  } else {
+    answers.delete(choice.token);
+    buttons.forEach((button) => (button.disabled = false));
+  }
   return Boolean(body.said);
 }
 
@@ -40,8 +49,10 @@ function button(text, title, act) {
 }
 
 function draw(choice, box) {
-  const open = Boolean(choice.token);
-  const said = element("div", "padding:2px;font-size:12px", { className: "pixelkiln-said", textContent: choice.said });
+  const written = answers.get(choice.token);
+  const open = Boolean(choice.token) && !written;
+  const said = element("div", "padding:2px;font-size:12px",
+    { className: "pixelkiln-said", textContent: written || choice.said });
   const row = element("div", "display:flex;flex-wrap:wrap;gap:4px;overflow:auto;flex:1;min-height:0");
   const liked = choice.images.map(() => null);
   choice.images.forEach((image, index) => {
