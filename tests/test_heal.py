@@ -74,6 +74,16 @@ def test_a_run_goes_back_and_lowers_its_rate(tmp_path, monkeypatch):
     assert taken == [(i, RATE) for i in range(1, 9)] + [(i, RATE / 2) for i in range(5, 13)]
 
 
+def test_an_optimizer_that_finds_its_own_rate_goes_back_too(tmp_path, monkeypatch):
+    config = made(tmp_path, optimizer__kind="Adafactor", run__steps=5, heal__skip_limit=1)
+    broken(monkeypatch, {4, 5}, lowered_helps=False)
+    with pytest.raises(ValueError, match="again, although the run went back; "):
+        train(config)
+    (back,) = of_kind(config, "rollback")
+    assert (back["step"], back["rate_factor"]) == (2, 1.0)
+    assert any("the learning rate is the optimizer's own as before" in e["message"] for e in of_kind(config, "warning"))
+
+
 def test_going_back_is_exact_and_the_lower_rate_is_resumed(tmp_path, monkeypatch):
     """After a rollback to step 4 the run is one that was stopped at 4 and resumed with half the rate."""
     config = made(tmp_path, optimizer__kind="AdamW", save__ema=0.5)
@@ -107,8 +117,7 @@ def test_what_comes_back_ends_the_run_and_keeps_the_good_state(tmp_path, monkeyp
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line == (
         "error: train: 3 steps in a row, from 6 on, gave no number (a loss or gradient of NaN) again, although the run "
-        "went back and lowered the learning rate; lower optimizer.learning_rate, or use bf16 or fp32, then go on with "
-        "--resume"
+        "went back; lower optimizer.learning_rate, or use bf16 or fp32, then go on with --resume"
     )
     kept = checkpoint.states(Path(config.run.out) / "t" / "state")
     assert [path.stem for path in kept] == ["step00000002", "step00000004"]

@@ -117,10 +117,12 @@ class Parts:
         self.schedule.apply(self.optimizer, step)
         return max(learning_rates(self.optimizer).values())
 
-    def lower_rate(self, factor: float) -> None:
-        """Of the whole schedule from here on; the optimizer's state carries it."""
-        for group in bare(self.optimizer).param_groups:
+    def lower_rate(self, factor: float) -> bool:
+        """Of the whole schedule from here on; the optimizer's state carries it. False where it finds its own."""
+        given = [group for group in bare(self.optimizer).param_groups if group["initial_lr"] is not None]
+        for group in given:
             group["initial_lr"] *= factor
+        return bool(given)
 
     def parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

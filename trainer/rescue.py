@@ -70,7 +70,7 @@ def roll_back(loop: Loop) -> None:
     why = f"train: {health.streak} steps in a row, from {failed + 1} on, gave no number (a loss or gradient of NaN)"
     remedy = "lower optimizer.learning_rate, or use bf16 or fp32"
     if not health.may_roll_back:
-        again = " again, although the run went back and lowered the learning rate" if health.rolled_back else ""
+        again = " again, although the run went back" if health.rolled_back else ""
         raise Diverged(f"{why}{again}; {remedy}, then go on with --resume")
     try:
         tensors, facts = several.of_the_first(lambda: checkpoint.load_state(loop.folder.state, before=failed))
@@ -78,13 +78,14 @@ def roll_back(loop: Loop) -> None:
         raise Diverged(f"{why}, and there is no state from before; {remedy}") from None
     loop.at = int(facts["step"])
     p.load_state(tensors, facts)
-    p.lower_rate(factor)
+    lowered = p.lower_rate(factor)
+    rate = f"{factor:g} times what it was" if lowered else "the optimizer's own as before"
     health.streak, health.rolled_back = 0, health.rolled_back + 1
     if p.is_main:
         checkpoint.drop_after(loop.folder.state, loop.at)
     loop.writer.warning(
-        f"{why}: the weights have run away. Back to step {loop.at}, from where the learning rate is {factor:g} times "
-        "what it was; if this comes back, the run stops"
+        f"{why}: the weights have run away. Back to step {loop.at}, from where the learning rate is {rate}; if this "
+        "comes back, the run stops"
     )
-    loop.writer.event("rollback", loop.at, failed=failed + 1, rate_factor=factor)
+    loop.writer.event("rollback", loop.at, failed=failed + 1, rate_factor=factor if lowered else 1.0)
     loop.writer.rewind(loop.at)
