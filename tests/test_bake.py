@@ -45,6 +45,17 @@ def test_a_baked_adapter_acts_as_one_that_is_on(tmp_path, name, kind):
         torch.testing.assert_close(said(undone), bare, rtol=1e-5, atol=1e-6)
 
 
+def test_captions_are_cached_anew_on_a_base_with_adapters_when_encoders_are_held_differently(tmp_path):
+    plain = build(config(tmp_path, {"adapter.text_encoders": True}), print, data=False)
+    safetensors.torch.save_file(plain.adapter.for_file(torch.float32), tmp_path / "first.safetensors")
+    flags = {"model.base_adapters": [str(tmp_path / "first.safetensors")], "run.precision": "fp32"}
+    told = {
+        held: build(config(tmp_path, {**flags, "memory.text_weights": held}), print, data=False).family.fingerprints
+        for held in ("full", "nf4")
+    }
+    assert told["full"]["text"] != told["nf4"]["text"] and told["full"]["model"] == told["nf4"]["model"]
+
+
 def test_a_run_on_top_of_one_saves_the_new_adapter_alone(tmp_path):
     plain = build(config(tmp_path, {"adapter.text_encoders": True}), print, data=False)
     tensors = {k: torch.full_like(v, 2.0 if k.endswith("alpha") else 0.01) for k, v in

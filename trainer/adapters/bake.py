@@ -20,14 +20,12 @@ from .plan import continued
 
 
 def bake_all(model: Any, paths: Sequence[str], weights: Sequence[float]) -> list[str]:
-    """Add adapter files to a loaded model (a ``Family``), each times its weight, or 1; notes. Its fingerprints change
-    with it, so that nothing that was kept of the bare model is taken for its own."""
+    """Add adapter files to a loaded model (a ``Family``), each times its weight, or 1; notes. Its fingerprints tell of
+    them, so that nothing that was kept of the bare model is taken for its own."""
     notes = []
     for path, weight in zip_longest(paths, weights, fillvalue=1.0):
         notes += bake(model.denoiser, model.text_encoders, model.name, str(path), float(weight))
-        digest = hashlib.sha256(Path(str(path)).read_bytes()).hexdigest()
-        for name in ("model", "text"):
-            model.fingerprints[name] += f" + {weight:g} {digest}"
+        model.added += f" + {weight:g} {hashlib.sha256(Path(str(path)).read_bytes()).hexdigest()}"
     return notes
 
 

@@ -95,6 +95,8 @@ class Family:
     """s of the latents z = s (E(x) - m)."""
     shift: float = 0.0
     """m of the latents."""
+    added: str = ""
+    """What adapters were added to the weights, told by their content."""
 
     @property
     def name(self) -> str:
@@ -173,15 +175,16 @@ class Family:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Content hashes for cache keys: ``model``, ``vae`` (of latents) and ``text`` (of conditioning)."""
+        """Content hashes for cache keys: ``model``, ``vae`` (of latents) and ``text`` (of conditioning); as the
+        modules are when they are first asked for, so only once adapters are added and weights held as they stay."""
         how = self.options
         reading = (how.clip_skip, how.max_tokens, how.weighted_captions, how.t5_max_tokens, how.t5_mask, how.clip_mask)
         words = [_spelling(self.tokenizers[name]) for name in self.text_encoders]
         kinds = [f"{name} {_dtype(module)}{_held(module)}" for name, module in self.text_encoders.items()]
         return {
-            "model": self.files.digest("model"),
+            "model": self.files.digest("model") + self.added,
             "vae": self.files.digest("vae", str(_dtype(self.vae)), str(self.scale), str(self.shift)),
-            "text": self.files.digest("text", self.name, str(reading), *kinds, *words),
+            "text": self.files.digest("text", self.name, str(reading), *kinds, *words) + self.added,
         }
 
     def metadata(self) -> dict[str, str]:
