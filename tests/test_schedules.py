@@ -153,6 +153,10 @@ def test_mistakes_that_the_schema_finds(options: dict[str, Any], line: str):
         ({"kind": "polynomial", "args": {"lr_end": 1.0}}, r"lr_end \(1.0\) must be smaller than initial lr \(0.01\)"),
         ({"kind": "os.path"}, "os.path is no LRScheduler of PyTorch"),
         ({"kind": "StepLR"}, "StepLR refuses its options: .*step_size"),
+        (
+            {"kind": "OneCycleLR", "args": {"max_lr": 1e-3, "total_steps": 38}},
+            r"OneCycleLR refuses its options: Tried to step 39 times. The specified number of total steps is 38; see",
+        ),
     ],
 )
 def test_mistakes_that_building_finds(options: dict[str, Any], line: str):

@@ -39,6 +39,7 @@ def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tup
     """
     named = find(options.kind)
     cls = load_class(named.path, Optimizer, f"optimizer.kind: {options.kind}", "AdamW")
+    _check_step(cls, options.kind)
     rates = [_rate(options, group["name"]) * group.get("ratio", 1.0) for group in groups]
     notes = [f"optimizer: {g['name']} is not trained, its rate is 0" for g, r in zip(groups, rates) if not r]
     kept = [(dict(group), rate) for group, rate in zip(groups, rates) if rate and group["params"]]
@@ -118,8 +119,21 @@ def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(cls.__init__).parameters
 
 
+def _check_step(cls: type[Optimizer], kind: str) -> None:
+    """ValueError for steps that need the loss again, or gradients of a few rows."""
+    closure = inspect.signature(cls.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(f"optimizer.kind: {kind} computes the loss again within a step, which is not done; use AdamW")
+    if issubclass(cls, torch.optim.SparseAdam):
+        raise ValueError(f"optimizer.kind: {kind} takes sparse gradients, an adapter's are dense; use AdamW")
+
+
 def _check_args(cls: type, args: Mapping[str, Any], kind: str) -> None:
     known = _parameters(cls)
+    usual = known["betas"].default if "betas" in known else None
+    betas = args.get("betas", usual)
+    if isinstance(usual, tuple) and not (isinstance(betas, tuple) and len(betas) == len(usual)):
+        raise ValueError(f"optimizer.betas: {kind} takes {len(usual)} numbers; give as many as {list(usual)}")
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):
         return
     for name in args:
@@ -140,7 +154,7 @@ def _construct(cls: Any, groups: list[Any], args: dict[str, Any], kind: str) -> 
     try:
         with contextlib.redirect_stdout(sys.stderr):  # some of them greet, and standard output may be JSON
             return cls(groups, **args)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
         told = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"optimizer: {kind} refuses its arguments: {told}; see optimizer.args") from None
 

@@ -52,7 +52,7 @@ def build_schedule(options: ScheduleOptions, total: int, optimizer: Optimizer) -
             notes.append("schedule.decay: it is 0, so the rate does not fall at the end")
     try:
         factor = _factor(options, warmup, decay, total, float(inner.defaults["lr"]))
-        factor(0)
+        factor(total - 1)
     except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"schedule: {kind} refuses its options: {told}; see schedule.args") from None
