@@ -19,6 +19,7 @@ from pixelkiln.trainer.engine import Loop
 from pixelkiln.trainer.families.load import identify
 from pixelkiln.trainer.fit import cards
 from pixelkiln.trainer.fit.checker import Checker
+from pixelkiln.trainer.fit.forecast import CONTEXT
 from pixelkiln.trainer.fit.remedies import STEP
 from pixelkiln.trainer.fit.symbolic import count_attention
 from pixelkiln.trainer.report import Writer
@@ -76,16 +77,19 @@ def _timed(config: Config, parts: Parts, folder: RunFolder, writer: Writer, step
         other.step(0) if other else loop.step()
         memory.wait(parts.device)
 
+    before = memory.used_gb(parts.device)
     one()
     flops = _flops(one)
     if parts.streamer and config.memory.resident_blocks == "auto":
         parts.streamer.fit(memory.spare_bytes(parts.device, config.memory.limit_gb))
     memory.reset_peak(parts.device)
-    before, seconds, clock = memory.used_gb(parts.device), [], _clock(parts.device)
+    seconds, clock = [], _clock(parts.device)
     for _ in range(steps):
         start = clock()
         one()
         seconds.append(clock() - start)
+    if loop.ladder.config != config:
+        return {"failed": "out of memory"}  # it went on with another case than this
     took = statistics.median(seconds)
     return {
         "seconds": took,
@@ -104,9 +108,10 @@ def _clock(device: torch.device) -> Callable[[], float]:
 
 
 def _foretold(config: Config, parts: Parts) -> float:
-    """GiB that ``check`` expects of the steps."""
+    """GiB that ``check`` expects of the steps; without a card's context, which torch does not count."""
     fit = Checker(config, identify(config.model), parts.dataset, cards.here(config.run.device))(config)
-    return max(phase.total for phase in fit.phases if phase.name in (STEP, "optimizer step")) / cards.GIB
+    context = CONTEXT["cuda"] if parts.device.type == "cuda" else 0
+    return (max(phase.total for phase in fit.phases if phase.name in (STEP, "optimizer step")) - context) / cards.GIB
 
 
 def _flops(one: Any) -> float:

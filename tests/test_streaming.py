@@ -10,6 +10,7 @@ import torch
 from short_runs import config, trajectory
 from torch import Tensor
 
+from pixelkiln.trainer import blocks as block_module
 from pixelkiln.trainer import frozen
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
@@ -156,8 +157,9 @@ def test_how_to_checkpoint_needs_checkpointing(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("held", [None, "nf4"])
-@pytest.mark.parametrize("share", [0, 1.0], ids=["kept", "recomputed"])
-def test_a_card_streams_with_the_same_gradients(held, share):
+@pytest.mark.parametrize("share", [0.5, 1.0], ids=["kept", "recomputed"])
+def test_a_card_streams_with_the_same_gradients(held, share, monkeypatch):
+    monkeypatch.setattr(block_module, "SMALL", 0)
     out, grads, _ = gradients("sdxl", "cuda", held=held)
     mine, own, streamer = gradients("sdxl", "cuda", resident=1, share=share, to_host=True, held=held, passes=3)
     torch.testing.assert_close((mine, own), (out, grads), rtol=1e-4, atol=1e-6)

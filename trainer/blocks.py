@@ -65,8 +65,8 @@ def _recomputed(inner: Callable[..., Any], host: Host | None) -> Callable[..., A
 class Host:
     """Saved tensors in the host's memory: copied there on a stream of their own, and back when they are asked for."""
 
-    def __init__(self, small: int = SMALL):
-        self.small = small
+    def __init__(self, small: int | None = None):
+        self.small = SMALL if small is None else small
         self.kept = 0
         """How many tensors went there."""
         self._stream: Any = None

@@ -131,20 +131,29 @@ class Parts:
         """Add up the gradients of all processes, unscale, clip; the norm before clipping."""
         if self.world > 1:
             self._sum_gradients()
+        if not self.learns:
+            return 0.0
         self.scaler.unscale_(self.optimizer)
         limit = self.config.optimizer.max_grad_norm
         return float(torch.nn.utils.clip_grad_norm_(self.parameters(), limit or math.inf))
 
+    @property
+    def learns(self) -> bool:
+        """Whether any gradient is there: not in a step at whose noise no term looks."""
+        return any(p.grad is not None for p in self.parameters())
+
     def _sum_gradients(self) -> None:
         kept = self.parameters()
-        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in kept])
-        flat = several.total(flat)
-        for p, grad in zip(kept, flat.split([p.numel() for p in kept]), strict=True):
-            p.grad = grad.view_as(p)
+        there = torch.tensor([float(p.grad is not None) for p in kept], device=self.device)
+        grads = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in kept]
+        *sums, there = several.total(torch.cat([*grads, there])).split([*(p.numel() for p in kept), len(kept)])
+        for p, grad, count in zip(kept, sums, there.tolist(), strict=True):
+            p.grad = grad.view_as(p) if count else None
 
     def optimizer_step(self) -> None:
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.learns:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         if limit := self.config.adapter.scale_weight_norms:
             self.adapter.scale_weight_norms(limit)
         if self.average is not None:
@@ -152,7 +161,8 @@ class Parts:
 
     def skip_step(self) -> None:
         """A step whose gradient is no number: fp16's scale goes down, nothing is learned."""
-        self.scaler.update()
+        if self.learns:
+            self.scaler.update()
 
     # ----------------------------------------------------------------------------- numbers that adapt or are told
 
@@ -339,6 +349,8 @@ def build(
     """Load the model, scan the data, inject the adapter. ``data=False`` makes what previews need and nothing else."""
     rank, world, device = several.join(config.run.device)
     dtype = memory.choose_precision(config.run.precision, device)
+    if config.run.full and dtype == torch.float16:
+        raise ValueError("run.full: it needs bfloat16, which this card does not have; set full = false")
     dataset = scan(config, world, progress=progress)[1] if data else None
     for line in dataset.warnings if dataset else ():
         say(f"warning: {line}")
@@ -353,7 +365,9 @@ def build(
             say(line)
     streamer = levers.lighten(config.memory, family.denoiser, family.encoder_places(device), device, say)
     family.to(device)
-    memory.use_attention(family.denoiser, attention)
+    if instead := memory.use_attention(family.denoiser, attention):
+        attention = "sdpa"
+        say(instead)
     adapter = make_adapter(config, family, dtype, adapter_file, say)
     levers.shape(config.memory, family.denoiser, Path(config.run.out) / "cache" / "compiled")
     trains_text = any(p.requires_grad for encoder in family.text_encoders.values() for p in encoder.parameters())
@@ -374,7 +388,9 @@ def build(
 
 
 def _scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaler.scale(torch.zeros((), device=device))  # it has its scale from here on, whatever the first step computes
+    return scaler
 
 
 def make_adapter(
@@ -424,6 +440,9 @@ def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str],
     weighed = family.process
     if config.run.kohya_strict and not weighed.is_flow:
         weighed = replace(weighed, alphas=scaled_linear())
+    if all(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
+        for name in sorted({name for _, o in terms.values() for name in getattr(o, "weighed_by", ())}):
+            say(f"warning: objective.{name}: it weighs the error of the output, but all terms here decode; it does nothing")
     for name, (options, objective) in terms.items():
         loss = losses[name].build(options, LossParts(family.process, parts.decoder, getattr(objective, "in_x0", False)))
         judge = objectives[objective.kind].build(objective, ObjectiveParts(weighed, options.decodes, beta))  # pyright: ignore

@@ -6,6 +6,8 @@ import math
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from .run import RunFolder, RunOptions, epochs
 from .score import References, score, score_one_by_one
 from .signals import stop_signals
 from .timesteps import draw, fixed_draw
-from .types import Batch
+from .types import Batch, Role
 
 LEFT = 2
 
@@ -51,11 +53,22 @@ def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
             if folder.final.exists() and not resume and not checkpoint.states(folder.state):
                 writer.warning(f"{folder.final} is from an earlier run and will be replaced")
             writer.status("running", message="loading", now=True)
-            parts = build(config, writer.say, progress=writer.progress)
-            return Loop(parts, folder, writer, asked).run(resume)
+            with _fitting():
+                parts = build(config, writer.say, progress=writer.progress)
+                return Loop(parts, folder, writer, asked).run(resume)
         except BaseException as error:
             writer.fail(error, expected)
             raise
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Memory that runs out where no smaller way is left to try is said in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = f"train: out of memory ({_first_line(error)}); `check --fit` proposes what takes less"
+        raise ValueError(f"{said}, and --resume goes on from what is saved") from error
 
 
 def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
@@ -80,6 +93,10 @@ def _board(options: RunOptions, folder: RunFolder) -> Path:
     if not options.log_dir:
         return folder.path / "tensorboard"
     return Path(options.log_dir) / f"{options.log_prefix}{time.strftime('%Y%m%d%H%M%S')}" / "network_train"
+
+
+def _first_line(error: torch.OutOfMemoryError) -> str:
+    return str(error).split("\n")[0].partition(". GPU")[0]
 
 
 def expected(error: ValueError) -> bool:
@@ -274,24 +291,23 @@ class Loop:
         """Forward and backward; None when memory ran out and the step is to be done again, smaller (by one process)."""
         p = self.parts
         batch = p.dataset.batch(self.at)
-        units = len(batch.rows.group.unique())
         p.adapter.train(True)
         p.optimizer.zero_grad(set_to_none=True)
         total = step.Judged(torch.zeros((), dtype=torch.float64))
         size = -(-(p.dataset.micro_batch(self.at) or p.config.run.batch) // self.ladder.split)
         try:
             for micro in step.micro_batches(batch, size, p.rank, p.world):
-                total.add(self._micro(micro.to(p.device), units))
+                total.add(self._micro(micro.to(p.device), batch.rows.role))
             return total
         except torch.OutOfMemoryError as error:
             if p.world > 1:
                 raise
-            said = str(error).split("\n")[0].partition(". GPU")[0]
+            said = _first_line(error)
         smaller(self, said)  # out here, as an error holds on to all that its step has made
         return None
 
-    def _micro(self, batch: Batch, units: int) -> step.Judged:
-        """Forward and backward of one micro-batch."""
+    def _micro(self, batch: Batch, roles: Sequence[Role]) -> step.Judged:
+        """Forward and backward of one micro-batch of an effective batch with these roles."""
         p = self.parts
         seed, noise, draws = p.config.run.seed, p.config.noise, p.dataset.fixed_draws
         if draws:
@@ -300,20 +316,25 @@ class Loop:
             chance = fixed_draw(batch, part, draws, seed, p.process, noise, jitter=True)
         else:
             chance = draw(batch, seed, self.at, p.process, noise)
-        masks = seed + (self.at << 20) + int(batch.rows.group[0])
+        masks = seed + (self.at << 20)
         if p.config.memory.one_by_one:
-            return score_one_by_one(p, self.references, batch, chance, units, masks)
-        judged = score(p, self.references, batch, chance, units, masks)
+            return score_one_by_one(p, self.references, batch, chance, roles, masks)
+        judged = score(p, self.references, batch, chance, roles, masks)
         if judged.loss.requires_grad:
             p.scaler.scale(judged.loss).backward()
         judged.loss = judged.loss.detach()
         return judged
 
     def _skip(self, loss: float, norm: float) -> None:
-        self.health.skip()
-        self.writer.warning(
-            f"step {self.at + 1}: loss {loss}, gradient norm {norm}: not a number, so the step is skipped"
-        )
+        scale = self.parts.scaler.get_scale()
+        seeking = math.isfinite(loss) and scale > 1
+        self.health.skip(counts=not seeking)
+        if seeking:
+            said = f"its gradients overflow float16 at a scale of {scale:g}; it is skipped, and the scale halved"
+            self.writer.say(f"step {self.at + 1}: {said}")
+        else:
+            said = f"loss {loss}, gradient norm {norm}: not a number, so the step is skipped"
+            self.writer.warning(f"step {self.at + 1}: {said}")
         self.parts.skip_step()
 
     # ----------------------------------------------------------------------------------------------- side work
@@ -361,9 +382,28 @@ class Loop:
         return facts
 
     def _sample(self) -> None:
-        p = self.parts
-        if not p.is_main or not p.prompts:
+        if self.parts.is_main and self.parts.prompts:
+            self._if_it_fits("previews", "sample.width and sample.height", self._draw_previews)
+
+    def _validate(self) -> None:
+        """The loss on held-out pictures, per level, at noise that never changes."""
+        batches = self.parts.dataset.validation_batches(self.parts.config.run.batch)
+        batches = batches[: self.parts.config.validation.max_batches]
+        if batches and self.parts.is_main:
+            self._if_it_fits("validation", "run.batch", lambda: self._hold_out(batches))
+
+    def _if_it_fits(self, what: str, lower: str, work: Callable[[], None]) -> None:
+        """Work that a run can do without, left out when memory runs out in it."""
+        try:
+            work()
             return
+        except torch.OutOfMemoryError as error:
+            said = _first_line(error)
+        memory.release(self.parts.device)
+        self.writer.warning(f"step {self.at}: out of memory ({said}): no {what} this time; a lower {lower} takes less")
+
+    def _draw_previews(self) -> None:
+        p = self.parts
         p.adapter.train(False)
         with p.evaluating():
             for index, prompt in enumerate(p.prompts):
@@ -373,26 +413,20 @@ class Loop:
                 self.writer.event("sample", self.at, path=str(path), prompt=prompt.text, seed=prompt.seed)
         sampling.grid(self.folder.samples, [prompt.text for prompt in p.prompts])
 
-    def _validate(self) -> None:
-        """The loss on held-out pictures, per level, at noise that never changes."""
+    def _hold_out(self, batches: list[Batch]) -> None:
         p, options = self.parts, self.parts.config.validation
-        batches = p.dataset.validation_batches(p.config.run.batch)[: options.max_batches]
-        if not batches or not p.is_main:
-            return
         p.adapter.train(False)
         found: dict[str, Any] = {}
+        roles: list[Role] = [role for batch in batches for role in batch.rows.role]
         with torch.no_grad(), p.evaluating():
             for part in range(options.levels):
                 total, level = step.Judged(torch.zeros((), dtype=torch.float64)), 0.0
                 for cpu_batch in batches:
                     batch = cpu_batch.to(p.device)
                     chance = fixed_draw(batch, part, options.levels, options.seed, p.process, p.config.noise)
-                    units, level = len(batch.rows.group.unique()), float(chance.level[0])
-                    judged = score(p, None, batch, chance, units, options.seed)
-                    judged.sums["loss"] = float(judged.loss) * units
-                    judged.counts["loss"] = units
-                    total.add(judged)
-                found[f"{level:g}"] = p.means(total.sums, total.counts)
+                    level = float(chance.level[0])
+                    total.add(score(p, None, batch, chance, roles, options.seed))
+                found[f"{level:g}"] = {**p.means(total.sums, total.counts), "loss": float(total.loss)}
         each = {name: [row[name] for row in found.values() if name in row] for row in found.values() for name in row}
         means = {name: sum(values) / len(values) for name, values in each.items()}
         self.writer.held_out(self.at, means, found)

@@ -188,7 +188,7 @@ def holdable(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
 
 
 @torch.no_grad()
-def hold(layer: nn.Module, kind: Weights, device: torch.device | None = None) -> None:
+def hold(layer: nn.Module, kind: Weights, device: torch.device | None = None, keep: torch.device | None = None) -> None:
     """Turn a plain layer into a held one, its weight packed on ``device`` (where it is, if not given)."""
     weight: Tensor = layer.weight  # pyright: ignore[reportAssignmentType]
     parts = pack(weight.detach().to(device or weight.device), kind)
@@ -197,16 +197,17 @@ def hold(layer: nn.Module, kind: Weights, device: torch.device | None = None) ->
     made.__class__ = HeldLinear if isinstance(layer, nn.Linear) else HeldConv2d
     made.kind, made.shape, made.dtype, made.names, made.fetch = kind, weight.shape, weight.dtype, tuple(parts), None
     for name, value in parts.items():
-        layer.register_buffer(f"held_{name}", value, persistent=False)
+        layer.register_buffer(f"held_{name}", value if keep is None else value.to(keep), persistent=False)
 
 
-def hold_all(module: nn.Module, weights: Weights, device: torch.device) -> int:
-    """Hold every layer that can be; layer by layer, so that no second copy is on the device. How many there are."""
+def hold_all(module: nn.Module, weights: Weights, device: torch.device, keep: torch.device | None = None) -> int:
+    """Hold every layer that can be, packed on ``device`` and kept there or at ``keep``; layer by layer, so that no
+    second copy is on the device. How many there are."""
     if weights == "full":
         return 0
     layers = [layer for _, layer in holdable(module)]
     for layer in layers:
-        hold(layer, kind_for(layer, weights), device)
+        hold(layer, kind_for(layer, weights), device, keep)
     return len(layers)
 
 

@@ -46,8 +46,9 @@ class Health:
         self.streak = 0
         return self._spike(loss)
 
-    def skip(self) -> None:
-        self.streak += 1
+    def skip(self, counts: bool = True) -> None:
+        """``counts``: it says something of the weights, and not only of the scale of float16's gradients."""
+        self.streak += counts
         self.skipped += 1
 
     @property

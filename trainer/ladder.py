@@ -24,6 +24,15 @@ OFFERS: tuple[Offer, ...] = (
 SHORT = Phase(remedies.STEP, dict.fromkeys(remedies.PARTS, 1))
 
 
+def fewer_blocks(p: Parts) -> Remedy | None:
+    """Half of the blocks that streaming had left on the card."""
+    if p.streamer is None or not p.streamer.resident:
+        return None
+    count = p.streamer.resident // 2
+    label = f"{count} of {len(p.streamer.blocks)} blocks on the card"
+    return Remedy(label, "more is copied in every step", True, {"memory.resident_blocks": count})
+
+
 class Ladder:
     """The levers that are left to a running training."""
 
@@ -35,7 +44,7 @@ class Ladder:
 
     def down(self, p: Parts) -> Remedy | None:
         """Take the next lever; None when there is none left."""
-        found = next((remedy for offer in OFFERS if (remedy := offer(self.config, SHORT))), None)
+        found = fewer_blocks(p) or next((remedy for offer in OFFERS if (remedy := offer(self.config, SHORT))), None)
         if found:
             self._apply(found, p)
         return found
@@ -45,6 +54,8 @@ class Ladder:
         self.split *= before.run.batch // self.config.run.batch
         p.config = p.config.model_copy(update={"memory": self.config.memory, "loss": self.config.loss})
         own, was = self.config.memory, before.memory
+        if p.streamer and isinstance(own.resident_blocks, int) and own.resident_blocks != was.resident_blocks:
+            p.streamer.keep(own.resident_blocks)
         if (own.gradient_checkpointing, own.offload_checkpoints) != (
             was.gradient_checkpointing,
             was.offload_checkpoints,
@@ -88,8 +99,8 @@ def smaller(loop: Loop, said: str) -> None:
 
 
 def settle(loop: Loop) -> None:
-    """After two steps the room that a run needs is known: what is left takes in streamed blocks."""
+    """After two steps of this process the room that it needs is known: what is left takes in streamed blocks."""
     p, options = loop.parts, loop.parts.config.memory
-    if p.streamer and options.resident_blocks == "auto" and loop.at == min(2, p.total - 1):
+    if p.streamer and options.resident_blocks == "auto" and len(loop.times) == 2:
         count = p.streamer.fit(memory.spare_bytes(p.device, options.limit_gb))
         loop.writer.say(f"streaming: {count} of {len(p.streamer.blocks)} blocks stay on the card from now on")

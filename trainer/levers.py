@@ -29,18 +29,19 @@ def lighten(
     """Before an adapter is there: make frozen weights small, each on the device where it will be; those of blocks that
     are streamed stay in the host's memory. ValueError without bitsandbytes."""
     memory.set_limit(device, options.limit_gb)
+    resident = options.resident_blocks
+    streams = resident != "all" and (resident != "auto" or device.type == "cuda")
     try:
-        held = frozen.hold_all(denoiser, options.base_weights, device)
+        held = frozen.hold_all(denoiser, options.base_weights, device, torch.device("cpu") if streams else None)
         if held:
             say(f"base weights: {held} layers in {frozen.held_as(denoiser)}")
         for encoder, place in encoders.values():
             frozen.hold_all(encoder, options.text_weights, place)
     except ImportError as error:
         raise ValueError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
-    resident = options.resident_blocks
-    if resident == "all" or (resident == "auto" and device.type != "cuda"):
+    if not streams:
         return None
-    streamer = Streamer(denoiser, device, 0 if resident == "auto" else resident)
+    streamer = Streamer(denoiser, device, resident if isinstance(resident, int) else 0)
     away, count = streamer.host_bytes / 2**30, len(streamer.blocks)
     say(f"streaming: {streamer.resident} of {count} blocks stay on the card, {away:.2f} GiB in the host's memory")
     return streamer

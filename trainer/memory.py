@@ -55,16 +55,21 @@ class MemoryOptions(Options):
         if not self.gradient_checkpointing and (self.checkpoint_share < 1 or self.offload_checkpoints):
             name = "offload_checkpoints" if self.offload_checkpoints else "checkpoint_share"
             raise ValueError(f"{name}: it says how gradient checkpointing is done; set gradient_checkpointing = true")
-        if self.resident_blocks != "all" and self.compile in ("denoiser", "both"):
-            raise ValueError('compile: blocks that are streamed cannot be compiled; set resident_blocks = "all"')
+        if self.compile in ("denoiser", "both"):
+            if self.resident_blocks != "all":
+                raise ValueError('compile: blocks that are streamed cannot be compiled; set resident_blocks = "all"')
+            if self.base_weights != "full" and not (self.gradient_checkpointing and self.checkpoint_share == 1):
+                raise ValueError(
+                    f"compile: compiled blocks keep base_weights = '{self.base_weights}' unpacked until the backward "
+                    "pass; set gradient_checkpointing = true with checkpoint_share = 1"
+                )
         return self
 
 
 def choose_device(wanted: str) -> torch.device:
+    """A device of this machine; a card always with its number. ValueError for one that is not there."""
     if wanted == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(wanted)
     except RuntimeError:
@@ -73,6 +78,10 @@ def choose_device(wanted: str) -> torch.device:
         raise ValueError(
             "run.device: torch finds no CUDA card here; use device = 'auto', or run `python install.py doctor`"
         )
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        if device.index >= (count := torch.cuda.device_count()):
+            raise ValueError(f"run.device: there is no {device}; the last of this machine's cards is cuda:{count - 1}")
     return device
 
 
@@ -114,10 +123,16 @@ def choose_attention(device: torch.device, wanted: str = "auto") -> tuple[str, s
     return "sdpa", why
 
 
-def use_attention(denoiser: Any, name: str) -> None:
-    """Set the denoiser's attention. Diffusers' default processor is SDPA."""
+def use_attention(denoiser: Any, name: str) -> str | None:
+    """Set the denoiser's attention; diffusers' default is SDPA. Why it stays so, where xformers lacks a kernel for what
+    diffusers tries first."""
     if name == "xformers":
-        denoiser.enable_xformers_memory_efficient_attention()
+        try:
+            denoiser.enable_xformers_memory_efficient_attention()
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            said = str(error).strip().splitlines()[0]
+            return f"attention: SDPA after all (diffusers cannot use xformers here: {said})"
+    return None
 
 
 def set_limit(device: torch.device, limit_gb: float | None) -> None:

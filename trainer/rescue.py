@@ -77,7 +77,10 @@ def roll_back(loop: Loop) -> None:
     except ValueError:
         raise Diverged(f"{why}, and there is no state from before; {remedy}") from None
     loop.at = int(facts["step"])
+    scale = p.scaler.get_scale()
     p.load_state(tensors, facts)
+    if p.scaler.is_enabled():
+        p.scaler.update(min(scale, p.scaler.get_scale()))
     lowered = p.lower_rate(factor)
     rate = f"{factor:g} times what it was" if lowered else "the optimizer's own as before"
     health.streak, health.rolled_back = 0, health.rolled_back + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ from .build import Parts
 from .files import write_atomic
 from .frozen import held_as
 from .step import Errors, Judged
-from .types import Batch, Draw, Step
+from .types import Batch, Draw, Role, Step
 
 
 class Remembers(Protocol):
@@ -25,17 +25,28 @@ class Remembers(Protocol):
     def get(self, p: Parts, batch: Batch, chance: Draw, compute: Callable[[], Errors]) -> Errors: ...
 
 
-def score(p: Parts, references: Remembers | None, batch: Batch, chance: Draw, units: int, seed: int) -> Judged:
-    """Errors and objectives of one micro-batch at one draw. Without gradient where the caller switched it off."""
+def score(
+    p: Parts, references: Remembers | None, batch: Batch, chance: Draw, roles: Sequence[Role], seed: int
+) -> Judged:
+    """Errors and objectives of one micro-batch at one draw. Without gradient where the caller switched it off.
+
+    ``roles`` are those of the whole effective batch, ``seed`` is the step's.
+    """
     known = _reference(p, references, batch, chance)
-    torch.manual_seed(seed)
-    p.adapter.new_step()
+    _begin(p, batch, seed)
     seen = observe(p, batch, chance)
-    return step.judge(p.terms, seen, step.errors(p.terms, seen), known, p.balance.weight, units)
+    return step.judge(p.terms, seen, step.errors(p.terms, seen), known, p.balance.weight, roles)
+
+
+def _begin(p: Parts, batch: Batch, seed: int) -> None:
+    """Dropout masks for the rows of a batch: of the step and the row alone, however the rows come together."""
+    groups = batch.rows.group.tolist()
+    torch.manual_seed(seed + groups[0])  # for what a text encoder drops of its own accord
+    p.adapter.new_step(seed, [f"{role} {group}" for role, group in zip(batch.rows.role, groups, strict=True)])
 
 
 def score_one_by_one(
-    p: Parts, references: Remembers | None, batch: Batch, chance: Draw, units: int, seed: int
+    p: Parts, references: Remembers | None, batch: Batch, chance: Draw, roles: Sequence[Role], seed: int
 ) -> Judged:
     """As ``score`` and its backward, with one row's activations at a time and the same gradients.
 
@@ -46,9 +57,9 @@ def score_one_by_one(
     rows = [torch.tensor([i]) for i in range(len(batch))]
 
     def alone(row: torch.Tensor) -> Step:
-        torch.manual_seed(seed + int(row))
-        p.adapter.new_step(seed)
-        return observe(p, batch.pick(row), chance.pick(row))
+        one = batch.pick(row)
+        _begin(p, one, seed)
+        return observe(p, one, chance.pick(row))
 
     with torch.no_grad():
         parts = [alone(row) for row in rows]
@@ -63,8 +74,9 @@ def score_one_by_one(
     )
     names = list(dict.fromkeys(name for said in single for name in said))
     leaves = {name: torch.cat([said[name] for said in single if name in said]).requires_grad_() for name in names}
-    judged = step.judge(p.terms, whole, leaves, known, p.balance.weight, units)
-    judged.loss.backward()
+    judged = step.judge(p.terms, whole, leaves, known, p.balance.weight, roles)
+    if judged.loss.requires_grad:
+        judged.loss.backward()
     slopes = {
         name: iter(leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)) for name, leaf in leaves.items()
     }

@@ -37,6 +37,8 @@ def join(wanted: str) -> tuple[int, int, torch.device]:
     """(rank, world, device): this process among those that were started together, after all have met."""
     device = memory.choose_device(wanted)
     if place()[1] == 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # libraries ask for the current card
         return 0, 1, device
     from accelerate import PartialState
 

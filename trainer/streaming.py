@@ -8,6 +8,7 @@ a piece was given to another block in between. What comes next is what came next
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,8 +89,7 @@ class Streamer:
     # --------------------------------------------------------------------------------------------------- moving
 
     def _to_host(self, block: Block) -> None:
-        pinned = self.device.type == "cuda"
-        host = torch.empty(block.size, dtype=torch.uint8, pin_memory=pinned)
+        host = pinned(block.size, self.device)
         for (i, name, *_), view in zip(block.spans, _cut(host, block), strict=True):
             view.copy_(block.layers[i]._buffers[f"held_{name}"])
         block.host = host
@@ -104,6 +104,7 @@ class Streamer:
             block.layers[i]._buffers[f"held_{name}"] = view.to(self.device, copy=True)
         for layer in block.layers:
             layer.fetch = None
+        unpin(block.host)
         block.host = None
 
     # ------------------------------------------------------------------------------------------------ streaming
@@ -165,6 +166,25 @@ class _Fetch:
 
     def __call__(self) -> Parts:
         return self.streamer.want(self.block)[self.index]
+
+
+def pinned(size: int, device: torch.device) -> Tensor:
+    """So many bytes of the host's memory, pinned for a card, exactly (torch's own allocator takes the next power of
+    two, and keeps it). Where the system pins no more they are plain memory: slower to copy, not wrong."""
+    host = torch.empty(size, dtype=torch.uint8)
+    if device.type == "cuda" and size:
+        cuda: Any = torch.cuda.cudart()
+        if int(cuda.cudaHostRegister(host.data_ptr(), size, 0)):
+            with suppress(RuntimeError):
+                torch.zeros(1, device=device)  # a launch takes the error back
+    return host
+
+
+def unpin(host: Tensor) -> None:
+    """Before it is freed."""
+    if host.is_pinned():
+        cuda: Any = torch.cuda.cudart()
+        cuda.cudaHostUnregister(host.data_ptr())
 
 
 def _block(module: nn.Module) -> Block:

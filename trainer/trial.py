@@ -9,6 +9,7 @@ from pathlib import Path
 from .build import build
 from .config import Config
 from .engine import Loop
+from .ladder import settle
 from .report import Writer
 from .run import RunFolder
 
@@ -26,4 +27,5 @@ def calibrate(config: Config, steps: int = 3) -> None:
             for _ in range(steps):
                 loop.step()
                 loop.at += 1
+                settle(loop)
             loop.remember_pace()

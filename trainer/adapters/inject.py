@@ -138,19 +138,19 @@ class Adapter:
             if module.training != mode:
                 module.train(mode)
 
-    def new_step(self, seed: int | None = None) -> None:
-        """New dropout masks, for the forward passes until the next call; from the global generator without a seed."""
-        self.dropout.seed = int(torch.randint(2**62, ())) if seed is None else seed
+    def new_step(self, seed: int, rows: Sequence[str] = ()) -> None:
+        """Dropout masks of a step, for the forward passes of these rows (by any names) until the next call."""
+        self.dropout.seed, self.dropout.rows = seed, tuple(rows)
 
     def scale_weight_norms(self, most: float | None = None) -> dict[str, float]:
         """Scale down what has grown beyond ``most`` (the option, if not given): Kohya's max_norm figures."""
         most = most or self.options.scale_weight_norms
         if not most:
             return {}
-        found = [one.scale_norm(most) for one in self.mounted]
-        norms = [norm for norm, _ in found]
+        norms, scaled = torch.stack([one.scale_norm(most) for one in self.mounted]).unbind(1)
+        norms = norms.tolist()
         return {
-            "max_norm/keys_scaled": float(sum(scaled for _, scaled in found)),
+            "max_norm/keys_scaled": float(scaled.sum()),
             "max_norm/max_key_norm": max(norms),
             "max_norm/average_key_norm": sum(norms) / len(norms),
         }

@@ -114,18 +114,15 @@ class Mounted:
                     getattr(layer, name)[adapter] = getattr(first, name)[adapter]
 
     @torch.no_grad()
-    def scale_norm(self, most: float) -> tuple[float, bool]:
-        """Kohya's scale_weight_norms: (the norm afterwards, whether it was scaled down to ``most``)."""
-        factors = self.parameters()
+    def scale_norm(self, most: float) -> Tensor:
+        """Kohya's scale_weight_norms: [2], the norm afterwards and 1 where it was scaled down to ``most``, else 0."""
+        matrices = {n: p for n, p in self.parameters().items() if not n.startswith("dora_scale")}
         norm = _norm(self.tensors())
-        clamped = max(norm, most / 2)
-        ratio = min(clamped, most) / clamped
-        if ratio != 1:
-            matrices = {n: p for n, p in factors.items() if not n.startswith("dora_scale")}
-            shared = len({n.split(".")[0] for n in matrices})
-            for parameter in matrices.values():
-                parameter.mul_(ratio ** (1 / shared))
-        return norm * ratio, ratio != 1
+        ratio = most / norm.clamp(min=most)
+        shared = len({n.split(".")[0] for n in matrices})
+        for parameter in matrices.values():
+            parameter.mul_((ratio ** (1 / shared)).to(parameter.dtype))
+        return torch.stack([norm * ratio, (ratio < 1).to(norm)])
 
 
 def _parameters(layer: Any, kind: str, adapter: str) -> dict[str, nn.Parameter]:
@@ -166,14 +163,14 @@ def _check(tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
                          "the file is for another model")  # fmt: skip
 
 
-def _norm(tensors: Mapping[str, Tensor]) -> float:
+def _norm(tensors: Mapping[str, Tensor]) -> Tensor:
     """Frobenius norm of the difference, without building it where that can be."""
     t = {name: value.double() for name, value in tensors.items()}
     if "lora_up.weight" in t:
         up, down = t["lora_up.weight"].flatten(1), t["lora_down.weight"].flatten(1)
         square = ((up.T @ up) * (down @ down.T)).sum()
-        return float(square.clamp(min=0).sqrt()) * algebra.scale_of(tensors)
-    return float(algebra.delta(tensors).norm())
+        return square.clamp(min=0).sqrt() * algebra.scale_of(tensors)
+    return algebra.delta(tensors).norm()
 
 
 def unique(parameters: Iterator[nn.Parameter]) -> list[nn.Parameter]:

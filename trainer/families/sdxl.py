@@ -42,7 +42,7 @@ def run(denoiser: Any, noisy: Tensor, time: Tensor, conditioning: Conditioning) 
     if size is None:  # a picture made for its own size, uncropped
         height, width = (8 * side for side in noisy.shape[-2:])
         size = noisy.new_tensor([[height, width, 0, 0, height, width]]).expand(len(noisy), -1)
-    added = {"text_embeds": conditioning.pooled, "time_ids": size.to(noisy)}
+    added = {"text_embeds": conditioning.pooled, "time_ids": size.to(noisy.device).float()}
     return denoiser(noisy, time, encoder_hidden_states=conditioning.hidden, added_cond_kwargs=added).sample
 
 

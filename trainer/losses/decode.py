@@ -175,7 +175,8 @@ def decoding_dtype(wanted: torch.dtype, device: torch.device) -> tuple[torch.dty
     """
     if wanted != torch.float16:
         return wanted, None
-    safe = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    safe = torch.bfloat16 if real else torch.float32
     return safe, f"decoder: float16 overflows in autoencoders and loses small gradients; decoding in {str(safe)[6:]}"
 
 
