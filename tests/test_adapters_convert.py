@@ -203,6 +203,18 @@ def test_a_peft_adapter_of_a_denoiser_goes_on_here(tmp_path: Path) -> None:
     assert torch.allclose(bare.denoiser(**probe(bare.denoiser)).sample, wanted, atol=1e-5)
 
 
+def test_the_third_that_split_qkv_leaves_out_is_added_once(tmp_path: Path) -> None:
+    name = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    given_ = {key: value for key, value in a_file("sd3-medium", "lora", rank=6).items() if key.startswith(name)}
+    files.save(paths[0], given_, {"ss_network_args": '{"split_qkv": "True", "conv_dim": "4"}'})
+    for source, target in zip(paths, paths[1:]):
+        convert.convert(source, target)
+        tensors, metadata = files.read(target)
+        assert float(tensors[f"{name}.alpha"]) == 3 * float(given_[f"{name}.alpha"])
+        assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "4"}
+
+
 # --------------------------------------------------------------------------------------------------------------- ranks
 
 

@@ -282,6 +282,9 @@ def _read(path: Path) -> tuple[Modules, dict[str, str], str, list[str]]:
                          "dora, loha or lokr for SD1.5, SD2, SDXL or SD3")  # fmt: skip
     with files.naming(path):
         flat, notes = keys.to_kohya(tensors, metadata, facts.family)
+    args = keys.network_args(metadata)
+    if args.pop("split_qkv", None):  # said once: the alphas are whole from here on
+        metadata = {**metadata, "ss_network_args": json.dumps(args)}
     modules: Modules = {}
     for key, value in flat.items():
         name, _, tensor = key.partition(".")
