@@ -104,6 +104,9 @@ def test_the_trigger_is_first_and_survives_all_but_caption_dropout():
     assert captions.draw("photo of zwx person, sky", options(trigger="zwx person"), random.Random(0)) == (
         "photo of zwx person, sky"
     )
+    assert captions.plain("a pink cat thinking", options(trigger="ink")) == "ink, a pink cat thinking"
+    for text in ("an ink cat", "ink, a cat", "a cat, (ink:1.2)"):
+        assert captions.plain(text, options(trigger="ink")) == text
     assert captions.draw(GIRL, options(trigger="zwx", caption_dropout=1.0), random.Random(0)) == ""
     assert captions.plain("", options(trigger="zwx")) == "zwx"
 

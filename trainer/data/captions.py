@@ -89,7 +89,7 @@ def _framed(text: str, options: PictureOptions) -> str:
 def _finished(text: str, options: PictureOptions) -> str:
     if options.secondary_separator:
         text = text.replace(options.secondary_separator, options.separator)
-    if options.trigger and options.trigger not in text:
+    if options.trigger and not re.search(rf"(?<!\w){re.escape(options.trigger)}(?!\w)", text):
         text = f"{options.trigger}, {text}" if text else options.trigger
     return text
 
