@@ -85,6 +85,13 @@ def test_an_objective_of_one_term_inherits_from_the_whole_unless_its_kind_differ
     assert other.terms()["mse"][1].beta == 7.0
 
 
+def test_an_objective_of_no_term_is_told(tmp_path):
+    with pytest.raises(c.ConfigError) as caught:
+        made(objective__kind="dpo", objective__pixel__kind="simpo")
+    assert caught.value.problems == [("objective.pixel", "there is no [loss.pixel]; add it or leave this out")]
+    made(objective__kind="dpo", objective__pixel__kind="simpo", loss__pixel__weight=0.0)
+
+
 def test_another_objective_drops_the_options_of_the_presets_own(tmp_path):
     preset = "[model]\npath='m'\n[data]\npairs='x'\n[objective]\nkind='dpo'\nbeta=3.0\n"
     (tmp_path / "p.toml").write_text(preset, "utf-8")

@@ -34,6 +34,8 @@ def test_what_was_read_can_be_written_and_read_again():
     [
         ({"path": "a", "pairs": "b"}, r"data: pairs and pictures \(path, sets or metadata\) are given"),
         ({"pairs": "a", "ratings": "b"}, "data: pairs and ratings are given; one run trains on one of them"),
+        ({"pairs": "a", "masks": "b"}, "masks: it is not read with pairs, whose file names all there is; leave it out"),
+        ({"ratings": "a", "metadata": "b"}, "metadata: it is not read with ratings, whose file names all there is"),
         ({"sets": [{"repeats": 2}]}, 'a set needs pictures; give path = "folder"'),
         ({"path": "a", "random_crop": True}, r'data\.random_crop: .* set \[data\] cache_latents = "off"'),
         ({"sets": [{"path": "a", "color": True}]}, r"data\.sets\[0\]\.color: it changes the picture each time"),

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import steps
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from steps import pairs
 
+from pixelkiln.trainer.build import make_terms
+from pixelkiln.trainer.config import load
 from pixelkiln.trainer.losses import term
 from pixelkiln.trainer.objectives import common
 from pixelkiln.trainer.objectives.common import ObjectiveParts
@@ -460,6 +464,17 @@ def test_time_weights_leave_decoded_terms_alone():
     made = steps.step("epsilon", LEVEL["epsilon"], rows=3)
     sft = build("sft", decodes=True, min_snr_gamma=5.0)
     assert sft(torch.ones(3), None, made).values.tolist() == [1, 1, 1]
+
+
+def test_a_time_weight_without_a_term_to_weigh_is_told():
+    base = {"model.path": "m", "data.path": "d", "objective.min_snr_gamma": 5.0, "loss.pixel.weight": 1.0}
+    family = SimpleNamespace(name="sd15", process=steps.process("epsilon"), vae=tiny.vae(), scale=1.0, shift=0.0)
+    for weight, told in ((0.0, ["objective.min_snr_gamma"]), (1.0, [])):
+        said: list[str] = []
+        config = load(flags={**base, "loss.mse.weight": weight})
+        parts: Any = SimpleNamespace(config=config, family=family, device=torch.device("cpu"), terms=[])
+        make_terms(parts, torch.float32, said.append)
+        assert [line.split(": ")[1] for line in said if "all terms decode" in line] == told
 
 
 def test_sft_learns_from_what_is_liked_only():

@@ -41,10 +41,12 @@ def test_the_alarm_can_stop_be_moved_and_be_switched_off():
     stops = Watch({"mse": DpoOptions(winner_stop=True)})
     seen(stops, 40, winner_change=0.01)
     assert stops.stop
-    for options in (DpoOptions(winner_stop=True, winner_limit=0.2), DpoOptions(winner_stop=True, winner_limit=0.0)):
+    for options in (DpoOptions(winner_stop=True, winner_limit=0.2), DpoOptions(winner_limit=0.0)):
         watch = Watch({"mse": options})
         assert not seen(watch, 40, winner_change=0.01)
         assert not watch.stop
+    with pytest.raises(ValueError, match="winner_stop: winner_limit is 0, so nothing would stop"):
+        DpoOptions(winner_stop=True, winner_limit=0.0)
 
 
 def test_pairs_that_are_learned_are_said():

@@ -442,7 +442,7 @@ def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str],
         weighed = replace(weighed, alphas=scaled_linear())
     if all(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
         for name in sorted({name for _, o in terms.values() for name in getattr(o, "weighed_by", ())}):
-            say(f"warning: objective.{name}: it weighs the error of the output, but all terms here decode; it does nothing")
+            say(f"warning: objective.{name}: it weighs errors of the output, but all terms decode: no effect")
     for name, (options, objective) in terms.items():
         loss = losses[name].build(options, LossParts(family.process, parts.decoder, getattr(objective, "in_x0", False)))
         judge = objectives[objective.kind].build(objective, ObjectiveParts(weighed, options.decodes, beta))  # pyright: ignore

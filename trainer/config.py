@@ -117,9 +117,13 @@ def parse(raw: Mapping[str, Any], source: str = "configuration") -> Config:
     """Check a whole configuration; ConfigError names every problem with its place."""
     raw = _completed(migrate(raw, source))
     try:
-        return config_model().model_validate(raw)
+        config = config_model().model_validate(raw)
     except ValidationError as error:
         raise ConfigError(_merged(_told(problem, raw) for problem in error.errors())) from None
+    idle = [e.name for e in losses if getattr(config.objective, e.name) and not getattr(config.loss, e.name)]
+    if idle:
+        raise ConfigError([(f"objective.{n}", f"there is no [loss.{n}]; add it or leave this out") for n in idle])
+    return config
 
 
 def read_toml(path: Path) -> dict[str, Any]:

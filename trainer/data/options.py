@@ -44,7 +44,8 @@ class PictureOptions(Options):
     caption: str | None = option(None, kohya="class_tokens", label="Caption for pictures without one")
     """Caption of pictures that have no caption file."""
     trigger: str | None = option(None, label="Trigger word")
-    """Word or phrase put first in every caption that does not hold it already, never shuffled or dropped alone."""
+    """Word or phrase put first in every caption that does not hold it already, as whole words; never shuffled or
+    dropped alone."""
     prefix: str | None = option(None, kohya="caption_prefix", label="Caption prefix")
     """Text put before every caption, with a space between."""
     suffix: str | None = option(None, kohya="caption_suffix", label="Caption suffix")
@@ -187,6 +188,9 @@ class DataOptions(PictureOptions):
             kinds.append("pictures (path, sets or metadata)")
         if len(kinds) > 1:
             raise ValueError(f"data: {' and '.join(kinds)} are given; one run trains on one of them")
+        for name in ("masks", "metadata") if self.pairs or self.ratings else ():
+            if getattr(self, name):
+                raise ValueError(f"{name}: it is not read with {kinds[0]}, whose file names all there is; leave it out")
         for name, one in self.named_sets():
             varied = [key for key in ("random_crop", "color", "face_crop") if getattr(one, key)]
             if varied and self.cache_latents != "off":

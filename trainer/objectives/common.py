@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -40,6 +40,12 @@ class ReferenceOptions(Options):
     over about 20 steps); 0 is off."""
     winner_stop: bool = option(False, label="Stop at the alarm")
     """Save and stop as soon as `winner_limit` is passed, instead of a warning alone."""
+
+    @model_validator(mode="after")
+    def _alarm(self) -> ReferenceOptions:
+        if self.winner_stop and not self.winner_limit:
+            raise ValueError("winner_stop: winner_limit is 0, so nothing would stop; raise it or leave winner_stop out")
+        return self
 
 
 class SftAnchor(Options):

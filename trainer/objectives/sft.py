@@ -50,6 +50,12 @@ class SftOptions(Options):
         """Whether the error to weigh is that of the clean latents: other losses than squares have no factor for it."""
         return self.flow_weighting != "none"
 
+    @property
+    def weighed_by(self) -> list[str]:
+        """The weights that are switched on."""
+        names = [name for name in SftOptions.model_fields if name != "kind"]
+        return [name for name in names if getattr(self, name) not in (None, False, "none")]
+
 
 Weighting = Callable[[Tensor], Tensor]
 """Levels [B] -> weights [B] float64."""
