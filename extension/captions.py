@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import time
@@ -67,17 +66,31 @@ def read(picture: Path) -> str | None:
         raise ValueError(f"{path.name}: it cannot be read ({error.strerror})") from None
 
 
+def current(picture: Path) -> str:
+    """The caption; empty without one, and when it is not text: that is written over only by what a person types."""
+    try:
+        return read(picture) or ""
+    except ValueError:
+        return ""
+
+
+def line(text: str) -> str:
+    """A caption as one line."""
+    return " ".join(text.strip().splitlines())
+
+
 def save(picture: Path, text: str) -> bool:
     """Write the caption, whole or not at all; False when nothing changed. ValueError when it cannot be written."""
-    text = " ".join(text.split("\n")).strip() if "\n" not in text.strip() else text.strip()
-    try:
-        old = read(picture)
-    except ValueError:
-        old = None  # written over only because a person typed a new one
-    if old == text or (old is None and not text):
+    text = line(text)
+    if current(picture) == text:
         return False
     write(picture.with_suffix(".txt"), f"{text}\n" if text else "")
     return True
+
+
+def fill(picture: Path, text: str) -> bool:
+    """Write the caption where there is none; False when there is one by now. ValueError when that cannot be told."""
+    return not read(picture) and save(picture, text)
 
 
 def tags(caption: str) -> list[str]:
@@ -108,11 +121,11 @@ def _text(picture: str, _changed: int, _bytes: int) -> str | None:
         return None
 
 
-def replace_in_all(listing: Listing, find: str, by: str, whole_tags: bool) -> dict[str, str]:
-    """Replace in every caption; gives the old texts of those that changed, to undo with ``restore``."""
+def replace_in_all(listing: Listing, find: str, by: str, whole_tags: bool) -> dict[str, tuple[str, str]]:
+    """Replace in every caption; gives (old text, new text) of those that changed, to undo with ``restore``."""
     if not find:
         raise ValueError("find: nothing to look for; write what is to be replaced")
-    old: dict[str, str] = {}
+    changed: dict[str, tuple[str, str]] = {}
     for name, caption in read_all(listing).items():
         if caption is None:
             continue
@@ -123,43 +136,79 @@ def replace_in_all(listing: Listing, find: str, by: str, whole_tags: bool) -> di
             new = caption.replace(find, by)
         if new != caption:
             save(listing.folder / name, new)
-            old[name] = caption
-    return old
+            changed[name] = (caption, line(new))
+    return changed
 
 
-def restore(folder: Path, old: dict[str, str]) -> int:
-    for name, caption in old.items():
-        save(folder / name, caption)
-    return len(old)
+def restore(folder: Path, changed: Mapping[str, Sequence[str]]) -> int:
+    """Put the old texts back where the new ones still stand; gives how many that were."""
+    same = [name for name, (_, new) in changed.items() if current(folder / name) == new]
+    for name in same:
+        write((folder / name).with_suffix(".txt"), f"{changed[name][0]}\n")
+    return len(same)
 
 
-def import_pictures(folder: Path, uploads: Sequence[Path]) -> tuple[int, list[str]]:
-    """Copy uploaded pictures and captions in, under names of their own; (how many, what was refused and why)."""
+# ------------------------------------------------------------------------------------------------------------ uploads
+
+
+def import_pictures(folder: Path, uploads: Sequence[Path]) -> tuple[int, int, list[str]]:
+    """Copy uploads in, beside what is there: how many pictures, how many captions, and what was refused and why."""
     folder.mkdir(parents=True, exist_ok=True)
-    done, refused = 0, []
-    stems: dict[str, str] = {}
-    for path in sorted(uploads, key=lambda p: p.suffix.lower() == ".txt"):  # captions after their pictures
-        plain = re.sub(r"[^\w .()+-]", "_", path.stem).strip(" .")[:80] or "picture"
-        data = path.read_bytes()
-        if path.suffix.lower() == ".txt" and path.stem in stems:
-            try:
-                write(folder / f"{stems[path.stem]}.txt", data.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                refused.append(f"{path.name}: it is not UTF-8 text; save it as UTF-8")
-            continue
+    placed: dict[str, list[Path]] = {}
+    written, refused = 0, []
+    texts = [path for path in uploads if path.suffix.lower() == ".txt"]
+    for path in (one for one in uploads if one not in texts):
         try:
-            ending = images.whole(data)
+            placed.setdefault(path.stem, []).append(_place(folder, path))
         except ValueError as error:
             refused.append(f"{path.name}: {error}")
-            continue
-        target = folder / f"{plain}{ending}"
-        if target.exists() and target.read_bytes() != data:
-            plain = f"{plain}-{hashlib.sha256(data).hexdigest()[:8]}"
-            target = folder / f"{plain}{ending}"
-        write(target, data)
-        stems[path.stem] = plain
-        done += 1
-    return done, refused
+    for path in texts:
+        try:
+            written += _caption(placed.get(path.stem) or _pictures(folder, path.stem), path.read_bytes())
+        except ValueError as error:
+            refused.append(f"{path.name}: {error}")
+    return sum(map(len, placed.values())), written, refused
+
+
+def _plain(stem: str) -> str:
+    return re.sub(r"[^\w .()+-]", "_", stem).strip(" .")[:80] or "picture"
+
+
+def _pictures(folder: Path, stem: str) -> list[Path]:
+    """The pictures of this name that lie there already."""
+    return [folder / name for name in scan(folder).pictures if Path(name).stem in (stem, _plain(stem))]
+
+
+def _place(folder: Path, upload: Path) -> Path:
+    """Copy a picture in under a name that nothing else there has, caption or picture; the same picture again stays as
+    it is. ValueError: it is none."""
+    data = upload.read_bytes()
+    plain, ending = _plain(upload.stem), images.whole(data)
+    taken = {path.stem.lower() for path in folder.iterdir()}
+    for stem in (plain, *(f"{plain}-{number}" for number in range(2, 10_000))):
+        target = folder / f"{stem}{ending}"
+        if target.is_file() and target.read_bytes() == data:
+            return target
+        if stem.lower() not in taken:
+            write(target, data)
+            return target
+    raise ValueError("there are too many of this name; rename it")
+
+
+def _caption(pictures: Sequence[Path], data: bytes) -> int:
+    """Write an uploaded caption beside its pictures; gives for how many. ValueError: there is no such picture, it has
+    another caption, or this is no text."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text; save it as UTF-8") from None
+    if not pictures:
+        raise ValueError("there is no picture of this name in the folder; drop them together")
+    if any(read(one) not in (None, "", text.strip()) for one in pictures):
+        raise ValueError("its picture has another caption, which stays; change that one in its box")
+    for one in pictures:
+        write(one.with_suffix(".txt"), text)
+    return len(pictures)
 
 
 def trouble(listing: Listing, resolution: int, seconds: float = 60.0) -> tuple[dict[str, list[str]], int]:

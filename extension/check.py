@@ -39,14 +39,14 @@ def build(context: Context) -> Screen:
 
     def show() -> list[Any]:
         text = draft.read(home)
-        problems = draft.problems(text, home.draft)
+        problems = draft.problems(text, home.draft, context.folders)
         answer: dict[str, Any] = {}
         if not problems:
             problems, answer = ask(context, text)
         offered = [one.remedy for one in problems if one.remedy] or fitting(answer)
         offered = offered[:REMEDIES]
         fits = (answer.get("fit") or {}).get("fits", True)
-        odd = note(other_family(str(draft.get(draft.values(text), "preset", "")), answer), "warn")
+        odd = note(other_family(str(draft.values_of(text).get("preset", "")), answer), "warn")
         good = note(words.CHECK_GOOD if fits and not odd else "", "good")
         html = problem_list(problems) or good + odd + told(answer)
         filled = [
@@ -65,15 +65,15 @@ def build(context: Context) -> Screen:
         if number < len(offered):
             label, key, value = offered[number]
             if key == MANY:
-                draft.change(home, value)
+                context.change(value)
             else:
-                draft.apply_remedy(home, (label, key, value))
+                draft.apply_remedy(home, (label, key, value), context.folders)
 
     @kindly
     def begin() -> str:
         """Queue a copy of the recipe; gives the run's folder."""
         text = draft.read(home)
-        name = queue.free_name(home, str(draft.get(draft.values(text), "run.name", "last")))
+        name = queue.free_name(home, _name(context, text))
         added = queue.add(home, name, draft.snapshot(text, home.draft, name, home.runs, context.folders))
         queue.ensure(home)
         return added.folder
@@ -90,7 +90,7 @@ def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
     home = context.home
     own = draft.values_of(text)
     try:
-        name = queue.free_name(home, str(draft.get(draft.values(text), "run.name", "last")))
+        name = queue.free_name(home, _name(context, text))
         path = home.own / "check.toml"
         write(path, draft.snapshot(text, home.draft, name, home.runs, context.folders))
         return [], job.ask(["check", str(path)])
@@ -101,6 +101,10 @@ def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
         return draft.told(str(refused), own), {}
     except ValueError as error:
         return draft.told(str(error), own), {}
+
+
+def _name(context: Context, text: str) -> str:
+    return str(draft.get(draft.values(text, context.folders), "run.name", "last"))
 
 
 def other_family(preset: str, answer: dict[str, Any]) -> str:

@@ -65,6 +65,7 @@ class Compare:
                 label=words.COMPARE_PROMPTS, lines=3, max_lines=4, scale=4, elem_id="compare-prompts"
             )
             self.drawing = gr.Button(words.DRAW, variant="primary", elem_id="draw", scale=1, min_width=150)
+            stop_button(self.home, "stop-drawing")
 
     def _vote(self) -> None:
         gr.HTML(note(words.VOTE_INTRO))
@@ -170,8 +171,8 @@ class Compare:
     def _begin(self, name: str, adapters: list[str], weights: str, text: str) -> Sheet:
         run_dir = folder_of(self.home, name)
         sheet = draws.sheet(run_dir, lines_of(text), _candidates(self.home, run_dir, adapters, weights))
-        draws.remember(run_dir, sheet)
         draws.start(run_dir, sheet)
+        draws.remember(run_dir, sheet)
         return sheet
 
     @kindly
@@ -213,6 +214,18 @@ class Compare:
 def build(context: Context) -> Screen:
     screen = Compare(context)
     return Screen(screen.show, screen.outputs, [screen.run])
+
+
+def stop_button(home: Any, elem_id: str) -> None:
+    """Ends whatever is being drawn, also by another page or before a restart."""
+
+    @kindly
+    def stop() -> None:
+        draws.stop(home.runs)
+        gr.Info(words.STOPPED)
+
+    button = gr.Button(words.STOP_DRAWING, elem_id=elem_id, scale=0, min_width=80)
+    button.click(stop, None, None, **EVENT)
 
 
 def votes_of(run_dir: Path) -> Path:

@@ -22,6 +22,11 @@ from .security import Folders
 from .store import Home, locked, write
 
 KEPT_WITH_A_NEW_PRESET = ("run.name", "run.out", "model.path", "data", "sample.prompts")
+SHAPE = ("kind", "rank")
+BUNDLED = Folders(())
+"""No folder at all: presets by their names only."""
+COPIES = 9
+"""How many earlier recipes are kept."""
 EMPTY = (None, "", [])
 START = f"# {words.HEADER}\nconfig_version = 1\n"
 
@@ -62,27 +67,58 @@ def mark(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def change(home: Home, changes: Mapping[str, Any]) -> str:
+def change(home: Home, changes: Mapping[str, Any], folders: Folders = BUNDLED) -> str:
     """Set keys such as ``adapter.rank``; None takes the key or the table out. Gives the new text."""
     with locked(home.draft):
-        text = read(home)
-        try:
-            document = tomlkit.parse(text)
-        except TOMLKitError as error:
-            raise ValueError(f"recipe: the text beside the form is not TOML ({error}); mend it first") from None
-        under = inherited(document.unwrap())
-        for key, value in changes.items():
-            _set(document, key, value, under)
-        text = tomlkit.dumps(document)
+        text = changed(read(home), changes, folders)
         write(home.draft, text)
     return text
 
 
-def start_anew(home: Home) -> None:
-    """An empty recipe. The old one is kept beside it."""
+def changed(text: str, changes: Mapping[str, Any], folders: Folders = BUNDLED) -> str:
+    """The text with these keys set; what the preset says anyway is not written."""
+    try:
+        document = tomlkit.parse(text)
+    except TOMLKitError as error:
+        raise ValueError(f"recipe: the text beside the form is not TOML ({error}); mend it first") from None
+    under = inherited(document.unwrap(), folders)
+    for key, value in changes.items():
+        _set(document, key, value, under)
+    return tomlkit.dumps(document)
+
+
+def untouched(key: str, entered: Any, shown: Any, now: Any) -> bool:
+    """Whether a field still says what it showed. ValueError: it does not, and another window has set the key since."""
+    if entered != shown and now not in (shown, entered):
+        told = f"{key}: another window has set it to {now!r} meanwhile, and that stays; to set it to {entered!r}"
+        raise ValueError(f"{told}, open this step again and enter it anew")
+    return entered == shown
+
+
+def start_anew(home: Home, text: str) -> Path | None:
+    """Put another recipe in the place of this one. Gives the copy of this one; None when it said nothing else."""
     with locked(home.draft):
-        write(home.draft.with_suffix(".before.toml"), read(home))
-        write(home.draft, START)
+        return _put(home, read(home), text)
+
+
+def _put(home: Home, old: str, new: str) -> Path | None:
+    copy = None if old in (START, new) else _copy(home, old)
+    write(home.draft, new)
+    return copy
+
+
+def _copy(home: Home, text: str) -> Path:
+    """The text beside the recipe, under a number of its own and once only; the oldest of too many goes."""
+    copies = sorted(home.own.glob("draft-before-[0-9][0-9][0-9][0-9].toml"))
+    same = next((one for one in copies if one.read_text(encoding="utf-8") == text), None)
+    if same is not None:
+        return same
+    number = int(copies[-1].stem[-4:]) + 1 if copies else 1
+    path = home.own / f"draft-before-{number:04}.toml"
+    write(path, text)
+    for one in [*copies, path][:-COPIES]:
+        one.unlink()
+    return path
 
 
 def _set(document: tomlkit.TOMLDocument, key: str, value: Any, under: Mapping[str, Any]) -> None:
@@ -109,22 +145,26 @@ def _set(document: tomlkit.TOMLDocument, key: str, value: Any, under: Mapping[st
 # ----------------------------------------------------------------------------------------------------------- meaning
 
 
-def values(text: str) -> dict[str, Any]:
+def values(text: str, folders: Folders = BUNDLED) -> dict[str, Any]:
     """What the recipe says with its preset; empty for text that is not TOML."""
-    try:
-        own = tomlkit.parse(text).unwrap()
-    except TOMLKitError:
-        return {}
-    return config.merge(inherited(own), own)
+    own = values_of(text)
+    return config.merge(inherited(own, folders), own)
 
 
-def inherited(own: Mapping[str, Any]) -> dict[str, Any]:
-    """What the preset says; empty without one, or when there is none of that name."""
+def preset_file(name: str, folders: Folders) -> Path:
+    """A bundled preset by its name, or a file in the folders. ValueError for any other."""
+    if Path(name).suffix == ".toml":
+        folders.allow("preset", str(Path(name).resolve()))
+    return config.find_preset(name)
+
+
+def inherited(own: Mapping[str, Any], folders: Folders = BUNDLED) -> dict[str, Any]:
+    """What the preset says; empty without one, or when there is none of that name that may be read."""
     name = own.get("preset")
     if not isinstance(name, str) or not name:
         return {}
     try:
-        found = config.find_preset(name)
+        found = preset_file(name, folders)
         return config.absolute(config.read_toml(found), found.parent)
     except ValueError:
         return {}
@@ -148,27 +188,44 @@ def flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return out
 
 
-def difference(text: str) -> list[tuple[str, Any, Any]]:
+def difference(text: str, folders: Folders = BUNDLED) -> list[tuple[str, Any, Any]]:
     """What the recipe changes of its preset: (key, the preset's value or None, the recipe's)."""
-    try:
-        own = tomlkit.parse(text).unwrap()
-    except TOMLKitError:
-        return []
-    under = inherited(own)
+    own = values_of(text)
+    under = inherited(own, folders)
     rows = [
         (key, get(under, key), value) for key, value in flat(own).items() if key not in ("preset", "config_version")
     ]
     return [row for row in rows if row[1] != row[2]]
 
 
-def choose_preset(home: Home, name: str | None) -> str:
-    """Start from a preset: the model, the pictures, the name and the prompts stay, other changes go."""
-    own = values_of(read(home))
-    kept = {key: get(own, key) for key in KEPT_WITH_A_NEW_PRESET if get(own, key) is not None}
-    text = START + (f"preset = {tomlkit.item(name).as_string()}\n" if name else "")
+def choose_preset(home: Home, name: str | None, folders: Folders = BUNDLED) -> Path | None:
+    """Start from a preset: the model, the pictures, the name and the prompts stay, and with pairs or ratings what
+    learns from them; other changes go. Gives the copy of the recipe before; None when nothing of it is lost."""
     with locked(home.draft):
-        write(home.draft, text)
-    return change(home, flat(kept))
+        text = read(home)
+        lost = text != _over(get(values_of(text), "preset"), text, folders)
+        return _put(home, text if lost else START, _over(name, text, folders))
+
+
+def _over(name: str | None, text: str, folders: Folders) -> str:
+    """A preset, with what stays of the recipe."""
+    own = values_of(text)
+    kept = {key: get(own, key) for key in KEPT_WITH_A_NEW_PRESET if get(own, key) is not None}
+    start = START + (f"preset = {tomlkit.item(name).as_string()}\n" if name else "")
+    if get(own, "data.pairs") or get(own, "data.ratings"):
+        start += tomlkit.dumps(_learning(own, values(text, folders)))
+    return changed(start, flat(kept), folders)
+
+
+def _learning(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """What learns from pairs or ratings: the objective, and the adapter that goes on from a file, with that file's
+    shape."""
+    out: dict[str, Any] = {}
+    if kind := get(whole, "objective.kind"):
+        out["objective"] = {"kind": kind, **get(own, "objective", {})}
+    if get(own, "adapter.init_from"):
+        out["adapter"] = {**own["adapter"], **{key: whole["adapter"][key] for key in SHAPE if key in whole["adapter"]}}
+    return out
 
 
 def values_of(text: str) -> dict[str, Any]:
@@ -179,7 +236,7 @@ def values_of(text: str) -> dict[str, Any]:
         return {}
 
 
-def problems(text: str, path: Path) -> list[Problem]:
+def problems(text: str, path: Path, folders: Folders = BUNDLED) -> list[Problem]:
     """Everything that the parser finds wrong, with a remedy where it is plain."""
     try:
         own = tomlkit.parse(text).unwrap()
@@ -187,8 +244,8 @@ def problems(text: str, path: Path) -> list[Problem]:
         return [Problem("recipe", f"this is not TOML ({error}); mend that line")]
     try:
         if own.get("preset"):  # first: without it, much else seems to be missing
-            config.find_preset(str(own["preset"]))
-        config.parse(config.merge(inherited(own), own), str(path))
+            preset_file(str(own["preset"]), folders)
+        config.parse(config.merge(inherited(own, folders), own), str(path))
     except config.ConfigError as error:
         return [Problem(where, what, remedy(where, what, own)) for where, what in error.problems]
     except ValueError as error:
@@ -224,10 +281,10 @@ def remedy(where: str, what: str, own: Mapping[str, Any]) -> tuple[str, str, Any
     return None
 
 
-def apply_remedy(home: Home, found: tuple[str, str, Any]) -> str:
+def apply_remedy(home: Home, found: tuple[str, str, Any], folders: Folders = BUNDLED) -> str:
     _, key, value = found
     old, renamed, new = key.partition(">")
-    return change(home, {old: None, new: value} if renamed else {key: value})
+    return change(home, {old: None, new: value} if renamed else {key: value}, folders)
 
 
 # --------------------------------------------------------------------------------------------------------- snapshots
@@ -237,7 +294,9 @@ def snapshot(text: str, source: Path, name: str, runs: Path, folders: Folders) -
     """The whole configuration as it would run now, under this name; later changes do not reach it. ValueError: it is
     wrong, or names a file that who is at this page may not read."""
     own = tomlkit.parse(text).unwrap()
-    raw = config.merge(inherited(own), own)
+    if own.get("preset"):
+        preset_file(str(own["preset"]), folders)
+    raw = config.merge(inherited(own, folders), own)
     raw.pop("preset", None)
     raw = config.merge(raw, {"run": {"name": name, "out": str(runs)}})
     whole = config.to_toml(config.parse(config.absolute(raw, source.parent), str(source)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import Any
 import tomlkit
 
 from ..trainer import job
-from .store import read_json, write, write_json
+from .store import Home, locked, read_json, start_beside, write, write_json
 
 BASE = "base"
 PICTURE = "step00000000_{:02d}.png"
-_under_way: dict[str, threading.Thread] = {}
-_failed: dict[str, str] = {}
+MARK = "start.json"
+"""Names a sheet's process as a run's folder does, so that ``job`` knows whether it lives, what it said, and ends it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,19 @@ class Candidate:
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(f"{self.adapter}|{self.strength:g}".encode()).hexdigest()[:16] if self.adapter else BASE
+        """Of the file as it is now: another adapter in its place is another candidate."""
+        if not self.adapter:
+            return BASE
+        return hashlib.sha256(f"{self.adapter}|{self.strength:g}|{_stamp(self.adapter)}".encode()).hexdigest()[:16]
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """A file's time of change and its bytes; None when it is not there."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 @dataclass(frozen=True)
@@ -93,32 +105,63 @@ def configured(run_dir: Path, prompts: Sequence[str]) -> str:
 
 
 def start(run_dir: Path, one: Sheet) -> None:
-    """Draw what is missing, in a process of its own. Asking twice does it once."""
-    name = str(one.folder)
-    if busy(one):
-        return
-    _failed.pop(name, None)
-    write(one.folder / "config.toml", configured(run_dir, one.prompts))
-    rows = [{"adapter": c.adapter, "strength": c.strength, "folder": str(one.folder / c.id)} for c in one.candidates]
-    write(one.folder / "cells.json", json.dumps(rows))
+    """Draw what is missing, in a process of its own, which outlives the page. Asking twice does it once. ValueError:
+    something else works on this machine's card."""
+    runs = run_dir.parent
+    with locked(Home(runs).own / "drawing"):
+        if busy(one):
+            return
+        _card_is_free(runs)
+        write(one.folder / "config.toml", configured(run_dir, one.prompts))
+        cells = [
+            {"adapter": c.adapter, "strength": c.strength, "folder": str(one.folder / c.id)} for c in one.candidates
+        ]
+        write(one.folder / "cells.json", json.dumps(cells))
+        _start(one.folder)
 
-    def work() -> None:
-        try:
-            command = ["draw", str(one.folder / "config.toml"), "--cells", str(one.folder / "cells.json")]
-            job.ask(command, timeout=24 * 3600)
-        except ValueError as error:
-            _failed[name] = str(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    _under_way[name] = thread
-    thread.start()
+def _card_is_free(runs: Path) -> None:
+    training = next((run.name for run in job.list_runs(runs) if run.status.live), None)
+    if training:
+        raise ValueError(f"draw: run '{training}' trains on this machine's card; pause it in step 4, or wait for it")
+    if under_way(runs):
+        raise ValueError("draw: other pictures are being drawn; wait for them, or press Stop")
+
+
+def _start(folder: Path) -> None:
+    command = [str(job.find_python()), "-m", "trainer", "draw", str(folder / "config.toml")]
+    command += ["--cells", str(folder / "cells.json"), "--json"]
+    log = folder / "log.txt"
+    begin = log.stat().st_size if log.exists() else 0
+    try:
+        process = start_beside(command, log)
+    except OSError as error:
+        told = f"draw: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
+        raise ValueError(told) from None
+    write_json(folder / MARK, {"v": 1, "job": uuid.uuid4().hex, **job.identity(process.pid), "log": begin})
 
 
 def busy(one: Sheet) -> bool:
-    thread = _under_way.get(str(one.folder))
-    return bool(thread and thread.is_alive())
+    return job.status(one.folder).live
+
+
+def under_way(runs: Path) -> list[Path]:
+    """The folders of the sheets that are being drawn, whoever began it."""
+    marks = [*runs.glob(f"*/compare/*/{MARK}"), *runs.glob(f"*/candidates/*/{MARK}")]
+    return [mark.parent for mark in marks if job.status(mark.parent).live]
+
+
+def stop(runs: Path) -> None:
+    """End all drawing below a folder of runs; what is drawn stays. ValueError: nothing is being drawn."""
+    drawing = under_way(runs)
+    if not drawing:
+        raise ValueError("draw: nothing is being drawn")
+    for folder in drawing:
+        job.kill(folder)
+        (folder / MARK).unlink(missing_ok=True)
 
 
 def trouble(one: Sheet) -> str:
-    """Why drawing ended early; empty when it did not."""
-    return _failed.get(str(one.folder), "")
+    """Why drawing ended early; empty when it did not, or was stopped."""
+    now = job.status(one.folder)
+    return now.message if now.state == "failed" and one.done() < one.total else ""

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from ..trainer.data import pairs_file
 from . import images, metadata
+from .store import write
 
 MOST_PICTURES = 5000
+SOURCE = "pixelkiln ui"
 
 
 @dataclass(frozen=True)
@@ -79,33 +81,59 @@ def ratings(folder: Path) -> list[pairs_file.Rating]:
     return [row for _, row in pairs_file.read(path, pairs_file.Rating)[0]] if path.is_file() else []
 
 
-def decide(folder: Path, duel: Duel, won: str) -> None:
+@dataclass(frozen=True)
+class Act:
+    """What was written into a folder, and what it took the place of."""
+
+    folder: Path
+    row: pairs_file.Pair | pairs_file.Rating
+    instead_of: tuple[pairs_file.Rating, ...] = ()
+
+
+def decide(folder: Path, duel: Duel, won: str) -> Act | None:
     """Write the answer: left, right, or tie. It is on the disk when this returns. What another window has decided
-    meanwhile stays as it is."""
+    meanwhile stays as it is: then None."""
     if frozenset((stored_name(duel.left), stored_name(duel.right))) in decided(folder):
-        return
+        return None
     chosen, rejected, seed = (duel.left, duel.right, duel.left_seed)
     if won == "right":
         chosen, rejected, seed = (duel.right, duel.left, duel.right_seed)
-    pairs_file.add_pair(folder, duel.prompt, chosen, rejected, tie=won == "tie", seed=seed, source="pixelkiln ui")
+    tie = won == "tie"
+    return Act(folder, pairs_file.add_pair(folder, duel.prompt, chosen, rejected, tie=tie, seed=seed, source=SOURCE))
 
 
-def rate(folder: Path, duel: Duel, side: str, liked: bool) -> None:
+def rate(folder: Path, duel: Duel, side: str, liked: bool) -> Act:
+    """Write a thumb. An earlier one for the same picture and prompt goes: they would contradict each other."""
     picture, seed = (duel.left, duel.left_seed) if side == "left" else (duel.right, duel.right_seed)
-    pairs_file.add_rating(folder, duel.prompt, picture, liked, seed=seed, source="pixelkiln ui")
+    row = pairs_file.add_rating(folder, duel.prompt, picture, liked, seed=seed, source=SOURCE)
+    *earlier, _ = (one for one in ratings(folder) if (one.image, one.prompt) == (row.image, row.prompt))
+    for one in earlier:
+        _remove(folder, one)
+    return Act(folder, row, tuple(earlier))
 
 
-def undo(folder: Path, file: str = pairs_file.PAIRS) -> bool:
-    """Take the last line back; the pictures stay. False when there is none."""
-    path = folder / file
+def undo(act: Act) -> bool:
+    """Take back what was written; the pictures stay. False when it is not there any more."""
+    if not _remove(act.folder, act.row):
+        return False
+    if act.instead_of:
+        pairs_file.append_ratings(act.folder, act.instead_of)
+    return True
+
+
+def _remove(folder: Path, row: pairs_file.Pair | pairs_file.Rating) -> bool:
+    """Take out the line that says this, whatever was written after it."""
+    pair = isinstance(row, pairs_file.Pair)
+    path = folder / (pairs_file.PAIRS if pair else pairs_file.RATINGS)
     if not path.is_file():
         return False
-    with pairs_file.locked(path), path.open("r+b") as opened:
-        lines = opened.read().splitlines(keepends=True)
-        if not lines:
-            return False
-        opened.truncate(sum(map(len, lines[:-1])))
-    return True
+    with pairs_file.locked(path):
+        known = pairs_file.read(path, pairs_file.Pair) if pair else pairs_file.read(path, pairs_file.Rating)
+        found = [number for number, one in known[0] if one == row]
+        lines = path.read_bytes().split(b"\n")
+        if found:
+            write(path, b"\n".join(lines[: found[0] - 1] + lines[found[0] :]))
+    return bool(found)
 
 
 def two_seeds(prompts: Iterable[str], first: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 
 from ..trainer import job
-from . import hosts
+from . import draft, hosts, words
 from .draft import Problem
 from .security import Addresses, Folders
 from .store import Home
@@ -35,6 +35,14 @@ class Context:
     home: Home
     addresses: Addresses
     folders: Folders
+
+    def recipe(self) -> dict[str, Any]:
+        """What the recipe says with its preset."""
+        return draft.values(draft.read(self.home), self.folders)
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Set keys of the recipe."""
+        draft.change(self.home, changes, self.folders)
 
 
 @dataclass
@@ -61,6 +69,12 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
         raise gr.Error(escape(told), duration=12, print_exception=False)
 
     return inner
+
+
+def say_copy(path: Path | None) -> None:
+    """Where the recipe is that another took the place of."""
+    if path is not None:
+        gr.Info(words.COPY_OF_RECIPE.format(escape(str(path))))
 
 
 def note(text: str, kind: str = "quiet") -> str:

@@ -14,7 +14,8 @@ import gradio as gr
 
 from ..trainer import config
 from . import captions, crops, draft, images, tagger, words
-from .page import EVENT, SLOW, Context, Screen, kindly, note, notes
+from .boxes import Boxes
+from .page import EVENT, SLOW, Context, Screen, kindly, note, notes, say_copy
 from .recipe import read_import
 from .store import ROOT, read_json, write_json
 
@@ -30,8 +31,8 @@ class Pictures:
 
     def __init__(self, context: Context):
         self.context, self.home, self.address = context, context.home, context.addresses
-        self.undo_file = self.home.own / "captions-before-replace.json"
-        self.page = gr.State(0)
+        self.undo_file, self.saved = self.home.own / "captions-replaced.json", Boxes(context)
+        self.page, self.trigger_shown = gr.State(0), gr.State("")
         with gr.Row(elem_classes="align-end"):
             self.folder = gr.Textbox(label=words.FOLDER, info=words.FOLDER_INFO, elem_id="folder", scale=6)
             self.opened = gr.Button(words.OPEN, elem_id="open-folder", variant="primary", scale=0, min_width=110)
@@ -53,7 +54,7 @@ class Pictures:
         cells = [part for cell in self.cells for part in cell]
         self.outputs = [
             self.folder, self.which, self.summary, self.back, self.place, self.forward, self.page,
-            self.trigger, self.counted, self.tagging, self.no_tagger, *cells,
+            self.trigger, self.counted, self.tagging, self.no_tagger, *cells, self.trigger_shown,
         ]  # fmt: skip
         self.view = [self.which, self.filter, self.holds, self.page]
         self._wire()
@@ -101,7 +102,7 @@ class Pictures:
         tagged = self.tag.click(self.tag_all, [self.which, self.at_least], [self.tagged], **SLOW)
         tagged.success(self.show, self.view, self.outputs, **EVENT)
         for changed in (self.trigger.blur, self.trigger.submit):
-            changed(self.set_trigger, [self.trigger], None, **EVENT)
+            changed(self.set_trigger, [self.trigger, self.trigger_shown], [self.trigger_shown], **EVENT)
         page = [*self.view, *self.boxes, *self.tokens]
         for button, by_pages in ((self.back, -1), (self.forward, 1)):
             button.click(functools.partial(self.turn, by_pages), page, self.outputs, **EVENT)
@@ -111,14 +112,15 @@ class Pictures:
         self.replace.click(self.replace_all, replaced, self.outputs, **EVENT)
         self.undo.click(self.undo_replace, self.view, self.outputs, **EVENT)
         for token, box in zip(self.tokens, self.boxes):
-            box.input(self.save, [box, token], None, trigger_mode="always_last", **EVENT)
+            typed = functools.partial(self.save, leaving=False)
+            box.input(typed, [box, token], None, trigger_mode="always_last", **EVENT)
             box.blur(self.save, [box, token], None, **EVENT)  # what was pasted or dropped is no ``input``
 
     def show(
         self, chosen: str | None = None, filtered: str = words.FILTERS[0], held: str = "", at: int = 0
     ) -> list[Any]:
         """The page of pictures as it is on the disk."""
-        recipe = draft.values(draft.read(self.home))
+        recipe = self.context.recipe()
         folders = _folders(recipe)
         if not folders:
             return _nothing(words.NO_FOLDER, recipe)
@@ -134,15 +136,20 @@ class Pictures:
         at = max(0, min(at, pages - 1))
         part = names[at * CELLS : (at + 1) * CELLS]
         rules = crops.rules(recipe, current)
-        drawn = [_cell(listing.folder / name, texts[name], wrong.get(name, []), self.address, rules) for name in part]
+        drawn = [
+            (gr.update(visible=True), _picture(path, wrong.get(path.name, []), self.address, rules),
+             self.saved.token(path, texts[path.name]), texts[path.name] or "")
+            for path in (listing.folder / name for name in part)
+        ]  # fmt: skip
         drawn += [_no_cell()] * (CELLS - len(part))
+        trigger = draft.get(recipe, "data.trigger", "")
         return [
             gr.update(value=current if len(folders) == 1 else str(Path(folders[0]).parent)),
             gr.update(choices=[(Path(one).name, one) for one in folders], value=current, visible=len(folders) > 1),
             _summary(listing, texts, wrong, later), gr.update(interactive=at > 0),
             f'<p class="note center">{at + 1} / {pages}</p>', gr.update(interactive=at + 1 < pages), at,
-            draft.get(recipe, "data.trigger", ""), _tags(captions.counts(texts.values())), *_tagger(),
-            *(one for cell in drawn for one in cell),
+            trigger, _tags(captions.counts(texts.values())), *_tagger(), *(one for cell in drawn for one in cell),
+            trigger,
         ]  # fmt: skip
 
     @kindly
@@ -152,15 +159,15 @@ class Pictures:
             self.context.folders.check("folder", str(file.parent))
             self._use_sets(file)
         else:
-            _use(self.home, captions.scan(self.context.folders.check("folder", given)))
+            _use(self.context, captions.scan(self.context.folders.check("folder", given)))
         return self.show()
 
     def _use_sets(self, file: Path) -> None:
         """The pictures of a file: ours, or kohya's for data sets. The rest of the recipe stays."""
-        tables = config.absolute(draft.values_of(read_import(file)), file.parent)
+        tables = config.absolute(draft.values_of(read_import(file, self.context.folders)), file.parent)
         if not _folders(tables):
             raise ValueError(f"{file.name}: it names no pictures; give a folder, or a file with data sets")
-        draft.change(self.home, {"data": tables["data"]})
+        self.context.change({"data": tables["data"]})
 
     @kindly
     def choose_demo(self) -> list[Any]:
@@ -168,14 +175,20 @@ class Pictures:
         own = self.home.data / "demo"
         if not own.is_dir():
             shutil.copytree(DEMO, own)
-        draft.start_anew(self.home)
-        draft.change(self.home, {"preset": "demo", "data.path": str(own)})
+        say_copy(draft.start_anew(self.home, draft.changed(draft.START, {"preset": "demo", "data.path": str(own)})))
         return self.show()
 
     def keep(self, values: tuple[Any, ...]) -> None:
-        """Save what stands in the boxes, so that turning the page loses no keystroke."""
-        for text, name in zip(values[:CELLS], values[CELLS:]):
-            _save(self.context, text, name)
+        """Save what stands in the boxes, so that turning the page loses no keystroke. ValueError: some could not be,
+        the others are."""
+        wrong = []
+        for text, token in zip(values[:CELLS], values[CELLS:]):
+            try:
+                self.saved.save(text, token)
+            except ValueError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise ValueError(wrong[0] + (f" (and {len(wrong) - 1} more)" if wrong[1:] else ""))
 
     @kindly
     def turn(self, by_pages: int, chosen: str, filtered: str, held: str, at: int, *values: Any) -> list[Any]:
@@ -183,20 +196,20 @@ class Pictures:
         return self.show(chosen, filtered, held, at + by_pages)
 
     @kindly
-    def save(self, text: str, name: str) -> None:
-        _save(self.context, text, name)
+    def save(self, text: str, token: str, leaving: bool = True) -> None:
+        self.saved.save(text, token, leaving)
 
     @kindly
     def add(self, files: list[str], given: str) -> list[Any]:
         own = self.home.data / "pictures"
         target = self.context.folders.check("folder", given) if given.strip() else own
-        done, refused = captions.import_pictures(target, [Path(one) for one in files or []])
+        done, written, refused = captions.import_pictures(target, [Path(one) for one in files or []])
         for line in refused[:5]:
             gr.Warning(escape(line))
         if len(refused) > 5:
             gr.Warning(words.MORE_REFUSED.format(len(refused) - 5))
-        gr.Info(words.ADDED.format(done, escape(str(target))))
-        _use(self.home, captions.scan(target))
+        gr.Info(words.ADDED.format(done, written, escape(str(target))))
+        _use(self.context, captions.scan(target))
         return self.show()
 
     @kindly
@@ -205,42 +218,49 @@ class Pictures:
     ) -> list[Any]:
         self.keep(values)
         listing = captions.scan(_current(self.context, chosen))
-        before = captions.replace_in_all(listing, old, new, tags)
-        if before:
-            write_json(self.undo_file, {"folder": str(listing.folder), "captions": before})
-        gr.Info(words.CHANGED.format(len(before)))
+        changed = captions.replace_in_all(listing, old, new, tags)
+        if changed:
+            write_json(self.undo_file, {"folder": str(listing.folder), "captions": changed})
+        gr.Info(words.CHANGED.format(len(changed)))
         return self.show(chosen, filtered, held, at)
 
     @kindly
     def undo_replace(self, chosen: str, filtered: str, held: str, at: int) -> list[Any]:
         before = read_json(self.undo_file)
-        if not before.get("captions"):
+        changed = before.get("captions")
+        if not changed:
             raise ValueError("undo: nothing was replaced before")
-        done = captions.restore(self.context.folders.check("undo", before["folder"]), before["captions"])
+        done = captions.restore(self.context.folders.check("undo", before["folder"]), changed)
         self.undo_file.unlink(missing_ok=True)
-        gr.Info(words.RESTORED.format(done))
+        left = words.LEFT_AS_EDITED.format(len(changed) - done) if done < len(changed) else ""
+        gr.Info(words.RESTORED.format(done) + left)
         return self.show(chosen, filtered, held, at)
 
     def tag_all(self, chosen: str, at_least: float) -> Iterator[str]:
         """Captions by the tagger, for the pictures that have none."""
         listing, loaded = self._tagger(chosen)
         names = [name for name, text in captions.read_all(listing).items() if not text]
-        refused = []
+        written, refused = 0, []
         for number, name in enumerate(names):
             yield note(words.TAGGING.format(number, len(names)))
             try:
-                captions.save(listing.folder / name, loaded.tags(listing.folder / name, at_least))
+                written += captions.fill(listing.folder / name, loaded.tags(listing.folder / name, at_least))
             except ValueError as error:
                 refused.append(str(error))
-        yield note(words.TAGGED.format(len(names) - len(refused)), "good") + notes(refused[:5], "warn")
+        typed = len(names) - len(refused) - written
+        told = words.TAGGED.format(written) + (words.TYPED_MEANWHILE.format(typed) if typed else "")
+        yield note(told, "good") + notes(refused[:5], "warn")
 
     @kindly
     def _tagger(self, chosen: str) -> tuple[captions.Listing, tagger.Tagger]:
         return captions.scan(_current(self.context, chosen)), tagger.load()
 
     @kindly
-    def set_trigger(self, text: str) -> None:
-        draft.change(self.home, {"data.trigger": text.strip() or None})
+    def set_trigger(self, text: str, shown: str) -> str:
+        text, now = text.strip(), draft.get(self.context.recipe(), "data.trigger", "")
+        if not draft.untouched("data.trigger", text, shown, now):
+            self.context.change({"data.trigger": text or None})
+        return text
 
 
 def build(context: Context) -> Screen:
@@ -254,7 +274,7 @@ def _folders(recipe: dict[str, Any]) -> list[str]:
 
 
 def _current(context: Context, chosen: str | None) -> Path:
-    folders = _folders(draft.values(draft.read(context.home)))
+    folders = _folders(context.recipe())
     return context.folders.check("folder", chosen if chosen in folders else (folders or [""])[0])
 
 
@@ -269,7 +289,7 @@ def _resolution(recipe: dict[str, Any]) -> int:
     )
 
 
-def _use(home: Any, listing: captions.Listing) -> None:
+def _use(context: Context, listing: captions.Listing) -> None:
     """Make the folder the recipe's data; the first captions become preview prompts where there are none."""
     changes: dict[str, Any] = {
         "data.path": str(listing.folder),
@@ -284,10 +304,10 @@ def _use(home: Any, listing: captions.Listing) -> None:
             if (found := captions.KOHYA_FOLDER.fullmatch(name))
         ]
         changes |= {"data.path": None, "data.sets": sets}
-    if not draft.get(draft.values(draft.read(home)), "sample.prompts"):
+    if not draft.get(context.recipe(), "sample.prompts"):
         texts = [text for text in captions.read_all(listing).values() if text]
         changes["sample.prompts"] = list(dict.fromkeys(text.split("\n")[0] for text in texts))[:3] or None
-    draft.change(home, changes)
+    context.change(changes)
 
 
 def _kept(name: str, texts: dict[str, str | None], wrong: dict[str, list[str]], filtered: str, held: str) -> bool:
@@ -298,36 +318,23 @@ def _kept(name: str, texts: dict[str, str | None], wrong: dict[str, list[str]], 
     return held.strip().lower() in (texts[name] or "").lower()
 
 
-def _save(context: Context, text: str, token: str) -> None:
-    """Save one caption, for the picture that the page showed above it."""
-    if not token:
-        return
-    _, _, signature, side, name = token.split("?")[0].split("/")
-    path = context.addresses.path(signature, int(side), name)
-    if path is not None and path.is_file():
-        captions.save(path, text)
-
-
 def _tagger() -> tuple[Any, Any]:
     here = tagger.there()
     return gr.update(visible=here), gr.update(visible=not here)
 
 
-def _cell(
-    path: Path, caption: str | None, wrong: list[str], address: Any, rules: crops.Rules | None
-) -> tuple[Any, ...]:
+def _picture(path: Path, wrong: list[str], address: Any, rules: crops.Rules | None) -> str:
     size = images.size(path)
     told = f"{size[0]} × {size[1]}" if size else ""
     fit = crops.kept(size, rules) if size and rules else None
     told += f" → {fit[0][0]} × {fit[0][1]}" if fit else ""
     frame = crops.drawn(size, fit[1]) if size and fit else ""
     marks = "".join(f'<span class="mark">{escape(one)}</span>' for one in wrong)
-    html = (
+    return (
         f'<figure><a href="{address.url(path)}" target="_blank"><img loading="lazy" src="{address.url(path, SIDE)}" '
         f'alt="{escape(path.name)}">{frame}</a><figcaption title="{escape(str(path))}">{escape(path.name)} '
         f"<small>{told}</small> {marks}</figcaption></figure>"
     )
-    return gr.update(visible=True), html, address.url(path), caption or ""
 
 
 def _no_cell() -> tuple[Any, ...]:
@@ -341,7 +348,7 @@ def _nothing(text: str, recipe: dict[str, Any], folder: str = "", kind: str = "q
     still = gr.update(interactive=False)
     return [
         folder or gr.skip(), gr.update(visible=False), note(text, kind), still, "", still, 0, trigger, "", *_tagger(),
-        *blank,
+        *blank, trigger,
     ]  # fmt: skip
 
 

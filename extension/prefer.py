@@ -12,9 +12,10 @@ from typing import Any
 import gradio as gr
 
 from ..trainer import job
+from ..trainer.data import pairs_file
 from . import draft, draws, duels, words
-from .compare import lines_of, prompts_of
-from .page import EVENT, SLOW, Context, Screen, bar, folder_of, kindly, note
+from .compare import lines_of, prompts_of, stop_button
+from .page import EVENT, SLOW, Context, Screen, bar, folder_of, kindly, note, say_copy, short
 from .store import read_json, write_json
 
 
@@ -23,7 +24,7 @@ class Prefer:
 
     def __init__(self, context: Context):
         self.context, self.home, self.address = context, context.home, context.addresses
-        self.rest = gr.State([])
+        self.rest, self.acts = gr.State([]), gr.State([])
         self._source()
         self.told = gr.HTML(elem_id="prefer-told")
         self.asked = gr.HTML(elem_id="prefer-prompt")
@@ -59,6 +60,7 @@ class Prefer:
                 label=words.COMPARE_PROMPTS, lines=3, max_lines=4, elem_id="prefer-prompts", scale=3
             )
             self.generate = gr.Button(words.GENERATE, variant="primary", elem_id="generate", scale=0, min_width=140)
+            stop_button(self.home, "stop-pairs")
         with gr.Row(elem_classes="align-end", visible=False) as self.by_folder:
             self.outside = gr.Textbox(label=words.OUTPUTS, elem_id="outputs-folder", scale=4)
             self.load = gr.Button(words.LOAD, variant="primary", elem_id="load-pairs", scale=0, min_width=140)
@@ -76,13 +78,14 @@ class Prefer:
                 self.thumbs[side, liked] = gr.Button(text, size="sm", elem_id=name)
 
     def _wire(self) -> None:
-        decided = [self.kept, self.rest, self.source, self.run, self.outside, self.left, self.right]
+        decided = [self.kept, self.rest, self.source, self.run, self.outside, self.acts, self.left, self.right]
         # A quick key is not dropped while the last one is under way: one after another, each for what was seen.
         keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "prefer"}
         for name, button in self.buttons.items():
             button.click(functools.partial(self.choose, name), decided, self.table, **keys)
         for (side, liked), button in self.thumbs.items():
-            button.click(functools.partial(self.thumb, side, liked), [self.kept, self.rest], [self.counted], **EVENT)
+            rated = [self.kept, self.rest, self.acts]
+            button.click(functools.partial(self.thumb, side, liked), rated, [self.counted], **keys)
         drawn = self.generate.click(self.draw, [self.kept, self.run, self.prompts], [self.told], **SLOW)
         # An event of its own, as a generator's last values come twice: see compare.
         drawn.success(self.lay, [self.kept, self.run, self.told], self.laid, **EVENT)
@@ -145,16 +148,17 @@ class Prefer:
 
     @kindly
     def choose(
-        self, won: str, folder: str, rest: list[duels.Duel], which: str, name: str, outside: str, *seen: str
-    ) -> list[Any]:
-        """One key, for the two pictures that were seen: the answer is on the disk before the next two show."""
+        self, won: str, folder: str, rest: list[duels.Duel], which: str, name: str, outside: str,
+        acts: list[duels.Act], *seen: str,
+    ) -> list[Any]:  # fmt: skip
+        """One key, for the two pictures that were seen: the answer is on the disk before the next two show. ``acts`` is
+        what this page has written so far."""
         target = self._pairs_folder(folder)
-        if won == "undo":
-            duels.undo(target)
+        told = _take_back(acts) if won == "undo" else ""
         if won == "undo" or not rest:  # nothing is known of a page that was open before a restart
             rest = self._open(self._pool(which, _run(self.home, name), outside), target)
         if won == "undo":
-            return self._top(rest, str(target))
+            return self._top(rest, str(target), told)
         if not rest:
             raise ValueError(words.NOTHING_TO_RATE)
         meant = next((one for one in rest if self._is(one, seen)), None)
@@ -163,7 +167,9 @@ class Prefer:
         others = [one for one in rest if one is not meant]
         if won == "skip":
             return self._top([*others, meant], str(target))
-        duels.decide(target, meant, won)
+        act = duels.decide(target, meant, won)
+        if act:
+            acts.append(act)
         return self._top(others, str(target))
 
     def _is(self, duel: duels.Duel, seen: tuple[str, ...]) -> bool:
@@ -171,11 +177,11 @@ class Prefer:
         return all(self.address.url(path, 1024) in one for path, one in zip((duel.left, duel.right), seen))
 
     @kindly
-    def thumb(self, side: str, liked: bool, folder: str, rest: list[duels.Duel]) -> str:
+    def thumb(self, side: str, liked: bool, folder: str, rest: list[duels.Duel], acts: list[duels.Act]) -> str:
         if not rest:
             raise ValueError(words.NOTHING_TO_RATE)
         target = self._pairs_folder(folder)
-        duels.rate(target, rest[0], side, liked)
+        acts.append(duels.rate(target, rest[0], side, liked))
         return _counts(target)
 
     @kindly
@@ -241,6 +247,16 @@ def _run(home: Any, name: str | None) -> Path | None:
     return next((one.path for one in job.list_runs(home.runs) if one.name == name), None)
 
 
+def _take_back(acts: list[duels.Act]) -> str:
+    """Undo the last of what this page has written, and say what it was."""
+    if not acts:
+        return note(words.NOTHING_TO_UNDO)
+    row, done = acts[-1].row, duels.undo(acts[-1])
+    acts.pop()
+    what = words.THUMB if isinstance(row, pairs_file.Rating) else words.CHOICE
+    return note((words.TAKEN_BACK if done else words.NOT_THERE).format(what, short(row.prompt)))
+
+
 def _counts(folder: Path) -> str:
     rows = duels.pairs(folder)
     decided = sum(not row.tie for row in rows)
@@ -271,5 +287,4 @@ def fill_recipe(home: Any, pairs: Path, run_dir: Path | None) -> None:
         changes |= {name: tables[name] for name in ("model", "adapter", "sample") if name in tables}
         changes |= {"run.name": f"{run_dir.name}-{kind}", "data.resolution": resolution}
         changes |= {"adapter.init_from": str(newest[-1].path)} if newest else {}
-    draft.start_anew(home)
-    draft.change(home, {**changes, key: str(pairs)})
+    say_copy(draft.start_anew(home, draft.changed(draft.START, {**changes, key: str(pairs)})))

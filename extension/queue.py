@@ -7,7 +7,6 @@ configuration. A job that fails does not hold up the next.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import subprocess
 import sys
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..trainer import job
-from .store import ROOT, Home, locked, read_json, write, write_json
+from . import draws
+from .store import Home, locked, read_json, start_beside, write, write_json
 
 KEPT = 20
 """How many ended jobs the file remembers."""
@@ -160,8 +160,10 @@ def _looked_at(one: Job) -> Job:
 
 
 def _busy(home: Home, jobs: list[Job]) -> bool:
-    """Whether something trains here: from this queue or started by hand, since the card is one."""
-    return any(one.state == "running" for one in jobs) or any(run.status.live for run in job.list_runs(home.runs))
+    """Whether something trains here, from this queue or started by hand, or is drawn: the card is one."""
+    if any(one.state == "running" for one in jobs) or any(run.status.live for run in job.list_runs(home.runs)):
+        return True
+    return bool(draws.under_way(home.runs))
 
 
 def _started(one: Job) -> tuple[Job, subprocess.Popen[bytes] | None]:
@@ -203,12 +205,5 @@ def ensure(home: Home) -> subprocess.Popen[bytes] | None:
     queue = read(home)
     if not (queue.of("running") or (queue.of("waiting") and not queue.held)) or supervised(home):
         return None
-    apart: dict[str, Any] = {"start_new_session": True}
-    if sys.platform == "win32":
-        apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     command = [sys.executable, "-m", f"{__package__}.supervisor", str(home.runs)]
-    with (home.own / "supervisor.log").open("ab") as log:
-        return subprocess.Popen[bytes](
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "PYTHONUTF8": "1"},
-            **apart,
-        )  # fmt: skip
+    return start_beside(command, home.own / "supervisor.log")

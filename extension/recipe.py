@@ -11,7 +11,9 @@ import gradio as gr
 
 from ..trainer import job
 from . import draft, fields, hosts, words
-from .page import EVENT, RENDER, SLOW, Context, Screen, kindly, note, problem_list
+from .page import EVENT, RENDER, SLOW, Context, Screen, kindly, note, problem_list, say_copy
+from .security import ANYWHERE, Folders
+from .store import read_json
 
 PRIMARY = {
     "base": ("model.path", "run.name"),
@@ -28,10 +30,10 @@ class Recipe:
     """The screen: its parts as they lie on the page, and what they do."""
 
     def __init__(self, context: Context):
-        self.home = context.home
+        self.context, self.home = context, context.home
         self.by_key = fields.rows()
         self.made: dict[str, Any] = {}
-        self.based_on, self.version = gr.State(""), gr.State("")
+        self.based_on, self.version, self.shown = gr.State(""), gr.State(""), gr.State({})
         with gr.Row(elem_classes="with-side"):
             with gr.Column(scale=3):
                 self._form()
@@ -51,7 +53,7 @@ class Recipe:
                 self.imported = gr.File(label=words.IMPORT, file_types=[".toml", ".json"], height=150)
         self.outputs = [
             self.status, self.preset, self.objective, self.pixel, self.changed, self.toml, self.based_on, self.version,
-            *self.made.values(),
+            self.shown, *self.made.values(),
         ]  # fmt: skip
         with searched:
             gr.render(inputs=[self.query, self.table, self.version], **RENDER)(self._found)
@@ -76,16 +78,17 @@ class Recipe:
     def _found(self, asked: str, of: str, version: str) -> None:
         """The options that a search finds, as fields."""
         text = draft.read(self.home)
-        values = draft.values(text)
+        values = draft.values(text, self.context.folders)
         rows = fields.search(self.by_key, asked or "", of or None, _kind(values))
-        wrong = {one.where: one.what for one in draft.problems(text, self.home.draft)}
+        wrong = {one.where: one.what for one in draft.problems(text, self.home.draft, self.context.folders)}
+        shown = {fields.key_of(row): _shown_as(row, values) for row in rows[:MOST]}
         if not rows:
             gr.HTML(note(words.NOTHING_FOUND))
         with gr.Row(elem_classes="cells wide"):
             for row in rows[:MOST]:
                 key = fields.key_of(row)
                 one = fields.make(row, draft.get(values, key), wrong.get(key), key=f"{key}-{version}")
-                _wire(one, functools.partial(self.edit, key), [one], self.outputs)
+                _wire(one, functools.partial(self.edit, key, shown=shown), [one], self.outputs)
         if len(rows) > MOST:
             gr.HTML(note(words.MORE_FOUND.format(len(rows) - MOST)))
 
@@ -100,31 +103,39 @@ class Recipe:
         for ended in (read.success, read.failure):  # so that another can be dropped
             ended(lambda: None, None, [self.imported], **EVENT)
         for key, one in self.made.items():
-            _wire(one, functools.partial(self.edit, key), [one], self.outputs)
+            _wire(one, functools.partial(self.edit, key), [one, self.shown], self.outputs)
 
     def show(self) -> list[Any]:
         """The form and the text as the file has them."""
         text = draft.read(self.home)
-        values = draft.values(text)
-        problems = draft.problems(text, self.home.draft)
+        values = draft.values(text, self.context.folders)
+        problems = draft.problems(text, self.home.draft, self.context.folders)
         wrong = {one.where: one.what for one in problems}
         kind = _kind(values)
-        filled = [_filled(_fitting(self.by_key, key, kind), key, values, wrong) for key in self.made]
+        rows = {key: _fitting(self.by_key, key, kind) for key in self.made}
+        shown = {key: _shown_as(row, values) for key, row in rows.items()}
+        filled = [_filled(row, key, shown[key], values, wrong) for key, row in rows.items()]
         good = note(words.RECIPE_OK, "good") if not problems else problem_list(problems)
         mark = draft.mark(text)
         return [
             good, gr.update(choices=_presets(), value=draft.get(values, "preset", "")), kind,
-            _pixel_on(values), _difference(text), text, mark, mark, *filled,
+            _pixel_on(values), _difference(text, self.context.folders), text, mark, mark, shown, *filled,
         ]  # fmt: skip
 
     @kindly
-    def edit(self, key: str, shown: Any) -> list[Any]:
-        """One option changed in its field. No field gets a value by this: what is being typed in another stays."""
-        row = _fitting(self.by_key, key, _kind(draft.values(draft.read(self.home))))
-        value = fields.read(row, shown)
-        draft.change(self.home, {key: None if value == row["default"] and not _inherits(self.home, key) else value})
+    def edit(self, key: str, entered: Any, shown: dict[str, Any]) -> list[Any]:
+        """One option changed in its field, which showed what ``shown`` says. No field gets a value by this: what is
+        being typed in another stays."""
+        values = self.context.recipe()
+        row = _fitting(self.by_key, key, _kind(values))
+        current = _shown_as(row, values)
+        value, *others = (fields.read(row, one) for one in (entered, shown.get(key, current), current))
+        if draft.untouched(key, value, *others):
+            return [gr.skip()] * len(self.outputs)
+        self.context.change({key: None if value == row["default"] and self._inherited(key) is None else value})
+        shown[key] = entered
         now = self.show()
-        for one in (self.preset, self.objective, self.pixel, self.version):
+        for one in (self.preset, self.objective, self.pixel, self.version, self.shown):
             now[self.outputs.index(one)] = gr.skip()
         for at in range(len(now) - len(self.made), len(now)):
             now[at].pop("value")
@@ -132,21 +143,21 @@ class Recipe:
 
     @kindly
     def choose_preset(self, name: str) -> list[Any]:
-        draft.choose_preset(self.home, name or None)
+        say_copy(draft.choose_preset(self.home, name or None, self.context.folders))
         return self.show()
 
     @kindly
     def set_pixel(self, on: bool) -> list[Any]:
-        inherited = draft.get(draft.inherited(draft.values_of(draft.read(self.home))), "loss.pixel") is not None
+        inherited = self._inherited("loss.pixel") is not None
         if inherited and not on:
-            draft.change(self.home, {"loss.pixel": None, "loss.pixel.weight": 0.0})
+            self.context.change({"loss.pixel": None, "loss.pixel.weight": 0.0})
         else:
-            draft.change(self.home, {"loss.pixel": {} if on and not inherited else None})
+            self.context.change({"loss.pixel": {} if on and not inherited else None})
         return self.show()
 
     @kindly
     def set_objective(self, kind: str) -> list[Any]:
-        draft.change(self.home, {"objective": None if kind == "sft" else {"kind": kind}})
+        self.context.change({"objective": None if kind == "sft" else {"kind": kind}})
         return self.show()
 
     @kindly
@@ -157,9 +168,13 @@ class Recipe:
     @kindly
     def import_file(self, path: str | None) -> list[Any]:
         if path:
-            draft.replace(self.home, read_import(Path(path)))
+            say_copy(draft.start_anew(self.home, read_import(Path(path), self.context.folders)))
             gr.Info(words.READ)
         return self.show()
+
+    def _inherited(self, key: str) -> Any:
+        """What the preset says of an option."""
+        return draft.get(draft.inherited(draft.values_of(draft.read(self.home)), self.context.folders), key)
 
 
 def build(context: Context) -> Screen:
@@ -202,11 +217,14 @@ def _field(row: fields.Row, key: str, home: Any) -> gr.components.Component:
     return fields.make(row, None, min_width=200, elem_id=common["elem_id"])
 
 
-def _filled(row: fields.Row, key: str, values: dict[str, Any], wrong: dict[str, str]) -> Any:
+def _shown_as(row: fields.Row, values: dict[str, Any]) -> Any:
+    """The recipe's value as its field shows it."""
+    return fields.show(row, draft.get(values, fields.key_of(row)))
+
+
+def _filled(row: fields.Row, key: str, shown: Any, values: dict[str, Any], wrong: dict[str, str]) -> Any:
     """The field with the recipe's value, and with what is wrong with it."""
-    value = draft.get(values, key)
     problem = wrong.get(key)
-    shown = value or "" if key == "model.path" else fields.show(row, value)
     hidden = (key.startswith("loss.pixel.") and not _pixel_on(values)) or (
         key in ("data.pairs", "data.ratings") and not _preference(values, key)
     )
@@ -216,10 +234,6 @@ def _filled(row: fields.Row, key: str, values: dict[str, Any], wrong: dict[str, 
 def _preference(values: dict[str, Any], key: str) -> bool:
     kind = draft.get(values, "objective.kind", "sft")
     return kind != "sft" and (kind == "kto") == (key == "data.ratings")
-
-
-def _inherits(home: Any, key: str) -> bool:
-    return draft.get(draft.inherited(draft.values_of(draft.read(home))), key) is not None
 
 
 def _presets() -> list[tuple[str, str]]:
@@ -232,8 +246,8 @@ def _presets() -> list[tuple[str, str]]:
     return [(words.NO_PRESET, ""), *found]
 
 
-def _difference(text: str) -> str:
-    rows = draft.difference(text)
+def _difference(text: str, folders: Folders) -> str:
+    rows = draft.difference(text, folders)
     if not rows:
         return f"<h3>{words.DIFFERENCE}</h3>{note(words.NO_DIFFERENCE)}"
     cells = "".join(
@@ -250,12 +264,15 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"
 
 
-def read_import(path: Path) -> str:
-    """A recipe from a dropped file: our TOML as it is, kohya's through the trainer. ValueError when neither."""
-    if path.suffix.lower() == ".toml":
-        text = path.read_text(encoding="utf-8-sig")
-        if "config_version" in draft.values_of(text):
-            return text
+def read_import(path: Path, folders: Folders = ANYWHERE) -> str:
+    """A recipe from a dropped file: our TOML as it is, kohya's through the trainer. ValueError when neither, or when
+    kohya's names a file that who is at this page may not read, since the trainer would read it."""
+    text = path.read_text(encoding="utf-8-sig")
+    tables = draft.values_of(text) if path.suffix.lower() == ".toml" else read_json(path)
+    if "config_version" in tables:
+        return text
+    for key, value in draft.flat(tables).items():
+        folders.allow(key, value)
     answer = job.ask(["import-kohya", str(path)])
     text = answer.get("toml")
     if not isinstance(text, str):

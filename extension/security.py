@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,8 +205,12 @@ class Folders:
                 raise ValueError(f"{where}: {value} is outside the folders of this server; start it with --folder PATH")
 
 
+ANYWHERE = Folders()
+
+
 def _leads_away(text: str) -> bool:
-    return text.startswith(("/", "\\", "~", "..")) or PureWindowsPath(text).drive != ""
+    upwards = ".." in re.split(r"[\\/]", text)
+    return upwards or text.startswith(("/", "\\", "~")) or PureWindowsPath(text).drive != ""
 
 
 def below(folder: Path, name: str) -> Path:

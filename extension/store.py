@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +84,18 @@ def write(path: Path, content: str | bytes) -> None:
         with suppress(OSError):
             aside.unlink()
         raise ValueError(f"{path}: it cannot be written ({error.strerror}); what was there before is kept") from None
+
+
+def start_beside(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process that outlives this one; what it says is added to the log."""
+    apart: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+    with log.open("ab") as out:
+        return subprocess.Popen[bytes](
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, **apart
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

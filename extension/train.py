@@ -13,7 +13,7 @@ import gradio as gr
 import pandas as pd
 
 from ..trainer import job
-from . import progress, queue, words
+from . import draws, progress, queue, words
 from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, grid, kindly, note, short
 
 COLUMNS = 8
@@ -86,6 +86,8 @@ class Train:
                 ):
                     button = gr.Button(sign, size="sm", min_width=34, scale=0, elem_id=f"{told}-{one.run}")
                     button.click(functools.partial(self._then_mark, act), None, [self.queue_mark], **EVENT)
+        if waiting and not running and draws.under_way(self.home.runs):
+            gr.HTML(note(words.AFTER_DRAWING))
         unbegun = [one for one in now.of("failed") if not Path(one.folder, "status.json").exists()]
         for one in unbegun[-3:]:
             gr.HTML(note(f"{one.run}: {one.message}", "bad"))
@@ -190,7 +192,7 @@ def headline(context: Context) -> str:
     status = live.status
     part = f"{status.step} / {status.total}" if status.total else words.STATES.get(status.state, status.state)
     eta = f" · {words.LEFT_OVER.format(progress.clock(status.eta))}" if status.eta else ""
-    return f'<p class="headline live">{escape(live.name)}: {part}{eta}{more}</p>'
+    return f'<p class="headline live">{escape(f"{live.name}: {part}{eta}{more}")}</p>'
 
 
 def _confirm(question: str) -> str:
@@ -199,7 +201,8 @@ def _confirm(question: str) -> str:
 
 def _mark(home: Any) -> str:
     now = queue.read(home)
-    return str((now.held, [(one.id, one.state) for one in now.jobs]))
+    after_drawing = bool(now.of("waiting") and draws.under_way(home.runs))
+    return str((now.held, [(one.id, one.state) for one in now.jobs], after_drawing))
 
 
 def _buttons(status: job.Status | None) -> list[tuple[str, Any]]:
@@ -217,8 +220,8 @@ def _title(run: job.Run) -> str:
 
 def _list(known: list[job.Run]) -> str:
     rows = "".join(
-        f'<li class="{one.status.state}"><span>{escape(one.name)}</span><small>{words.STATES.get(one.status.state, "")}'
-        f"</small></li>"
+        f'<li class="{escape(one.status.state)}"><span>{escape(one.name)}</span>'
+        f"<small>{words.STATES.get(one.status.state, '')}</small></li>"
         for one in known[:12]
     )
     more = note(words.MORE_RUNS.format(len(known) - 12)) if len(known) > 12 else ""
@@ -271,7 +274,7 @@ def _gallery(pictures: dict[int, dict[int, Path]], history: progress.History, ad
     body = ""
     for row in rows:
         prompt = history.prompts.get(row, words.PROMPT.format(row + 1))
-        seed = f" <small>{words.SEED.format(history.seeds[row])}</small>" if row in history.seeds else ""
+        seed = f" <small>{escape(words.SEED.format(history.seeds[row]))}</small>" if row in history.seeds else ""
         cells = "".join(
             _picture(pictures.get(step, {}).get(row), words.PROMPT_STEP.format(prompt, step), address) for step in steps
         )

@@ -7,6 +7,7 @@ import random
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,16 @@ from pixelkiln.extension import (
     prefer,
     progress,
     queue,
+    recipe,
     security,
+    store,
     votes,
+    words,
 )
 from pixelkiln.extension.page import Context
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer import config, job
+from pixelkiln.trainer.data import pairs_file
 
 ROWS = fields.rows()
 
@@ -73,8 +78,8 @@ def test_recipe_over_a_preset_is_the_difference(home: Home) -> None:
     assert ("adapter.rank", rank, rank + 1) in draft.difference(text)
     text = draft.change(home, {"adapter.rank": rank})  # back to the preset's value: nothing is left of it
     assert draft.get(draft.values_of(text), "adapter.rank") is None
-    text = draft.choose_preset(home, None)
-    assert draft.values_of(text) == {"config_version": 1, "run": {"name": "mine"}}
+    draft.choose_preset(home, None)
+    assert draft.values_of(draft.read(home)) == {"config_version": 1, "run": {"name": "mine"}}
 
 
 def test_two_windows_change_different_keys_and_lose_none(home: Home) -> None:
@@ -85,6 +90,75 @@ def test_two_windows_change_different_keys_and_lose_none(home: Home) -> None:
     assert (now["run.batch"], now["adapter.rank"]) == (2, 3)
     with pytest.raises(ValueError, match="another window"):
         draft.replace(home, "config_version = 1\n", shown)
+
+
+@pytest.fixture
+def form(home: Home) -> recipe.Recipe:
+    import gradio as gr
+
+    with gr.Blocks():
+        return recipe.Recipe(Context(home, security.Addresses.of(home), security.Folders()))
+
+
+def test_a_field_writes_only_what_was_entered_and_never_over_another_window(form: recipe.Recipe, home: Home) -> None:
+    import gradio as gr
+
+    def steps() -> Any:
+        return draft.get(draft.values(draft.read(home)), "run.steps")
+
+    draft.change(home, {"run.steps": 100})
+    shown = form.show()[form.outputs.index(form.shown)]
+    assert shown["run.steps"] == 100
+    draft.change(home, {"run.steps": 2000})  # in another window
+    form.edit("run.steps", 100, shown)  # the field is only left
+    assert steps() == 2000
+    with pytest.raises(gr.Error, match=r"run\.steps: another window has set it to 2000 meanwhile.*150"):
+        form.edit("run.steps", 150, shown)
+    assert steps() == 2000
+    shown = form.show()[form.outputs.index(form.shown)]
+    for entered in (150, 160):  # one after the other: what this field wrote is no other window's
+        form.edit("run.steps", entered, shown)
+        assert steps() == entered
+    draft.change(home, {"adapter.alpha": 0.123456789})
+    shown = form.show()[form.outputs.index(form.shown)]
+    form.edit("adapter.alpha", shown["adapter.alpha"], shown)  # shown with fewer digits
+    assert draft.get(draft.values(draft.read(home)), "adapter.alpha") == 0.123456789
+
+
+def test_the_recipe_before_is_kept_whatever_takes_its_place(form: recipe.Recipe, home: Home, tmp_path: Path) -> None:
+    def kept() -> list[str]:
+        return [path.read_text(encoding="utf-8") for path in sorted(home.own.glob("draft-before-*.toml"))]
+
+    mine = draft.change(home, {"adapter.rank": 48, "run.name": "mine"})
+    for name in [name for _, name in recipe._presets()] * 2:  # looked at, one after another: each copy has a reason
+        form.choose_preset(name)
+    assert kept() == [mine]
+    theirs = draft.change(home, {"adapter.rank": 7})
+    imported = tmp_path / "new.toml"
+    imported.write_text("config_version = 1\n[run]\nname = 'new'\n", encoding="utf-8")
+    form.import_file(str(imported))
+    form.import_file(str(imported))
+    assert kept() == [mine, theirs] and "new" in draft.read(home)
+    assert str(home.own) in str(draft.start_anew(home, mine))
+    for number in range(2 * draft.COPIES):
+        draft.replace(home, f"{mine}# {number}\n")
+        draft.start_anew(home, mine)
+    assert len(kept()) == draft.COPIES and f"# {2 * draft.COPIES - 1}\n" in kept()[-1]
+
+
+def test_a_preset_keeps_what_learns_from_pairs(home: Home, tmp_path: Path) -> None:
+    rows = {"kind": "loha", "rank": 48, "init_from": "/x.safetensors"}
+    draft.change(home, {"objective": {"kind": "dpo"}, "adapter": rows, "data.pairs": str(tmp_path), "run.steps": 300})
+    names = [name for _, name in recipe._presets() if name]
+    for name in names:
+        copy = draft.choose_preset(home, name)
+        now = draft.values(draft.read(home))
+        assert draft.get(now, "objective.kind") == "dpo" and draft.get(now, "data.pairs") == str(tmp_path)
+        assert {key: draft.get(now, f"adapter.{key}") for key in rows} == rows, name
+        assert (copy is not None) == (name == names[0])  # the steps of 300 went with the first
+    draft.change(home, {"data.pairs": None})
+    draft.choose_preset(home, None)
+    assert draft.get(draft.values(draft.read(home)), "objective") is None
 
 
 @pytest.mark.parametrize(
@@ -146,10 +220,13 @@ def test_captions_are_saved_replaced_and_taken_back(tmp_path: Path) -> None:
     assert (len(listing.pictures), listing.others) == (3, ("x.txt.bak",))
     assert captions.counts(captions.read_all(listing).values())[0] == ("cat", 3)
     old = captions.replace_in_all(listing, "red", "green", whole_tags=True)
-    assert sorted(old) == ["1.png", "2.png"] and captions.read(tmp_path / "1.png") == "cat, green"
+    assert old["2.png"] == ("cat, red", "cat, green") and sorted(old) == ["1.png", "2.png"]
+    assert captions.read(tmp_path / "1.png") == "cat, green"
     assert captions.replace_in_all(listing, "gree", "x", whole_tags=True) == {}
-    captions.restore(tmp_path, old)
+    captions.save(tmp_path / "2.png", "cat, green, on a sofa")  # by hand, since: it stays
+    assert captions.restore(tmp_path, old) == 1
     assert captions.read(tmp_path / "1.png") == "cat, red"
+    assert captions.read(tmp_path / "2.png") == "cat, green, on a sofa"
 
 
 def test_bad_pictures_are_told_and_nothing_breaks(tmp_path: Path) -> None:
@@ -177,10 +254,41 @@ def test_uploads_are_checked_and_keep_to_the_folder(tmp_path: Path) -> None:
     picture(outside / "..evil name;.png")
     (outside / "..evil name;.txt").write_text("a cat")
     (outside / "fake.png").write_text("<script>")
-    done, refused = captions.import_pictures(inside, sorted(outside.iterdir()))
-    assert done == 1 and len(refused) == 1 and refused[0].startswith("fake.png")
+    done, written, refused = captions.import_pictures(inside, sorted(outside.iterdir()))
+    assert done == 1 == written and len(refused) == 1 and refused[0].startswith("fake.png")
     assert sorted(p.suffix for p in inside.iterdir()) == [".png", ".txt"]
     assert {p.parent for p in inside.iterdir()} == {inside}
+
+
+def test_uploads_share_no_name_with_what_is_there(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "up"
+    Image.new("RGB", (64, 64), "blue").save(picture(inside / "001.png").with_suffix(".jpg"))
+    (inside / "001.png").unlink()
+    captions.save(inside / "001.jpg", "by hand")
+    dropped = [picture(outside / "001.png", colour="green"), outside / "001.txt"]
+    dropped[1].write_text("of the new one", encoding="utf-8")
+    for _ in range(2):  # dropped again, it is the same picture
+        assert captions.import_pictures(inside, dropped) == (1, 1, [])
+    assert captions.read_all(captions.scan(inside)) == {"001.jpg": "by hand", "001-2.png": "of the new one"}
+    captions.save(inside / "001-2.png", "edited")
+    assert "another caption, which stays" in captions.import_pictures(inside, dropped)[2][0]
+    assert captions.read(inside / "001-2.png") == "edited"
+
+
+def test_captions_may_be_dropped_after_their_pictures(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "up"
+    for name in ("new", "old"):
+        picture(inside / f"{name}.png", colour=(len(inside.name), 0, len(name)))
+    captions.save(inside / "old.png", "by hand")
+    outside.mkdir()
+    for name in ("new", "old", "none"):
+        (outside / f"{name}.txt").write_text(f"{name} words", encoding="utf-8")
+    (outside / "odd.txt").write_bytes(b"\xff\xfe\x00")
+    done, written, refused = captions.import_pictures(inside, sorted(outside.iterdir()))
+    assert (done, written, len(refused)) == (0, 1, 3)
+    assert captions.read_all(captions.scan(inside)) == {"new.png": "new words", "old.png": "by hand"}
+    assert refused[0].startswith("none.txt: there is no picture of this name") and "not UTF-8" in refused[1]
+    assert refused[2].startswith("old.txt: its picture has another caption")
 
 
 def test_a_caption_that_cannot_be_written_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +377,63 @@ def test_queue_is_reordered_and_names_stay_apart(home: Home, started: Started) -
             queue.add(home, bad, "")
     copies = {Path(one.config).name for one in queue.read(home).jobs}
     assert len(copies) == 2 and all((home.own / "queued" / name).is_file() for name in copies)
+
+
+@pytest.fixture
+def drawing(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run whose pictures are drawn by a process that takes its time."""
+    write(home.runs / "one" / "config.toml", "config_version = 1\n")
+    begin, command = draws.start_beside, [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(draws, "start_beside", lambda _, log: begin(command, log))
+    yield home.runs / "one"
+    for folder in draws.under_way(home.runs):
+        job.kill(folder)
+
+
+def test_drawing_is_one_process_that_any_page_finds_and_ends(home: Home, drawing: Path) -> None:
+    sheet, other = (draws.sheet(drawing, [text], [draws.Candidate("base", None)]) for text in ("a cat", "a dog"))
+    with pytest.raises(ValueError, match="nothing is being drawn"):
+        draws.stop(home.runs)
+    draws.start(drawing, sheet)
+    mark = (sheet.folder / draws.MARK).read_bytes()
+    draws.start(drawing, sheet)  # again, or by a page after a restart: what is known of it is on the disk
+    assert draws.busy(sheet) and (sheet.folder / draws.MARK).read_bytes() == mark
+    with pytest.raises(ValueError, match="other pictures are being drawn"):
+        draws.start(drawing, other)
+    assert draws.under_way(home.runs) == [sheet.folder] and not draws.busy(other)
+    draws.stop(home.runs)
+    assert not draws.busy(sheet) and not draws.trouble(sheet) and not draws.under_way(home.runs)
+
+
+def test_the_card_is_one_for_drawing_and_training(home: Home, drawing: Path, started: Started) -> None:
+    sheet = draws.sheet(drawing, ["a cat"], [draws.Candidate("base", None)])
+    draws.start(drawing, sheet)
+    queue.add(home, "two", "")
+    queue.turn(home)
+    assert started.runs == []  # it waits for the pictures
+    draws.stop(home.runs)
+    queue.turn(home)
+    assert started.runs == ["two"]
+    with pytest.raises(ValueError, match="run 'two' trains on this machine's card; pause it"):
+        draws.start(drawing, sheet)
+
+
+def test_why_drawing_ended_is_told_after_a_restart_too(drawing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet = draws.sheet(drawing, ["a cat"], [draws.Candidate("base", None)])
+    begin, command = store.start_beside, [sys.executable, "-c", "print('error: model.path: there is none'); exit(2)"]
+    monkeypatch.setattr(draws, "start_beside", lambda _, log: begin(command, log))
+    draws.start(drawing, sheet)
+    assert job.wait(sheet.folder, 20) and draws.trouble(sheet) == "model.path: there is none"
+
+
+def test_another_adapter_in_the_place_of_one_is_drawn_anew(home: Home) -> None:
+    file = home.runs / "one" / "one.safetensors"
+    write(file, b"old")
+    sheet = draws.sheet(file.parent, ["a cat"], [draws.Candidate("one", str(file))])
+    picture(sheet.folder / sheet.candidates[0].id / draws.PICTURE.format(0))
+    assert sheet.done() == 1
+    write(file, b"new one")
+    assert sheet.done() == 0
 
 
 def test_queue_survives_a_torn_file(home: Home) -> None:
@@ -410,7 +575,7 @@ def test_a_choice_is_for_what_was_seen_even_after_a_restart(home: Home, tmp_path
     with gr.Blocks():
         screen = prefer.Prefer(Context(home, security.Addresses.of(home), security.Folders()))
     *_, left, right, _, rest = screen.from_folder(kept, str(outputs))
-    where = ("folder", "", str(outputs))
+    where = ("folder", "", str(outputs), [])
     shown = screen.choose("left", kept, rest, *where, left, right)
     assert len(duels.pairs(Path(kept))) == 1
     twice = screen.choose("left", kept, shown[5], *where, left, right)  # the key twice: the second is for none
@@ -440,14 +605,56 @@ def test_duels_from_outputs_and_undo(tmp_path: Path) -> None:
     found = duels.duels(groups, set())
     assert len(found) == 3
     duels.decide(kept, found[0], "right")
-    duels.decide(kept, found[1], "tie")
+    act = duels.decide(kept, found[1], "tie")
+    assert act and duels.decide(kept, found[1], "left") is None  # another window was quicker
     rows = duels.pairs(kept)
     assert Path(rows[0].chosen).stem == duels.stored_name(found[0].right) and rows[0].seed == found[0].right_seed
     assert rows[1].tie and not rows[0].tie
     assert duels.duels(groups, duels.decided(kept)) == found[2:]
-    assert duels.undo(kept) and duels.duels(groups, duels.decided(kept)) == found[1:]
+    assert duels.undo(act) and not duels.undo(act) and duels.duels(groups, duels.decided(kept)) == found[1:]
     duels.rate(kept, found[0], "left", liked=True)
     assert duels.ratings(kept)[0].liked
+
+
+def table(home: Home) -> prefer.Prefer:
+    import gradio as gr
+
+    with gr.Blocks():
+        return prefer.Prefer(Context(home, security.Addresses.of(home), security.Folders()))
+
+
+def test_undo_takes_back_only_what_this_page_has_written(home: Home, tmp_path: Path) -> None:
+    kept, screen, acts = tmp_path / "pairs", table(home), []
+    paths = [picture(tmp_path / f"{number}.png", colour=(number, 0, 0)) for number in range(4)]
+    pairs_file.add_pair(kept, "a dog", paths[0], paths[1], source="comfyui")
+
+    def press(key: str, *rest: duels.Duel) -> str:
+        seen = [f'"{screen.address.url(path, 1024)}"' for one in rest for path in (one.left, one.right)]
+        return screen.choose(key, str(kept), list(rest), "generate", "", "", acts, *(seen or ("", "")))[0]
+
+    assert words.NOTHING_TO_UNDO in press("undo") and len(duels.pairs(kept)) == 1
+    press("left", duels.Duel("a cat", paths[2], paths[3]))
+    pairs_file.add_pair(kept, "a house", paths[0], paths[2], source="comfyui")  # meanwhile, elsewhere
+    assert "Taken back: the choice for &#x27;a cat&#x27;" in press("undo")
+    assert [one.prompt for one in duels.pairs(kept)] == ["a dog", "a house"]
+    assert words.NOTHING_TO_UNDO in press("undo") and len(duels.pairs(kept)) == 2
+
+
+def test_a_second_thumb_replaces_the_first_and_undo_brings_that_back(home: Home, tmp_path: Path) -> None:
+    kept, screen, acts = tmp_path / "pairs", table(home), []
+    one, other = (picture(tmp_path / f"{name}.png", colour=name) for name in ("red", "blue"))
+    duel = duels.Duel("a cat", one, other)
+    pairs_file.add_pair(kept, "a dog", one, other, source="comfyui")
+    for liked in (True, False, False):
+        screen.thumb("left", liked, str(kept), [duel], acts)
+    screen.thumb("right", True, str(kept), [duel], acts)
+    assert [row.liked for row in duels.ratings(kept)] == [False, True]
+    seen = []
+    for _ in range(5):
+        told = screen.choose("undo", str(kept), [duel], "generate", "", "", acts, "", "")[0]
+        seen.append(("thumb" in told, [row.liked for row in duels.ratings(kept)]))
+    assert seen == [(True, [False]), (True, [False]), (True, [True]), (True, []), (False, [])]
+    assert len(duels.pairs(kept)) == 1
 
 
 def test_an_adapter_is_given_to_a_host_without_replacing_another(home: Home, tmp_path: Path) -> None:

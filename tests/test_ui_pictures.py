@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the interface's own extra is not installed")
 
-from pixelkiln.extension import captions, crops, draft, pictures, tagger
+from pixelkiln.extension import captions, crops, draft, pictures, tagger, words
 from pixelkiln.extension.page import Context
 from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home
@@ -103,6 +104,117 @@ def test_a_tagger_writes_captions_only_where_there_are_none(
     texts = captions.read_all(captions.scan(folder))
     # Red: (1 + 1) / 2 = 1 for red, 1/2 for the others. Field: (200 / 255 + 1) / 2 = 0.89 for green, 0.62 for blue.
     assert texts == {"red.png": "red", "field.png": "green hill, blue", "mine.png": "my words", "broken.png": None}
+
+
+def test_a_caption_that_came_while_the_tagger_worked_stays(
+    screen: pictures.Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pictures"
+
+    class Slow:
+        def tags(self, path: Path, at_least: float) -> str:
+            captions.save(folder / "1.png", "typed meanwhile")
+            return "solo"
+
+    monkeypatch.setattr(screen, "_tagger", lambda chosen: (captions.scan(folder), Slow()))
+    for name in ("0", "1", "2"):
+        (folder / f"{name}.txt").unlink()
+    *_, last = screen.tag_all(str(folder), 0.5)
+    texts = captions.read_all(captions.scan(folder))
+    assert texts == {"0.png": "solo", "1.png": "typed meanwhile", "2.png": "solo"}
+    assert "2 captions were written. 1 pictures had one by then" in last
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> pictures.Pictures:
+    """The screen over three pictures with captions."""
+    import gradio as gr
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number}.png")
+        captions.save(folder / f"{number}.png", f"caption {number}")
+    home = Home(tmp_path / "runs")
+    home.make()
+    with gr.Blocks():
+        made = pictures.Pictures(Context(home, Addresses.of(home), Folders()))
+    made.choose(str(folder))
+    return made
+
+
+def shown(screen: pictures.Pictures) -> tuple[list[str], list[str]]:
+    """What a newly opened tab shows: the boxes' texts and what they carry."""
+    values = screen.show()
+    texts, tokens = ([values[screen.outputs.index(one)] for one in of] for of in (screen.boxes, screen.tokens))
+    return texts, tokens
+
+
+def test_an_old_tab_writes_over_no_newer_caption(screen: pictures.Pictures, tmp_path: Path) -> None:
+    import gradio as gr
+
+    folder, view = tmp_path / "pictures", ("", words.FILTERS[0], "", 0)
+    texts, tokens = shown(screen)
+    newer = "a long caption, written elsewhere"
+    captions.save(folder / "0.png", newer)
+    captions.save(folder / "1.png", newer)
+    screen.save(texts[0], tokens[0])  # the box is only left
+    texts[1], texts[2] = "typed here", "typed here too"
+    screen.save(texts[1], tokens[1], leaving=False)  # while somebody types nothing is said yet
+    with pytest.raises(gr.Error, match=r"1\.png: its caption was changed elsewhere.*written elsewhere.*typed here"):
+        screen.turn(1, *view, *texts, *tokens)
+    found = captions.read_all(captions.scan(folder))
+    assert found == {"0.png": newer, "1.png": newer, "2.png": "typed here too"}
+    both = json.loads(screen.saved.refused.read_text(encoding="utf-8"))[str(folder / "1.png")]
+    assert both == {"typed here": "typed here", "written elsewhere": newer}
+    screen.turn(1, *view, *texts, *tokens)  # it was said once: the page turns
+    assert captions.read(folder / "1.png") == newer
+    texts, tokens = shown(screen)
+    screen.save("typed again", tokens[1])
+    assert captions.read(folder / "1.png") == "typed again"
+
+
+def test_what_is_typed_in_a_box_is_saved_letter_by_letter(screen: pictures.Pictures, tmp_path: Path) -> None:
+    picture, (_, tokens) = tmp_path / "pictures" / "0.png", shown(screen)
+    for text in ("a", "ab", "a", "caption 0", "", "ab"):  # all from one showing, also back to what it was
+        screen.save(text, tokens[0], leaving=False)
+        assert captions.read(picture) == text
+    picture.with_suffix(".txt").write_text("two\r\nlines", encoding="utf-8")
+    _, tokens = shown(screen)
+    screen.save("two\nlines", tokens[0])  # as a browser gives them back
+    assert picture.with_suffix(".txt").read_bytes() == b"two\r\nlines"
+
+
+def test_an_old_tab_sets_back_no_trigger(screen: pictures.Pictures) -> None:
+    import gradio as gr
+
+    before = screen.show()[screen.outputs.index(screen.trigger_shown)]
+    before = screen.set_trigger("sks", before)
+    draft.change(screen.home, {"data.trigger": "ohwx"})  # in another tab
+    screen.set_trigger("sks", before)
+    with pytest.raises(gr.Error, match=r"data\.trigger: another window has set it to &#x27;ohwx&#x27; meanwhile"):
+        screen.set_trigger("zwx", before)
+    assert draft.get(draft.values(draft.read(screen.home)), "data.trigger") == "ohwx"
+
+
+def test_undo_leaves_what_was_edited_since(
+    screen: pictures.Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, view, nothing = tmp_path / "pictures", ("", words.FILTERS[0], "", 0), [""] * 24
+    screen.replace_all(*view, "caption", "picture", False, *nothing)
+    captions.save(folder / "0.png", "picture 0, soft light")
+    screen.undo_replace(*view)
+    texts = captions.read_all(captions.scan(folder))
+    assert texts == {"0.png": "picture 0, soft light", "1.png": "caption 1", "2.png": "caption 2"}
+    assert "2 captions are as before. 1 were changed since and stay" in capsys.readouterr().out
+
+
+def test_the_demo_pressed_twice_keeps_the_recipe_before(screen: pictures.Pictures) -> None:
+    mine = draft.change(screen.home, {"adapter.rank": 48, "run.name": "mine"})
+    screen.choose_demo()
+    screen.choose_demo()
+    (copy,) = screen.home.own.glob("draft-before-*.toml")
+    assert copy.read_text(encoding="utf-8") == mine and 'preset = "demo"' in draft.read(screen.home)
 
 
 def test_a_tagger_that_is_not_there_or_is_none_is_told_in_one_line(colours: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ pytest.importorskip("gradio", reason="the interface's own extra is not installed
 
 from pixelkiln.extension import draft, security
 from pixelkiln.extension.page import Context
-from pixelkiln.extension.store import Home
-from pixelkiln.trainer import config
+from pixelkiln.extension.store import Home, write
+from pixelkiln.trainer import config, job
 
 
 @pytest.fixture
@@ -86,6 +88,63 @@ def test_a_recipe_names_no_file_that_others_may_not_read(home: Home, more: str) 
         draft.snapshot(text, home.draft, "mine", home.runs, folders)
     with pytest.raises(ValueError, match=r"^[\w.]+: .* is outside the folders of this server"):
         draft.snapshot(text, home.draft, "mine", home.runs, bundled)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_preset_is_a_bundled_one_or_lies_in_the_folders(home: Home, tmp_path: Path, there: bool) -> None:
+    import gradio as gr
+
+    from pixelkiln.extension.recipe import Recipe
+
+    outside = tmp_path / "secret" / "x.toml"
+    outside.parent.mkdir()
+    if there:
+        outside.write_text('[run]\nname = "private"\n[sample]\nprompts = ["private words"]\n', encoding="utf-8")
+    text = f'config_version = 1\npreset = "{outside.as_posix()}"\n'
+    draft.replace(home, text)
+    shared = security.roots(home, [], [], open_to_others=True)
+    with gr.Blocks():
+        form = Recipe(Context(home, security.Addresses.of(home), shared))
+    assert "private" not in str(form.show())
+    (problem,) = draft.problems(text, home.draft, shared)
+    assert problem.where == "preset" and "is outside the folders of this server" in problem.what
+    with pytest.raises(ValueError, match=r"^preset: .* is outside the folders"):
+        draft.snapshot(text, home.draft, "mine", home.runs, shared)
+    for folders in (security.Folders(), security.roots(home, [str(outside.parent)], [], open_to_others=True)):
+        assert ("private words" in str(draft.values(text, folders))) == there
+    assert draft.values('preset = "demo"\n', shared)["data"]
+
+
+@pytest.mark.parametrize("name", ["kohya.toml", "kohya.json"])
+def test_an_imported_file_leads_the_trainer_to_no_file_of_others(home: Home, tmp_path: Path, name: str) -> None:
+    from pixelkiln.extension.recipe import read_import
+
+    shared = security.roots(home, [], [], open_to_others=True)
+    for leads in ("/etc/x.toml", "sub/../../x.toml"):
+        values = {"dataset_config": leads}
+        text = f'dataset_config = "{leads}"\n' if name.endswith("toml") else json.dumps(values)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"^dataset_config: .* is outside the folders of this server"):
+            read_import(tmp_path / name, shared)
+
+
+def test_what_a_runs_folder_says_is_text_on_the_page(home: Home) -> None:
+    from pixelkiln.extension import progress, train
+
+    odd, run = '"><img src=x onerror=alert(1)>', home.runs / "one"
+    me = {**job.identity(os.getpid()), "v": 1, "t": 1, "message": odd}
+    event = {"v": 1, "t": 1, "kind": "sample", "step": 1, "path": "step00000001_00.png", "prompt": odd, "seed": odd}
+    write(run / "samples" / "step00000001_00.png", b"")
+    write(run / "events.jsonl", json.dumps(event) + "\n")
+    context = Context(home, security.Addresses.of(home), security.Folders())
+    for state in (odd, "running", "failed"):
+        write(run / "status.json", json.dumps({**me, "state": state, "total": 0}))
+        known, history = job.list_runs(home.runs), progress.History()
+        history.read(run)
+        gallery = train._gallery(progress.pictures(run), history, context.addresses)
+        assert "onerror" in gallery
+        for html in (train._list(known), train.standing(known[0], history), gallery, train.headline(context)):
+            assert "<img src=x" not in html
 
 
 def test_a_path_from_the_browser_is_no_upload(home: Home, tmp_path: Path) -> None:
