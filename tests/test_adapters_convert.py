@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def test_the_third_that_split_qkv_leaves_out_is_added_once(tmp_path: Path) -> No
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
     given_ = {key: value for key, value in a_file("sd3-medium", "lora", rank=6).items() if key.startswith(name)}
     files.save(paths[0], given_, {"ss_network_args": '{"split_qkv": "True", "conv_dim": "4"}'})
-    for source, target in zip(paths, paths[1:]):
+    for source, target in pairwise(paths):
         convert.convert(source, target)
         tensors, metadata = files.read(target)
         assert float(tensors[f"{name}.alpha"]) == 3 * float(given_[f"{name}.alpha"])

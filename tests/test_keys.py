@@ -357,3 +357,10 @@ def test_ldm_paths_of_sd15_are_read_too() -> None:
     )
     found, _ = keys.to_kohya(named("lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k", lora(320, 768)))
     assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_up.weight" in found
+
+
+@pytest.mark.parametrize("alphas", [(1.0, 2.0, -3.0), (0.0, 2.0, 1.0), (0.0, 0.0, 0.0)])
+def test_fused_parts_keep_each_its_strength(alphas: tuple[float, ...]) -> None:
+    parts = [lora(8, 6, alpha=alpha) for alpha in alphas]
+    fused, _ = algebra.fuse(parts)
+    assert torch.allclose(algebra.delta(fused), torch.cat([algebra.delta(part) for part in parts]), atol=1e-5)

@@ -149,12 +149,11 @@ def fuse(parts: Sequence[Tensors]) -> tuple[dict[str, Tensor], bool]:
     if tied(parts):
         return {name: torch.cat([p[name] for p in parts]) if name in OUT_ROWS else first[name] for name in first}, True
     scales = [scale_of(part) for part in parts]
+    most = max(scales, key=abs)
     rank = sum(rank_of(part) or 0 for part in parts)
-    fused: dict[str, Tensor] = {"alpha": torch.tensor(scales[0] * rank)}
+    fused: dict[str, Tensor] = {"alpha": torch.tensor(most * rank)}
     if "lora_up.weight" in first and "lora_mid.weight" not in first:
-        ups = [
-            p["lora_up.weight"] * (s / scales[0]) if scales[0] else p["lora_up.weight"] for p, s in zip(parts, scales)
-        ]
+        ups = [p["lora_up.weight"] * (s / most if most else 1) for p, s in zip(parts, scales)]
         fused["lora_down.weight"] = torch.cat([p["lora_down.weight"] for p in parts])
         fused["lora_up.weight"] = torch.block_diag(*ups)
     elif "hada_w1_a" in first and "hada_t1" not in first and len(set(scales)) == 1:
