@@ -59,6 +59,5 @@ def forward(p: Parts, batch: Batch) -> Tensor:
     """A micro-batch's loss as the engine makes it; with ``one_by_one`` its backward is behind it too."""
     p.adapter.train(True)
     chance = draw(batch, 0, 0, p.process, p.config.noise)
-    units = len(batch.rows.group.unique())
     run = score_one_by_one if p.config.memory.one_by_one else score
-    return run(p, None, batch, chance, units, 0).loss
+    return run(p, None, batch, chance, batch.rows.role, 0).loss

@@ -429,6 +429,24 @@ def test_dropout_keeps_the_mean_and_its_meaning() -> None:
     assert torch.allclose(ratio[ratio != 0], torch.tensor(1 / 0.75))
 
 
+@pytest.mark.parametrize("which", ["dropout", "rank_dropout"])
+def test_dropout_of_a_row_does_not_depend_on_its_company(which: str) -> None:
+    _, adapter = made("sd15", rank=8, **{which: 0.5}, targets=["mid_block.*attn1.to_q"])
+    layer = adapter.mounted[0].layers[0]
+    shake(adapter)
+    adapter.train(True)
+    x = torch.randn(1, 5, layer.in_features).expand(4, -1, -1)
+    adapter.new_step(1, ["a", "b", "c", "d"])
+    together = layer(x)
+    assert len({row.sum().item() for row in together}) == 4, "each has its own"
+    adapter.new_step(1, ["c"])
+    assert torch.allclose(layer(x[:1]), together[2:3])
+    adapter.new_step(1, ["a", "b"])  # each caption in two parts
+    parts = layer(x)
+    adapter.new_step(1, ["b"])
+    assert torch.allclose(layer(x[:2]), parts[2:])
+
+
 def test_dropout_survives_a_recomputed_forward() -> None:
     """Gradient checkpointing runs the forward again: the gradients are those of the first run."""
     gradients = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,9 +10,10 @@ import pytest
 import tiny
 import torch
 from short_runs import config, events, steps, trajectory
-from test_trajectories import stop_after
+from test_trajectories import DROPOUT, stop_after
 
 from pixelkiln.trainer import score, step
+from pixelkiln.trainer.config import merge, parse
 from pixelkiln.trainer.engine import train
 
 DPO = {"objective.kind": "dpo", "loss.pixel.mode": "anchored", "loss.pixel.weight": 1.0}
@@ -51,13 +53,32 @@ def test_another_schedule_of_noise_has_its_own_references(tmp_path, monkeypatch)
     assert trajectory(run(tmp_path, "computed", **stretched)) == remembered
 
 
-@pytest.mark.parametrize("flags", [DPO, {"objective.kind": "sft"}], ids=["dpo", "sft"])
+@pytest.mark.parametrize("flags", [DPO | DROPOUT, {"objective.kind": "sft"}], ids=["dpo", "sft"])
 def test_one_by_one_gives_the_same_steps(tmp_path, flags):
     whole = trajectory(run(tmp_path, "whole", **flags))
     single = trajectory(run(tmp_path, "single", **flags, **{"memory.one_by_one": True}))
     for (loss, norm), (other_loss, other_norm) in zip(whole, single, strict=True):
         assert loss == pytest.approx(other_loss, rel=1e-9)
         assert norm == pytest.approx(other_norm, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind, data", [("kto", "pairs"), ("kto", "ratings"), ("sft", "ratings")])
+def test_the_loss_is_the_mean_over_what_gets_a_value(tmp_path, kind, data):
+    """Both pictures of a pair for KTO, only the liked for supervised training; over the whole effective batch."""
+    flags = {"objective.kind": kind, "loss.pixel.weight": 0.0, "run.steps": 3, "run.batch": 1, "run.accumulation": 4}
+    made = run(tmp_path, kind, **flags)
+    folder = tmp_path / "pairs"
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text("utf-8").splitlines()]
+    liked = [
+        {"image": row[k], "prompt": "a cat", "liked": k == "chosen"} for row in rows for k in ("chosen", "rejected")
+    ]
+    (folder / "ratings.jsonl").write_text("\n".join(map(json.dumps, liked)), "utf-8")
+    made = parse(merge(made.model_dump(exclude_unset=True), {"data": {"pairs": None, data: str(folder)}}))
+    trajectory(made)
+    held = [(e["loss"], e["terms"]["mse/value"]) for e in events(made) if e["kind"] == "step"]
+    assert len(held) == 3
+    for loss, mean in held:
+        assert loss == pytest.approx(mean, rel=1e-9) and loss > 0
 
 
 def test_dpo_begins_at_ln_2_and_learns_the_pairs(tmp_path):

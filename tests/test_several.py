@@ -59,8 +59,8 @@ def together(server: Server, config: Config, *words: str, world: int = 2, hooks:
 
 @pytest.mark.parametrize(("flags", "data"), [(PIXEL, "data.path"), (DPO, "data.pairs")], ids=["sft", "dpo"])
 def test_two_processes_are_one_with_twice_the_batch(server, tmp_path, flags, data):
-    """Also with dropout of captions, a bucket whose last batch is short, and an automatic weight."""
-    flags = {"run.steps": 12, "data.caption_dropout": 0.2, **flags}
+    """Also with dropout of captions and ranks, a bucket whose last batch is short, and an automatic weight."""
+    flags = {"run.steps": 12, "data.caption_dropout": 0.2, "adapter.rank_dropout": 0.2, **flags}
     one = runs.config(tmp_path, {**flags, "run.name": "one", "run.batch": 4}, data=data)
     two = runs.config(tmp_path, {**flags, "run.name": "two", "run.batch": 1, "run.accumulation": 2}, data=data)
     assert server.run(["train", file_of(one)], tmp_path / "log") == 0, (tmp_path / "log").read_text()

@@ -14,6 +14,7 @@ from pixelkiln.trainer.run import RunFolder
 STEPS = 20
 PIXEL = {"loss.pixel.mode": "mixed", "loss.pixel.probability": 0.5, "loss.pixel.weight": "auto"}
 DPO = {"objective.kind": "dpo", "objective.pixel.kind": "simpo", "loss.pixel.mode": "anchored"}
+DROPOUT = {"adapter.dropout": 0.2, "adapter.rank_dropout": 0.2, "adapter.module_dropout": 0.2}
 
 
 def agree(first, second, tolerance: float) -> None:
@@ -24,7 +25,9 @@ def agree(first, second, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "data"), [(PIXEL, "data.path"), (DPO, "data.pairs")], ids=["sft with pixel term", "dpo with pixel simpo"]
+    ("flags", "data"),
+    [(PIXEL, "data.path"), (DPO | DROPOUT, "data.pairs")],
+    ids=["sft with pixel term", "dpo with pixel simpo and dropout"],
 )
 def test_batch_and_accumulation_split_the_same_step(tmp_path, flags, data):
     runs = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .losses.term import Term
 from .noise import Process
-from .types import Batch, Conditioning, Draw, Step
+from .types import Batch, Conditioning, Draw, Role, Step
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 Errors = dict[str, Tensor]
@@ -61,13 +61,12 @@ def judge(
     said: Errors,
     reference: Mapping[str, Tensor],
     weight: Callable[[str], float],
-    units: int,
+    roles: Sequence[Role],
 ) -> Judged:
-    """Objectives over errors: sum over terms of weight / probability x sum of values / ``units``.
+    """Objectives over errors: sum over terms of weight / probability x sum of values / number of rows that get one.
 
-    ``weight`` gives a term's weight by its name (``Balance.weight``). ``units`` is the number
-    of samples or pairs in the whole effective batch, so that micro-batches and processes add up
-    to the same number however the batch was split.
+    ``weight`` gives a term's weight by its name (``Balance.weight``). ``roles`` are those of the whole effective batch,
+    so that micro-batches and processes add up to the same number however the batch was split.
     """
     total = Judged(step.out.new_zeros((), dtype=torch.promote_types(step.out.dtype, torch.float32)))
     for term in terms:
@@ -76,6 +75,7 @@ def judge(
             continue
         held = reference.get(term.name)
         verdict = term.objective(said[term.name], None if held is None else held.to(said[term.name]), part)
+        units = max(1, sum(role in term.objective.valued for role in roles))
         total.loss = total.loss + weight(term.name) / term.options.probability * verdict.values.sum() / units
         metrics = {"error": said[term.name].detach(), "value": verdict.values.detach(), **verdict.metrics}
         for name, values in metrics.items():

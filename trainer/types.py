@@ -7,7 +7,7 @@ schedule, or sigma in (0, 1) of a rectified flow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -220,7 +220,8 @@ class Objective(Protocol):
     """Errors of the policy and, where it needs one, of the reference -> a value per sample or pair."""
 
     needs_reference: bool
-    paired: bool
+    valued: Sequence[Role]
+    """Roles of the rows that get a value; a pair's is its winner's."""
     state: dict[str, float]
     """What adapts during a run; saved with it."""
 

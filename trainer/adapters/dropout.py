@@ -1,7 +1,7 @@
 """Kohya's three dropouts as hooks on PEFT's layers (PEFT has only dropout of a layer's input).
 
-Masks follow from the step's seed and the module alone: a forward that is recomputed for its gradient meets the same
-ones, and q, k, v that are tied as one adapter share theirs.
+Masks follow from the step's seed, the module and the row alone: a row meets the same ones in whatever company, and in a
+forward that is recomputed for its gradient; q, k, v that are tied as one adapter share theirs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .layers import NAME, Mounted
 
 @dataclass
 class Dropout:
-    """Chances, and the seed of the present step."""
+    """Chances, the seed of the present step, and its rows."""
 
     values: float
     """Of each value between an adapter's two matrices, scaled by 1 / (1 - p): network_dropout."""
@@ -29,6 +29,8 @@ class Dropout:
     modules: float
     """Of a module for a whole step: module_dropout."""
     seed: int = 0
+    rows: tuple[str, ...] = ()
+    """The names of the rows that are under way; their places when there are none."""
 
     def attach(self, mounted: Iterable[Mounted]) -> None:
         for index, one in enumerate(mounted):
@@ -46,9 +48,15 @@ class Dropout:
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
     def _mask(self, shape: tuple[int, ...], like: Tensor, index: int, what: str, chance: float) -> Tensor:
-        generator = torch.Generator(like.device).manual_seed(self._number(index, what))
-        keep = torch.rand(shape, generator=generator, device=like.device) >= chance
-        return keep.to(like.dtype) / (1 - chance)
+        generator, drawn = torch.Generator(like.device), torch.empty(shape, device=like.device)
+        for name, row in zip(self._names(len(drawn)), drawn, strict=True):
+            row.uniform_(generator=generator.manual_seed(self._number(index, f"{what} {name}")))
+        return (drawn >= chance).to(like.dtype) / (1 - chance)
+
+    def _names(self, count: int) -> list[str]:
+        """Of a tensor's rows: several for a sample whose caption is heard in parts."""
+        rows = self.rows or tuple(map(str, range(count)))
+        return [f"{row} {part}" for row in rows for part in range(count // len(rows))]
 
     def _on_ranks(self, index: int, one: Mounted) -> None:
         """On what the down matrix puts out. DoRA also runs it on an identity to see its weight: that passes whole."""

@@ -233,11 +233,11 @@ def _judge(
     """
     chance = draw(batch, 0, 0, p.process, p.config.noise)
     chance = replace(chance, window=torch.full_like(chance.window, 0.5))
-    units = len(batch.rows.group.unique())
+    roles = batch.rows.role
     if p.config.memory.one_by_one and torch.is_grad_enabled():
-        score_one_by_one(p, references, batch, chance, units, 0)
+        score_one_by_one(p, references, batch, chance, roles, 0)
         return
-    judged = score(p, references, batch, chance, units, 0)
+    judged = score(p, references, batch, chance, roles, 0)
     between()
     if judged.loss.requires_grad:
         judged.loss.backward()

@@ -46,7 +46,7 @@ class DpoOptions(ReferenceOptions, SftAnchor):
 
 class Dpo:
     needs_reference = True
-    paired = True
+    valued = ("winner",)
 
     def __init__(self, options: DpoOptions, parts: ObjectiveParts):
         self.options, self.parts = options, parts

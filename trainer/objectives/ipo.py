@@ -20,7 +20,7 @@ class IpoOptions(ReferenceOptions, SftAnchor):
 
 class Ipo:
     needs_reference = True
-    paired = True
+    valued = ("winner",)
 
     def __init__(self, options: IpoOptions):
         self.options = options

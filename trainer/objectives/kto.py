@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..registry import objectives, option
-from ..types import Step, Verdict
+from ..types import Role, Step, Verdict
 from .common import SATURATED, ObjectiveParts, ReferenceOptions, average, averaged
 
-SIDES = {"liked": 1, "winner": 1, "disliked": -1, "loser": -1}
+SIDES: dict[Role, int] = {"liked": 1, "winner": 1, "disliked": -1, "loser": -1}
 
 
 class KtoOptions(ReferenceOptions):
@@ -31,7 +31,7 @@ class KtoOptions(ReferenceOptions):
 
 class Kto:
     needs_reference = True
-    paired = False
+    valued = tuple(SIDES)
 
     def __init__(self, options: KtoOptions):
         self.options = options
@@ -44,7 +44,7 @@ class Kto:
     def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
         assert reference is not None, "this objective needs the reference's errors"
         rows = step.batch.rows
-        if not all(role in SIDES for role in rows.role):
+        if not set(rows.role) <= set(SIDES):
             raise ValueError("objective: kto learns from liked and disliked pictures; give [data] ratings or pairs")
         side = torch.tensor([SIDES[role] for role in rows.role]).to(errors)
         o, g, liked = self.options, reference - errors, side > 0

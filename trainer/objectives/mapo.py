@@ -33,7 +33,7 @@ def phi(a: Tensor) -> Tensor:
 
 class Mapo:
     needs_reference = False
-    paired = True
+    valued = ("winner",)
 
     def __init__(self, options: MapoOptions):
         self.options = options

@@ -34,8 +34,8 @@ class SftOptions(Options):
     v_pred_like_loss: Positive | None = option(None, kohya="v_pred_like_loss", label="v-like loss")
     """Epsilon models only: add so many times the error in v."""
     flow_weighting: Literal["none", "x0", "sigma_sqrt", "cosmap"] = option("none", label="SD3 weighting")
-    """SD3 only. none: the velocity's error, as in the SD3 paper. x0: the error in the clean latents (kohya's default),
-    squared sigma squared times that; cosmap and sigma_sqrt weigh the latter (sigma_sqrt comes to none for mse)."""
+    """SD3 only. none: the velocity's error, as in the SD3 paper. x0: the error in the clean latents (kohya's default;
+    for mse it is sigma squared times the velocity's); cosmap and sigma_sqrt weigh that (sigma_sqrt is none for mse)."""
 
     @model_validator(mode="after")
     def _either(self) -> SftOptions:
@@ -106,7 +106,7 @@ def _sigma_sqrt(level: Tensor) -> Tensor:
 
 class Sft:
     needs_reference = False
-    paired = False
+    valued = ("plain", "winner", "liked")
 
     def __init__(self, weights: list[Weighting]):
         self.weights = weights
@@ -116,7 +116,7 @@ class Sft:
         values = errors * step.batch.rows.weight.to(errors)
         for weight in self.weights:
             values = values * weight(step.draw.level).to(errors)
-        liked = [i for i, role in enumerate(step.batch.rows.role) if role not in ("loser", "disliked")]
+        liked = [i for i, role in enumerate(step.batch.rows.role) if role in self.valued]
         return Verdict(values if len(liked) == len(values) else values[torch.tensor(liked, dtype=torch.long)])
 
     def update(self, sums: dict[str, float], count: int) -> None:

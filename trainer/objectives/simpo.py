@@ -32,7 +32,7 @@ class SimpoOptions(SftAnchor):
 
 class Simpo:
     needs_reference = False
-    paired = True
+    valued = ("winner",)
 
     def __init__(self, options: SimpoOptions):
         self.options = options
