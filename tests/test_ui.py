@@ -385,6 +385,7 @@ def drawing(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write(home.runs / "one" / "config.toml", "config_version = 1\n")
     begin, command = draws.start_beside, [sys.executable, "-c", "import time; time.sleep(600)"]
     monkeypatch.setattr(draws, "start_beside", lambda _, log: begin(command, log))
+    monkeypatch.setenv("PIXELKILN_PYTHON", sys.executable)
     yield home.runs / "one"
     for folder in draws.under_way(home.runs):
         job.kill(folder)
