@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pixelkiln.trainer import memory
-from pixelkiln.trainer.build import Parts, build
+from pixelkiln.trainer.build import build
 from pixelkiln.trainer.config import Config, load
 from pixelkiln.trainer.engine import Loop
 from pixelkiln.trainer.families.load import identify
@@ -22,6 +22,7 @@ from pixelkiln.trainer.fit.checker import Checker
 from pixelkiln.trainer.fit.forecast import CONTEXT
 from pixelkiln.trainer.fit.remedies import STEP
 from pixelkiln.trainer.fit.symbolic import count_attention
+from pixelkiln.trainer.parts import Parts
 from pixelkiln.trainer.report import Writer
 from pixelkiln.trainer.run import RunFolder
 from pixelkiln.trainer.score import References

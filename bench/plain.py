@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from pixelkiln.trainer.build import Parts
 from pixelkiln.trainer.families.load import load
+from pixelkiln.trainer.parts import Parts
 
 
 class Plain:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelkiln.trainer.build import Parts
+from pixelkiln.trainer.parts import Parts
 from pixelkiln.trainer.score import score, score_one_by_one
 from pixelkiln.trainer.timesteps import draw
 from pixelkiln.trainer.types import Batch

@@ -10,7 +10,7 @@ import short_runs as runs
 import torch
 from torch import nn
 
-from pixelkiln.trainer import build, engine, frozen, memory, streaming
+from pixelkiln.trainer import build, engine, frozen, memory, parts, streaming
 from pixelkiln.trainer.config import ConfigError
 from pixelkiln.trainer.families import sdxl
 from pixelkiln.trainer.ladder import settle
@@ -101,21 +101,21 @@ def test_a_scale_being_sought_is_no_divergence(tmp_path, monkeypatch):
 
 def test_going_back_keeps_the_lower_scale(tmp_path, monkeypatch):
     scaled(monkeypatch, 16.0)
-    reduce, seen = build.Parts.reduce, []
+    reduce, seen = parts.Parts.reduce, []
 
     def told(self, total):
         seen.append(self.scaler.get_scale())
         bad = 3 <= len(seen) <= 6
         return {**reduce(self, total), **({"loss": float("nan")} if bad else {})}
 
-    monkeypatch.setattr(build.Parts, "reduce", told)
-    halved = build.Parts.skip_step
+    monkeypatch.setattr(parts.Parts, "reduce", told)
+    halved = parts.Parts.skip_step
 
     def skip(self):
         halved(self)
         self.scaler.update(self.scaler.get_scale() / 2)
 
-    monkeypatch.setattr(build.Parts, "skip_step", skip)
+    monkeypatch.setattr(parts.Parts, "skip_step", skip)
     flags = {"run.steps": 6, "heal.skip_limit": 4, "save.state_every": 1}
     runs.trajectory(runs.config(tmp_path, flags))
     assert seen[2] == 16.0 and seen[6:] == [1.0] * len(seen[6:])
@@ -138,7 +138,7 @@ def test_no_room_at_all_is_one_line(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has none left.")
 
-    monkeypatch.setattr(build.Parts, "optimizer_step", full)
+    monkeypatch.setattr(parts.Parts, "optimizer_step", full)
     config = runs.config(tmp_path)
     with pytest.raises(ValueError, match=r"train: out of memory \(CUDA out of memory\. Tried.*\); `check --fit`"):
         engine.train(config)

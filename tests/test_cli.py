@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixelkiln.trainer import build, files
+from pixelkiln.trainer import files, parts
 from pixelkiln.trainer.cli import main
 
 
@@ -68,7 +68,7 @@ def test_candidates_go_on_after_an_interrupt_and_are_never_mixed(home, tmp_path,
     prompts.write_text("a cat\na dog\n", "utf-8")
     words = [*start(home, "pairs"), *flags(home), "--sample.steps=1", "--prompts", str(prompts), "-o", str(out)]
     words[1:1] = ["generate"]
-    whole = build.Parts.picture
+    whole = parts.Parts.picture
 
     def interrupted(parts, prompt):
         if prompt.text == "a dog":
@@ -78,7 +78,7 @@ def test_candidates_go_on_after_an_interrupt_and_are_never_mixed(home, tmp_path,
     def listed() -> list[dict]:
         return [json.loads(line) for line in (out / "candidates.jsonl").read_text("utf-8").splitlines()]
 
-    monkeypatch.setattr(build.Parts, "picture", interrupted)
+    monkeypatch.setattr(parts.Parts, "picture", interrupted)
     assert main(words) == 130
     assert [row["image"] for row in listed()] == ["0000_0.png", "0000_1.png"]
     first = (out / "0000_0.png").stat().st_mtime_ns

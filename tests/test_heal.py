@@ -10,7 +10,7 @@ import pytest
 import short_runs as runs
 import torch
 
-from pixelkiln.trainer import build, checkpoint
+from pixelkiln.trainer import checkpoint, parts
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.config import to_toml
 from pixelkiln.trainer.ema import Average
@@ -22,7 +22,7 @@ RATE = 1e-3
 
 def broken(monkeypatch, steps: set[int], lowered_helps: bool = True) -> None:
     """The loss of these steps (from 1) is no number; after the rate was lowered it is, if that helps."""
-    reduce, set_rate, now = build.Parts.reduce, build.Parts.set_rate, [0, 0.0]
+    reduce, set_rate, now = parts.Parts.reduce, parts.Parts.set_rate, [0, 0.0]
 
     def at(self, step):
         now[:] = [step + 1, set_rate(self, step)]
@@ -33,8 +33,8 @@ def broken(monkeypatch, steps: set[int], lowered_helps: bool = True) -> None:
         bad = now[0] in steps and not (lowered_helps and now[1] < RATE)
         return {**sums, "loss": math.nan} if bad else sums
 
-    monkeypatch.setattr(build.Parts, "set_rate", at)
-    monkeypatch.setattr(build.Parts, "reduce", told)
+    monkeypatch.setattr(parts.Parts, "set_rate", at)
+    monkeypatch.setattr(parts.Parts, "reduce", told)
 
 
 def made(root: Path, **more: object):

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import sampling
-from .build import Parts, build
+from .build import build
 from .config import Config
+from .parts import Parts
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from . import checkpoint, memory, pace, rescue, sampling, several, step
 from .adapters.files import save as save_adapter
 from .adapters.prove import prove
-from .build import Parts, build
+from .build import build
 from .config import Config, to_toml
 from .files import write_atomic
 from .header import metadata
@@ -25,6 +25,7 @@ from .heal import Health
 from .job import DONE, INTERRUPTED, lock
 from .ladder import Ladder, settle, smaller
 from .optimizers.build import learning_rates
+from .parts import Parts
 from .pulse import Pulse
 from .report import Writer
 from .run import RunFolder, RunOptions, epochs

@@ -8,8 +8,8 @@ from typing import Any
 
 from . import checkpoint
 from .adapters import files
-from .build import Parts
 from .data.buckets import rules
+from .parts import Parts
 
 
 def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:

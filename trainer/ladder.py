@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from . import levers, memory
 from .blocks import blocks
-from .build import Parts, make_terms
+from .build import make_terms
 from .config import Config
 from .fit import remedies
 from .fit.remedies import Offer, Phase, Remedy, changed
+from .parts import Parts
 from .score import References
 
 if TYPE_CHECKING:

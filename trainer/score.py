@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 
 from . import step
-from .build import Parts
 from .files import write_atomic
 from .frozen import held_as
+from .parts import Parts
 from .step import Errors, Judged
 from .types import Batch, Draw, Role, Step
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .. import pace, sampling
 from ..blocks import Host, blocks
-from ..build import Parts, groups
+from ..build import groups
 from ..config import Config
 from ..families.family import Family
 from ..families.load import Found
@@ -28,6 +28,7 @@ from ..losses.decode import decoding_dtype
 from ..losses.term import Term, counts
 from ..noise import Process
 from ..optimizers.build import build as build_optimizer
+from ..parts import Parts
 from ..score import Remembers, score, score_one_by_one
 from ..step import Errors
 from ..timesteps import draw, level_at

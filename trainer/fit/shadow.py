@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from .. import levers
-from ..build import Parts, make_adapter, make_terms
+from ..build import make_adapter, make_terms
 from ..config import Config
 from ..families.family import Family
 from ..families.load import Found, configs
 from ..families.parts import bare
 from ..families.sources import Files
 from ..families.text import CHUNK, Tokens
+from ..parts import Parts
 from ..types import Batch, Conditioning, Role, Rows
 from .symbolic import Maker
 
