@@ -412,9 +412,8 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(inner[0])}"
     if origin is dict:
         return "table"
-    return {"str": "text", "bool": "true | false", "int": "integer", "float": "number"}.get(
-        getattr(annotation, "__name__", ""), str(annotation)
-    )
+    known = {"str": "text", "bool": "true | false", "int": "integer", "float": "number"}
+    return known.get(getattr(annotation, "__name__", ""), str(annotation))
 
 
 def _choices(annotation: Any) -> list[Any]:
@@ -437,11 +436,8 @@ def reference_markdown() -> str:
             heading = title
             out += ["", f"## [{title}]" if title else "## top level", ""]
         default = "needed" if row["required"] else f"default {_shown(row['default'])}"
-        bounds = ", ".join(
-            f"{sign} {row['bounds'][k]}"
-            for k, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-            if k in row["bounds"]
-        )  # fmt: skip
+        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+        bounds = ", ".join(f"{sign} {row['bounds'][k]}" for k, sign in signs.items() if k in row["bounds"])
         kohya = f" [{row['kohya']}]" if row["kohya"] else ""
         facts = ", ".join(filter(None, [row["type"], bounds, default]))
         out.append(f"- **`{row['name']}`**{kohya} — {facts}. {row['help']}")
