@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from pixelkiln.trainer.types import Batch
 
 def peak(run: Callable[[], Any]) -> int:
     """Bytes that the CPU allocator had given out at most during ``run``, beyond what it had before."""
+    gc.collect()  # what is freed inside would count against it
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     found = profiler.profiler

@@ -11,6 +11,7 @@ import torch
 from test_forecast import FULL, SIDE, compare, foretold_peak, wanted
 from torch.utils.flop_counter import FlopCounterMode
 
+from pixelkiln.trainer import blocks
 from pixelkiln.trainer.blocks import Host
 from pixelkiln.trainer.build import build
 from pixelkiln.trainer.check import check
@@ -49,7 +50,7 @@ def test_checkpoints_that_leave_the_device(home, name, monkeypatch):
     """Here they leave for numpy's memory, which torch's profiler does not count."""
     config = wanted(home, name, {**RECOMPUTE, "memory.offload_checkpoints": True})
     stays = wanted(home, name, RECOMPUTE)
-    monkeypatch.setattr(Host.__init__, "__defaults__", (2**14,))
+    monkeypatch.setattr(blocks, "SMALL", 2**14)
     found = forecast.measure(stays, identify(stays.model), Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
 
     def away(self: Host, tensor: torch.Tensor):
