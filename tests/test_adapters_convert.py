@@ -305,6 +305,17 @@ def test_merge_writes_a_file_and_says_what_is_lost(tmp_path: Path) -> None:
         convert.merge([(paths[0], 1.0), (other, 1.0)], target)
 
 
+@pytest.mark.parametrize(
+    ("kind", "rank", "weight"), [("lora", None, 1e9), ("lora", None, 1e39), ("lora", 2, 1e39), ("loha", 2, 1e39)]
+)
+def test_a_merged_file_holds_only_finite_numbers(kind: str, rank: int | None, weight: float, tmp_path: Path) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    files.save(source, {key: value.half() for key, value in a_file("sd15", kind).items()}, {})
+    with pytest.raises(ValueError, match="grows larger than its type of number holds; give smaller weights"):
+        convert.merge([(source, weight)], target, rank)
+    assert not target.exists()
+
+
 # -------------------------------------------------------------------------------------------------------------- inspect
 
 

@@ -114,6 +114,82 @@ def test_ranks_that_are_none(words, capsys):
     assert said.startswith(f"error: {name}: ") and said.count("\n") == 1
 
 
+def an_adapter(path: Path) -> Path:
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    shapes = {"lora_down.weight": (2, 768), "lora_up.weight": (1280, 2), "alpha": ()}
+    save_file({f"{name}.{tensor}": torch.ones(shape) for tensor, shape in shapes.items()}, path)
+    return path
+
+
+def mistake(capsys, *words: object) -> str:
+    """Exit 2 and one line; the line."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    return said
+
+
+def test_converting_and_merging_replace_nothing_unasked(tmp_path, capsys):
+    a, b = (an_adapter(tmp_path / f"{name}.safetensors") for name in "ab")
+    before = a.read_bytes()
+    (tmp_path / "peft").mkdir()
+    assert "it is there already" in mistake(capsys, "merge", a, b)
+    assert "it is there already" in mistake(capsys, "convert", b, a)
+    assert "it is there already" in mistake(capsys, "convert", b, tmp_path / "peft", "--to=peft")
+    for words in (["merge", tmp_path / "c", a, b], ["convert", a, tmp_path / "c.pt", "--to=diffusers"]):
+        assert "written as .safetensors" in mistake(capsys, *words)
+    assert a.read_bytes() == before
+    assert main(["merge", str(a), str(a), str(b), "--force"]) == 0
+    assert main(["convert", str(a), str(b), "--force"]) == 0
+    assert a.read_bytes() != before
+    assert "cannot be written" in mistake(capsys, "convert", a, b / "peft", "--to=peft")
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "much"])
+def test_weights_that_are_none(weight, tmp_path, capsys):
+    a = an_adapter(tmp_path / "a.safetensors")
+    said = mistake(capsys, "merge", tmp_path / "b.safetensors", f"{a}={weight}")
+    assert f"'{weight}' is no weight; write FILE=0.5" in said
+
+
+def test_outputs_that_cannot_be_made(home, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    (tmp_path / "prompts.txt").write_text("a cat\n", "utf-8")
+    taken = ["-o", str(tmp_path / "file")]
+    drawn = [*flags(home), "--sample.steps=1", *taken]
+    generate = [*start(home, "pairs-generate"), *drawn, "--prompts", str(tmp_path / "prompts.txt")]
+    train = [*start(home, "train"), *flags(home, run__log_dir=tmp_path / "file", run__name="nowhere")]
+    draw = [*start(home, "sample"), *drawn, '--sample.prompts=["a cat"]']
+    for words in (generate, draw, train, ["pairs-import", str(home / "pairs"), *taken]):
+        capsys.readouterr()
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "cannot be written (Not a directory)" in said or "cannot be written (File exists)" in said, said
+        assert "Traceback" not in said
+    assert "-n: 0 is no number of pictures; give 1 or more" in mistake(capsys, *generate, "-n", "0")
+
+
+def test_candidates_of_a_prompt_with_a_seed_differ(home, tmp_path):
+    (tmp_path / "prompts.txt").write_text("# animals\na cat --d 7\n\na dog\n", "utf-8")
+    words = [*start(home, "pairs-generate"), *flags(home), "--sample.steps=1", "--prompts"]
+    assert main([*words, str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "out")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "candidates.jsonl").read_text("utf-8").splitlines()]
+    assert [row["prompt"] for row in rows] == ["a cat", "a cat", "a dog", "a dog"]
+    assert [row["seed"] for row in rows] == [7, 8, 44, 45]
+
+
+def test_each_adapter_has_its_own_folder_of_pictures(home, tmp_path, capsys, monkeypatch):
+    more = {"run.name": "own", "run.out": tmp_path, "run.steps": 1, "sample.prompts": '["a cat"]', "sample.steps": 1}
+    words = [*flags(home), *(f"--{name}={value}" for name, value in more.items())]
+    assert main([*start(home, "train"), *words]) == 0
+    file = tmp_path / "own" / "own.safetensors"
+    monkeypatch.chdir(tmp_path)
+    for given, folder in (([], "samples/own"), (["-o", "here"], "here")):
+        assert main([*start(home, "sample"), *words, "--adapter", str(file), *given]) == 0
+        assert (tmp_path / folder / "step00000000_00.png").exists()
+
+
 def test_inspecting_a_whole_model_takes_a_screen_not_a_book(tmp_path, capsys):
     save_file({f"model.{i}.weight": torch.zeros(1) for i in range(2000)}, tmp_path / "model.safetensors")
     assert main(["inspect", str(tmp_path / "model.safetensors")]) == 0

@@ -81,6 +81,20 @@ def _replace(aside: Path, path: Path) -> None:
     aside.replace(path)
 
 
+def make_folder(folder: str | Path, option: str = "") -> Path:
+    """The folder, made where it is missing. ValueError, naming the ``option`` that asked, where that cannot be."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        name = f"{option}: {folder}" if option else f"{folder}:"
+        told = f"{name} cannot be written ({error.strerror}); choose a folder that you may write to"
+        raise ValueError(told) from None
+    return folder
+
+
 def is_file(path: Path) -> bool:
     """``Path.is_file``, and False for what cannot be a file's name here: those of damaged lists can be anything."""
     try:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from .events import STARTED_AS, EventLog, State, write_status
+from .files import make_folder
 from .job import INTERRUPTED, MISTAKE, OURS
 
 STATUS_SECONDS = 0.5
@@ -85,6 +86,7 @@ class Writer:
         if self.main:
             from torch.utils.tensorboard import SummaryWriter
 
+            make_folder(self._board_folder, "run.log_dir")
             self._board = SummaryWriter(str(self._board_folder), purge_step=step + 1)
         self.event("start", step, total=total, data=report)
         self.status("running", message="training", now=True)

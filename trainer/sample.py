@@ -8,15 +8,24 @@ from pathlib import Path
 from . import sampling
 from .build import build
 from .config import Config
+from .files import make_folder
+
+DEFAULT = Path("samples")
+"""The folder of pictures where none is named."""
 
 
 def sample(config: Config, adapter_file: str | None, output: Path) -> list[Path]:
-    """Draw the configuration's prompts with an adapter file, or with the base alone."""
+    """Draw the configuration's prompts with an adapter file, or with the base alone.
+
+    In the default folder each adapter has a folder of its own, so that the pictures of two can be compared.
+    """
+    if adapter_file and output == DEFAULT:
+        output = DEFAULT / Path(adapter_file).stem
     parts = build(config, lambda line: print(line, file=sys.stderr), adapter_file=adapter_file, data=False)
     if not parts.prompts:
         raise ValueError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
     paths = []
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output, "--output")
     with parts.evaluating():
         for index, prompt in enumerate(parts.prompts):
             path = sampling.picture_path(output, 0, index)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .sampling import Prompt
 
 DONE = 0
 
@@ -32,10 +38,12 @@ def register(command: Command, configured: Command) -> None:
     convert.add_argument("target", type=Path)
     convert.add_argument("--to", choices=["kohya", "diffusers", "peft"], default="kohya")
     convert.add_argument("--rank", type=int, help="resize by singular values")
+    convert.add_argument("--force", action="store_true", help="replace what is there already")
     merge = command("merge", _merge, "Join several adapters into one: merge OUT A.safetensors B.safetensors=0.5")
     merge.add_argument("target", type=Path)
     merge.add_argument("sources", nargs="+", help="FILE or FILE=WEIGHT")
     merge.add_argument("--rank", type=int)
+    merge.add_argument("--force", action="store_true", help="replace what is there already")
     imported = command("pairs-import", _import, "Bring pairs of another tool into a folder of pairs.")
     imported.add_argument("source", type=Path)
     imported.add_argument("-o", "--output", type=Path, required=True)
@@ -49,7 +57,7 @@ def register(command: Command, configured: Command) -> None:
     checked.add_argument("--json", action="store_true")
     made = configured("pairs-generate", _generate, "Draw candidates to choose from; what is drawn already is kept.")
     made.add_argument("--adapter", dest="adapter_file", help="adapter file; without it the base model draws")
-    made.add_argument("--prompts", type=Path, required=True, help="a prompt a line")
+    made.add_argument("--prompts", type=Path, required=True, help="a prompt a line; # for comments")
     made.add_argument("-n", type=int, default=2, help="pictures a prompt")
     made.add_argument("-o", "--output", type=Path, required=True)
 
@@ -125,6 +133,14 @@ def _sound(**ranks: int | None) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: {rank} is no rank; give 1 or more")
 
 
+def _free(target: Path, folder: bool, force: bool, usage: str) -> None:
+    """ValueError where the target is no name for an adapter, or would replace what is there without ``--force``."""
+    if not folder and target.suffix.lower() != ".safetensors":
+        raise ValueError(f"{target}: an adapter is written as .safetensors; give a name that ends so: {usage}")
+    if os.path.lexists(target) and not force:
+        raise ValueError(f"{target}: it is there already; give another name, or --force to replace it: {usage}")
+
+
 def _keys(args: argparse.Namespace) -> int:
     from .adapters.keys import file_keys
     from .adapters.names import encoder, layout
@@ -158,6 +174,7 @@ def _convert(args: argparse.Namespace) -> int:
     from .adapters.convert import convert
 
     _sound(rank=args.rank)
+    _free(args.target, args.to == "peft", args.force, "convert IN OUT")
     return _say([*convert(args.source, args.target, args.to, args.rank), str(args.target)])
 
 
@@ -172,6 +189,9 @@ def _merge(args: argparse.Namespace) -> int:
             sources.append((Path(path), float(weight)) if equals and not Path(word).exists() else (Path(word), 1.0))
         except ValueError:
             raise ValueError(f"{word}: '{weight}' is no weight; write FILE=0.5") from None
+        if not math.isfinite(sources[-1][1]):
+            raise ValueError(f"{word}: '{weight}' is no weight; write FILE=0.5")
+    _free(args.target, False, args.force, "merge OUT A B=0.5")
     return _say([*merge(sources, args.target, args.rank), str(args.target)])
 
 
@@ -203,17 +223,26 @@ def _check(args: argparse.Namespace) -> int:
     return DONE if found.sound else 2
 
 
+def _apart(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+    """Each ``n`` candidates of a prompt with seeds of their own, also where the prompt names one."""
+    first = [prompts[i - i % n].seed for i in range(len(prompts))]
+    return [replace(p, seed=p.seed + i % n) if p.seed == first[i] else p for i, p in enumerate(prompts)]
+
+
 def _generate(args: argparse.Namespace) -> int:
     """``NNNN_k.png`` for prompt N, and ``candidates.jsonl`` with prompt, seed and picture."""
     from .build import build
     from .config import load
-    from .files import write_atomic
+    from .files import make_folder, write_atomic
     from .sampling import is_of, save_picture
 
+    if args.n < 1:
+        raise ValueError(f"-n: {args.n} is no number of pictures; give 1 or more")
     try:
-        texts = [line.strip() for line in args.prompts.read_text("utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in args.prompts.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{args.prompts}: it cannot be read ({error}); give a UTF-8 text file") from None
+    texts = [line for line in lines if line and not line.startswith("#")]
     if not texts:
         raise ValueError(f"{args.prompts}: it holds no prompt; write one a line")
     flags = {**args.flags, "sample.prompts": [text for text in texts for _ in range(args.n)]}
@@ -221,9 +250,12 @@ def _generate(args: argparse.Namespace) -> int:
         load(args.config, flags, args.preset), lambda line: print(line, file=sys.stderr), args.adapter_file, data=False
     )
     parts.adapter.train(False)
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output, "--output")
     facts = {"adapter": args.adapter_file or ""}
-    plan = [(args.output / f"{i // args.n:04d}_{i % args.n}.png", prompt) for i, prompt in enumerate(parts.prompts)]
+    plan = [
+        (args.output / f"{i // args.n:04d}_{i % args.n}.png", prompt)
+        for i, prompt in enumerate(_apart(parts.prompts, args.n))
+    ]
     for path, prompt in plan:
         if path.exists() and not is_of(path, prompt, facts):
             raise ValueError(f"{path}: it has another prompt, seed or adapter; give another folder")

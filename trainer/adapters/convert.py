@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..files import write_atomic
+from ..files import make_folder, write_atomic
 from . import algebra, files, keys
 from .names import DENOISER, is_swapped, kernel, layout, model_paths, unflatten
 from .ranks import Modules, join, resize
@@ -186,7 +186,7 @@ def _save_peft(target: Path, modules: Modules, family: str, kind: str) -> list[s
                     value = _peft_magnitude(value) if name == "dora_scale" else value
                     tensors[f"{start}.{names.get(name, name)}"] = value.contiguous()
         folder = target / part
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomic(folder / files.PEFT_WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_atomic(folder / files.PEFT_CONFIG, json.dumps(_peft_config(kind, own), indent=2))
     text = [part for part in parts if part.startswith("text_encoder")]

@@ -35,6 +35,12 @@ def _numbers(name: str, module: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{name}: it holds NaN or infinite values, so nothing is near to it; give a sound file")
 
 
+def _held(name: str, module: Mapping[str, Tensor]) -> None:
+    """ValueError for a sum with values that its type of number cannot hold."""
+    if not all(bool(tensor.isfinite().all()) for tensor in module.values()):
+        raise ValueError(f"merge: {name} grows larger than its type of number holds; give smaller weights")
+
+
 def _resized(
     module: Mapping[str, Tensor], rank: int, window: tuple[int, ...]
 ) -> tuple[dict[str, Tensor], float, float]:
@@ -103,13 +109,17 @@ def join(parts: Sequence[tuple[Modules, float]], rank: int | None, family: str) 
             downs = [m["lora_down.weight"].float() for m, _ in mine]
             whole = {"lora_up.weight": torch.cat(ups, 1), "lora_down.weight": torch.cat(downs)}
             whole["alpha"] = torch.tensor(float(whole["lora_down.weight"].shape[0]))
+            _held(name, whole)
             made, gone, size = _resized(whole, rank or whole["lora_down.weight"].shape[0], ())
             made = {key: value if key == "alpha" else value.to(_dtype(mine[0][0])) for key, value in made.items()}
         else:
             assert rank is not None
             window = kernel(family, name)
             deltas = [_shaped(algebra.delta(m), window) * w for m, w in mine]
-            made, gone, size = _from_delta(torch.stack(deltas).sum(0), rank, _dtype(mine[0][0]), {})
+            whole = {"delta": torch.stack(deltas).sum(0)}
+            _held(name, whole)
+            made, gone, size = _from_delta(whole["delta"], rank, _dtype(mine[0][0]), {})
+        _held(name, made)
         joined[name] = made
         lost, total = lost + gone**2, total + size**2
     return joined, math.sqrt(lost / total) if total else 0.0

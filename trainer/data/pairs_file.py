@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..files import make_folder
+
 PAIRS = "pairs.jsonl"
 RATINGS = "ratings.jsonl"
 IMAGES = "images"
@@ -208,7 +210,7 @@ def add_picture(folder: Path, picture: Path | bytes) -> str:
     name = f"{IMAGES}/{hashlib.sha256(data).hexdigest()[:40]}{suffix}"
     target = folder / name
     if not target.is_file() or target.stat().st_size != len(data):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         handle, aside = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -239,7 +241,7 @@ def _append(path: Path, rows: Sequence[Row]) -> None:
         short = {name: value for name, value in full.items() if value != defaults[name]}
         lines.append(json.dumps(short, ensure_ascii=False) + "\n")
     data = "".join(lines).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with locked(path), path.open("a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
