@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixelkiln.trainer import files, parts
+from pixelkiln.trainer import files, job, parts, signals
 from pixelkiln.trainer.cli import main
+from pixelkiln.trainer.data import scan
+from pixelkiln.trainer.data.shelf import Shelf
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +303,71 @@ def test_a_pickle_that_holds_code_is_refused_and_never_run(home, tmp_path, capsy
 def test_a_folder_that_cannot_be_written(home, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way", "utf-8")
     assert "cannot be written" in refused(home, capsys, "train", run__out=tmp_path / "file")
+
+
+def test_check_refuses_the_folders_that_train_refuses(home, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    for option in ("run.out", "run.log_dir", "data.cache_dir"):
+        below = tmp_path / "file" / "below"
+        assert f"{option}: {below}" in refused(home, capsys, **{option.replace(".", "__"): below})
+    assert main([*start(home, "check"), *flags(home, run__out=tmp_path / "new", data__cache_dir=tmp_path / "c")]) == 0
+    assert not (tmp_path / "new" / "last").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"adapter__init_from": "/nowhere/a.safetensors"},
+        {"model__base_adapters": '["/nowhere/a.safetensors"]'},
+        {"save__thumbnail": "/nowhere/t.png"},
+        {"run__resume_from": "/nowhere/run"},
+        {"schedule__args": "{foo=1}"},
+    ],
+)
+def test_check_says_what_train_says(home, tmp_path, capsys, more):
+    said = [refused(home, capsys, command, run__out=tmp_path, **more) for command in ("check", "train")]
+    assert said[0] == said[1] and ("/nowhere" in said[0] or "schedule" in said[0])
+
+
+PHASES = {"files": (scan, "place"), "captions": (Shelf, "words"), "pictures": (Shelf, "make"),
+          "previews": (parts.Parts, "picture")}  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_ctrl_c_before_the_first_step(home, tmp_path, capfd, monkeypatch, phase):
+    """It is acknowledged and heeded in every phase, and what was encoded is not encoded again."""
+    owner, name = PHASES[phase]
+    whole, calls = getattr(owner, name), []
+
+    def pressed(*args, **more):
+        calls.append(args)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(*args, **more)
+
+    words = [*start(home, "train"), *flags(home, run__out=tmp_path, run__name="early", sample__at_start="true")]
+    words.append('--sample.prompts=["a cat", "a dog"]')
+    words.append("--sample.steps=1")
+    monkeypatch.setattr(owner, name, pressed)
+    assert main(words) == 130
+    err, now = capfd.readouterr().err, job.status(tmp_path / "early")
+    assert f"\n{signals.ASKED}\n" in err and signals.EARLY in err and "Traceback" not in err
+    assert (now.state, now.exit_code, now.step, now.message) == ("stopped", 130, 0, signals.EARLY)
+    first = len(calls)
+    assert first < 3 and not (tmp_path / "early" / "early.safetensors").exists()
+    assert main(words) == 0
+    if phase == "pictures":
+        assert len(calls) == 8
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_so(capfd, monkeypatch):
+    monkeypatch.setattr(signals, "SAME_PRESS", -1.0)
+    with pytest.raises(KeyboardInterrupt), signals.stop_signals() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.wait(5)
+        os.kill(os.getpid(), signal.SIGINT)
+        asked.wait(0)
+    assert [line for line in capfd.readouterr().err.splitlines() if line] == [signals.ASKED, signals.AT_ONCE]
 
 
 def test_a_full_disk_while_saving_leaves_the_old_file(home, tmp_path, capsys, monkeypatch):

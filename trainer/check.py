@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
-from . import several
+import torch
+
+from . import checkpoint, several
+from .adapters.inject import read_start
+from .adapters.options import AdapterOptions
 from .build import scan
 from .config import Config, ConfigError, load
 from .data.loader import Dataset
 from .families.load import Found, assumed, identify
 from .fit import cards, checker
+from .optimizers.build import build as build_optimizer
+from .optimizers.schedules import build_schedule
 from .run import RunFolder, total_steps
 
 
@@ -38,9 +46,13 @@ def check(config: Config, card: cards.Card) -> dict[str, Any]:
     would raise it.
     """
     found = identify(config.model) if config.model.path else assumed(config.model)
+    folder = RunFolder(Path(config.run.out) / config.run.name)
+    _places(config, folder)
     dataset = scan(config, found=found)[1] if _has_data(config) else None
     total = _steps(config, dataset)
-    folder = RunFolder(Path(config.run.out) / config.run.name)
+    _files(config, found)
+    fit = checker.answer(checker.Checker(config, found, dataset, card), config, total)
+    _schedule(config, total)
     warnings = [*dataset.warnings] if dataset else ["no data is given; the configured resolution is taken"]
     for name, (options, _) in config.terms().items():
         warnings += [f"loss.{name}.{line}" for line in options.warnings()]  # pyright: ignore[reportAttributeAccessIssue]
@@ -58,9 +70,44 @@ def check(config: Config, card: cards.Card) -> dict[str, Any]:
         "files": {"run": str(folder.path), "adapter": str(folder.final)},
         "exists": folder.final.exists(),
         "resumable": any(folder.state.glob("step*.safetensors")),
-        "fit": checker.answer(checker.Checker(config, found, dataset, card), config, total),
+        "fit": fit,
         "warnings": warnings,
     }
+
+
+def _places(config: Config, folder: RunFolder) -> None:
+    """ValueError for a folder that the run could not write to. Nothing is made."""
+    _writable("run.out", folder.path)
+    if config.run.log_dir:
+        _writable("run.log_dir", Path(config.run.log_dir))
+    if config.data.cache_dir and not Path(config.data.cache_dir).is_dir():  # one that is full already may be read-only
+        _writable("data.cache_dir", Path(config.data.cache_dir))
+
+
+def _writable(option: str, path: Path) -> None:
+    nearest = next((one for one in (path, *path.parents) if os.access(one, os.F_OK)), Path())
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return
+    reason = os.strerror(errno.EACCES if nearest.is_dir() else errno.ENOTDIR)
+    raise ValueError(f"{option}: {path} cannot be written ({reason}); choose a folder that you may write to")
+
+
+def _files(config: Config, found: Found) -> None:
+    """ValueError, as a run says it, for a file that is missing or of another kind than the run needs."""
+    for path in config.model.base_adapters:
+        read_start(AdapterOptions(init_from=path), found.kind.name)
+    if config.adapter.init_from:
+        read_start(config.adapter, found.kind.name)
+    checkpoint.thumbnail(config.save)
+    if config.run.resume_from and not checkpoint.states(Path(config.run.resume_from)):
+        checkpoint.load_state(Path(config.run.resume_from))
+
+
+def _schedule(config: Config, total: int | None) -> None:
+    """ValueError, as a run says it, for a schedule that its options do not fit."""
+    if total:
+        groups = [{"name": name, "params": [torch.nn.Parameter(torch.zeros(1))]} for name in ("denoiser", "te")]
+        build_schedule(config.schedule, total, build_optimizer(config.optimizer, groups)[0])
 
 
 def _steps(config: Config, dataset: Dataset | None) -> int | None:

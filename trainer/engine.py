@@ -30,7 +30,7 @@ from .pulse import Pulse
 from .report import Writer
 from .run import RunFolder, RunOptions, epochs
 from .score import References, score, score_one_by_one
-from .signals import stop_signals
+from .signals import Stopped, stop_if, stop_signals, until
 from .timesteps import draw, fixed_draw
 from .types import Batch, Role
 
@@ -55,8 +55,11 @@ def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
                 writer.warning(f"{folder.final} is from an earlier run and will be replaced")
             writer.status("running", message="loading", now=True)
             with _fitting():
-                parts = build(config, writer.say, progress=writer.progress)
+                parts = build(config, writer.say, progress=until(asked, writer.progress, whole=True))
                 return Loop(parts, folder, writer, asked).run(resume)
+        except Stopped as stopped:
+            writer.end("stopped", writer.at, str(stopped), INTERRUPTED)
+            return INTERRUPTED
         except BaseException as error:
             writer.fail(error, expected)
             raise
@@ -193,11 +196,11 @@ class Loop:
 
     def _prepare(self) -> None:
         """Fill the caches, together where there are several processes, which then have to agree on what there is."""
-        p = self.parts
-        if p.world > 1 and p.config.data.cache_latents == "disk":
-            p.prepare(self.writer.progress, share=(p.rank, p.world))
-            several.gather(None)
-        p.prepare(self.writer.progress)
+        p, progress = self.parts, until(self.asked, self.writer.progress, whole=False)
+        shared = p.world > 1 and p.config.data.cache_latents == "disk"
+        for share in ((p.rank, p.world), (0, 1)) if shared else ((0, 1),):
+            p.prepare(progress, share=share)
+            stop_if(p.any_rank(self.asked.is_set()))
         several.same({"model": p.family.fingerprints["model"], "data": p.dataset.signature, "steps": str(p.total)})
 
     def _due(self, requests: set[str], stopped: bool) -> None:
@@ -408,6 +411,9 @@ class Loop:
         p.adapter.train(False)
         with p.evaluating():
             for index, prompt in enumerate(p.prompts):
+                if self.asked.is_set() and self.at < p.total:
+                    stop_if(p.world == 1 and not self.at)
+                    return
                 path = sampling.picture_path(self.folder.samples, self.at, index)
                 facts = {"run": p.config.run.name, "step": self.at}
                 sampling.save_picture(p.picture(prompt), path, prompt, facts)
