@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelkiln.trainer import config as c
+from pixelkiln.trainer.reference import reference_markdown
 from pixelkiln.trainer.registry import losses, objectives
 
 BASE = {"model.path": "m", "data.path": "x"}
@@ -136,7 +137,7 @@ def test_a_text_that_begins_with_a_comma_is_kept():
 @given(
     rank=st.integers(1, 4096),
     lr=st.floats(0, 1, allow_nan=False),
-    name=st.text("abc äß-_", min_size=1).filter(lambda t: t.strip(" .")),
+    name=st.text("abc äß-_", min_size=1).filter(lambda t: t == t.strip(" .")),
     prompts=st.lists(st.text(max_size=20)),
 )
 def test_there_and_back_for_any_values(rank, lr, name, prompts):
@@ -166,4 +167,15 @@ def test_every_option_has_a_help_text():
 
 def test_the_committed_reference_is_fresh():
     page = Path(c.__file__).resolve().parents[1] / "docs" / "options.md"
-    assert page.read_text("utf-8") == c.reference_markdown()
+    assert page.read_text("utf-8") == reference_markdown()
+
+
+def test_a_set_that_is_not_there_cannot_be_changed():
+    with pytest.raises(c.ConfigError, match=r"sets\.7: there is none; the last is sets\.0"):
+        c.merge({"data": {"sets": [{"path": "a"}]}}, {"data": {"sets": {"7": {"path": "b"}}}})
+
+
+@pytest.mark.parametrize("name", [" ", "x" * 245, "a/b", "con", ".", "a."])
+def test_a_run_is_named_as_a_folder_can_be(name):
+    with pytest.raises(c.ConfigError, match=r"run: .*cannot be a folder's name everywhere"):
+        c.parse({"run": {"name": name}, "model": {"path": "m"}, "data": {"path": "p"}, "loss": {"mse": {}}})

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pixelkiln.trainer import job
 from pixelkiln.trainer.adapters.files import read_header
+from pixelkiln.trainer.config import load
 from pixelkiln.trainer.engine import train
 from pixelkiln.trainer.run import RunFolder
 
@@ -120,20 +121,59 @@ def test_a_new_run_under_a_name_sets_aside_what_lies_there(tmp_path) -> None:
         "samples/grid.png", "samples/step00000002_00.png", "earlier/before_after.png",
         "earlier/checkpoints/t-step00000001.safetensors", "earlier/checkpoints/t-step00000002.safetensors",
         "earlier/samples/grid.png", "earlier/samples/step00000003_00.png",
+        "earlier/state/step00000003.safetensors",
     }  # fmt: skip
-    told = f"checkpoints and pictures of the earlier run are now in {folder.earlier}"
+    told = f"states, checkpoints and pictures of the earlier run are now in {folder.path / 'earlier'}"
     assert (folder.path / "log.txt").read_text("utf-8").splitlines().count(told) == 1
 
 
-def test_what_was_set_aside_stays_until_there_is_something_newer(tmp_path) -> None:
+def test_what_was_set_aside_stays(tmp_path) -> None:
     folder = RunFolder(tmp_path / "t")
     folder.make()
-    for name, kept in (("a", ["a"]), ("b", ["b"]), (None, ["b"])):
+    for name, place in (("a", "earlier"), ("b", "earlier-2"), (None, None)):
         if name:
             (folder.samples / name).touch()
-        assert folder.set_aside() == bool(name)
-        assert [path.name for path in (folder.earlier / "samples").iterdir()] == kept
+        assert folder.set_aside() == (place and folder.path / place)
         assert not list(folder.samples.iterdir())
+    found = sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob("earlier*/samples/*"))
+    assert found == ["earlier-2/samples/b", "earlier/samples/a"]
+
+
+def test_a_start_that_fails_leaves_the_earlier_run_alone(tmp_path, monkeypatch) -> None:
+    config = short_runs.config(tmp_path)
+    assert train(config) == 0
+
+    def full(*_, **__) -> None:
+        raise ValueError("data.cache_dir: it cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pixelkiln.trainer.parts.Parts.prepare", full)
+        with pytest.raises(ValueError, match=r"cannot be written"):
+            train(config)
+    assert any("begins anew, --resume would go on" in str(e) for e in short_runs.events(config))
+    longer = short_runs.config(tmp_path, {"run.steps": 7})
+    assert train(longer, resume=True) == 0 and short_runs.events(longer)[-1]["step"] == 7
+
+
+def test_a_run_goes_on_by_its_own_configuration(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(short_runs.config(tmp_path, {"run.out": "runs"})) == 0
+    assert train(load(tmp_path / "runs" / "t" / "config.toml", {"run.steps": 7}), resume=True) == 0
+
+
+@pytest.mark.parametrize(("flag", "value", "was"), [("alpha", 2.0, "None"), ("rank", 8, 4), ("kind", "dora", "lora")])
+def test_a_state_of_another_adapter_is_refused(tmp_path, flag, value, was) -> None:
+    assert train(short_runs.config(tmp_path)) == 0
+    with pytest.raises(ValueError, match=rf"--resume: adapter\.{flag}: the state has {was}, the configuration {value}"):
+        train(short_runs.config(tmp_path, {f"adapter.{flag}": value, "run.steps": 7}), resume=True)
+
+
+def test_an_adapter_is_no_state(tmp_path) -> None:
+    config = short_runs.config(tmp_path)
+    assert train(config) == 0
+    file = tmp_path / "runs" / "t" / "t.safetensors"
+    with pytest.raises(ValueError, match=r"run\.resume_from: .* is no whole state; for an adapter file"):
+        train(short_runs.config(tmp_path, {"run.resume_from": str(file), "run.name": "other"}))
 
 
 def test_a_run_goes_on_from_the_state_of_another(tmp_path) -> None:

@@ -137,6 +137,8 @@ def load_state(folder: Path, before: int | None = None) -> tuple[dict[str, Tenso
             return found[0], {**found[1], "damaged": damaged}
         damaged.append(path.name)
     named = f" ({', '.join(damaged)}: damaged)" if damaged else ""
+    if folder.is_file():
+        raise ValueError(f"run.resume_from: {folder} is no whole state; for an adapter file there is adapter.init_from")
     raise ValueError(f"{folder}: {NO_STATE}{named}; start the run without --resume")
 
 

@@ -191,7 +191,8 @@ def _draw(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> int:
-    from .config import reference, reference_markdown
+    from .config import reference
+    from .reference import reference_markdown
 
     page = ROOT / "docs" / "options.md"
     if args.json:

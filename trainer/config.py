@@ -201,6 +201,8 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if key == "objective" and isinstance(value, Mapping) and isinstance(old, Mapping):
             out[key] = dict(value) if value.get("kind", old.get("kind")) != old.get("kind") else merge(old, value)
         elif isinstance(old, list) and isinstance(value, Mapping) and value and all(k.isdigit() for k in value):
+            if beyond := [i for i in value if int(i) >= len(old)]:
+                raise ConfigError([(f"{key}.{beyond[0]}", f"there is none; the last is {key}.{len(old) - 1}")])
             out[key] = [merge(item, value.get(str(i), {})) for i, item in enumerate(old)]
         elif isinstance(old, Mapping) and isinstance(value, Mapping):
             out[key] = merge(old, value)
@@ -420,31 +422,3 @@ def _choices(annotation: Any) -> list[Any]:
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     return [c for inner in get_args(annotation) if get_origin(annotation) is not list for c in _choices(inner)]
-
-
-def reference_markdown() -> str:
-    """The reference as it is committed in ``docs/options.md``."""
-    out = [
-        "# Options", "",
-        "Made by `python -m trainer options`; do not edit. A name in brackets is kohya's. "
-        "As a flag: `--adapter.rank=16`; in a file: `[adapter]`, `rank = 16`.",
-    ]  # fmt: skip
-    heading = None
-    for row in reference():
-        title = row["table"] + (f" (kind = {row['kind']})" if row.get("kind") else "")
-        if title != heading:
-            heading = title
-            out += ["", f"## [{title}]" if title else "## top level", ""]
-        default = "needed" if row["required"] else f"default {_shown(row['default'])}"
-        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-        bounds = ", ".join(f"{sign} {row['bounds'][k]}" for k, sign in signs.items() if k in row["bounds"])
-        kohya = f" [{row['kohya']}]" if row["kohya"] else ""
-        facts = ", ".join(filter(None, [row["type"], bounds, default]))
-        out.append(f"- **`{row['name']}`**{kohya} — {facts}. {row['help']}")
-    return "\n".join(out) + "\n"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return f"`{str(value).lower() if isinstance(value, bool) else value!r}`".replace("'", '"')

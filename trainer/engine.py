@@ -51,8 +51,8 @@ def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
     folder.make()
     with lock(folder.path), Writer(folder.path, board=_board(config.run, folder)) as writer, stop_signals() as asked:
         try:
-            if folder.final.exists() and not resume and not checkpoint.states(folder.state):
-                writer.warning(f"{folder.final} is from an earlier run and will be replaced")
+            if not (resume or config.run.resume_from) and (folder.final.exists() or checkpoint.states(folder.state)):
+                writer.warning(f"{folder.path} holds an earlier run; this begins anew, --resume would go on with it")
             writer.status("running", message="loading", now=True)
             with _fitting():
                 parts = build(config, writer.say, progress=until(asked, writer.progress, whole=True))
@@ -146,14 +146,12 @@ class Loop:
             told = self._restore(Path(config.run.resume_from))
             if p.is_main:  # of what came after, in another life
                 checkpoint.drop_after(self.folder.state, self.at)
-        elif p.is_main:
-            for old in checkpoint.states(self.folder.state):
-                old.unlink()
-            if self.folder.set_aside():
-                self.writer.say(f"checkpoints and pictures of the earlier run are now in {self.folder.earlier}")
-        if p.is_main:
-            write_atomic(self.folder.config, to_toml(config).encode())
         self._prepare()
+        if p.is_main:
+            if not told and (earlier := self.folder.set_aside()):
+                self.writer.say(f"states, checkpoints and pictures of the earlier run are now in {earlier}")
+            out = {"run": config.run.model_copy(update={"out": str(Path(config.run.out).absolute())})}
+            write_atomic(self.folder.config, to_toml(config.model_copy(update=out)).encode())
         if told and told.get("data") != p.dataset.signature:
             self.writer.warning(
                 "the data, its batches or the seed are not what this run began with; the new ones count from here on"

@@ -193,9 +193,16 @@ class Parts:
             "scaler": self.scaler.state_dict(),
             "model": self.family.fingerprints["model"],
             "family": self.family.name,
+            "adapter": self._adapter_options(),
             "data": self.dataset.signature,
             "total": self.total,
         }
+
+    def _adapter_options(self) -> dict[str, Any]:
+        """What the adapter's tensors are made by."""
+        options = self.config.adapter
+        return {"kind": options.kind, "rank": options.rank, "alpha": options.alpha, "conv_rank": options.conv_rank,
+                "conv_alpha": options.conv_alpha}  # fmt: skip
 
     def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[str]:
         """Take up a saved state; what is different now, in sentences."""
@@ -203,6 +210,12 @@ class Parts:
             raise ValueError(
                 f"--resume: the state is of a {facts['family']} run, the model is {self.family.name}; use the same"
             )
+        for name, now in self._adapter_options().items():
+            if (was := facts.get("adapter", {}).get(name, now)) != now:
+                raise ValueError(
+                    f"--resume: adapter.{name}: the state has {was}, the configuration {now}; set it back, or begin "
+                    "anew with adapter.init_from"
+                )
         notes = []
         if facts["model"] != self.family.fingerprints["model"]:
             notes.append("the base model is not the one that this run began with")

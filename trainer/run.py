@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import model_validator
 
+from .job import safe_name
 from .registry import Options, PathStr, option
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
 
 class RunOptions(Options):
-    name: str = option("last", kohya="output_name", label="Name", pattern=r"^[^\\/:*?\"<>|\x00-\x1f]+$")
+    name: str = option("last", kohya="output_name", label="Name")
     """What the run's folder and its adapter file are called."""
     out: PathStr = option("runs", kohya="output_dir", label="Output folder")
     """The folder that holds the runs."""
@@ -53,8 +53,7 @@ class RunOptions(Options):
             raise ValueError("steps and epochs are both given; keep one of them")
         if self.full and self.precision not in ("bf16", "auto"):
             raise ValueError(f"full needs precision bf16, not {self.precision}; set precision = 'bf16' or full = false")
-        if self.name in (".", ".."):
-            raise ValueError(f"name {self.name!r} is no folder name; choose another")
+        safe_name(self.name)
         return self
 
 
@@ -86,8 +85,9 @@ class RunFolder:
 
     @property
     def earlier(self) -> Path:
-        """Checkpoints and pictures of the run that had this name before."""
-        return self.path / "earlier"
+        """A new folder for what the run that had this name before left on its way."""
+        names = ("earlier", *(f"earlier-{number}" for number in range(2, 10_000)))
+        return next(folder for name in names if not (folder := self.path / name).exists())
 
     @property
     def before_after(self) -> Path:
@@ -116,26 +116,24 @@ class RunFolder:
                 f"run.out: {self.path} cannot be written ({error.strerror}); choose a folder that you may write to"
             ) from None
 
-    def set_aside(self) -> bool:
-        """Move the checkpoints and pictures of an earlier run into ``earlier``, in place of what lies there; whether
-        there were any."""
-        old = [path for path in (self.checkpoints, self.samples) if any(path.iterdir())]
+    def set_aside(self) -> Path | None:
+        """Move the states, checkpoints and pictures of an earlier run into a folder ``earlier``; None without any."""
+        old = [path for path in (self.state, self.checkpoints, self.samples) if any(path.iterdir())]
         old += [self.before_after] if self.before_after.exists() else []
         if not old:
-            return False
+            return None
+        earlier = self.earlier
         try:
-            if self.earlier.exists():
-                shutil.rmtree(self.earlier)
-            self.earlier.mkdir()
+            earlier.mkdir()
             for path in old:
-                path.replace(self.earlier / path.name)
+                path.replace(earlier / path.name)
         except OSError as error:
             raise ValueError(
-                f"run.name: what an earlier run left in {self.path} cannot be moved to {self.earlier.name} "
+                f"run.name: what an earlier run left in {self.path} cannot be moved to {earlier.name} "
                 f"({error.strerror}); close what has it open, or choose another name"
             ) from None
         self.make()
-        return True
+        return earlier
 
     def take_requests(self) -> set[str]:
         """The requests lying in ``control/``, taken away: stop, save, sample."""
