@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true")
     sample = configured("sample", _sample, "Draw the configuration's previews with an adapter.")
     sample.add_argument("--adapter", help="adapter file; without it the base model draws", dest="adapter_file")
-    sample.add_argument("-o", "--output", default="samples", help="folder for the pictures")
+    sample.add_argument("-o", "--output", help="folder for the pictures; samples/, and there one for each adapter")
     sample.add_argument("--json", action="store_true")
     draw = configured("draw", _draw, "Draw the prompts with several adapters at several strengths.")
     draw.add_argument("--cells", required=True, help="JSON list of {adapter, strength, folder}")
@@ -175,7 +175,7 @@ def _sample(args: argparse.Namespace) -> int:
     config = _config(args)
     from .sample import sample
 
-    paths = sample(config, args.adapter_file, Path(args.output))
+    paths = sample(config, args.adapter_file, args.output and Path(args.output))
     if args.json:
         return _print_json({"pictures": [str(p) for p in paths]})
     print("\n".join(map(str, paths)))

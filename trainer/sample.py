@@ -11,16 +11,13 @@ from .config import Config
 from .files import make_folder
 
 DEFAULT = Path("samples")
-"""The folder of pictures where none is named."""
+"""The folder of pictures where none is named; in it each adapter has one of its own, to compare two."""
 
 
-def sample(config: Config, adapter_file: str | None, output: Path) -> list[Path]:
-    """Draw the configuration's prompts with an adapter file, or with the base alone.
-
-    In the default folder each adapter has a folder of its own, so that the pictures of two can be compared.
-    """
-    if adapter_file and output == DEFAULT:
-        output = DEFAULT / Path(adapter_file).stem
+def sample(config: Config, adapter_file: str | None, output: Path | None = None) -> list[Path]:
+    """Draw the configuration's prompts with an adapter file, or with the base alone."""
+    if output is None:
+        output = DEFAULT / Path(adapter_file).stem if adapter_file else DEFAULT
     parts = build(config, lambda line: print(line, file=sys.stderr), adapter_file=adapter_file, data=False)
     if not parts.prompts:
         raise ValueError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
