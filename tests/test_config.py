@@ -179,3 +179,21 @@ def test_a_set_that_is_not_there_cannot_be_changed():
 def test_a_run_is_named_as_a_folder_can_be(name):
     with pytest.raises(c.ConfigError, match=r"run: .*cannot be a folder's name everywhere"):
         c.parse({"run": {"name": name}, "model": {"path": "m"}, "data": {"path": "p"}, "loss": {"mse": {}}})
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ('pretrained_model_name_or_path = "m"\nnetwork_dim = 8\n', "--config_file"),
+        ('[model_arguments]\npretrained_model_name_or_path = "m"\noutput_dir = "o"\n', "--config_file"),
+        ('[general]\ncaption_extension = ".txt"\n[[datasets]]\nresolution = 512\n', "--dataset_config"),
+    ],
+)
+def test_a_file_of_kohyas_tools_is_told(tmp_path, text, flag):
+    file = tmp_path / "k.toml"
+    file.write_text(text, "utf-8")
+    with pytest.raises(
+        ValueError, match=rf"k\.toml: this is a file of Kohya's tools; give it as {flag} .*k\.toml"
+    ) as told:
+        c.load(file)
+    assert "\n" not in str(told.value)

@@ -103,7 +103,7 @@ def config_model() -> type[Config]:
 
 def load(path: str | Path | None = None, flags: Mapping[str, Any] | None = None, preset: str | None = None) -> Config:
     """Read a TOML file, lay it over its preset and the flags over both. Raises ConfigError with all problems."""
-    file = absolute(read_toml(Path(path)), Path(path).resolve().parent) if path else {}
+    file = absolute(_ours(read_toml(Path(path)), path), Path(path).resolve().parent) if path else {}
     flags = absolute(nested(flags or {}), Path.cwd())
     name = preset or flags.get("preset") or file.get("preset")
     base: dict[str, Any] = {}
@@ -111,6 +111,18 @@ def load(path: str | Path | None = None, flags: Mapping[str, Any] | None = None,
         found = find_preset(str(name))
         base = absolute(read_toml(found), found.parent)
     return parse(merge(merge(base, file), {**flags, **({"preset": name} if name else {})}), str(path or "flags"))
+
+
+def _ours(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """``raw``; ValueError for a file of Kohya's tools."""
+    others = [
+        table for name, table in raw.items() if isinstance(table, dict) and name not in config_model().model_fields
+    ]
+    kohya = {row["kohya"] for row in reference()} & {*raw, *(key for table in others for key in table)}
+    if len(kohya) > 1 or isinstance(raw.get("datasets"), list):
+        flag = "--dataset_config" if "datasets" in raw else "--config_file"
+        raise ValueError(f"{path}: this is a file of Kohya's tools; give it as {flag} {path}, and it trains as it is")
+    return raw
 
 
 def parse(raw: Mapping[str, Any], source: str = "configuration") -> Config:
