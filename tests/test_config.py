@@ -177,7 +177,7 @@ def test_a_set_that_is_not_there_cannot_be_changed():
 
 @pytest.mark.parametrize("name", [" ", "x" * 245, "a/b", "con", ".", "a."])
 def test_a_run_is_named_as_a_folder_can_be(name):
-    with pytest.raises(c.ConfigError, match=r"run: .*cannot be a folder's name everywhere"):
+    with pytest.raises(c.ConfigError, match=r"run\.name: .*cannot be a folder's name everywhere"):
         c.parse({"run": {"name": name}, "model": {"path": "m"}, "data": {"path": "p"}, "loss": {"mse": {}}})
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from .job import safe_name
 from .registry import Options, PathStr, option
@@ -47,13 +47,20 @@ class RunOptions(Options):
     """Reproduce sd-scripts' numbers where we do it otherwise: loss weights from the noise schedule before zero terminal
     SNR is put on it, SD3's timesteps rounded down, epochs counted over micro-batches of all buckets."""
 
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        try:
+            return safe_name(name)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("name: ")) from None
+
     @model_validator(mode="after")
     def _agree(self) -> RunOptions:
         if self.steps and self.epochs:
             raise ValueError("steps and epochs are both given; keep one of them")
         if self.full and self.precision not in ("bf16", "auto"):
             raise ValueError(f"full needs precision bf16, not {self.precision}; set precision = 'bf16' or full = false")
-        safe_name(self.name)
         return self
 
 
