@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelkiln.trainer import config as c
-from pixelkiln.trainer.reference import reference_markdown
+from pixelkiln.trainer.options_page import reference_markdown
 from pixelkiln.trainer.registry import losses, objectives
 
 BASE = {"model.path": "m", "data.path": "x"}

@@ -192,7 +192,7 @@ def _draw(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> int:
     from .config import reference
-    from .reference import reference_markdown
+    from .options_page import reference_markdown
 
     page = ROOT / "docs" / "options.md"
     if args.json:

@@ -189,7 +189,8 @@ def holdable(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
 
 @torch.no_grad()
 def hold(layer: nn.Module, kind: Weights, device: torch.device | None = None, keep: torch.device | None = None) -> None:
-    """Turn a plain layer into a held one, its weight packed on ``device`` (where it is, if not given)."""
+    """Turn a plain layer into a held one, its weight packed on ``device`` (where it is, if not given), then kept there
+    or at ``keep``."""
     weight: Tensor = layer.weight  # pyright: ignore[reportAssignmentType]
     parts = pack(weight.detach().to(device or weight.device), kind)
     del layer._parameters["weight"]

@@ -53,7 +53,8 @@ class Parts:
     """What copies blocks of the denoiser to the card, where they do not all stay there."""
     heard: dict[str, Conditioning] = field(default_factory=dict)
     """What the network hears of each prompt of the previews, while the text encoders are not trained."""
-    dataset: Dataset = None  # type: ignore[assignment]
+    dataset: Dataset = field(init=False)
+    """There when it trains, and not where only pictures are drawn."""
     terms: list[Term] = field(default_factory=list)
     balance: Balance = field(default_factory=lambda: Balance([]))
     watch: Watch = field(default_factory=lambda: Watch({}))

@@ -91,12 +91,6 @@ class RunFolder:
         return self.path / "control"
 
     @property
-    def earlier(self) -> Path:
-        """A new folder for what the run that had this name before left on its way."""
-        names = ("earlier", *(f"earlier-{number}" for number in range(2, 10_000)))
-        return next(folder for name in names if not (folder := self.path / name).exists())
-
-    @property
     def before_after(self) -> Path:
         return self.path / "before_after.png"
 
@@ -124,12 +118,14 @@ class RunFolder:
             ) from None
 
     def set_aside(self) -> Path | None:
-        """Move the states, checkpoints and pictures of an earlier run into a folder ``earlier``; None without any."""
+        """Move the states, checkpoints and pictures of an earlier run into a new folder ``earlier``, then ``earlier-2``
+        and so on; None without any."""
         old = [path for path in (self.state, self.checkpoints, self.samples) if any(path.iterdir())]
         old += [self.before_after] if self.before_after.exists() else []
         if not old:
             return None
-        earlier = self.earlier
+        names = ("earlier", *(f"earlier-{number}" for number in range(2, 10_000)))
+        earlier = next(folder for name in names if not (folder := self.path / name).exists())
         try:
             earlier.mkdir()
             for path in old:
