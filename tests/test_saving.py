@@ -161,11 +161,16 @@ def test_a_run_goes_on_by_its_own_configuration(tmp_path, monkeypatch) -> None:
     assert train(load(tmp_path / "runs" / "t" / "config.toml", {"run.steps": 7}), resume=True) == 0
 
 
-@pytest.mark.parametrize(("flag", "value", "was"), [("alpha", 2.0, "None"), ("rank", 8, 4), ("kind", "dora", "lora")])
+@pytest.mark.parametrize(("flag", "value", "was"), [("alpha", 2.0, 4), ("rank", 8, 4), ("kind", "dora", "lora")])
 def test_a_state_of_another_adapter_is_refused(tmp_path, flag, value, was) -> None:
     assert train(short_runs.config(tmp_path)) == 0
     with pytest.raises(ValueError, match=rf"--resume: adapter\.{flag}: the state has {was}, the configuration {value}"):
         train(short_runs.config(tmp_path, {f"adapter.{flag}": value, "run.steps": 7}), resume=True)
+
+
+def test_an_alpha_that_is_the_rank_may_be_written_out(tmp_path) -> None:
+    assert train(short_runs.config(tmp_path)) == 0
+    assert train(short_runs.config(tmp_path, {"adapter.alpha": 4.0, "run.steps": 7}), resume=True) == 0
 
 
 def test_an_adapter_is_no_state(tmp_path) -> None:

@@ -200,10 +200,10 @@ class Parts:
         }
 
     def _adapter_options(self) -> dict[str, Any]:
-        """What the adapter's tensors are made by."""
-        options = self.config.adapter
-        return {"kind": options.kind, "rank": options.rank, "alpha": options.alpha, "conv_rank": options.conv_rank,
-                "conv_alpha": options.conv_alpha}  # fmt: skip
+        """What the adapter's tensors are made by; an alpha that is not given is the rank."""
+        o = self.config.adapter
+        alphas = {"alpha": o.alpha or o.rank, "conv_alpha": o.conv_alpha or o.conv_rank}
+        return {"kind": o.kind, "rank": o.rank, "conv_rank": o.conv_rank, **alphas}
 
     def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[str]:
         """Take up a saved state; what is different now, in sentences."""
