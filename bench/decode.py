@@ -36,15 +36,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
+from pixelkiln.trainer.diffusion.timesteps import NoiseOptions, fixed_draw
+from pixelkiln.trainer.diffusion.types import Batch, Rows
+from pixelkiln.trainer.estimate.fake_tensors import count_attention
 from pixelkiln.trainer.families.family import Family
 from pixelkiln.trainer.families.load import load
 from pixelkiln.trainer.families.options import ModelOptions
-from pixelkiln.trainer.fit.symbolic import count_attention
 from pixelkiln.trainer.losses.decode import Decoder, Plan
 from pixelkiln.trainer.losses.pixel import latents
-from pixelkiln.trainer.step import observe
-from pixelkiln.trainer.timesteps import NoiseOptions, fixed_draw
-from pixelkiln.trainer.types import Batch, Rows
+from pixelkiln.trainer.training.step import observe
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from pixelkiln.trainer.build import scan
 from pixelkiln.trainer.config import nested, parse
+from pixelkiln.trainer.estimate.gpus import GIB, Card
+from pixelkiln.trainer.estimate.memory import operations
+from pixelkiln.trainer.estimate.report import Checker
 from pixelkiln.trainer.families.load import assumed
-from pixelkiln.trainer.fit.cards import GIB, Card
-from pixelkiln.trainer.fit.checker import Checker
-from pixelkiln.trainer.fit.forecast import operations
-from pixelkiln.trainer.fit.remedies import STEP
+from pixelkiln.trainer.training.build import scan
+from pixelkiln.trainer.training.remedies import STEP
 
 ROOMY = Card("a CUDA card", 80.0, 80.0, "cuda", True)
 """Room for every decode, so that ``auto`` goes by the picture's size alone."""

@@ -12,20 +12,20 @@ from typing import Any
 
 import torch
 
-from pixelkiln.trainer import memory
-from pixelkiln.trainer.build import build
 from pixelkiln.trainer.config import Config, load
-from pixelkiln.trainer.engine import Loop
+from pixelkiln.trainer.estimate import gpus as cards
+from pixelkiln.trainer.estimate.fake_tensors import count_attention
+from pixelkiln.trainer.estimate.memory import CONTEXT
+from pixelkiln.trainer.estimate.report import Checker
 from pixelkiln.trainer.families.load import identify
-from pixelkiln.trainer.fit import cards
-from pixelkiln.trainer.fit.checker import Checker
-from pixelkiln.trainer.fit.forecast import CONTEXT
-from pixelkiln.trainer.fit.remedies import STEP
-from pixelkiln.trainer.fit.symbolic import count_attention
-from pixelkiln.trainer.parts import Parts
-from pixelkiln.trainer.report import Writer
-from pixelkiln.trainer.run import RunFolder
-from pixelkiln.trainer.score import References
+from pixelkiln.trainer.memory import device as memory
+from pixelkiln.trainer.training.build import build
+from pixelkiln.trainer.training.loop import Loop
+from pixelkiln.trainer.training.progress_writer import Writer
+from pixelkiln.trainer.training.remedies import STEP
+from pixelkiln.trainer.training.run_options import RunFolder
+from pixelkiln.trainer.training.score import References
+from pixelkiln.trainer.training.session import Parts
 
 from .models import random_vgg
 from .plain import Plain

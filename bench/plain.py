@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pixelkiln.trainer.families.load import load
-from pixelkiln.trainer.parts import Parts
+from pixelkiln.trainer.training.session import Parts
 
 
 class Plain:

@@ -71,7 +71,7 @@ def configuration(out: Path, flags: dict[str, Any]):
 
 def trained(name: str, seed: int, args: argparse.Namespace) -> Path:
     """The adapter file of an arm."""
-    from pixelkiln.trainer.engine import train
+    from pixelkiln.trainer.training.loop import train
 
     run = f"{name} {seed}".replace(" + ", "+").replace(",", "").replace(" ", "-")
     flags = {**ARMS[name], "run.name": run, "run.seed": seed, "sample.prompts": [], "validation.max_batches": 1}
@@ -87,8 +87,8 @@ def measured(name: str, folder: Path, file: Path | None, base: dict[str, Any] | 
     known = folder / "measured.json"
     if known.exists():
         return json.loads(known.read_text("utf-8"))
-    from pixelkiln.trainer import sampling
-    from pixelkiln.trainer.build import build, scan
+    from pixelkiln.trainer.diffusion import sampling
+    from pixelkiln.trainer.training.build import build, scan
 
     captions = [item.caption for item in scan(configuration(folder.parent, {}))[1].held]
     asked = {"sample.prompts": captions, "sample.steps": 12, "loss.pixel.probability": 1.0}
@@ -114,9 +114,9 @@ def measured(name: str, folder: Path, file: Path | None, base: dict[str, Any] | 
 @torch.no_grad()
 def held_out(parts: Any) -> dict[str, list[list[tuple[float, float]]]]:
     """Term -> for each held-out pair and level the errors of winner and loser."""
-    from pixelkiln.trainer import step
-    from pixelkiln.trainer.score import observe
-    from pixelkiln.trainer.timesteps import fixed_draw
+    from pixelkiln.trainer.diffusion.timesteps import fixed_draw
+    from pixelkiln.trainer.training import step
+    from pixelkiln.trainer.training.score import observe
 
     found: dict[str, list[list[tuple[float, float]]]] = {term.name: [] for term in parts.terms}
     for batch in parts.dataset.validation_batches(1):

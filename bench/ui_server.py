@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pixelkiln.trainer import job
+from pixelkiln.trainer.runs import control as job
 
 ROOT = Path(__file__).resolve().parents[1]
 

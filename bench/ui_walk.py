@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from pixelkiln.bench.ui_server import ROOT, served
-from pixelkiln.trainer import job
+from pixelkiln.trainer.runs import control as job
 
 SHOWN_AS = "/home/you/pixelkiln"
 """What pictures for the documentation show in place of this machine's folders."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..trainer import job
+from ..trainer.runs import control as job
 from . import draft, progress, queue, words
 from .draft import Problem
 from .page import EVENT, SLOW, Context, Screen, bar, facts, kindly, note, notes, problem_list

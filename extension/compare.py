@@ -18,7 +18,7 @@ import gradio as gr
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from ..trainer import job
+from ..trainer.runs import control as job
 from . import draws, hosts, votes, words
 from .draws import BASE, Candidate, Sheet
 from .page import EVENT, SLOW, Context, Screen, folder_of, grid, kindly, lora_hosts, note, short

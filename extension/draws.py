@@ -12,7 +12,7 @@ from typing import Any
 
 import tomlkit
 
-from ..trainer import job
+from ..trainer.runs import control as job
 from .store import Home, locked, read_json, start_beside, write, write_json
 
 BASE = "base"

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
-from ..trainer import job
+from ..trainer.runs import control as job
 from . import draft, hosts, words
 from .draft import Problem
 from .security import Addresses, Folders

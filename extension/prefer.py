@@ -11,8 +11,8 @@ from typing import Any
 
 import gradio as gr
 
-from ..trainer import job
 from ..trainer.data import pairs_file
+from ..trainer.runs import control as job
 from . import draft, draws, duels, words
 from .compare import lines_of, prompts_of, stop_button
 from .page import EVENT, SLOW, Context, Screen, bar, folder_of, kindly, note, say_copy, short

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..trainer import job
+from ..trainer.runs import control as job
 
 POINTS = 400
 PICTURE = re.compile(r"step(\d{8})_(\d{2,})\.png")

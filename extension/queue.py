@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..trainer import job
+from ..trainer.runs import control as job
 from . import draws
 from .store import Home, locked, read_json, start_beside, write, write_json
 

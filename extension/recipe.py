@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..trainer import job
+from ..trainer.runs import control as job
 from . import draft, fields, hosts, words
 from .page import EVENT, RENDER, SLOW, Context, Screen, kindly, note, problem_list, say_copy
 from .security import ANYWHERE, Folders

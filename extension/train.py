@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from ..trainer import job
+from ..trainer.runs import control as job
 from . import draws, progress, queue, words
 from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, grid, kindly, note, short
 

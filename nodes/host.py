@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..trainer import job
+from ..trainer.runs import control as job
 
 RUNS, DATA = "pixelkiln_runs", "pixelkiln_data"
 """Folder kinds that ``extra_model_paths.yaml`` may extend."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..trainer import job
+from ..trainer.runs import control as job
 from . import host, load
 from .blocks import PRESETS, parse
 from .node import In, Node, Out, Result, never_same

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..trainer import job
+from ..trainer.runs import control as job
 from . import adapter, dataset, host, plan, runs
 from .node import In, Node, Out, Result, never_same
 from .watch import Watch, clock, in_words, picture

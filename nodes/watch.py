@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..trainer import job
+from ..trainer.runs import control as job
 from . import host
 
 

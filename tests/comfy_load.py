@@ -1,4 +1,4 @@
-"""Run by ComfyUI's own Python (see test_nodes_host.py): our loader beside core's LoraLoader on small networks of
+"""Run by ComfyUI's own Python (see nodes/test_nodes_host.py): our loader beside core's LoraLoader on small networks of
 ComfyUI's own classes. Prints one JSON object: case -> findings."""
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def _kill_after(seconds: float) -> None:
     """Die so many seconds after the first step began."""
     import threading
 
-    from pixelkiln.trainer import engine
+    from pixelkiln.trainer.training import loop as engine
 
     step = engine.Loop.step
 
@@ -158,7 +158,7 @@ def _kill_after(seconds: float) -> None:
 
 def _at_step(count: int, act: Callable[[Any], object]) -> None:
     """Do something before the step that follows so many."""
-    from pixelkiln.trainer import engine
+    from pixelkiln.trainer.training import loop as engine
 
     step = engine.Loop.step
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pixelkiln.trainer.data.loader import Dataset
 from pixelkiln.trainer.data.options import DataOptions
-from pixelkiln.trainer.types import Conditioning
+from pixelkiln.trainer.diffusion.types import Conditioning
 
 PRINTS = {"vae": "autoencoder 1", "text": "text encoder 1"}
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelkiln.trainer.parts import Parts
-from pixelkiln.trainer.score import score, score_one_by_one
-from pixelkiln.trainer.timesteps import draw
-from pixelkiln.trainer.types import Batch
+from pixelkiln.trainer.diffusion.timesteps import draw
+from pixelkiln.trainer.diffusion.types import Batch
+from pixelkiln.trainer.training.score import score, score_one_by_one
+from pixelkiln.trainer.training.session import Parts
 
 
 def peak(run: Callable[[], Any]) -> int:

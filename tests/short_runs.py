@@ -12,7 +12,7 @@ import tiny
 from PIL import Image
 
 from pixelkiln.trainer.config import Config, load
-from pixelkiln.trainer.engine import train
+from pixelkiln.trainer.training.loop import train
 
 
 def pictures(folder: Path, count: int = 8, size: tuple[int, int] = (64, 64), seed: int = 0) -> Path:

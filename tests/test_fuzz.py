@@ -24,9 +24,9 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from pixelkiln.trainer import checkpoint
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.config import to_toml
+from pixelkiln.trainer.training import checkpoint
 
 CORPUS = Path(__file__).parent / "fuzz_corpus"
 SEED = int(os.environ.get("PIXELKILN_FUZZ", "9"))

@@ -85,11 +85,11 @@ def loads_without(module: str, absent: list[str]) -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("pixelkiln, pixelkiln.trainer.job, pixelkiln.trainer.events, pixelkiln.trainer.data.pairs_file",
+        ("pixelkiln, pixelkiln.trainer.runs.control, pixelkiln.trainer.runs.events, pixelkiln.trainer.data.pairs_file",
          ["torch", "safetensors", "numpy", "PIL", *CONFIGURATION, *HEAVY]),
         ("pixelkiln.trainer.adapters.keys, pixelkiln.nodes", [*CONFIGURATION, *HEAVY]),
         ("pixelkiln.trainer.config", HEAVY),
-        ("pixelkiln.trainer.doctor, pixelkiln.trainer.cli",
+        ("pixelkiln.trainer.commands.doctor, pixelkiln.trainer.cli",
          ["torch", "safetensors", "numpy", "PIL", *CONFIGURATION, *HEAVY]),
     ],
     ids=["standard library", "nodes", "configuration", "doctor"],

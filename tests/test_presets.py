@@ -8,7 +8,7 @@ import pytest
 from short_runs import model, pairs, pictures
 
 from pixelkiln.trainer.config import PRESETS, load
-from pixelkiln.trainer.engine import train
+from pixelkiln.trainer.training.loop import train
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.toml") if not path.stem.startswith("demo"))
 GOALS = ("character", "style", "concept", "detail", "preference")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import tools
-from .job import DEFECT, DONE, INTERRUPTED, MISTAKE, OURS
+from .commands import tools
+from .runs.control import DEFECT, DONE, INTERRUPTED, MISTAKE, OURS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.kohya, args.flags = kohya, dotted(rest, allowed=hasattr(args, "preset"))
         return args.run(args)
     except ValueError as error:
-        from .engine import expected
+        from .training.loop import expected
 
         if not expected(error):
             return _ours()
@@ -134,29 +134,29 @@ def _print_json(answer: dict[str, Any]) -> int:
 def _train(args: argparse.Namespace) -> int:
     config = _config(args)
     if args.fit:
-        from .check import card_for, check
-        from .fit import checker
+        from .commands.check import card_for, check
+        from .estimate import report as checker
 
         answer = check(config, card_for(config, None, None))
         config = checker.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr))
-    from .engine import train
+    from .training.loop import train
 
     return train(config, resume=args.resume)
 
 
 def _check(args: argparse.Namespace) -> int:
-    from .check import card_for, check, configuration, told
-    from .fit import checker
+    from .commands.check import card_for, check, configuration, told
+    from .estimate import report as checker
 
     config = _config(args, configuration)
     if args.calibrate:
-        from .trial import calibrate
+        from .commands.calibrate import calibrate
 
         calibrate(config)
     answer = check(config, card_for(config, args.card, args.memory))
     if args.fit:
         from .config import to_toml
-        from .files import write_atomic
+        from .runs.files import write_atomic
 
         text = to_toml(checker.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr)), only_set=True)
         if args.output:
@@ -173,7 +173,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _sample(args: argparse.Namespace) -> int:
     config = _config(args)
-    from .sample import sample
+    from .commands.sample import sample
 
     paths = sample(config, args.adapter_file, args.output and Path(args.output))
     if args.json:
@@ -184,15 +184,15 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _draw(args: argparse.Namespace) -> int:
     config = _config(args)
-    from .draw import draw, read_cells
+    from .commands.draw import draw, read_cells
 
     paths = draw(config, read_cells(Path(args.cells)))
     return _print_json({"pictures": [str(p) for p in paths]})
 
 
 def _options(args: argparse.Namespace) -> int:
+    from .commands.options import reference_markdown
     from .config import reference
-    from .options_page import reference_markdown
 
     page = ROOT / "docs" / "options.md"
     if args.json:
@@ -223,7 +223,7 @@ def _presets(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from .doctor import report
+    from .commands.doctor import report
 
     print("\n".join(report()))
     return DONE
@@ -231,8 +231,8 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     from .config import load
-    from .engine import train
-    from .run import RunFolder
+    from .training.loop import train
+    from .training.run_options import RunFolder
 
     config = load(preset="demo", flags={"run.out": str(ROOT / "runs")})
     code = train(config)

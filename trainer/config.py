@@ -16,17 +16,17 @@ from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from .adapters.options import AdapterOptions
-from .checkpoint import SaveOptions
 from .data.options import DataOptions
+from .diffusion.sampling import SampleOptions
+from .diffusion.timesteps import NoiseOptions
 from .families.options import ModelOptions
-from .heal import HealOptions
-from .memory import MemoryOptions
+from .memory.device import MemoryOptions
 from .optimizers.options import OptimizerOptions, ScheduleOptions
 from .registry import Options, losses, nearest, objectives, option
-from .run import RunOptions
-from .sampling import SampleOptions
-from .timesteps import NoiseOptions
-from .validation import ValidationOptions
+from .training.checkpoint import SaveOptions
+from .training.health import HealOptions
+from .training.run_options import RunOptions
+from .training.validation import ValidationOptions
 
 VERSION = 1
 PRESETS = Path(__file__).resolve().parents[1] / "presets"

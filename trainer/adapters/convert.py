@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..files import make_folder, write_atomic
+from ..runs.files import make_folder, write_atomic
 from . import algebra, files, keys
 from .names import DENOISER, is_swapped, kernel, layout, model_paths, unflatten
 from .ranks import Modules, join, resize

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import BROKEN_PICKLE, write_atomic
+from ..runs.files import BROKEN_PICKLE, write_atomic
 from .names import layout
 
 HEADER_LIMIT = 100_000_000

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..frozen import looking
+from ..memory.quantize import looking
 from . import algebra, files, keys
 from .dropout import Dropout
 from .layers import NAME, START, Mounted, unique

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..files import NotWritten, write_atomic
+from ..runs.files import NotWritten, write_atomic
 from .buckets import Size
 from .options import Keep
 from .pictures import Header, header

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..types import Role
+from ..diffusion.types import Role
 from .buckets import Fit, Rules, Size, assign
 from .cache import Index
 from .options import SetOptions

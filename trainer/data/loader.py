@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..types import Batch, Rows
+from ..diffusion.types import Batch, Rows
 from . import captions
 from .augment import Window, vary_colors, window
 from .batches import Plan, balanced, held_out, stream

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import is_file, write_atomic
+from ..runs.files import is_file, write_atomic
 from . import captions, pictures
 from .pairs_file import PAIRS, Pair, add_picture, append_pairs, contradictions, read_pairs
 from .pictures import EXTENSIONS, Unreadable

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import is_file
+from ..runs.files import is_file
 from . import pictures
 from .pairs_file import IMAGES, PAIRS, RATINGS, Pair, Rating, contradictions, read
 from .pictures import EXTENSIONS, Unreadable

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..files import make_folder
+from ..runs.files import make_folder
 
 PAIRS = "pairs.jsonl"
 RATINGS = "ratings.jsonl"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..files import is_file
-from ..types import Role
+from ..diffusion.types import Role
+from ..runs.files import is_file
 from .buckets import Fit, cover, rules
 from .cache import Index
 from .items import Item, Scan, place, read_header, with_mask

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ..files import is_file
+from ..runs.files import is_file
 from . import captions
 from .buckets import rules
 from .cache import Index

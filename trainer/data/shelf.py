@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..types import Conditioning
+from ..diffusion.types import Conditioning
 from . import pictures
 from .augment import Window
 from .buckets import Size

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..frozen import held_as
-from ..noise import Prediction, Process
-from ..types import Conditioning
+from ..diffusion.process import Prediction, Process
+from ..diffusion.types import Conditioning
+from ..memory.quantize import held_as
 from .options import ModelOptions
 from .sources import Files
 from .text import Tokens, clip_tokens, t5_tokens

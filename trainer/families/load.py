@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..noise import Prediction, Process, scaled_linear, zero_terminal_snr
+from ..diffusion.process import Prediction, Process, scaled_linear, zero_terminal_snr
 from ..registry import families
 from . import parts, words
 from .family import Encoder, Family, Kind

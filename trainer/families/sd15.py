@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..diffusion.types import Conditioning
 from ..registry import families
-from ..types import Conditioning
 from .family import Encoder, Family, Kind
 from .options import ModelOptions
 from .text import clip_states

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..diffusion.types import Conditioning
 from ..registry import families
-from ..types import Conditioning
 from .family import Encoder, Family, Kind, Shapes
 from .options import ModelOptions
 from .sd15 import CLIP_L, VAE

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..diffusion.types import Conditioning
 from ..registry import families
-from ..types import Conditioning
 from .family import Encoder, Family, Kind, Shapes
 from .options import ModelOptions
 from .sd15 import CLIP_L, VAE, refuse_sd3

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..files import BROKEN_PICKLE, user_cache, write_atomic
+from ..runs.files import BROKEN_PICKLE, user_cache, write_atomic
 
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 
 from ..config import reference
+from ..diffusion.sampling import KOHYA
 from ..families.load import identify
 from ..families.options import ModelOptions
 from ..optimizers.options import parse_args
-from ..sampling import KOHYA
 from .made import Made
 from .names import HARMLESS, REFUSED, arguments
 from .network import network

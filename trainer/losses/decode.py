@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..files import is_file
+from ..runs.files import is_file
 from .term import wide
 
 Norm = Callable[[nn.GroupNorm, Tensor], Tensor]

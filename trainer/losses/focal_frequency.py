@@ -6,8 +6,8 @@ from functools import partial
 
 from torch import Tensor
 
+from ..diffusion.types import Loss, Step
 from ..registry import losses, option
-from ..types import Loss, Step
 from .distances import Distance, focal_frequency
 from .term import LossParts, TermOptions, mask_at, residual
 

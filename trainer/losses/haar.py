@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..diffusion.types import Loss, Step
 from ..registry import losses, option
-from ..types import Loss, Step
 from .distances import haar_bands
 from .term import LossParts, TermOptions, mask_at, residual
 

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..noise import Process
+from ..diffusion.process import Process
+from ..diffusion.types import Loss, Step
 from ..registry import losses, option
-from ..types import Loss, Step
 from .term import LossParts, TermOptions, mean, residual
 
 

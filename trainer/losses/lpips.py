@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..files import BROKEN_PICKLE, is_file
+from ..diffusion.types import Loss, Step
 from ..registry import PathStr, losses, option
-from ..types import Loss, Step
+from ..runs.files import BROKEN_PICKLE, is_file
 from .pixel import DecodeOptions, Targets, compared, latents, ready
 from .term import LossParts, mask_at, wide
 

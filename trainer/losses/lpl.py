@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..diffusion.types import Loss, Step
 from ..registry import losses, option
-from ..types import Loss, Step
 from .decode import Decoder, held
 from .pixel import latents
 from .term import LossParts, TermOptions, mask_at, wide

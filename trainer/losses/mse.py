@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..diffusion.types import Loss
 from ..registry import losses
-from ..types import Loss
 from .term import LossParts, TermOptions, mean, residual
 
 

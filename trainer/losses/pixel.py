@@ -21,9 +21,9 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from ..noise import Process
+from ..diffusion.process import Process
+from ..diffusion.types import Loss, Step
 from ..registry import PathStr, losses, option
-from ..types import Loss, Step
 from .decode import Decoder, Plan, View, held, tiny_decoder
 from .distances import DISTANCES
 from .term import LossParts, TermOptions, Weight, mask_at, residual, wide

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..diffusion.types import Loss, Step
 from ..registry import losses
-from ..types import Loss, Step
 from .huber import HuberOptions, pseudo_huber, threshold
 from .term import LossParts, mean, residual
 

@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from ..noise import Process
+from ..diffusion.process import Process
+from ..diffusion.types import Draw, Loss, Objective, Step
 from ..registry import Options, option
-from ..types import Draw, Loss, Objective, Step
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..noise import Process
+from ..diffusion.process import Process
+from ..diffusion.types import Step, Verdict
 from ..registry import Options, option
-from ..types import Step, Verdict
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

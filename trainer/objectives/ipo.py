@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..diffusion.types import Step, Verdict
 from ..registry import objectives, option
-from ..types import Step, Verdict
 from .common import ObjectiveParts, ReferenceOptions, SftAnchor, against, weighted
 
 

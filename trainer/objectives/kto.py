@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..diffusion.types import Role, Step, Verdict
 from ..registry import objectives, option
-from ..types import Role, Step, Verdict
 from .common import SATURATED, ObjectiveParts, ReferenceOptions, average, averaged
 
 SIDES: dict[Role, int] = {"liked": 1, "winner": 1, "disliked": -1, "loser": -1}

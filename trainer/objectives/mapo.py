@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..diffusion.types import Step, Verdict
 from ..registry import Options, objectives, option
-from ..types import Step, Verdict
 from .common import ObjectiveParts, log_loss, pair_metrics, weighted
 
 T = 1000

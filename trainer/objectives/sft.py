@@ -14,9 +14,9 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from ..noise import Process
+from ..diffusion.process import Process
+from ..diffusion.types import Step, Verdict
 from ..registry import Options, objectives, option
-from ..types import Step, Verdict
 from .common import ObjectiveParts, Positive
 
 

@@ -11,8 +11,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..diffusion.types import Step, Verdict
 from ..registry import objectives, option
-from ..types import Step, Verdict
 from .common import ObjectiveParts, Positive, SftAnchor, log_loss, pair_metrics, weighted
 
 FIRST = 100.0

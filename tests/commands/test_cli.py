@@ -1,0 +1,404 @@
+"""The command line, in the same process: answers, exit codes, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import short_runs as runs
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pixelkiln.trainer.cli import main
+from pixelkiln.trainer.data import scan
+from pixelkiln.trainer.data.shelf import Shelf
+from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.runs import files
+from pixelkiln.trainer.training import session as parts
+from pixelkiln.trainer.training import signals
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("home")
+    runs.pictures(root / "pictures")
+    runs.pairs(root / "pairs")
+    runs.model(root / "sd15")
+    return root
+
+
+def flags(home: Path, **more: object) -> list[str]:
+    values = {
+        "model.path": home / "sd15",
+        "data.path": home / "pictures",
+        "data.resolution": 64,
+        "run.out": home / "runs",
+        "run.steps": 2,
+        "run.batch": 2,
+        "run.device": "cpu",
+        "adapter.rank": 2,
+    }
+    values |= {name.replace("__", "."): value for name, value in more.items()}
+    return [f"--{name}={value}" for name, value in values.items() if value != ""]
+
+
+def start(home: Path, *words: str) -> list[str]:
+    config = home / "empty.toml"
+    config.write_text("config_version = 1\n", "utf-8")
+    return [words[0], str(config), *words[1:]]
+
+
+def refused(home: Path, capsys, command: str = "check", **more: object) -> str:
+    """Exit 2 and one line; the line."""
+    assert main([*start(home, command), *flags(home, **more)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    said = [line for line in lines if line.startswith("error: ")]
+    assert len(said) == 1 and "Traceback" not in "".join(lines)
+    return said[0]
+
+
+def test_check_answers_without_loading_a_model(home, capsys):
+    assert main([*start(home, "check"), *flags(home), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["v"], answer["steps"], answer["data"]["items"], answer["model"]["family"]) == (1, 2, 8, "sd15")
+
+
+def test_candidates_go_on_after_an_interrupt_and_are_never_mixed(home, tmp_path, monkeypatch, capsys):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a cat\na dog\n", "utf-8")
+    words = [*start(home, "pairs"), *flags(home), "--sample.steps=1", "--prompts", str(prompts), "-o", str(out)]
+    words[1:1] = ["generate"]
+    whole = parts.Parts.picture
+
+    def interrupted(parts, prompt):
+        if prompt.text == "a dog":
+            raise KeyboardInterrupt
+        return whole(parts, prompt)
+
+    def listed() -> list[dict]:
+        return [json.loads(line) for line in (out / "candidates.jsonl").read_text("utf-8").splitlines()]
+
+    monkeypatch.setattr(parts.Parts, "picture", interrupted)
+    assert main(words) == 130
+    assert [row["image"] for row in listed()] == ["0000_0.png", "0000_1.png"]
+    first = (out / "0000_0.png").stat().st_mtime_ns
+    monkeypatch.undo()
+    assert main(words) == 0
+    assert (out / "0000_0.png").stat().st_mtime_ns == first
+    assert [row["prompt"] for row in listed()] == ["a cat", "a cat", "a dog", "a dog"]
+    assert len({row["seed"] for row in listed()}) == 4
+    prompts.write_text("a bird\na dog\n", "utf-8")
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "0000_0.png: it has another prompt, seed or adapter; give another folder" in capsys.readouterr().err
+    assert len(listed()) == 4
+
+
+def test_pairs_alone_says_what_there_is(capsys):
+    for words in (["pairs"], ["pairs", "--help"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0
+        assert "pairs-import" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [
+    ["convert", "a.safetensors", "b.safetensors", "--rank=0"], ["merge", "b.safetensors", "a.safetensors", "--rank=-1"],
+    ["keys", "--family=sd15", "--rank=0"], ["keys", "--family=sd3-medium", "--conv-rank=4"],
+])  # fmt: skip
+def test_ranks_that_are_none(words, capsys):
+    assert main(words) == 2
+    name, value = words[-1].split("=")
+    said = capsys.readouterr().err
+    assert (f"error: {name}: {value} is no rank; give 1 or more" in said) == (value != "4")
+    assert said.startswith(f"error: {name}: ") and said.count("\n") == 1
+
+
+def an_adapter(path: Path) -> Path:
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    shapes = {"lora_down.weight": (2, 768), "lora_up.weight": (1280, 2), "alpha": ()}
+    save_file({f"{name}.{tensor}": torch.ones(shape) for tensor, shape in shapes.items()}, path)
+    return path
+
+
+def mistake(capsys, *words: object) -> str:
+    """Exit 2 and one line; the line."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    return said
+
+
+def test_converting_and_merging_replace_nothing_unasked(tmp_path, capsys):
+    a, b = (an_adapter(tmp_path / f"{name}.safetensors") for name in "ab")
+    before = a.read_bytes()
+    (tmp_path / "peft").mkdir()
+    assert "it is there already" in mistake(capsys, "merge", a, b)
+    assert "it is there already" in mistake(capsys, "convert", b, a)
+    assert "it is there already" in mistake(capsys, "convert", b, tmp_path / "peft", "--to=peft")
+    for words in (["merge", tmp_path / "c", a, b], ["convert", a, tmp_path / "c.pt", "--to=diffusers"]):
+        assert "written as .safetensors" in mistake(capsys, *words)
+    assert a.read_bytes() == before
+    assert main(["merge", str(a), str(a), str(b), "--force"]) == 0
+    assert main(["convert", str(a), str(b), "--force"]) == 0
+    assert a.read_bytes() != before
+    assert "cannot be written" in mistake(capsys, "convert", a, b / "peft", "--to=peft")
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "much"])
+def test_weights_that_are_none(weight, tmp_path, capsys):
+    a = an_adapter(tmp_path / "a.safetensors")
+    said = mistake(capsys, "merge", tmp_path / "b.safetensors", f"{a}={weight}")
+    assert f"'{weight}' is no weight; write FILE=0.5" in said
+
+
+def test_outputs_that_cannot_be_made(home, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    (tmp_path / "prompts.txt").write_text("a cat\n", "utf-8")
+    taken = ["-o", str(tmp_path / "file")]
+    drawn = [*flags(home), "--sample.steps=1", *taken]
+    generate = [*start(home, "pairs-generate"), *drawn, "--prompts", str(tmp_path / "prompts.txt")]
+    train = [*start(home, "train"), *flags(home, run__log_dir=tmp_path / "file", run__name="nowhere")]
+    draw = [*start(home, "sample"), *drawn, '--sample.prompts=["a cat"]']
+    for words in (generate, draw, train, ["pairs-import", str(home / "pairs"), *taken]):
+        capsys.readouterr()
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "cannot be written (Not a directory)" in said or "cannot be written (File exists)" in said, said
+        assert "Traceback" not in said
+    assert "-n: 0 is no number of pictures; give 1 or more" in mistake(capsys, *generate, "-n", "0")
+
+
+def test_candidates_of_a_prompt_with_a_seed_differ(home, tmp_path):
+    (tmp_path / "prompts.txt").write_text("# animals\na cat --d 7\n\na dog\n", "utf-8")
+    words = [*start(home, "pairs-generate"), *flags(home), "--sample.steps=1", "--prompts"]
+    assert main([*words, str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "out")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "candidates.jsonl").read_text("utf-8").splitlines()]
+    assert [row["prompt"] for row in rows] == ["a cat", "a cat", "a dog", "a dog"]
+    assert [row["seed"] for row in rows] == [7, 8, 44, 45]
+
+
+def test_each_adapter_has_its_own_folder_of_pictures(home, tmp_path, capsys, monkeypatch):
+    more = {"run.name": "own", "run.out": tmp_path, "run.steps": 1, "sample.prompts": '["a cat"]', "sample.steps": 1}
+    words = [*flags(home), *(f"--{name}={value}" for name, value in more.items())]
+    assert main([*start(home, "train"), *words]) == 0
+    file = tmp_path / "own" / "own.safetensors"
+    monkeypatch.chdir(tmp_path)
+    for given, folder in (([], "samples/own"), (["-o", "here"], "here")):
+        assert main([*start(home, "sample"), *words, "--adapter", str(file), *given]) == 0
+        assert (tmp_path / folder / "step00000000_00.png").exists()
+
+
+def test_inspecting_a_whole_model_takes_a_screen_not_a_book(tmp_path, capsys):
+    save_file({f"model.{i}.weight": torch.zeros(1) for i in range(2000)}, tmp_path / "model.safetensors")
+    assert main(["inspect", str(tmp_path / "model.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "and 1990 more" in said and len(said) < 2000
+
+
+def test_train_sample_and_inspect(home, tmp_path, capsys):
+    more = {"run.name": "whole", "sample.prompts": '["a red cat"]', "sample.steps": 2, "run.out": tmp_path}
+    words = [f"--{name}={value}" for name, value in more.items()]
+    assert main([*start(home, "train"), *flags(home), *words]) == 0
+    folder = tmp_path / "whole"
+    status = json.loads((folder / "status.json").read_text("utf-8"))
+    assert (status["state"], status["exit_code"], status["step"]) == ("done", 0, 2)
+    kinds = [json.loads(line)["kind"] for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]
+    assert [k for k in kinds if k != "warning"] == ["start", "sample", "step", "step", "checkpoint", "sample", "end"]
+    assert (folder / "before_after.png").exists() and (folder / "samples" / "grid.png").exists()
+    assert list((folder / "tensorboard").iterdir())
+    capsys.readouterr()
+    assert main(["inspect", str(folder / "whole.safetensors"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "lora"
+    drawn = [
+        *start(home, "sample"),
+        *flags(home),
+        *words,
+        "--adapter",
+        str(folder / "whole.safetensors"),
+        "-o",
+        str(tmp_path / "s"),
+    ]
+    capsys.readouterr()
+    assert main([*drawn, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["pictures"]) == 1
+    again, during = (
+        np.asarray(Image.open(path), dtype=int)
+        for path in (tmp_path / "s" / "step00000000_00.png", folder / "samples" / "step00000002_00.png")
+    )
+    assert np.abs(again - during).max() <= 2  # the file holds the adapter in fp16
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"adapter__rnk": 4}, "adapter.rnk: there is no such option; did you mean 'rank'?"),
+        (
+            {"objective__kind": "simpo", "objective__reference_draws": 2},
+            "objective.reference_draws: this kind has no such option, only dpo, ipo, kto",
+        ),
+        ({"adapter__rank": "four"}, "adapter.rank: 'four' does not fit"),
+        ({"data__path": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"model__path": "/nowhere/m.safetensors"}, "/nowhere/m.safetensors"),
+        ({"objective__kind": "dpo"}, "it needs pairs, but [data] gives pictures"),
+        ({"model__family": "sdxl"}, "model.family: sdxl, but"),
+        ({"validation__every": 5}, "nothing is held out"),
+        ({"loss__mse__weight": 0.0}, "every term has weight 0"),
+    ],
+)
+def test_a_mistake_is_one_line(home, capsys, more, said):
+    assert said in refused(home, capsys, **more)
+
+
+def test_an_unknown_argument_is_one_line(home, capsys):
+    assert main([*start(home, "train"), "--rank=4"]) == 2
+    assert "options are flags such as --adapter.rank=16" in capsys.readouterr().err
+
+
+def test_an_empty_folder(home, tmp_path, capsys):
+    assert str(tmp_path) in refused(home, capsys, data__path=tmp_path)
+
+
+def test_a_truncated_picture_is_named_and_skipped_and_too_many_stop(home, tmp_path, capsys):
+    folder = runs.pictures(tmp_path / "p", 4)
+    Image.new("RGB", (64, 64)).save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:300])
+    assert main([*start(home, "check"), *flags(home, data__path=folder)]) == 0
+    assert "cut.jpg" in capsys.readouterr().out
+    assert "cut.jpg" in refused(home, capsys, data__path=folder, data__max_unreadable=0)
+
+
+def test_a_caption_in_another_encoding_names_its_file(home, tmp_path, capsys):
+    folder = runs.pictures(tmp_path / "p", 3)
+    (folder / "p01.txt").write_bytes("grün".encode("latin-1"))
+    assert "the one of p01.png" in refused(home, capsys, data__path=folder)
+
+
+def test_a_checkpoint_that_is_none(home, tmp_path, capsys):
+    (tmp_path / "m.safetensors").write_bytes(b"no model at all, only words")
+    assert "m.safetensors" in refused(home, capsys, model__path=tmp_path / "m.safetensors")
+
+
+class Code:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_pickle_that_holds_code_is_refused_and_never_run(home, tmp_path, capsys):
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "bad": Code()}, tmp_path / "m.ckpt")
+    (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Code()))
+    for name in ("m.ckpt", "raw.ckpt"):
+        said = refused(home, capsys, model__path=tmp_path / name)
+        assert name in said
+        assert "will likely succeed" not in said  # torch's advice to load it all the same
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written(home, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    assert "cannot be written" in refused(home, capsys, "train", run__out=tmp_path / "file")
+
+
+def test_check_refuses_the_folders_that_train_refuses(home, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    for option in ("run.out", "run.log_dir", "data.cache_dir"):
+        below = tmp_path / "file" / "below"
+        assert f"{option}: {below}" in refused(home, capsys, **{option.replace(".", "__"): below})
+    assert main([*start(home, "check"), *flags(home, run__out=tmp_path / "new", data__cache_dir=tmp_path / "c")]) == 0
+    assert not (tmp_path / "new" / "last").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"adapter__init_from": "/nowhere/a.safetensors"},
+        {"model__base_adapters": '["/nowhere/a.safetensors"]'},
+        {"save__thumbnail": "/nowhere/t.png"},
+        {"run__resume_from": "/nowhere/run"},
+        {"schedule__args": "{foo=1}"},
+    ],
+)
+def test_check_says_what_train_says(home, tmp_path, capsys, more):
+    said = [refused(home, capsys, command, run__out=tmp_path, **more) for command in ("check", "train")]
+    assert said[0] == said[1] and ("/nowhere" in said[0] or "schedule" in said[0])
+
+
+PHASES = {"files": (scan, "place"), "captions": (Shelf, "words"), "pictures": (Shelf, "make"),
+          "previews": (parts.Parts, "picture")}  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_ctrl_c_before_the_first_step(home, tmp_path, capfd, monkeypatch, phase):
+    """It is acknowledged and heeded in every phase, and what was encoded is not encoded again."""
+    owner, name = PHASES[phase]
+    whole, calls = getattr(owner, name), []
+
+    def pressed(*args, **more):
+        calls.append(args)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(*args, **more)
+
+    words = [*start(home, "train"), *flags(home, run__out=tmp_path, run__name="early", sample__at_start="true")]
+    words.append('--sample.prompts=["a cat", "a dog"]')
+    words.append("--sample.steps=1")
+    monkeypatch.setattr(owner, name, pressed)
+    assert main(words) == 130
+    err, now = capfd.readouterr().err, job.status(tmp_path / "early")
+    assert f"\n{signals.ASKED}\n" in err and signals.EARLY in err and "Traceback" not in err
+    assert (now.state, now.exit_code, now.step, now.message) == ("stopped", 130, 0, signals.EARLY)
+    first = len(calls)
+    assert first < 3 and not (tmp_path / "early" / "early.safetensors").exists()
+    assert main(words) == 0
+    if phase == "pictures":
+        assert len(calls) == 8
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_so(capfd, monkeypatch):
+    monkeypatch.setattr(signals, "SAME_PRESS", -1.0)
+    with pytest.raises(KeyboardInterrupt), signals.stop_signals() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.wait(5)
+        os.kill(os.getpid(), signal.SIGINT)
+        asked.wait(0)
+    assert [line for line in capfd.readouterr().err.splitlines() if line] == [signals.ASKED, signals.AT_ONCE]
+
+
+def test_a_full_disk_while_saving_leaves_the_old_file(home, tmp_path, capsys, monkeypatch):
+    words = flags(home, run__out=tmp_path, run__name="full")
+    assert main([*start(home, "train"), *words]) == 0
+    file = tmp_path / "full" / "full.safetensors"
+    before, replace = file.read_bytes(), files._replace
+
+    def full(aside: Path, path: Path) -> None:
+        if path == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(aside, path)
+
+    monkeypatch.setattr(files, "_replace", full)
+    capsys.readouterr()
+    assert main([*start(home, "train"), *words]) == 2
+    assert "full.safetensors: it cannot be written" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert json.loads((tmp_path / "full" / "status.json").read_text("utf-8"))["state"] == "failed"
+
+
+def test_resume_without_a_state(home, tmp_path, capsys):
+    assert main([*start(home, "train", "--resume"), *flags(home, run__out=tmp_path)]) == 2
+    assert "no state to resume from" in capsys.readouterr().err
+
+
+def test_presets_and_options_answer_programs(capsys):
+    assert main(["presets", "--json"]) == 0
+    assert "demo" in [p["name"] for p in json.loads(capsys.readouterr().out)["presets"]]
+    assert main(["options", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["options"]) > 100

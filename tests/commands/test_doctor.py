@@ -1,0 +1,80 @@
+"""The doctor's wording is a pure function of facts; the facts of this machine are gathered for real once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from pixelkiln.trainer.commands import doctor
+from pixelkiln.trainer.commands.doctor import Facts, tell
+
+CARD = Facts(
+    python="3.12.3",
+    torch="2.13.0+cu130",
+    device="cuda",
+    device_name="NVIDIA GeForce RTX 3060",
+    device_gb=11.6,
+    driver="NVIDIA GeForce RTX 3060",
+    precision="bf16",
+    attention="SDPA (xformers 0.0.35 has no kernel for this torch and card)",
+    disk_gb=80.0,
+)
+
+
+def test_a_sound_machine_is_one_verdict():
+    assert tell(CARD)[1:] == [
+        "ready: NVIDIA GeForce RTX 3060 12 GB, bf16, SDPA (xformers 0.0.35 has no kernel for this torch and card), "
+        "8-bit optimizers ok"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"spared": ("gradio",)}, "missing: gradio. Without it .* Mend: python install.py ui"),
+        ({"eight_bit_error": "bitsandbytes: not installed"}, "missing: 8-bit optimizers .* AdamW takes four times"),
+        ({"device": "cpu", "torch": "2.13.0+cpu"}, r"unused: NVIDIA GeForce RTX 3060, for torch 2.13.0\+cpu does not"),
+        ({"device": "cpu", "device_error": "no kernel image"}, r"broken: .*no kernel image.* Mend: update the driver"),
+        ({"disk_gb": 1.2}, "little disk: 1.2 GB free"),
+    ],
+)
+def test_a_missing_part_says_what_works_and_what_mends_it(change: dict[str, object], said: str):
+    lines = tell(replace(CARD, **change))
+    assert len(lines) == 3
+    assert re.match(said, lines[1])
+    assert "Without" in lines[1] or "stops when" in lines[1]
+    assert "Mend: " in lines[1]
+    assert lines[-1].startswith("ready: ")
+
+
+def test_every_spare_part_has_its_line():
+    lines = tell(replace(CARD, spared=tuple(doctor.SPARE)))
+    assert [line.split(".")[0] for line in lines[1:-1]] == [f"missing: {name}" for name in doctor.SPARE]
+
+
+def test_nothing_trains_without_torch_or_diffusers():
+    lines = tell(
+        Facts(python="3.12.3", torch_error="libcudart.so.13: cannot open", missing={"diffusers": "not installed"})
+    )
+    assert any("missing: torch (libcudart.so.13: cannot open). Without it nothing trains." in line for line in lines)
+    assert lines[-1] == "not ready: torch, diffusers missing; python install.py trainer --repair"
+
+
+def test_a_package_that_cannot_be_imported_is_told_not_raised(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "halfmade.py").write_text("import no_such_part")
+    (tmp_path / "clashing.py").write_text("raise RuntimeError('needs torch 1.0\\nand more')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor.cannot_import("json") == ""
+    assert doctor.cannot_import("no_such_package") == "not installed"
+    assert "no_such_part" in doctor.cannot_import("halfmade")
+    assert doctor.cannot_import("clashing") == "needs torch 1.0"
+
+
+def test_this_machine():
+    """The test environment holds everything that training needs."""
+    facts = doctor.gather()
+    assert facts.missing == {}
+    assert facts.eight_bit_error is None
+    assert doctor.tell(facts)[-1].startswith(f"ready: {facts.device_name}")

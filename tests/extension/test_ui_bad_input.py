@@ -1,0 +1,136 @@
+"""What a person does wrong, or a disk, on the page: one clear line each, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the interface's own extra is not installed")
+
+import gradio as gr
+
+from pixelkiln.extension import check, draft, duels, pictures, progress, queue, train, votes, words
+from pixelkiln.extension.page import Context, kindly
+from pixelkiln.extension.security import Addresses, Folders
+from pixelkiln.extension.store import Home, write
+from pixelkiln.trainer.config import PRESETS
+from pixelkiln.trainer.runs import control as job
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    home = Home(tmp_path / "runs")
+    home.make()
+    return Context(home, Addresses.of(home), Folders())
+
+
+@pytest.fixture
+def screen(context: Context) -> pictures.Pictures:
+    with gr.Blocks():
+        return pictures.Pictures(context)
+
+
+def told(call: Callable[[], Any]) -> str:
+    """The one line that the page shows."""
+    with pytest.raises(gr.Error) as caught:
+        call()
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_a_folder_that_cannot_be_used_leaves_the_recipe_alone(
+    screen: pictures.Pictures, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft.change(context.home, {"data.path": "/mine"})
+    assert "is not there; check the path" in told(lambda: screen.choose(str(tmp_path / "nothing")))
+    (tmp_path / "a.png").write_bytes(b"x")
+    assert "is a file; give its folder" in told(lambda: screen.choose(str(tmp_path / "a.png")))
+    assert "no folder is given" in told(lambda: screen.choose("  "))
+
+    def closed(self: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", closed)  # root may read all
+    assert "cannot be read (Permission denied); check its permissions" in told(lambda: screen.choose(str(tmp_path)))
+    assert draft.get(draft.values(draft.read(context.home)), "data.path") == "/mine"
+
+
+def test_an_empty_folder_and_a_folder_of_texts_say_so(screen: pictures.Pictures, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    assert "There are no pictures in this folder" in screen.choose(str(tmp_path / "mine"))[2]
+    (tmp_path / "mine" / "notes.txt").write_text("a")
+    assert "There are no pictures in this folder" in screen.choose(str(tmp_path / "mine"))[2]
+    Image.new("RGB", (64, 64)).save(tmp_path / "mine" / "one.png")
+    assert "1 other files are ignored: notes.txt" in screen.choose(str(tmp_path / "mine"))[2]
+
+
+def test_a_picture_of_30000_pixels_is_shown_as_such_and_the_page_stays_quick(
+    screen: pictures.Pictures, context: Context, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.new("1", (30_000, 30_000)).save(folder / "huge.png")
+    shown = screen.choose(str(folder))
+    cell = shown[screen.outputs.index(screen.cells[0][1])]
+    assert "very large" in cell and "30000 × 30000" in cell and "1 very large" in shown[2]
+
+
+def test_a_preset_with_a_typo_and_a_model_of_another_family_are_told_at_their_places(context: Context) -> None:
+    text = 'config_version = 1\npreset = "dmeo"\n'
+    found = next(one for one in draft.problems(text, context.home.draft) if one.where == "preset")
+    assert "demo" in found.what and found.remedy == ("Use 'demo'", "preset", "demo")
+    text = f'config_version = 1\npreset = "demo"\n[model]\npath = "{(PRESETS / "base").as_posix()}"\nfamily = "sdxl"\n'
+    problems, answer = check.ask(context, text)
+    assert not answer and len(problems) == 1, (problems, answer)
+    assert "sd15" in problems[0].what and "\n" not in problems[0].what
+
+
+def test_a_full_disk_loses_nothing(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, path, pairs = context.home, tmp_path / "votes.jsonl", tmp_path / "pairs"
+    for number in range(2):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    duel = duels.Duel("a cat", tmp_path / "0.png", tmp_path / "1.png")
+    votes.record(path, votes.Vote("base", "x", "left", 0, mark="a"))
+    draft.change(home, {"adapter.rank": 8})
+    queue.add(home, "one", "")
+    before = {one: one.read_bytes() for one in (path, home.draft, home.queue)}
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        for act in (
+            lambda: votes.record(path, votes.Vote("base", "x", "right", 0, mark="b")),
+            lambda: draft.change(home, {"adapter.rank": 9}),
+            lambda: queue.add(home, "two", ""),
+            lambda: duels.decide(pairs, duel, "left"),
+        ):
+            assert "No space left on device" in told(kindly(act))
+        assert {one: one.read_bytes() for one in before} == before
+    votes.record(path, votes.Vote("base", "x", "right", 0, mark="b"))
+    duels.decide(pairs, duel, "right")
+    assert [one.mark for one in votes.read(path)] == ["a", "b"]
+
+
+def test_a_defect_is_shown_with_the_lines_to_report_and_a_full_disk_is_none(context: Context) -> None:
+    home = context.home
+    run = home.runs / "one"
+    write(run / "log.txt", "\n".join(["Traceback:", "  <odd>", f"error: {job.DEFECT}"]))
+
+    def told(**status: Any) -> str:
+        write(run / "status.json", json.dumps({"v": 1, "state": "failed", "step": 1, "total": 9, **status}))
+        return train.standing(job.list_runs(home.runs)[0], progress.History())
+
+    ours = told(exit_code=job.OURS, message="IndexError: 4")
+    assert "IndexError: 4" in ours and words.DEFECT in ours and "  &lt;odd&gt;" in ours
+    assert words.DEFECT in told(message=job.DEFECT)  # it ended before it could say more
+    full = told(exit_code=job.OURS, message="OSError: [Errno 28] No space left on device")
+    assert words.DEFECT not in full and "The disk is full" in full
+    assert words.DEFECT not in told(exit_code=job.MISTAKE, message="data: no pictures")

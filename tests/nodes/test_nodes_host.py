@@ -1,0 +1,227 @@
+"""The nodes in a real ComfyUI: COMFYUI_PATH names a checkout, COMFYUI_PYTHON the Python that runs it (this one, else).
+
+With COMFYUI_CHECKPOINT, an SD1.5 single file (random weights will do), every example workflow is executed too, at 64x64
+pixels and two steps; that takes about 7 GB of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_graph import to_prompt
+from comfy_server import PATIENCE, ROOT, comfyui, server, until
+
+from pixelkiln.nodes.all import NODES
+from pixelkiln.trainer.data import pairs_file
+from pixelkiln.trainer.runs import control as job
+
+pytestmark = pytest.mark.host
+FIXTURES = (comfyui, server)
+PRESET = "as in the preset"
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.fixture(scope="module")
+def findings(comfyui) -> dict[str, Any]:
+    path, python = comfyui
+    command = [python, str(ROOT / "tests" / "comfy_load.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.split("FINDINGS ")[1])
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+@pytest.mark.parametrize("family, modules", [("sd15", 226), ("sdxl", 746), ("sd3", 17), ("sd3.5", 19)])
+def test_a_kohya_file_patches_what_core_patches(findings, family, modules, kind):
+    found = findings[f"{family} {kind}"]
+    assert found["info"] == f"matched {modules} of {modules}"
+    assert (found["missing"], found["unet"], found.get("te", 0)) == (0, 0, 0)
+
+
+def test_files_of_today_are_base_plus_scale_times_delta_where_core_drops_them(findings):
+    for style, core in (("diffusers", 86), ("peft", 0)):
+        found = findings[f"sd15 {style} file"]
+        assert found["error"] < 1e-6
+        assert (found["ours"], found["core"]) == (214, core)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+@pytest.mark.parametrize("family, modules", [("sd15", 160), ("sdxl", 700), ("sd3", 21), ("sd3.5", 25)])
+def test_todays_names_of_every_kind_give_what_core_gives_for_names_that_it_reads(findings, family, modules, kind):
+    found = findings[f"{family} {kind}, today's names"]
+    assert found["info"] == f"matched {modules} of {modules}"
+    assert (found["missing"], found["unet"]) == (0, 0)
+
+
+def test_another_family_is_an_error_a_warning_or_as_comfyui(findings):
+    words = "this adapter is for SDXL (cross-attention 2048), the model is SD1.5 (cross-attention 768)"
+    assert words in findings["sdxl on sd15"]["said"]
+    warned = findings["sdxl on sd15, warn"]["said"]
+    assert words in warned
+    assert "matched 62 of 746" in warned
+    assert findings["sdxl on sd15, as ComfyUI"]["same"]
+
+
+def test_blocks_are_factors_on_the_delta(findings):
+    found = findings["blocks"]
+    assert found["mid"] < 1e-5
+    assert (found["in"], found["out.3-5"], found["te"]) == (0, 0, 0)
+    assert "no 'joint.3'; it has: all te base in.0-12 mid out.0-11 clip_l.0-1" in found["unknown"]
+
+
+def test_without_a_clip_its_modules_are_counted(findings):
+    assert "matched 214 of 214\nnot used: 12 modules" in findings["model only"]["info"]
+
+
+# -------------------------------------------------------------------------------------------------------------- server
+
+
+IMAGES = {"a": ("EmptyImage", {"width": 64, "height": 64, "batch_size": 1, "color": 255}),
+          "b": ("EmptyImage", {"width": 64, "height": 64, "batch_size": 1, "color": 65280})}  # fmt: skip
+
+
+def _train(**changed: Any) -> tuple[str, dict[str, Any]]:
+    return "PixelkilnTrain", {
+        "preset": "tiny", "name": "one", "checkpoint": PRESET, "dataset_name": "colours", "learn_from": "auto",
+        "steps": 0, "rank": 0, "learning_rate": 0.0, "resolution": 0, "batch": 0, "run_seed": -1, "trigger": "",
+        "prompts": "", "options": "", "mode": "wait", "again": "go on when unchanged", **changed,
+    }  # fmt: skip
+
+
+def test_nodes_help_locales_scripts_and_templates_are_served(server):
+    info = server.get("/object_info")
+    for node in NODES:
+        assert info[node.id]["display_name"] == node.name
+        with urllib.request.urlopen(f"{server.url}/extensions/pixel-kiln.1/docs/{node.id}.md") as page:
+            assert page.read().startswith(b"# ")
+    assert {"/extensions/pixel-kiln.1/chooser.js", "/extensions/pixel-kiln.1/text.js"} <= set(server.get("/extensions"))
+    told = server.get("/i18n")
+    assert told["de"]["nodeDefs"]["PixelkilnTrain"]["display_name"] == "Trainieren (Pixelkiln)"
+    took = re.search(r"([\d.]+) seconds: .*pixel-kiln\.1", (server.base / "server.log").read_text(encoding="utf-8"))
+    assert took and float(took[1]) < 0.3, "beyond ComfyUI's own imports"
+    templates = server.get("/workflow_templates")
+    assert any(set(found) >= {"ab_grid", "train_and_use"} for found in templates.values())
+
+
+def test_preference_on_the_node_and_headless(server):
+    common = {"images": ["a", 0], "images_b": ["b", 0], "dataset": "likes", "prompt": "a colour", "picture_seed": 5}
+    done = server.run(**IMAGES, one=("PixelkilnPreference", {**common, "winner": 1}),
+                      two=("PixelkilnPreference", {**common, "winner": -1}))  # fmt: skip
+    assert len(pairs_file.read_pairs(server.data / "likes")) == 1
+    token = done["outputs"]["two"]["pixelkiln_choice"][0]["token"]
+    assert server.post("/pixelkiln/choose", {"token": token, "winner": 1})["said"] == "likes: 1 pair added"
+    assert "made already" in server.post("/pixelkiln/choose", {"token": token, "winner": 1})["error"]
+    rows = pairs_file.read_pairs(server.data / "likes")
+    assert [(row.prompt, row.seed, row.chosen) for row in rows] == [("a colour", 5, rows[0].chosen)] * 2
+
+
+def test_a_name_cannot_leave_the_data_folder(server):
+    done = server.run(
+        **IMAGES, x=("PixelkilnRate", {"images": ["a", 0], "dataset": "../x", "liked": "yes", "prompt": "p"})
+    )
+    assert "cannot be a folder's name" in done["error"]
+
+
+def test_dataset_train_again_interrupt_and_resume(server):
+    written = (
+        "PixelkilnDatasetImages",
+        {"images": ["a", 0], "dataset": "colours", "captions": "a blue square", "resolution": 64},
+    )
+    assert "1 new pictures" in server.run(a=IMAGES["a"], w=written)["outputs"]["w"]["text"][0]
+    done = server.run(t=_train())
+    assert done["error"] == ""
+    assert "one.safetensors" in done["outputs"]["t"]["text"][0]
+    assert "finished before" in server.run(t=_train())["outputs"]["t"]["text"][0]
+    assert "other settings" in server.run(t=_train(rank=2))["error"]
+
+    long = _train(name="two", steps=60)
+    prompt_id = server.queue({"t": {"class_type": long[0], "inputs": long[1]}})
+    until(lambda: job.status(server.runs / "two").step >= 3, "the third step")
+    server.post("/interrupt")
+    assert "execution_interrupted" in server.ended(prompt_id)["kinds"]
+    stopped = job.status(server.runs / "two")
+    assert stopped.state == "stopped"
+    assert 3 <= stopped.step < 60
+    assert server.run(t=long)["error"] == ""
+    events, _ = job.events(server.runs / "two")
+    assert [e["step"] for e in events if e["kind"] == "step"] == list(range(1, 61))
+
+
+def test_a_training_that_fails_shows_the_trainers_line(server):
+    done = server.run(t=_train(name="bad", options="adapter.rnak = 3"))
+    assert "run 'bad' failed: adapter.rnak: there is no such option; did you mean 'rank'?" in done["error"]
+
+
+def test_check_and_status(server):
+    inputs = {key: value for key, value in _train()[1].items() if key not in ("mode", "again")}
+    done = server.run(c=("PixelkilnFitCheck", inputs))
+    told = done["outputs"]["c"]["text"][0]
+    assert "steps: 8 (8.0 epochs)" in told
+    assert re.search(r"memory: \d+\.\d GB of \d", told)
+    assert re.search(r"time: about \d+ s, measured here", told), "the run before this test was remembered"
+    done = server.run(s=("PixelkilnRunStatus", {"run": "one"}))
+    assert done["outputs"]["s"]["text"][0].startswith("one: done")
+
+
+def test_preferences_train(server):
+    done = server.run(t=_train(name="pairs", dataset_name="likes", steps=2, options='objective.kind = "dpo"'))
+    assert done["error"] == ""
+
+
+# ----------------------------------------------------------------------------------------------------------- workflows
+
+
+def small(prompt: dict[str, Any], checkpoint: str, dataset: str, run: str, preset: str) -> dict[str, Any]:
+    """A workflow at 64x64 pixels and two steps, with the files that the test has."""
+    for node in prompt.values():
+        inputs, kind = node["inputs"], node["class_type"]
+        inputs |= {"ckpt_name": checkpoint} if kind == "CheckpointLoaderSimple" else {}
+        inputs |= {"width": 64, "height": 64} if kind == "EmptyLatentImage" else {}
+        inputs |= {"steps": 2, "cfg": 2.0} if kind == "KSampler" else {}
+        inputs |= {"folder": dataset} if kind == "PixelkilnDatasetFolder" else {}
+        inputs |= {"run": run} if "run" in inputs else {}
+        inputs |= {"strengths": "0, 1", "prompts": "a cat", "seed_list": "1"} if kind == "PixelkilnGridPlan" else {}
+        if kind in ("PixelkilnTrain", "PixelkilnFitCheck"):
+            inputs |= {"preset": preset, "checkpoint": checkpoint, "steps": 2, "rank": 4, "resolution": 64}
+            if inputs["learn_from"] == "pairs":
+                inputs |= {"dataset_name": "preferences"}
+    return prompt
+
+
+FLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", FLOWS, ids=lambda path: path.stem)
+def test_workflows_fit_the_nodes(server, path):
+    info = server.get("/object_info")
+    prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
+    assert any(re.match("Pixelkiln", node["class_type"]) for node in prompt.values())
+    for node in prompt.values():
+        required = info[node["class_type"]]["input"].get("required", {})
+        assert required.keys() <= node["inputs"].keys(), node["class_type"]
+
+
+@pytest.mark.skipif(not os.environ.get("COMFYUI_CHECKPOINT"), reason="COMFYUI_CHECKPOINT names no SD1.5 file")
+def test_workflows_run(server):
+    """In the order in which a person would: train, load, prefer, train on that, compare."""
+    preset = "config_version = 1\nrun = {device = 'cpu'}\nmodel = {path = 'x'}\nsave = {state_every = 1}\n"
+    (server.data / "full.toml").write_text(f"# full size\n{preset}", encoding="utf-8")
+    info, checkpoint = server.get("/object_info"), Path(os.environ["COMFYUI_CHECKPOINT"]).name
+    for name in ("train_and_use", "load_adapter", "preference", "train_on_preferences", "ab_grid"):
+        prompt = to_prompt(json.loads((ROOT / f"example_workflows/{name}.json").read_text(encoding="utf-8")), info)
+        done = server.ended(server.queue(small(prompt, checkpoint, "colours", "my_adapter", "full")))
+        assert done["error"] == "", name
+        if name == "preference":
+            (choice,) = (o["pixelkiln_choice"][0] for o in done["outputs"].values() if "pixelkiln_choice" in o)
+            assert server.post("/pixelkiln/choose", {"token": choice["token"], "winner": 0})["said"].endswith(
+                "1 pair added"
+            )

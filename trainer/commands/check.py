@@ -1,0 +1,156 @@
+"""``check``: what a run would do, found without loading a model."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapters.inject import read_start
+from ..adapters.options import AdapterOptions
+from ..config import Config, ConfigError, load
+from ..data.loader import Dataset
+from ..estimate import gpus as cards
+from ..estimate import report as checker
+from ..families.load import Found, assumed, identify
+from ..optimizers.build import build as build_optimizer
+from ..optimizers.schedules import build_schedule
+from ..training import checkpoint
+from ..training import distributed as several
+from ..training.build import scan
+from ..training.run_options import RunFolder, total_steps
+
+
+def configuration(path: str | None, flags: dict[str, Any], preset: str | None) -> Config:
+    """As for a run, but the model may be left out where its family is given: ``model.path`` is empty then."""
+    try:
+        return load(path, flags, preset)
+    except ConfigError as error:
+        if [where for where, _ in error.problems] != ["model.path"] or "model.path" in flags:
+            raise
+        return load(path, {**flags, "model.path": ""}, preset)
+
+
+def card_for(config: Config, card: str | None, memory: str | None) -> cards.Card:
+    """The card that is named, a card with so much memory, or the device that the run would take here."""
+    if card and memory:
+        raise ValueError("--card and --memory are both given; keep one of them")
+    return cards.named(card) if card else cards.with_memory(memory) if memory else cards.here(config.run.device)
+
+
+def check(config: Config, card: cards.Card) -> dict[str, Any]:
+    """JSON-able: the model as its file tells it, data, steps, terms, files, and whether it fits on the card.
+
+    Without a model its family's public form is taken, without data the configured resolution. ValueError as ``train``
+    would raise it.
+    """
+    found = identify(config.model) if config.model.path else assumed(config.model)
+    folder = RunFolder(Path(config.run.out) / config.run.name)
+    _places(config, folder)
+    dataset = scan(config, found=found)[1] if _has_data(config) else None
+    total = _steps(config, dataset)
+    _files(config, found)
+    fit = checker.answer(checker.Checker(config, found, dataset, card), config, total)
+    _schedule(config, total)
+    warnings = [*dataset.warnings] if dataset else ["no data is given; the configured resolution is taken"]
+    for name, (options, _) in config.terms().items():
+        warnings += [f"loss.{name}.{line}" for line in options.warnings()]  # pyright: ignore[reportAttributeAccessIssue]
+    warnings += checker.unforeseen(config, several.place()[1])
+    return {
+        "model": _model(config, found),
+        "data": dataset.report if dataset else None,
+        "resolution": config.data.resolution or found.kind.resolution,
+        "steps": total,
+        "epochs": total / dataset.steps_per_epoch if dataset and total else None,
+        "terms": {
+            name: {"loss": options.model_dump(), "objective": objective.kind}  # pyright: ignore[reportAttributeAccessIssue]
+            for name, (options, objective) in config.terms().items()
+        },
+        "files": {"run": str(folder.path), "adapter": str(folder.final)},
+        "exists": folder.final.exists(),
+        "resumable": any(folder.state.glob("step*.safetensors")),
+        "fit": fit,
+        "warnings": warnings,
+    }
+
+
+def _places(config: Config, folder: RunFolder) -> None:
+    """ValueError for a folder that the run could not write to. Nothing is made."""
+    _writable("run.out", folder.path)
+    if config.run.log_dir:
+        _writable("run.log_dir", Path(config.run.log_dir))
+    if config.data.cache_dir and not Path(config.data.cache_dir).is_dir():  # one that is full already may be read-only
+        _writable("data.cache_dir", Path(config.data.cache_dir))
+
+
+def _writable(option: str, path: Path) -> None:
+    nearest = next((one for one in (path, *path.parents) if os.access(one, os.F_OK)), Path())
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return
+    reason = os.strerror(errno.EACCES if nearest.is_dir() else errno.ENOTDIR)
+    raise ValueError(f"{option}: {path} cannot be written ({reason}); choose a folder that you may write to")
+
+
+def _files(config: Config, found: Found) -> None:
+    """ValueError, as a run says it, for a file that is missing or of another kind than the run needs."""
+    for path in config.model.base_adapters:
+        read_start(AdapterOptions(init_from=path), found.kind.name)
+    if config.adapter.init_from:
+        read_start(config.adapter, found.kind.name)
+    checkpoint.thumbnail(config.save)
+    if config.run.resume_from and not checkpoint.states(Path(config.run.resume_from)):
+        checkpoint.load_state(Path(config.run.resume_from))
+
+
+def _schedule(config: Config, total: int | None) -> None:
+    """ValueError, as a run says it, for a schedule that its options do not fit."""
+    if total:
+        groups = [{"name": name, "params": [torch.nn.Parameter(torch.zeros(1))]} for name in ("denoiser", "te")]
+        build_schedule(config.schedule, total, build_optimizer(config.optimizer, groups)[0])
+
+
+def _steps(config: Config, dataset: Dataset | None) -> int | None:
+    """Of the whole run; None where that depends on data that are not given."""
+    if dataset is None:
+        return None if config.run.epochs else config.run.steps or 1000
+    return total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
+
+
+def _has_data(config: Config) -> bool:
+    return bool(config.data.named_sets())
+
+
+def _model(config: Config, found: Found) -> dict[str, Any]:
+    return {
+        "path": config.model.path, "family": found.kind.name, "title": found.kind.title,
+        "prediction": found.process.prediction, "notes": found.notes,
+    }  # fmt: skip
+
+
+def told(answer: dict[str, Any]) -> str:
+    """The answer for a person."""
+    terms = ", ".join(f"{name} ({term['objective']})" for name, term in answer["terms"].items())
+    lines = [*answer["model"]["notes"], *_data(answer)]
+    lines += [
+        f"loss      {terms}",
+        *checker.told(answer["fit"]),
+        f"writes    {answer['files']['adapter']}" + (" (replaces an earlier one)" if answer["exists"] else ""),
+        *(f"warning: {line}" for line in answer["warnings"]),
+    ]
+    return "\n".join(lines)
+
+
+def _data(answer: dict[str, Any]) -> list[str]:
+    data = answer["data"]
+    if data is None:
+        return []
+    buckets = ", ".join(f"{b['width']}x{b['height']}: {b['samples']}" for b in data["buckets"])
+    held = f", {data['held_out']} held out" if data["held_out"] else ""
+    return [
+        f"data      {data['items']} {data['kind']}{held}, {data['samples_per_epoch']} samples an epoch",
+        f"buckets   {buckets}",
+        f"steps     {answer['steps']} ({answer['epochs']:.1f} epochs of {data['steps_per_epoch']} steps)",
+    ]

@@ -1,0 +1,207 @@
+"""What this machine can train with: facts gathered by small functions, told by pure ones.
+
+Nothing is imported at the top that may be missing or broken: the doctor has to work when little else does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import platform
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SET_UP = "python install.py trainer"
+MEND = f"{SET_UP} --repair"
+NEEDED = ("safetensors", "pydantic", "toml", "diffusers", "transformers", "peft", "accelerate", "PIL", "numpy", "tqdm")
+SPARE = {
+    "tensorboard": ("the curves are only in events.jsonl", MEND),
+    "tomlkit": ("training works, but configurations cannot be written or imported", MEND),
+    "prodigyopt": ("all optimizers but Prodigy work", MEND),
+    "schedulefree": ("all optimizers but the schedule-free ones work", MEND),
+    "gradio": ("training and the ComfyUI nodes work, but there is no interface in the browser", "python install.py ui"),
+}
+"""What a run does without: how far things work then, and the command that mends it."""
+LITTLE_DISK_GB = 5.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    python: str
+    """3.11.7"""
+    torch: str = ""
+    """torch's version; empty when it cannot be imported."""
+    torch_error: str = ""
+    device: str = "cpu"
+    """cuda, mps or cpu: what training runs on."""
+    device_name: str = ""
+    device_gb: float = 0.0
+    """Memory of the card, GiB; 0 on a CPU."""
+    device_error: str = ""
+    """Why a card that torch names does not compute."""
+    driver: str = ""
+    """A card that the driver names, whether torch sees it or not: "NVIDIA GeForce RTX 3060"."""
+    precision: str = "fp32"
+    attention: str = "SDPA"
+    eight_bit_error: str | None = None
+    """Why 8-bit optimizers do not work; None when a step with one was made."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Modules of NEEDED that cannot be imported, with the error."""
+    spared: tuple[str, ...] = ()
+    """Modules of SPARE that are not installed."""
+    disk_gb: float = 0.0
+    """Free in the folder of the project, GiB."""
+
+
+# ------------------------------------------------------------------------------------------------------------- telling
+
+
+def tell(facts: Facts) -> list[str]:
+    """One line per thing to know, and at the end ``ready: ...`` or ``not ready: ...``."""
+    lines = [f"Python {facts.python}, torch {facts.torch or 'missing'}, {facts.disk_gb:.0f} GB of disk free"]
+    broken = facts.missing if facts.torch else {"torch": facts.torch_error, **facts.missing}
+    lines += [f"missing: {name} ({error}). Without it nothing trains. Mend: {MEND}" for name, error in broken.items()]
+    lines += [f"missing: {name}. Without it {SPARE[name][0]}. Mend: {SPARE[name][1]}" for name in facts.spared]
+    if facts.torch and facts.driver and facts.device == "cpu" and not facts.device_error:
+        lines.append(
+            f"unused: {facts.driver}, for torch {facts.torch} does not see it. Without it training runs on the CPU, "
+            f"some fifty times slower. Mend: {SET_UP}"
+        )
+    if facts.device_error:
+        lines.append(
+            f"broken: {facts.device_name or facts.driver} ({facts.device_error}). Without it training runs on the CPU, "
+            f"with device = 'cpu' in [run]. Mend: update the driver, then {MEND}"
+        )
+    if facts.torch and facts.eight_bit_error:
+        lines.append(
+            f"missing: 8-bit optimizers ({facts.eight_bit_error}). Without them AdamW takes four times the optimizer "
+            f"memory, and quantised bases are off. Mend: {MEND}"
+        )
+    if facts.disk_gb < LITTLE_DISK_GB:
+        lines.append(
+            f"little disk: {facts.disk_gb:.1f} GB free. A run stops when it cannot save. Mend: make room, or set out "
+            "in [run] to another disk"
+        )
+    if broken:
+        return [*lines, f"not ready: {', '.join(broken)} missing; {MEND}"]
+    return [*lines, f"ready: {', '.join(_parts(facts))}"]
+
+
+def _parts(facts: Facts) -> list[str]:
+    card = f" {facts.device_gb:.0f} GB" if facts.device_gb else ""
+    eight_bit = "no 8-bit optimizers" if facts.eight_bit_error else "8-bit optimizers ok"
+    return [f"{facts.device_name}{card}", facts.precision, facts.attention, eight_bit]
+
+
+# ----------------------------------------------------------------------------------------------------------- gathering
+
+
+def report() -> list[str]:
+    """The lines to print; the last one is the verdict."""
+    return tell(gather())
+
+
+def gather() -> Facts:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of optional kernels that nothing here uses
+    import_error = cannot_import("torch")
+    bare = Facts(
+        python=platform.python_version(),
+        torch_error=import_error,
+        driver=driver_card(),
+        missing={name: error for name in NEEDED if (error := cannot_import(name))},
+        spared=tuple(name for name in SPARE if not importlib.util.find_spec(name)),
+        disk_gb=shutil.disk_usage(ROOT).free / 2**30,
+    )
+    if import_error:
+        return bare
+    found = replace(bare, torch=importlib.metadata.version("torch"), **device())
+    found = replace(found, eight_bit_error=no_eight_bit(found.device))
+    return found if "pydantic" in found.missing else replace(found, **choices(found.device))
+
+
+def cannot_import(name: str) -> str:
+    """'' or why not, in one line. A package that is there but broken raises anything from ImportError to OSError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return "not installed" if error.name == name else _line(error)
+    except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as error:
+        return _line(error)
+    return ""
+
+
+def driver_card() -> str:
+    """The first card that NVIDIA's driver names, whatever torch thinks of it."""
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return ""
+    query = [program, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
+
+
+def device() -> dict[str, Any]:
+    """What torch computes on; a card counts only when it has multiplied two matrices."""
+    import torch
+
+    here = {"device": "cpu", "device_name": f"CPU ({torch.get_num_threads()} threads)"}
+    try:
+        if torch.cuda.is_available():
+            card = torch.cuda.get_device_properties(0)
+            here["device_name"] = card.name
+            torch.ones(8, 8, device="cuda").mm(torch.ones(8, 8, device="cuda")).sum().item()
+            return {"device": "cuda", "device_name": card.name, "device_gb": card.total_memory / 2**30}
+        if torch.backends.mps.is_available():
+            return {"device": "mps", "device_name": "Apple GPU (MPS)"}
+    except RuntimeError as error:
+        return {**here, "device_error": _line(error)}
+    return here
+
+
+def no_eight_bit(where: str) -> str | None:
+    """None, or why bitsandbytes' AdamW8bit cannot make a step on this device."""
+    if error := cannot_import("bitsandbytes"):
+        return f"bitsandbytes: {error}"
+    import bitsandbytes
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(64, 128, device=where))
+    weight.grad = torch.ones_like(weight)
+    try:
+        bitsandbytes.optim.AdamW8bit([weight], lr=0.1).step()
+    except (RuntimeError, NotImplementedError, AttributeError, ValueError, TypeError, OSError) as error:
+        return f"bitsandbytes {importlib.metadata.version('bitsandbytes')}: {_line(error)}"
+    return None if bool((weight < 1).all()) else "bitsandbytes: a step did not move the weights"
+
+
+def choices(where: str) -> dict[str, str]:
+    """The precision and the attention that a run on this device would take."""
+    import torch
+
+    from ..memory.device import choose_attention, choose_precision
+
+    at = torch.device(where)
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+    return {"precision": names[choose_precision("auto", at)], "attention": choose_attention(at)[1]}
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(report()) + "\n")

@@ -1,0 +1,369 @@
+"""[sample]: previews at fixed seeds, drawn as ComfyUI draws them, and the grid of prompts by checkpoints.
+
+The noise is drawn on the CPU and the sigmas follow ComfyUI's ``normal``, ``karras``, ``simple`` and ``sgm_uniform``
+schedules, so with euler the same seed, scheduler, steps and guidance give the same picture there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, PngImagePlugin
+from pydantic import field_validator
+from torch import Tensor
+
+from ..registry import Options, PathStr, nearest, option
+from ..runs.files import write_atomic
+from .process import Process
+from .types import Conditioning
+
+Sampler = Literal[
+    "euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "ddim", "pndm", "dpmpp_2m", "dpmsingle",
+]  # fmt: skip
+Spacing = Literal["normal", "karras", "simple", "sgm_uniform"]
+KOHYA = {
+    "euler_a": "euler_ancestral", "k_euler": "euler", "k_euler_a": "euler_ancestral",
+    "dpm_2_a": "dpm_2_ancestral", "k_dpm_2": "dpm_2", "k_dpm_2_a": "dpm_2_ancestral", "dpmsolver": "dpmpp_2m",
+    "dpmsolver++": "dpmpp_2m",
+}  # fmt: skip
+"""Other names of samplers, by Kohya's tools."""
+
+
+class SampleOptions(Options):
+    prompts: list[str] = option([], label="Prompts")
+    """What to draw; each prompt is a row of the grid. Kohya's flags may follow: ``a cat --n blurry --d 7 --w 512``."""
+    file: PathStr | None = option(None, kohya="sample_prompts", label="Prompt file")
+    """Prompts from a text file, one a line, ``#`` for comments, with the same flags; or from Kohya's .toml
+    (``[prompt]`` and ``[[prompt.subset]]``) or .json (a list of tables or lines)."""
+    negative: str = option("", label="Negative prompt")
+    """What to steer away from, where a prompt has no ``--n`` of its own."""
+    every: int = option(0, kohya="sample_every_n_steps", label="Every (steps)", ge=0)
+    """Steps between previews; 0 draws only at the end."""
+    every_epochs: int = option(0, kohya="sample_every_n_epochs", label="Every (epochs)", ge=0)
+    """Epochs between previews, instead of ``every``."""
+    at_start: bool = option(True, kohya="sample_at_first", label="At the start")
+    """Draw before the first step as well: the picture to compare with."""
+    sampler: Sampler = option("euler", kohya="sample_sampler", label="Sampler")
+    """How the picture is integrated from noise."""
+    scheduler: Spacing = option("normal", label="Scheduler")
+    """How the noise levels are spaced, by ComfyUI's names; euler and SD3 only, the other samplers have their own."""
+    steps: int = option(20, label="Steps", ge=1, le=1000)
+    """Sampling steps."""
+    guidance: float = option(7.0, label="Guidance (CFG)", ge=0.0)
+    """Classifier-free guidance; 1 switches it off."""
+    width: int | None = option(None, label="Width", ge=64)
+    """Pixels; the training resolution when not given."""
+    height: int | None = option(None, label="Height", ge=64)
+    """Pixels; the training resolution when not given."""
+    seed: int = option(42, label="Seed", ge=0)
+    """Seed of the first prompt; each following prompt takes the next."""
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _kohya(cls, value: Any) -> Any:
+        return KOHYA.get(value, value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One picture to draw."""
+
+    text: str
+    negative: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    sampler: Sampler
+    scheduler: Spacing
+
+    def parameters(self) -> str:
+        """As A1111 writes it into its pictures."""
+        return (
+            f"{self.text}\nNegative prompt: {self.negative}\nSteps: {self.steps}, Sampler: {self.sampler}, "
+            f"Schedule type: {self.scheduler}, CFG scale: {self.guidance}, Seed: {self.seed}, "
+            f"Size: {self.width}x{self.height}"
+        )
+
+
+def prompts(options: SampleOptions, resolution: tuple[int, int], cell: int = 8) -> list[Prompt]:
+    """The prompts of the options and of their file, flags applied. ValueError names a flag that is not known."""
+    asked = [_flags(line) for line in options.prompts] + (_read(Path(options.file)) if options.file else [])
+    return [_prompt(text, given, options, resolution, options.seed + i, cell) for i, (text, given) in enumerate(asked)]
+
+
+Given = dict[str, Any]
+"""What a prompt says for itself, by the names of ``Prompt``."""
+FLAGS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "n": ("negative", str), "d": ("seed", int), "w": ("width", int), "h": ("height", int), "s": ("steps", int),
+    "l": ("guidance", float), "g": ("guidance", float), "ss": ("sampler", str),
+}  # fmt: skip
+KEYS = {
+    "negative_prompt": ("negative", str), "seed": ("seed", int), "width": ("width", int), "height": ("height", int),
+    "sample_steps": ("steps", int), "scale": ("guidance", float), "guidance_scale": ("guidance", float),
+    "sample_sampler": ("sampler", str),
+}  # fmt: skip
+FOREIGN = ("ctr", "rcfg", "fs", "cfg_trunc_ratio", "renorm_cfg", "flow_shift")
+"""What Kohya's tools know for other families, and pass over for these."""
+
+
+def _read(path: Path) -> list[tuple[str, Given]]:
+    """The prompts of a file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".toml":
+            import toml
+
+            shared = toml.loads(text)["prompt"]
+            rows = [{**{k: v for k, v in shared.items() if k != "subset"}, **one} for one in shared["subset"]]
+        elif path.suffix.lower() == ".json":
+            rows = json.loads(text)
+        else:
+            rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        assert isinstance(rows, list)
+        return [_flags(row) if isinstance(row, str) else _table(row) for row in rows]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"sample.file: {path} cannot be read ({error}); give a UTF-8 text file") from None
+    except (KeyError, TypeError, AttributeError, AssertionError, IndexError, ValueError) as error:
+        if str(error).startswith("sample prompt"):
+            raise
+        form = "[prompt] with [[prompt.subset]]" if path.suffix.lower() == ".toml" else "a list of prompts"
+        raise ValueError(f"sample.file: {path} is not {form} ({error}); mend it") from None
+
+
+def _flags(line: str) -> tuple[str, Given]:
+    """``a cat --n blurry --d 7`` taken apart."""
+    text, *flags = line.strip().split(" --")
+    given: Given = {}
+    for flag in flags:
+        name, _, value = flag.strip().partition(" ")
+        if name.lower() in FOREIGN:
+            continue
+        if name.lower() not in FLAGS:
+            raise ValueError(f"sample prompt '{text}': --{name} is not known; there is --{' --'.join(FLAGS)}")
+        field, read = FLAGS[name.lower()]
+        try:
+            given[field] = read(value.strip())
+        except ValueError:
+            raise ValueError(f"sample prompt '{text}': --{name} {value!r} is no {read.__name__}") from None
+    return text, given
+
+
+def _table(row: dict[str, Any]) -> tuple[str, Given]:
+    """The same from Kohya's table."""
+    text, given = str(row.get("prompt", "")), Given()
+    for name, value in row.items():
+        if name in ("prompt", *FOREIGN):
+            continue
+        if name not in KEYS:
+            raise ValueError(f"sample prompt '{text}': there is no '{name}'; {nearest(name, ['prompt', *KEYS])}")
+        field, read = KEYS[name]
+        if not isinstance(value, (int, float) if read is float else read) or isinstance(value, bool):
+            raise ValueError(f"sample prompt '{text}': {name} = {value!r} is no {read.__name__}")
+        given[field] = read(value)
+    return text, given
+
+
+def _prompt(
+    text: str, given: Given, options: SampleOptions, resolution: tuple[int, int], seed: int, cell: int
+) -> Prompt:
+    sampler: Any = KOHYA.get(given.get("sampler", ""), given.get("sampler", options.sampler))
+    if sampler not in _SCHEDULERS:
+        raise ValueError(f"sample prompt '{text}': there is no sampler '{sampler}'; there is {', '.join(_SCHEDULERS)}")
+    width, height = (
+        max(cell, int(given.get(side) or getattr(options, side) or default) // cell * cell)
+        for side, default in zip(("width", "height"), resolution, strict=True)
+    )
+    return Prompt(
+        text, given.get("negative", options.negative), given.get("seed", seed), width, height,
+        min(1000, max(1, given.get("steps", options.steps))), given.get("guidance", options.guidance), sampler,
+        options.scheduler,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- sampling
+
+_SCHEDULERS = {
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "dpm_2": "KDPM2DiscreteScheduler",
+    "dpm_2_ancestral": "KDPM2AncestralDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmsingle": "DPMSolverSinglestepScheduler",
+}
+
+
+def sigmas(process: Process, spacing: Spacing, steps: int) -> Tensor:
+    """[steps + 1] float64 noise levels from the largest to 0, spaced as ComfyUI's schedulers of the same names."""
+    if process.alphas is None:
+        table = torch.arange(1, 1001, dtype=torch.float64) / 1000
+        table = 3 * table / (1 + 2 * table)  # ComfyUI samples SD3 with shift 3
+    else:
+        table = ((1 - process.alphas) / process.alphas.clamp(min=1e-8)).sqrt()
+
+    def at(timestep: Tensor) -> Tensor:
+        """Sigma at a fractional timestep."""
+        if process.alphas is None:
+            u = (timestep + 1) / 1000
+            return 3 * u / (1 + 2 * u)
+        low = timestep.floor().long().clamp(max=len(table) - 1)
+        high, part = (low + 1).clamp(max=len(table) - 1), timestep - low
+        return ((1 - part) * table[low].log() + part * table[high].log()).exp()
+
+    last = len(table) - 1
+    match spacing:
+        case "normal":
+            values = at(torch.linspace(last, 0, steps, dtype=torch.float64))
+        case "sgm_uniform":
+            values = at(torch.linspace(last, 0, steps + 1, dtype=torch.float64)[:-1])
+        case "simple":
+            values = torch.stack([table[-(1 + int(i * len(table) / steps))] for i in range(steps)])
+        case "karras":
+            low, high = table[0] ** (1 / 7), table[-1] ** (1 / 7)
+            values = (high + torch.linspace(0, 1, steps, dtype=torch.float64) * (low - high)) ** 7
+    return torch.cat([values, values.new_zeros(1)])
+
+
+@torch.no_grad()
+def draw(
+    process: Process,
+    predict: Callable[[Tensor, Tensor, Conditioning], Tensor],
+    prompt: Prompt,
+    positive: Conditioning,
+    negative: Conditioning,
+    channels: int,
+    device: torch.device,
+    cell: int = 8,
+) -> Tensor:
+    """Latents [1, C, h, w] of one prompt. ``predict(noisy, level, conditioning)`` is the family's."""
+    shape = (1, channels, prompt.height // cell, prompt.width // cell)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(prompt.seed), dtype=torch.float32)
+
+    def said(noisy: Tensor, level: Tensor) -> Tensor:
+        out = predict(noisy, level, positive)
+        if prompt.guidance == 1:
+            return out
+        return (away := predict(noisy, level, negative)) + prompt.guidance * (out - away)
+
+    levels = sigmas(process, prompt.scheduler, prompt.steps)
+    if process.alphas is None:
+        x = noise.to(device) * levels[0]
+        for sigma, following in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
+            x = x + (following - sigma) * said(x, torch.full((1,), sigma, device=device))
+        return x
+    scheduler = _scheduler(process, prompt, levels)
+    ancestral = torch.Generator().manual_seed(prompt.seed + 1)
+    x = noise.to(device)
+    if prompt.sampler in ("euler", "euler_ancestral", "heun"):
+        x = x * (1 + levels[0] ** 2) ** 0.5
+    elif prompt.sampler in ("dpm_2", "dpm_2_ancestral"):
+        x = x * float(scheduler.init_noise_sigma)
+    for t in scheduler.timesteps:
+        level = t.round().reshape(1).to(device, torch.float32)
+        extra = {"generator": ancestral} if prompt.sampler.endswith("ancestral") else {}
+        x = scheduler.step(said(scheduler.scale_model_input(x, t), level), t, x, **extra).prev_sample
+    return x
+
+
+def _scheduler(process: Process, prompt: Prompt, levels: Tensor) -> Any:
+    import diffusers
+
+    assert process.alphas is not None
+    alphas = process.alphas
+    betas = (1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])).numpy().astype(np.float32)
+    kind = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}[process.prediction]
+    extra: dict[str, Any] = {
+        "ddim": {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+        "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
+    }.get(prompt.sampler, {})
+    made = getattr(diffusers, _SCHEDULERS[prompt.sampler])(trained_betas=betas, prediction_type=kind, **extra)
+    if prompt.sampler == "euler":
+        made.set_timesteps(sigmas=levels.tolist())
+    else:
+        made.set_timesteps(prompt.steps)
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] -> a picture."""
+    array = ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+def save_picture(picture: Image.Image, path: Path, prompt: Prompt, facts: dict[str, Any]) -> None:
+    """A PNG that says in its metadata how it was made."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", prompt.parameters())
+    info.add_text("pixelkiln", _made(prompt, facts))
+    write_atomic(path, lambda file: picture.save(file, "PNG", pnginfo=info))
+
+
+def is_of(path: Path, prompt: Prompt, facts: dict[str, Any]) -> bool:
+    """Whether a file is what ``save_picture`` writes for this prompt and these facts."""
+    with Image.open(path) as picture:
+        return picture.info.get("pixelkiln") == _made(prompt, facts)
+
+
+def _made(prompt: Prompt, facts: dict[str, Any]) -> str:
+    return json.dumps({**facts, **prompt.__dict__}, ensure_ascii=False)
+
+
+def picture_path(samples: Path, step: int, index: int) -> Path:
+    return samples / f"step{step:08d}_{index:02d}.png"
+
+
+def grid(samples: Path, texts: list[str], cell: int = 256) -> Path | None:
+    """``grid.png``: rows are prompts, columns are the steps at which previews were drawn. None without pictures."""
+    steps = sorted({int(p.name[4:12]) for p in samples.glob("step????????_??.png")})
+    if not steps:
+        return None
+    label, strip = 18, 28
+    sheet = Image.new("RGB", (cell * len(steps), label + len(texts) * (cell + strip)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, step in enumerate(steps):
+        pen.text((column * cell + 6, 3), f"step {step}", fill="black")
+        for row, text in enumerate(texts):
+            top = label + row * (cell + strip)
+            if column == 0:
+                pen.text((6, top + cell + 6), text[: cell * len(steps) // 7], fill="black")
+            path = picture_path(samples, step, row)
+            if path.exists():
+                with Image.open(path) as picture:
+                    scale = min(cell / picture.width, cell / picture.height)
+                    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+                    sheet.paste(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS), (column * cell, top))
+    path = samples / "grid.png"
+    write_atomic(path, lambda file: sheet.save(file, "PNG"))
+    return path
+
+
+def before_after(samples: Path, texts: list[str], path: Path, cell: int = 192) -> None:
+    """The first and the last preview of each prompt, one above the other; blank where a prompt was not there yet."""
+    steps = sorted({int(p.name[4:12]) for p in samples.glob("step????????_??.png")})
+    if len(steps) < 2:
+        return
+    margin, strip = 64, 22
+    sheet = Image.new("RGB", (margin + cell * len(texts), 2 * cell + strip), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (step, word) in enumerate(((steps[0], "before"), (steps[-1], "after"))):
+        pen.text((10, row * cell + cell // 2), word, fill="black")
+        for column, text in enumerate(texts):
+            pen.text((margin + column * cell + 6, 2 * cell + 5), text[: cell // 7], fill="black")
+            if (drawn := picture_path(samples, step, column)).exists():
+                with Image.open(drawn) as picture:
+                    shown = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+                sheet.paste(shown, (margin + column * cell, row * cell))
+    write_atomic(path, lambda file: sheet.save(file, "PNG"))

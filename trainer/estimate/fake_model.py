@@ -1,0 +1,108 @@
+"""A run's parts without a model: ``build`` with fake tensors, for what a run would hold. See ``symbolic``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..diffusion.types import Batch, Conditioning, Role, Rows
+from ..families.family import Family
+from ..families.load import Found, configs
+from ..families.parts import bare
+from ..families.sources import Files
+from ..families.text import CHUNK, Tokens
+from ..memory import apply as levers
+from ..training.build import make_adapter, make_terms
+from ..training.session import Parts
+from .fake_tensors import Maker
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The batch that takes the most."""
+
+    width: int
+    height: int
+    """In pixels."""
+    roles: tuple[Role, ...]
+    """Of the pictures of one sample: plain, or winner and loser."""
+    samples: int
+    """Of a micro-batch."""
+
+
+class _Family(Family):
+    def tokens(self, name: str, captions: list[str]) -> Tokens:
+        """As many as the options ask for; which words they are makes no difference."""
+        t5 = self.kind.encoders[name].model == "T5EncoderModel"
+        chunks, length = (1, self.options.t5_max_tokens) if t5 else (self.options.max_tokens // CHUNK, CHUNK + 2)
+        ids = torch.zeros(len(captions), chunks, length, dtype=torch.int64)
+        weights = torch.ones(len(captions), chunks * CHUNK) if self.options.weighted_captions and not t5 else None
+        return Tokens(ids, torch.ones_like(ids), weights, [0] * len(captions))
+
+
+def family(config: Config, found: Found, dtype: torch.dtype, vae_dtype: torch.dtype) -> Family:
+    """The model on the meta device; ``parts`` fills its modules once the adapter is on it."""
+    how = configs(found)
+    modules = bare(found.kind, how)
+    for name, module in modules.items():
+        for held in (p for p in module.parameters() if p.is_floating_point()):
+            held.data = held.data.to(vae_dtype if name == "vae" else dtype)
+        for part in module.modules():
+            for name_of, value in part._buffers.items():
+                if value is not None and value.is_floating_point():
+                    part._buffers[name_of] = value.to(vae_dtype if name == "vae" else dtype)
+    vae = modules.pop("vae")
+    made = how["vae"]
+    return _Family(
+        found.kind, config.model, found.process, modules.pop("denoiser"), vae, modules, {}, Files(Path()),
+        scale=made.get("scaling_factor", 0.18215), shift=made.get("shift_factor") or 0.0,
+    )  # fmt: skip
+
+
+def parts(maker: Maker, config: Config, model: Family, dtype: torch.dtype) -> Parts:
+    """What ``build`` makes of a configuration, without data and optimizer. ValueError as there."""
+    own = config.memory.model_copy(update={"compile": "none", "channels_last": False, "base_weights": "full"})
+    config = config.model_copy(update={"memory": own})
+    adapter = make_adapter(config, model, dtype, None, lambda line: None)
+    levers.shape(own, model.denoiser, Path())
+    for module in (model.denoiser, model.vae, *model.text_encoders.values()):
+        maker.fill(module)
+    trains_text = any(p.requires_grad for encoder in model.text_encoders.values() for p in encoder.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    made = Parts(config, model, adapter, CPU, dtype, 0, 1, trains_text, [], scaler)
+    make_terms(made, None, lambda line: None)
+    always = {"probability": 1.0, "min_level": 0.0, "max_level": 1.0}
+    made.terms = [replace(t, options=t.options.model_copy(update=always)) for t in made.terms]
+    return made
+
+
+def batch(maker: Maker, parts: Parts, shape: Shape, heard: Conditioning | None) -> Batch:
+    """A micro-batch: winners before losers, as the data layer has it. ``heard``: of one caption, when it is kept."""
+    samples, cell = shape.samples, parts.family.cell
+    count = samples * len(shape.roles)
+    latents = maker.empty(count, parts.family.channels, shape.height // cell, shape.width // cell)
+    roles: list[Role] = [role for role in shape.roles for _ in range(samples)]
+    group = torch.arange(samples).repeat(len(shape.roles))
+    size = torch.tensor([[shape.height, shape.width, 0, 0, shape.height, shape.width]] * count, dtype=torch.float32)
+    said = None if heard is None else _repeat(heard, count)
+    keys = [str(i) for i in range(count)]
+    mask = maker.empty(count, 1, shape.height, shape.width) if masked(parts.config) else None
+    return Batch(latents, [""] * count, size, Rows(roles, torch.ones(count), group), keys, said, mask)
+
+
+def masked(config: Config) -> bool:
+    return any(one.alpha_mask or one.masks for _, one in config.data.named_sets())
+
+
+def _repeat(heard: Conditioning, count: int) -> Conditioning:
+    def many(value: Tensor | None) -> Any:
+        return None if value is None else value[:1].repeat(count, *[1] * (value.ndim - 1))
+
+    return Conditioning(many(heard.hidden), many(heard.pooled), many(heard.mask))

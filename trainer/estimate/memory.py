@@ -1,0 +1,354 @@
+"""How much memory a run will take, found before anything is loaded: the real step on fake tensors, and arithmetic.
+
+What a symbolic run shows: the activations of the training step with its reference pass and loss terms, of previews,
+validation and the encoding of pictures and captions, and the operations of a step. What is arithmetic: weights (as they
+will be held), the optimizer's state (of the real optimizer, on one small parameter of each shape), the proof of a saved
+file, and the workspace that CUDA, its libraries and the allocator take, which no symbolic run can see.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from ..diffusion import sampling
+from ..diffusion.process import Process
+from ..diffusion.timesteps import draw, level_at
+from ..diffusion.types import Batch, Conditioning, Draw, Step
+from ..families.family import Family
+from ..families.load import Found
+from ..losses.decode import decoding_dtype
+from ..losses.term import Term, counts
+from ..memory.activation_checkpointing import Host, blocks
+from ..memory.quantize import Weights, held_bytes, holdable
+from ..optimizers.build import build as build_optimizer
+from ..training import step_time as pace
+from ..training.build import groups
+from ..training.remedies import PARTS, STEP, Phase
+from ..training.score import Remembers, score, score_one_by_one
+from ..training.session import Parts
+from ..training.step import Errors
+from . import fake_model as shadow
+from .fake_model import Shape
+from .fake_tensors import HOST, Ledger, Maker, card_lists, size_of
+
+GIB = 2**30
+CONTEXT = {"cuda": 0.5 * GIB, "cpu": 0.55 * GIB}
+"""What a process takes before any tensor: CUDA's context and libraries on a card, Python and its libraries on a CPU."""
+KINDS: tuple[Weights, ...] = ("full", "fp8", "int8", "nf4")
+SLACK = 0.05
+"""Share of what is allocated that the allocator reserves beside it."""
+
+
+@dataclass
+class Measured:
+    """What a symbolic run found, in bytes: plain numbers that can be kept in a file."""
+
+    modules: dict[str, dict[str, int]]
+    """denoiser, vae, and each text encoder, by how its weights may be held: full, fp8, int8, nf4."""
+    blocks: dict[str, list[int]]
+    """The denoiser's blocks that can be streamed, held in the same ways."""
+    adapter: int = 0
+    """Its parameters."""
+    trained: list[tuple[str, list[int], str, int]] = field(default_factory=list)
+    """Group of the optimizer, shape, dtype, and how many such parameters."""
+    largest: int = 0
+    """The largest adapted weight, in float32."""
+    phases: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Phase -> label -> bytes beside the resident modules, at the phase's peak."""
+    kept: int = 0
+    """What is alive when the backward pass of a micro-batch begins."""
+    flops: int = 0
+    """Of one micro-batch, forward and backward, with every term on all of it."""
+    decoding: dict[str, int] = field(default_factory=dict)
+    """Of which this much is each decoding term's."""
+    arch: str = ""
+    """The denoiser, as ``pace.arch`` names it."""
+    trains_text: bool = False
+    decodes: bool = False
+
+
+def measure(
+    config: Config,
+    found: Found,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str,
+    room: int | None = None,
+    maker: Maker | None = None,
+) -> Measured:
+    """The symbolic run. ValueError for options that do not fit.
+
+    ``device``: cuda or cpu, whose autocast is followed; ``room``: bytes of the card for decode = "auto" to look at;
+    ``maker``: of other tensors than fake ones.
+    """
+    maker, ledger = maker or Maker(), Ledger()
+    vae_dtype = torch.float32 if dtype == torch.float16 else decoding_dtype(dtype, torch.device("cpu"))[0]
+    model = shadow.family(config, found, dtype, vae_dtype)
+    held, streamed = _held(model, dtype)
+    p = shadow.parts(maker, config, model, dtype)
+    if p.decoder is not None and room is not None:
+        p.decoder.room = room - sum(kinds["full"] for kinds in held.values())
+    mine = p.adapter.parameters()
+    adapted = {id(t) for t in mine}
+    modules = {"denoiser": model.denoiser, "vae": model.vae, **model.text_encoders}
+    tensors = {name: [t for t in _tensors(module) if id(t) not in adapted] for name, module in modules.items()}
+    result = Measured(held, streamed, size_of(mine))
+    result.arch, result.trained = pace.arch(model.denoiser), _trained(p)
+    result.largest = 4 * max(torch.Size(one.plan.site.shape).numel() for one in p.adapter.mounted)
+    result.trains_text, result.decodes = p.trains_text, p.decoder is not None
+    ledger.leave_out([*mine, *(t for some in tensors.values() for t in some)])
+    for parameter in mine:
+        parameter.register_post_accumulate_grad_hook(lambda q: ledger.relabel(_grad(q), "adapter"))
+    p.terms = [_watched(term, ledger) for term in p.terms]
+    with ledger, card_lists() if device == "cuda" else nullcontext(), _to_host(ledger):
+        heard = _captions(p, ledger, result)
+        _pictures(p, ledger, result, maker, shape)
+        micro = shadow.batch(maker, p, shape, None if p.trains_text else heard)
+        _training(p, ledger, result, micro)
+        if config.data.validation_split:
+            with torch.no_grad():
+                _judge(p, micro)
+            result.phases["validation"] = ledger.peak
+        _preview(p, ledger, result, maker, heard)
+    return result
+
+
+def _held(model: Family, dtype: torch.dtype) -> tuple[dict[str, dict[str, int]], dict[str, list[int]]]:
+    """See ``Measured.modules`` and ``Measured.blocks``; of a model without an adapter."""
+
+    def layers(module: nn.Module) -> list[torch.Size]:
+        return [layer.weight.shape for layer in module.modules() if type(layer) in (nn.Linear, nn.Conv2d)]  # pyright: ignore
+
+    def total(shapes: Iterable[torch.Size], kind: Weights) -> int:
+        return sum(held_bytes("int8" if kind == "nf4" and len(s) == 4 else kind, tuple(s), dtype) for s in shapes)
+
+    whole = {}
+    for name, module in {"denoiser": model.denoiser, "vae": model.vae, **model.text_encoders}.items():
+        shapes = [layer.weight.shape for _, layer in holdable(module)] if name != "vae" else []
+        rest = size_of(_tensors(module)) - total(shapes, "full")
+        whole[name] = {kind: rest + total(shapes, kind) for kind in KINDS}
+    parts = [layers(block) for block in blocks(model.denoiser, resize=True)]
+    return whole, {kind: [total(some, kind) for some in parts if some] for kind in KINDS}
+
+
+@contextmanager
+def _to_host(ledger: Ledger) -> Iterator[None]:
+    """What is offloaded goes to the same fake device here: it is told apart by its label."""
+    was = Host._away
+
+    def away(self: Host, tensor: Tensor) -> Any:
+        if tensor.is_leaf or tensor.numel() * tensor.element_size() < self.small:
+            return tensor
+        with ledger.labelled(HOST):
+            return tensor.clone(), tensor.device, None
+
+    Host._away = away
+    try:
+        yield
+    finally:
+        Host._away = was
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _watched(term: Term, ledger: Ledger) -> Term:
+    """The term, with what it makes counted as the decoder's where it decodes."""
+    if not term.options.decodes:
+        return term
+
+    def loss(step: Step) -> Tensor:
+        with ledger.labelled("decoder", term.name):
+            return term.loss(step)
+
+    return Term(term.name, loss, term.objective, term.options)
+
+
+def _captions(p: Parts, ledger: Ledger, result: Measured) -> Conditioning:
+    with torch.no_grad(), ledger.labelled("text encoders"):
+        ledger.begin()
+        heard = p.family.encode_text([""])
+        result.phases["captions"] = ledger.peak
+    return heard
+
+
+def _pictures(p: Parts, ledger: Ledger, result: Measured, maker: Maker, shape: Shape) -> None:
+    with ledger.labelled("autoencoder"):
+        ledger.begin()
+        p.family.encode_pixels(maker.empty(1, 3, shape.height, shape.width))
+        result.phases["pictures"] = ledger.peak
+
+
+def _training(p: Parts, ledger: Ledger, result: Measured, batch: Batch) -> None:
+    p.adapter.train(True)
+    ledger.begin()
+    with ledger.labelled("adapter"):
+        for parameter in p.adapter.parameters() if p.config.run.accumulation > 1 else ():
+            parameter.grad = torch.zeros_like(parameter)
+    remembered = _Remembered(ledger) if any(_draws(o) for _, o in p.config.terms().values()) else None
+    _judge(p, batch, remembered, lambda: setattr(result, "kept", sum(ledger.live.values())))
+    result.phases["training step"], result.flops = ledger.peak, ledger.flops.total()
+    result.decoding = {name: count for name, count in ledger.flops.items() if name}
+    for parameter in p.adapter.parameters():
+        parameter.grad = None
+    p.adapter.train(False)
+    ledger.begin()
+
+
+@dataclass
+class _Remembered:
+    """References of fixed draws: computed on the first visit, so their operations are not a step's."""
+
+    ledger: Ledger
+
+    def get(self, p: Parts, batch: Batch, chance: Draw, compute: Callable[[], Errors]) -> Errors:
+        before = self.ledger.flops.copy()
+        errors = compute()
+        self.ledger.flops = before
+        return errors
+
+
+def _draws(objective: Any) -> int:
+    return getattr(objective, "reference_draws", 0)
+
+
+def _judge(
+    p: Parts, batch: Batch, references: Remembers | None = None, between: Callable[[], None] = lambda: None
+) -> None:
+    """Forward and, where there are gradients, backward of a micro-batch, as the engine does it.
+
+    A pixel window lies in the middle, where its halo is cut off by no edge: there it takes the most.
+    """
+    chance = draw(batch, 0, 0, p.process, p.config.noise)
+    chance = replace(chance, window=torch.full_like(chance.window, 0.5))
+    roles = batch.rows.role
+    if p.config.memory.one_by_one and torch.is_grad_enabled():
+        score_one_by_one(p, references, batch, chance, roles, 0)
+        return
+    judged = score(p, references, batch, chance, roles, 0)
+    between()
+    if judged.loss.requires_grad:
+        judged.loss.backward()
+
+
+@torch.no_grad()
+def _preview(p: Parts, ledger: Ledger, result: Measured, maker: Maker, heard: Conditioning) -> None:
+    side = p.config.data.resolution or p.family.kind.resolution
+    native = (side, side) if isinstance(side, int) else (side[0], side[1])
+    prompts = sampling.prompts(p.config.sample, native, p.family.kind.multiple)
+    if not prompts:
+        return
+    largest = max(prompts, key=lambda prompt: prompt.width * prompt.height)
+    ledger.begin()
+    z = maker.empty(1, p.family.channels, largest.height // p.family.cell, largest.width // p.family.cell)
+    with p.autocast():
+        p.family.predict(z, torch.full((1,), 0.5 if p.process.is_flow else 500.0), heard)
+    with ledger.labelled("decoder"):
+        p.family.decode(z)
+    result.phases["previews"] = ledger.peak
+
+
+def _trained(p: Parts) -> list[tuple[str, list[int], str, int]]:
+    counts = Counter(
+        (group["name"], tuple(one.shape), str(one.dtype).removeprefix("torch."))
+        for group in groups(p.adapter)
+        for one in group["params"]
+    )
+    return [(name, list(shape), dtype, count) for (name, shape, dtype), count in counts.items()]
+
+
+def optimizer_bytes(config: Config, trained: Iterable[tuple[str, list[int], str, int]]) -> int:
+    """The state that the configured optimizer keeps: of a real step on one parameter of each shape."""
+    counts: dict[int, int] = {}
+    by_name: dict[str, list[torch.nn.Parameter]] = {}
+    for name, shape, dtype, count in trained:
+        one = torch.nn.Parameter(torch.ones(shape, dtype=getattr(torch, dtype)))
+        by_name.setdefault(name, []).append(one)
+        counts[id(one)] = count
+    optimizer, _ = build_optimizer(config.optimizer, [{"name": n, "params": some} for n, some in by_name.items()])
+    stepped = [one for group in optimizer.param_groups for one in group["params"]]
+    for one in stepped:
+        one.grad = torch.full_like(one, 1e-3)
+    optimizer.step()
+    return sum(
+        counts[id(one)] * size_of(v for v in optimizer.state[one].values() if isinstance(v, Tensor) and v.numel() > 1)
+        for one in stepped
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ put together
+
+
+def phases(config: Config, m: Measured, device: str, captions_change: bool = False) -> list[Phase]:
+    """What a run of this configuration holds in each of its phases. Here is the arithmetic of what stays on the card.
+
+    ``captions_change``: they are encoded during the run, as they are not kept or vary.
+    """
+    own = config.memory
+    t5_here = "te3" in m.modules and not config.model.t5_on_cpu
+    encoders = [name for name in m.modules if name not in ("denoiser", "vae") and (name != "te3" or t5_here)]
+    text = sum(m.modules[name][own.text_weights] for name in encoders)
+    stays = {"weights": weights_bytes(config, m, device), "adapter": m.adapter, "text encoders": text}
+    packed = own.base_weights != "full" or own.resident_blocks != "all"
+    unpacked = m.largest // 2 if packed else 0  # one layer at a time, in 16 bits
+    on_cpu = device == "cpu"
+    vae, draws = m.modules["vae"]["full"], "previews" in m.phases
+    keeps_text = m.trains_text or captions_change or on_cpu
+    keeps_vae = m.decodes or draws or config.data.cache_latents == "off" or on_cpu
+    stays["autoencoder"] = vae
+    made = [_phase("encoding captions", stays, m.phases["captions"], device, t5_here)]
+    stays["text encoders"] = text if keeps_text else 0
+    made.append(_phase("encoding pictures", stays, m.phases["pictures"], device, t5_here and keeps_text))
+    stays["autoencoder"] = vae if keeps_vae else 0
+    stays["optimizer"] = optimizer_bytes(config, m.trained)
+    proof = {"adapter": m.adapter, "activations": 3 * m.largest}
+    for name, transient in (
+        (STEP, m.phases[STEP]), ("optimizer step", {"adapter": m.adapter, "optimizer": m.adapter}),
+        ("validation", m.phases.get("validation")), ("previews", m.phases.get("previews")),
+        ("proof of the saved file", proof),
+    ):  # fmt: skip
+        if transient is not None:
+            made.append(_phase(name, {**stays, "workspace": unpacked}, transient, device, t5_here and keeps_text))
+    return made
+
+
+def weights_bytes(config: Config, m: Measured, device: str) -> int:
+    """What the frozen denoiser takes of the device: held small, and streamed with room for two blocks. From a CPU they
+    are streamed to the memory that they lie in."""
+    kind, resident = config.memory.base_weights, config.memory.resident_blocks
+    whole, parts = m.modules["denoiser"][kind], m.blocks[kind]
+    if resident == "all" or (resident == "auto" and device == "cpu") or not parts:
+        return whole
+    share = 1 - min(0 if resident == "auto" else resident, len(parts)) / len(parts)
+    away = 0 if device == "cpu" else int(share * sum(parts))
+    return whole - away + (2 * max(parts) if share else 0)
+
+
+def operations(config: Config, m: Measured, process: Process) -> tuple[float, float]:
+    """Multiplications and additions of a micro-batch on average, and how many of them its decoding terms make."""
+    levels = level_at((torch.arange(1000) + 0.5) / 1000, process, config.noise)
+    decoding = 0.0
+    for name, (options, _) in config.terms().items():
+        gate = counts(options, levels, process)  # pyright: ignore[reportArgumentType]
+        decoding += m.decoding.get(name, 0) * options.probability * float(gate.float().mean())  # pyright: ignore[reportAttributeAccessIssue]
+    return m.flops - sum(m.decoding.values()) + decoding, decoding
+
+
+def _phase(name: str, resident: dict[str, int], transient: dict[str, int], device: str, t5: bool) -> Phase:
+    found = {part: resident.get(part, 0) + transient.get(part, 0) for part in PARTS}
+    found["workspace"] += int(CONTEXT[device] + SLACK * sum(found.values()))
+    return Phase(name, found, t5)

@@ -1,0 +1,238 @@
+"""Does a run fit on a card, how long will it take, and what would make it fit?"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import Config
+from ..data.loader import Dataset
+from ..diffusion import sampling
+from ..diffusion.types import Role
+from ..families.load import Found, configs
+from ..runs import user_cache as memo
+from ..runs.control import gigabytes
+from ..training import step_time as pace
+from ..training.build import scan
+from ..training.remedies import PARTS, Phase, Remedy, changed, ladder
+from . import fake_model as shadow
+from .fake_model import Shape
+from .gpus import GIB, Card
+from .memory import Measured, measure, operations, phases
+
+NAME, VERSION = "forecasts", 3
+"""Of what is remembered; a new version when the same configuration is found to take something else."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A run on a card."""
+
+    config: Config
+    measured: Measured
+    phases: list[Phase]
+    card: Card
+
+    @property
+    def worst(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def gb(self) -> float:
+        return self.worst.total / GIB
+
+    @property
+    def fits(self) -> bool:
+        return self.gb <= self.card.free
+
+
+def shape(config: Config, found: Found, dataset: Dataset | None) -> Shape:
+    """The largest batch: of the data's buckets, or of the configured resolution where there is no data."""
+    if dataset is not None:
+        (width, height), samples = dataset.plan.largest
+        micro = -(-samples // config.run.accumulation)
+        return Shape(width, height, max((item.roles for item in dataset.items), key=len), micro)
+    side = config.data.resolution or found.kind.resolution
+    width, height = (side, side) if isinstance(side, int) else (side[0], side[1])
+    kinds = {objective.kind for _, objective in config.terms().values()}  # pyright: ignore[reportAttributeAccessIssue]
+    roles: tuple[Role, ...] = ("winner", "loser")
+    if kinds <= {"sft", "kto"}:
+        roles = ("liked",) if "kto" in kinds else ("plain",)
+    return Shape(width, height, roles, config.run.batch)
+
+
+class Checker:
+    """Asks of one model and its data, for several configurations and one card."""
+
+    def __init__(self, config: Config, found: Found, dataset: Dataset | None, card: Card):
+        self.found, self.card = found, card
+        self._data = (config.data, dataset)
+
+    def dataset(self, config: Config) -> Dataset | None:
+        """The data as a configuration arranges it."""
+        options, dataset = self._data
+        if dataset is not None and config.data != options:
+            dataset = scan(config, found=self.found)[1]
+            self._data = (config.data, dataset)
+        return dataset
+
+    def __call__(self, config: Config) -> Fit:
+        dataset = self.dataset(config)
+        at, dtype = shape(config, self.found, dataset), self.card.dtype(config.run.precision)
+        room = self._room(config)
+        key = _key(config, self.found, at, dtype, self.card.device, room)
+        kept = memo.known(NAME).get(key)
+        if kept:
+            kept["trained"] = [tuple(row) for row in kept["trained"]]
+            measured = Measured(**kept)
+        else:
+            measured = measure(config, self.found, at, dtype, self.card.device, room)
+            memo.remember(NAME, key, asdict(measured))
+        change = dataset is not None and dataset.needs_text_encoder
+        return Fit(config, measured, phases(config, measured, self.card.device, change), self.card)
+
+    def _room(self, config: Config) -> int | None:
+        """What decode = "auto" will find free, before the model; in quarters of a GiB, so that a forecast is kept."""
+        chosen = [o for o, _ in config.terms().values() if getattr(o, "decode", None) == "auto"]
+        return int(self.card.free * 4) * GIB // 4 if chosen and self.card.device == "cuda" else None
+
+    def pace(self, fit: Fit) -> pace.Pace | None:
+        at = shape(fit.config, self.found, self.dataset(fit.config))
+        dtype = self.card.dtype(fit.config.run.precision)
+        names = (self.card.name, str(dtype).removeprefix("torch."))
+        key = pace.key(fit.config, fit.measured.arch, (at.width, at.height), *names)
+        each, _ = operations(fit.config, fit.measured, self.found.process)
+        return pace.expect(key, *names, each * fit.config.run.accumulation)
+
+    def computing(self, fit: Fit) -> float:
+        """Operations of an average step, as a multiple of one whose terms decode nothing."""
+        whole, decoding = operations(fit.config, fit.measured, self.found.process)
+        return whole / (whole - decoding)
+
+    def remedies(self, fit: Fit) -> list[tuple[Remedy, Fit]]:
+        """The cheapest changes that make it fit, in their order, each with what it leads to; all that help where none
+        is enough."""
+        taken: list[tuple[Remedy, Fit]] = []
+        for offer in ladder():
+            while not fit.fits and (found := offer(fit.config, fit.worst)):
+                trial = self(changed(fit.config, found.changes))
+                if trial.gb > fit.gb - 0.02:
+                    break
+                fit = trial
+                taken.append((found, fit))
+        return taken
+
+
+def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: str, room: int | None) -> str:
+    side = config.data.resolution or found.kind.resolution
+    native = (side, side) if isinstance(side, int) else (side[0], side[1])
+    drawn = [(p.width, p.height) for p in sampling.prompts(config.sample, native, found.kind.multiple)]
+    start = config.adapter.init_from
+    versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")]
+    tables = {
+        "model": config.model.model_dump(exclude={"path", "vae", "clip_l", "clip_g", "t5"}),
+        "adapter": config.adapter.model_dump(),
+        "memory": config.memory.model_dump(exclude={"base_weights", "text_weights", "resident_blocks", "attention"}),
+        "loss": config.loss.model_dump(),
+        "objective": config.objective.model_dump(),
+        "noise": config.noise.model_dump(),
+    }
+    whole = [
+        VERSION, versions, found.kind.name, configs(found), found.process.prediction, tables,
+        config.run.accumulation > 1, config.run.full, asdict(at), str(dtype), device, room, max(drawn, default=None),
+        config.data.validation_split > 0, shadow.masked(config), start and [start, Path(start).stat().st_mtime_ns],
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+# ---------------------------------------------------------------------------------------------------------- answering
+
+
+def answer(checker: Checker, config: Config, steps: int | None) -> dict[str, Any]:
+    """JSON-able: the ``fit`` of ``check --json``. GB are GiB."""
+    fit = checker(config)
+    found, card = checker.pace(fit), checker.card
+    remedies = [] if fit.fits else checker.remedies(fit)
+    dtype = str(card.dtype(config.run.precision)).removeprefix("torch.")
+    return {
+        "gb": round(fit.gb, 2), "of_gb": round(card.free, 2), "fits": fit.fits, "card": card.name,
+        "device": card.device, "precision": dtype, "at": fit.worst.name, "parts": _rounded(fit.worst),
+        "phases": [{"name": one.name, "gb": round(one.total / GIB, 2), "parts": _rounded(one)} for one in fit.phases],
+        "seconds": round(found.seconds * steps) if found and steps else None,
+        "seconds_per_step": found.seconds if found else None,
+        "pace": found.said if found else "no run of this machine is remembered yet; the first one, or check "
+        "--calibrate, teaches it",
+        "computing": round(checker.computing(fit), 2),
+        "remedies": [
+            {"label": one.label, "cost": one.cost, "exact": one.exact, "changes": one.changes,
+             "gb": round(after.gb, 2), "fits": after.fits}
+            for one, after in remedies
+        ],
+    }  # fmt: skip
+
+
+def unforeseen(config: Config, world: int) -> list[str]:
+    """What a run will hold that the forecast does not know of, a line each."""
+    said = []
+    if config.memory.compile != "none":
+        said.append("memory.compile: what compiled code takes, and the compiler itself, is not in the forecast")
+    if world > 1:
+        said.append(
+            f"{world} processes: the forecast is of each card, which holds its own copy of everything; the sum of the "
+            "gradients, twice the adapter for a moment, is not in it"
+        )
+    return said
+
+
+def _rounded(phase: Phase) -> dict[str, float]:
+    return {part: round(phase.parts[part] / GIB, 3) for part in PARTS}
+
+
+def apply(config: Config, fit: dict[str, Any], say: Callable[[str], None]) -> Config:
+    """The configuration with the remedies of an answer. ValueError when they are not enough."""
+    for one in fit["remedies"]:
+        say(f"fit: {one['label']} ({one['cost']}): {gigabytes(one['gb'])} GB")
+        config = changed(config, one["changes"])
+    if not fit["fits"] and not (fit["remedies"] and fit["remedies"][-1]["fits"]):
+        least = fit["remedies"][-1]["gb"] if fit["remedies"] else fit["gb"]
+        raise ValueError(
+            f"--fit: it needs {gigabytes(least)} GB at least, and {fit['card']} has {gigabytes(fit['of_gb'])} GB free; "
+            "choose a smaller model or a larger card"
+        )
+    return config
+
+
+def told(fit: dict[str, Any]) -> list[str]:
+    """The answer for a person."""
+    verdict = "fits" if fit["fits"] else "does NOT fit"
+    parts = ", ".join(f"{name} {gb:.2f}" for name, gb in fit["parts"].items() if gb >= 0.005)
+    by_phase = ", ".join(f"{one['name']} {gigabytes(one['gb'])}" for one in fit["phases"])
+    needed = f"{gigabytes(fit['gb'])} GB of {gigabytes(fit['of_gb'])} free on {fit['card']}"
+    lines = [
+        f"memory    {needed}, {fit['precision']}: it {verdict}",
+        f"          at its peak ({fit['at']}): {parts}",
+        f"          by phase: {by_phase}",
+    ]
+    if fit["seconds_per_step"]:
+        whole = f"about {fit['seconds'] / 60:.0f} minutes, " if fit["seconds"] else ""
+        lines.append(f"time      {whole}{fit['seconds_per_step']:.2f} s a step ({fit['pace']})")
+    else:
+        lines.append(f"time      unknown: {fit['pace']}")
+    if fit["computing"] > 1:
+        lines.append(f"computing {fit['computing']:.2f} times a step that decodes nothing, on average")
+    for number, one in enumerate(fit["remedies"], 1):
+        changes = " ".join(f"--{key}={_flag(value)}" for key, value in one["changes"].items())
+        end = "fits" if one["fits"] else "not enough alone"
+        lines.append(f"remedy {number}  {one['label']} ({one['cost']}): {gigabytes(one['gb'])} GB, {end}   {changes}")
+    return lines
+
+
+def _flag(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,90 @@
+"""[memory] pulled on a model: weights held small or streamed, blocks recomputed or compiled, the decoder tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..losses.decode import Decoder
+from . import device as memory
+from . import quantize as frozen
+from .activation_checkpointing import blocks, recompute
+from .device import MemoryOptions
+from .offload import Streamer
+
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def lighten(
+    options: MemoryOptions,
+    denoiser: nn.Module,
+    encoders: Mapping[str, tuple[nn.Module, torch.device]],
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Streamer | None:
+    """Before an adapter is there: make frozen weights small, each on the device where it will be; those of blocks that
+    are streamed stay in the host's memory. ValueError without bitsandbytes."""
+    memory.set_limit(device, options.limit_gb)
+    resident = options.resident_blocks
+    streams = resident != "all" and (resident != "auto" or device.type == "cuda")
+    try:
+        held = frozen.hold_all(denoiser, options.base_weights, device, torch.device("cpu") if streams else None)
+        if held:
+            say(f"base weights: {held} layers in {frozen.held_as(denoiser)}")
+        for encoder, place in encoders.values():
+            frozen.hold_all(encoder, options.text_weights, place)
+    except ImportError as error:
+        raise ValueError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
+    if not streams:
+        return None
+    streamer = Streamer(denoiser, device, resident if isinstance(resident, int) else 0)
+    away, count = streamer.host_bytes / 2**30, len(streamer.blocks)
+    say(f"streaming: {streamer.resident} of {count} blocks stay on the card, {away:.2f} GiB in the host's memory")
+    return streamer
+
+
+def shape(options: MemoryOptions, denoiser: nn.Module, cache: Path) -> None:
+    """With the adapter in place: how the blocks of the denoiser run. ``cache``: where what is compiled is kept."""
+    if options.channels_last:
+        denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if options.compile in ("denoiser", "both"):
+        _prepare_compile(cache)
+        for block in blocks(denoiser):
+            block.forward = torch.compile(block.forward)
+    if options.gradient_checkpointing:
+        recompute(denoiser, options.checkpoint_share, options.offload_checkpoints)
+
+
+def tune(options: MemoryOptions, decoder: Decoder, device: torch.device, cache: Path) -> None:
+    """The decoder of the terms that look at pixels."""
+    compiled = options.compile in ("decoder", "both")
+    if compiled:
+        _prepare_compile(cache)
+    decoder.tune(options.channels_last, compiled)
+    decoder.room = memory.free_bytes(device, options.limit_gb)
+
+
+def uncompiled(options: MemoryOptions) -> AbstractContextManager[Any]:
+    """Inside, everything runs as it is, so that nothing is compiled for shapes that no training step has."""
+    return nullcontext() if options.compile == "none" else torch.compiler.set_stance("force_eager")
+
+
+def _prepare_compile(cache: Path) -> None:
+    """A cache that outlives the run, and room for the variants: each block's shapes, with the adapter and without.
+
+    Blocks of one shape share what is compiled (regional compilation), so it starts sooner than a whole network's.
+    """
+    import os
+
+    import torch._dynamo
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(COMPILED) in (None, default_cache_dir()):  # torch writes its own choice there when it is imported
+        os.environ[COMPILED] = str(cache.absolute())
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit, limits.accumulated_recompile_limit = 256, 4096

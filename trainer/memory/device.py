@@ -1,0 +1,237 @@
+"""Which device, which precision, which attention; and how much memory it took."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from ..registry import Options, option
+from .quantize import Weights
+
+
+class MemoryOptions(Options):
+    attention: Literal["auto", "xformers", "sdpa"] = option("auto", kohya="xformers", label="Attention")
+    """``auto`` takes xformers where it has a kernel for this device and torch's SDPA otherwise; the log says which."""
+    gradient_checkpointing: bool = option(False, kohya="gradient_checkpointing", label="Gradient checkpointing")
+    """Recompute activations in the backward pass: about a third slower, a fraction of the memory, the same numbers."""
+
+    checkpoint_share: float = option(1.0, label="Share of blocks recomputed", gt=0, le=1)
+    """With gradient checkpointing: how much of the network is recomputed, from its highest resolution inwards. Less is
+    faster and takes more memory."""
+    offload_checkpoints: bool = option(False, kohya="cpu_offload_checkpointing", label="Checkpoints in host memory")
+    """With gradient checkpointing: keep what blocks are recomputed from in the host's memory. The same numbers."""
+    resident_blocks: Literal["all", "auto"] | Annotated[int, Field(ge=0)] = option("all", label="Blocks on the card")
+    """How many blocks of the frozen network stay on the card; the others live in the host's memory and are copied to it
+    ahead of use. ``auto``: none in the first two steps, then as many as there is room for. The same numbers."""
+    limit_gb: float | None = option(None, label="Memory limit (GB)", gt=0)
+    """Use at most so much of the card's memory, and leave the rest to others."""
+    channels_last: bool = option(False, label="Channels last")
+    """Keep pictures in memory with their channels last, as a card's convolutions like it, in the U-Net and in the
+    decoder. Equal up to rounding."""
+    compile: Literal["none", "denoiser", "decoder", "both"] = option("none", label="Compile")
+    """Let torch compile the network's blocks, the decoder's, or both, for training steps (previews and the rest run as
+    they are): the first steps take minutes, the others less time. It is kept in the run's cache folder. Equal up to
+    rounding; it needs a C++ compiler, on a card also Triton. Blocks that are streamed cannot be compiled."""
+    base_weights: Weights = option("full", label="Base weights")
+    """How the frozen denoiser is held: ``full`` as ``run.precision`` says, ``fp8`` and ``int8`` in half of 16 bits,
+    ``nf4`` in about a third (its convolutions in int8). Unpacked layer by layer as they are used; the adapter learns on
+    the rounded model."""
+    text_weights: Weights = option("full", label="Text encoder weights")
+    """The same for the text encoders (SD3's T5 needs 9.5 GB in 16 bits, 2.7 in nf4)."""
+    one_by_one: bool = option(False, label="Pictures one by one")
+    """Send the rows of a micro-batch (both pictures of a pair) through the network one after the other: the activations
+    of one picture at a time, for one more forward pass each, with the same gradients."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> MemoryOptions:
+        if not self.gradient_checkpointing and (self.checkpoint_share < 1 or self.offload_checkpoints):
+            name = "offload_checkpoints" if self.offload_checkpoints else "checkpoint_share"
+            raise ValueError(f"{name}: it says how gradient checkpointing is done; set gradient_checkpointing = true")
+        if self.compile in ("denoiser", "both"):
+            if self.resident_blocks != "all":
+                raise ValueError('compile: blocks that are streamed cannot be compiled; set resident_blocks = "all"')
+            if self.base_weights != "full" and not (self.gradient_checkpointing and self.checkpoint_share == 1):
+                raise ValueError(
+                    f"compile: compiled blocks keep base_weights = '{self.base_weights}' unpacked until the backward "
+                    "pass; set gradient_checkpointing = true with checkpoint_share = 1"
+                )
+        return self
+
+
+def choose_device(wanted: str) -> torch.device:
+    """A device of this machine; a card always with its number. ValueError for one that is not there."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ValueError(f"run.device: '{wanted}' is no device; use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "run.device: torch finds no CUDA card here; use device = 'auto', or run `python install.py doctor`"
+        )
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        if device.index >= (count := torch.cuda.device_count()):
+            raise ValueError(f"run.device: there is no {device}; the last of this machine's cards is cuda:{count - 1}")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_properties(device).name if device.type == "cuda" else "this machine's CPU"
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of frozen weights and arithmetic. ValueError where the device cannot do it."""
+    if wanted == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.float32
+    if wanted == "fp16" and device.type == "cpu":
+        raise ValueError("run.precision: fp16 does not train on a CPU; use bf16 or fp32")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}[wanted]
+
+
+def choose_attention(device: torch.device, wanted: str = "auto") -> tuple[str, str]:
+    """("xformers" or "sdpa", why), by running a tiny attention with gradient on the device."""
+    if wanted == "sdpa":
+        return "sdpa", "SDPA (as configured)"
+    try:
+        xformers = importlib.import_module("xformers")
+        attention = importlib.import_module("xformers.ops").memory_efficient_attention
+        q = torch.randn(1, 16, 1, 8, device=device, dtype=torch.float32 if device.type == "cpu" else torch.float16)
+        q.requires_grad_()
+        attention(q, q, q).sum().backward()
+        return "xformers", f"xformers {xformers.__version__}"
+    except ImportError:
+        why = "SDPA (xformers is not installed)"
+    except (NotImplementedError, RuntimeError, AttributeError, OSError):
+        version = getattr(sys.modules.get("xformers"), "__version__", "")
+        why = (
+            f"SDPA (xformers {version} has no kernel for {'a CPU' if device.type == 'cpu' else 'this torch and card'})"
+        )
+    if wanted == "xformers":
+        why += ", though xformers was asked for"
+    return "sdpa", why
+
+
+def use_attention(denoiser: Any, name: str) -> str | None:
+    """Set the denoiser's attention; diffusers' default is SDPA. Why it stays so, where xformers lacks a kernel for what
+    diffusers tries first."""
+    if name == "xformers":
+        try:
+            denoiser.enable_xformers_memory_efficient_attention()
+        except RuntimeError as error:  # a NotImplementedError too, as xformers says it
+            said = str(error).strip().splitlines()[0]
+            return f"attention: SDPA after all (diffusers cannot use xformers here: {said})"
+    return None
+
+
+def set_limit(device: torch.device, limit_gb: float | None) -> None:
+    """Cap what this process takes of the card."""
+    if limit_gb is not None and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 2**30 / total), device)
+
+
+def spare_bytes(device: torch.device, limit_gb: float | None) -> int:
+    """What the steps so far left free on the card, less a tenth of its memory for what other steps may need."""
+    free, total = torch.cuda.mem_get_info(device)
+    mine = torch.cuda.memory_reserved(device)
+    most = min(free + mine, total if limit_gb is None else int(limit_gb * 2**30))
+    return most - torch.cuda.max_memory_allocated(device) - most // 10
+
+
+def free_bytes(device: torch.device, limit_gb: float | None) -> int | None:
+    """What is free on the card now; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    free += reserved - allocated
+    return free if limit_gb is None else min(free, int(limit_gb * 2**30) - allocated)
+
+
+def release(device: torch.device) -> None:
+    """Give back what nothing holds any more; on Linux also what the C library keeps of it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def spilled(device: torch.device) -> tuple[float, float] | None:
+    """(GiB used, GiB there) of a card that is full where the system lends it its own memory; Windows does that."""
+    if device.type != "cuda" or sys.platform != "win32":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    used = max(total - free, reserved)
+    return (used / 2**30, total / 2**30) if free < total // 50 or reserved > total else None
+
+
+def used_gb(device: torch.device) -> float:
+    """GiB in use now: reserved on a card, resident in memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device) / 2**30
+    import psutil
+
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def wait(device: torch.device) -> None:
+    """Until the card has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """From here on, where the system can: not on a CPU outside Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+def peak_gb(device: torch.device) -> float:
+    """GiB: reserved on the card at most; on a CPU the largest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    if sys.platform == "win32":
+        return _windows_peak() / 2**30
+    if sys.platform == "linux":
+        with suppress(OSError, StopIteration):
+            rows = Path("/proc/self/status").read_text("ascii").splitlines()
+            return int(next(row for row in rows if row.startswith("VmHWM")).split()[1]) / 2**20
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _windows_peak() -> int:
+    from ctypes import wintypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [
+            ("cb", wintypes.DWORD),
+            ("PageFaultCount", wintypes.DWORD),
+            ("PeakWorkingSetSize", ctypes.c_size_t),
+            *[(f"field{i}", ctypes.c_size_t) for i in range(7)],
+        ]
+
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    windll = ctypes.windll  # pyright: ignore[reportAttributeAccessIssue]
+    windll.psapi.GetProcessMemoryInfo(windll.kernel32.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
+    return int(counters.PeakWorkingSetSize)

@@ -1,0 +1,395 @@
+"""Runs as a host sees them: start, watch, ask, stop, list. Standard library only, for the UI and ComfyUI's nodes.
+
+A run is its folder; whoever knows the folder can watch and steer it, also after a restart. Training is always another
+process, in the trainer's own environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .events import STARTED_AS, identity, read_events, read_object, write_status
+from .files import sweep
+from .process import host, locked, start_time
+from .process import kill as kill_tree
+
+ROOT = Path(__file__).resolve().parents[2]
+Request = Literal["stop", "save", "sample"]
+REQUESTS = ("stop", "save", "sample")
+DONE, OURS, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+"""How the trainer's process ends."""
+DEFECT = "this is a defect of Pixelkiln; please report it with the traceback"
+ELSEWHERE_SECONDS = 60
+"""How long a run on another machine, in a shared folder, may be silent before it counts as gone."""
+_starting = threading.Lock()
+
+
+# ------------------------------------------------------------------------------------------- names, places, programs
+
+
+def safe_name(name: str) -> str:
+    """A name from outside that may become a folder or a file on any system, unchanged. ValueError otherwise."""
+    reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
+    if reserved or not re.fullmatch(r"(?![.\s])[^\\/:*?\"<>|\x00-\x1f\x7f]{1,100}(?<![.\s])", name):
+        raise ValueError(
+            f"name: {name[:120]!r} cannot be a folder's name everywhere; use up to 100 letters, digits, spaces, - and _"
+        )
+    return name
+
+
+def find_python(root: str | Path = ROOT) -> Path:
+    """The Python of the trainer's own environment, or what ``PIXELKILN_PYTHON`` names. ValueError: how to get it."""
+    chosen = os.environ.get("PIXELKILN_PYTHON")
+    python = Path(root) / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if chosen and not Path(chosen).is_file():
+        raise ValueError(f"PIXELKILN_PYTHON: there is no {chosen}; unset it or name a Python")
+    if not chosen and not python.is_file():
+        raise ValueError(f"trainer: it is not set up in {root}; run once, in that folder: python install.py trainer")
+    return Path(chosen) if chosen else python
+
+
+def _environment(**more: str) -> dict[str, str]:
+    """The host's environment without what is meant for the host's own Python."""
+    host_only = ("PYTHON", "VIRTUAL_ENV", "__PYVENV")
+    kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(host_only)}
+    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **more}
+
+
+def _quiet() -> dict[str, Any]:
+    """Popen arguments: a process group of its own, so that a host's Ctrl-C does not reach it, and no window."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+    return {"start_new_session": True}
+
+
+class Refused(ValueError):
+    """The trainer said no: its clear line, its exit code, and its JSON answer if it gave one."""
+
+    def __init__(self, line: str, code: int, answer: dict[str, Any]):
+        super().__init__(line)
+        self.code, self.answer = code, answer
+
+
+def ask(
+    arguments: Sequence[str],
+    *,
+    root: str | Path = ROOT,
+    python: str | Path | None = None,
+    module: str = "trainer",
+    timeout: float = 300,
+) -> dict[str, Any]:
+    """What ``python -m trainer ARGUMENTS --json`` answers. ValueError (Refused) with the trainer's own line."""
+    command = [str(python or find_python(root)), "-m", module, *arguments]
+    command += [] if "--json" in arguments else ["--json"]
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
+            **_quiet(),
+        )  # fmt: skip
+    except OSError as error:
+        told = f"trainer: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
+        raise ValueError(told) from None
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"trainer: no answer to '{arguments[0]}' within {timeout:g} s; try again") from None
+    text, said = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        answer = None
+    if done.returncode or not isinstance(answer, dict):
+        line = _complaint(said) or f"trainer: '{arguments[0]}' ended with code {done.returncode} and said nothing"
+        raise Refused(line, done.returncode, answer if isinstance(answer, dict) else {})
+    return answer
+
+
+def gigabytes(amount: float) -> str:
+    """An amount of memory to read: below 1 GB a tenth would hide what matters."""
+    return f"{amount:.2f}" if amount < 1 else f"{amount:.1f}"
+
+
+def _complaint(text: str) -> str:
+    """The trainer's last ``error: ...``, whole, or else its last line."""
+    _, *complaints = re.split(r"(?m)^error: ", text)
+    return (complaints or text.strip().split("\n"))[-1].strip()
+
+
+# ------------------------------------------------------------------------------------------------------------- start
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that this process started."""
+
+    run_dir: Path
+    process: subprocess.Popen[Any] = field(repr=False, compare=False)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def exit_code(self) -> int | None:
+        """None while it runs. 0 done, 2 the user's mistake, 1 ours, 130 stopped after saving."""
+        return self.process.poll()
+
+
+def start(
+    config: str | Path,
+    run_dir: str | Path,
+    *flags: str,
+    resume: bool = False,
+    root: str | Path = ROOT,
+    python: str | Path | None = None,
+    module: str = "trainer",
+) -> Job:
+    """Start ``python -m trainer train CONFIG FLAGS`` beside the host; everything it says goes to ``log.txt``.
+
+    ``run_dir`` must be the folder that the configuration names. ValueError when a training runs there already.
+    """
+    run_dir = Path(run_dir).resolve()
+    python = python or find_python(root)
+    command = [str(python), "-m", module, "train", str(Path(config).resolve()), *flags, *["--resume"] * resume]
+    token = uuid.uuid4().hex
+    try:
+        (run_dir / "control").mkdir(parents=True, exist_ok=True)
+        with _exclusive_start(run_dir), (run_dir / "log.txt").open("ab") as log:
+            for request in REQUESTS:
+                (run_dir / "control" / request).unlink(missing_ok=True)
+            begin = log.tell()
+            process = subprocess.Popen(
+                command, cwd=root, env=_environment(**{STARTED_AS: token}), stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, **_quiet(),
+            )  # fmt: skip
+            started = {"v": 1, "job": token, **identity(process.pid), "log": begin, "command": command}
+            # In place: the new process removes this file, and leftovers of atomic writes, as soon as it has the lock.
+            (run_dir / "start.json").write_text(json.dumps(started), encoding="utf-8")
+    except OSError as error:
+        told = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
+        raise ValueError(f"{run_dir}: the training cannot be started there ({told})") from None
+    return Job(run_dir, process)
+
+
+@contextmanager
+def _exclusive_start(run_dir: Path) -> Iterator[None]:
+    """One start at a time, and none beside a training that runs or is about to."""
+    with _starting, locked(run_dir / ".start.lock") as held:
+        if not held:
+            raise ValueError(f"run '{run_dir.name}': it is being started right now; wait for it")
+        now = status(run_dir)
+        if now.live:
+            raise ValueError(f"run '{run_dir.name}': {_busy(now)}")
+        yield
+
+
+def _busy(now: Status) -> str:
+    return f"it is already training (process {now.pid}); stop it first, or choose another run.name"
+
+
+@contextmanager
+def lock(run_dir: str | Path) -> Iterator[None]:
+    """Held by the one process that trains into a run's folder; ValueError when another does. Do this before all else.
+
+    It ends with the process, even a killed one. The run counts as running from here on. Leftovers of a killed writer
+    are removed, and so are requests that nobody obeyed, unless a host started us and may have asked already.
+    """
+    run_dir = Path(run_dir)
+    with locked(run_dir / ".lock") as held:
+        if not held:
+            raise ValueError(f"run '{run_dir.name}': {_busy(status(run_dir))}")
+        sweep(run_dir)
+        write_status(run_dir, "running", message="starting")
+        (run_dir / "start.json").unlink(missing_ok=True)
+        if STARTED_AS not in os.environ:
+            for request in REQUESTS:
+                (run_dir / "control" / request).unlink(missing_ok=True)
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------------- watch
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands."""
+
+    state: str = "new"
+    """new (nothing ran here yet), queued, running, saving, done, stopped, failed."""
+    step: int = 0
+    total: int = 0
+    eta: float | None = None
+    """Seconds."""
+    message: str = ""
+    exit_code: int | None = None
+    t: float = 0.0
+    """When the run last said something, seconds since 1970."""
+    pid: int = 0
+    start: str | None = None
+    host: str = ""
+    job: str | None = None
+    log: int = 0
+    """Where its words in ``log.txt`` begin."""
+    live: bool = False
+    """There is a process that trains, or is about to."""
+
+
+_DEFAULTS = {f.name: f.default for f in fields(Status) if f.name != "live"}
+
+
+def status(run_dir: str | Path) -> Status:
+    """How the run stands now. A run whose process is gone is told as failed; nothing is written."""
+    run_dir = Path(run_dir)
+    now = _read(run_dir / "status.json")
+    if now.state in ("running", "saving") and _alive(now, run_dir / "status.json"):
+        return replace(now, live=True)
+    begun = _read(run_dir / "start.json")
+    if begun.job and begun.job != now.job:
+        if _alive(begun, run_dir / "start.json"):
+            return Status("queued", message="starting", pid=begun.pid, start=begun.start, host=begun.host, live=True)
+        said = _complaint(tail(run_dir, since=begun.log))
+        return Status("failed", message=said or "it ended before it began", pid=begun.pid)
+    if now.state in ("running", "saving"):
+        return replace(now, state="failed", eta=None, message=_gone(run_dir, now))
+    return now
+
+
+def _read(path: Path) -> Status:
+    """What a status file says; what does not fit is as if it were missing."""
+    told = {key: value for key, value in read_object(path).items() if key in _DEFAULTS}
+    wanted = {key: (int, float) if key == "t" else type(_DEFAULTS[key]) for key in told}
+    return Status(**{k: v for k, v in told.items() if _DEFAULTS[k] is None or isinstance(v, wanted[k])})
+
+
+def _alive(now: Status, path: Path) -> bool:
+    """Whether the process is there. Of another machine's, through a shared folder, only silence tells."""
+    if now.host == host():
+        return now.start is not None and start_time(now.pid) == now.start
+    try:
+        return abs(time.time() - path.stat().st_mtime) < ELSEWHERE_SECONDS
+    except OSError:
+        return False
+
+
+def _gone(run_dir: Path, now: Status) -> str:
+    last = (tail(run_dir, 1) or " ").strip()
+    words = f" ({last.removeprefix('error: ')})" if last.startswith("error: ") else ""
+    where = "" if now.host == host() else f" on {now.host}"
+    why = f"the process is gone{where}: it crashed, was killed, or the machine went down{words}"
+    return f"{why}; resume goes on from the last saved state"
+
+
+def events(run_dir: str | Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The run's new events and the offset for next time: see ``events.read_events``."""
+    return read_events(Path(run_dir) / "events.jsonl", offset)
+
+
+def tail(run_dir: str | Path, lines: int = 40, since: int = 0) -> str:
+    """The end of ``log.txt``, from byte ``since`` at most; of a progress bar only its last picture."""
+    try:
+        with (Path(run_dir) / "log.txt").open("rb") as file:
+            file.seek(max(since, file.seek(0, os.SEEK_END) - 65536))
+            text = file.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")[-lines:])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder in a list."""
+
+    name: str
+    path: Path
+    status: Status
+
+
+def list_runs(runs_dir: str | Path) -> list[Run]:
+    """The runs below a folder, the one that spoke last first."""
+    try:
+        with os.scandir(runs_dir) as entries:
+            folders = [Path(entry.path) for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+    marks = ("status.json", "start.json", "config.toml")
+    runs = [Run(p.name, p, status(p)) for p in folders if any((p / mark).exists() for mark in marks)]
+    return sorted(runs, key=lambda run: (not run.status.live, -run.status.t, run.name))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An adapter file of a run."""
+
+    path: Path
+    step: int | None = None
+    epoch: int | None = None
+    """Both None: the final file."""
+
+
+def checkpoints(run_dir: str | Path) -> list[Checkpoint]:
+    """The run's whole adapter files, oldest first; the last is the newest."""
+    run_dir = Path(run_dir)
+    found: list[Checkpoint] = []
+    for path in (run_dir / "checkpoints").glob(f"{_literal(run_dir.name)}-*.safetensors"):
+        number = re.fullmatch(r"(?:step(\d{8})|(\d{6}))", path.stem.removeprefix(f"{run_dir.name}-"))
+        if number:
+            step, epoch = (int(n) if n else None for n in number.groups())
+            found.append(Checkpoint(path, step, epoch))
+    mixed = len({c.step is None for c in found}) == 2
+    found.sort(key=lambda c: (c.path.stat().st_mtime if mixed else 0, c.epoch or 0, c.step or 0))
+    final = run_dir / f"{run_dir.name}.safetensors"
+    if final.is_file():
+        # A finished run that was continued has a final file older than its new checkpoints.
+        newest = bool(found) and final.stat().st_mtime < found[-1].path.stat().st_mtime
+        found.insert(0 if newest else len(found), Checkpoint(final))
+    return found
+
+
+def _literal(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+# ------------------------------------------------------------------------------------------------------------- steer
+
+
+def request(run_dir: str | Path, what: Request) -> None:
+    """Ask a running training to stop (it saves first), to save, or to draw its previews. ValueError if none runs."""
+    run_dir = Path(run_dir)
+    if what not in REQUESTS:
+        raise ValueError(f"request: there is no '{what}'; there is: {', '.join(REQUESTS)}")
+    if not status(run_dir).live:
+        raise ValueError(f"run '{run_dir.name}': nothing trains there, so it cannot {what}; start it first")
+    (run_dir / "control").mkdir(exist_ok=True)
+    (run_dir / "control" / what).touch()
+
+
+def stop(run_dir: str | Path, timeout: float = 60) -> Status:
+    """Ask it to save and stop, and wait so long for it to end. Still ``live`` afterwards? Wait more, or ``kill``."""
+    with suppress(ValueError):  # it ended by itself
+        request(run_dir, "stop")
+    return wait(run_dir, timeout)
+
+
+def wait(run_dir: str | Path, timeout: float) -> Status:
+    """Wait at most so many seconds for the run's process to end."""
+    until = time.monotonic() + timeout
+    while (now := status(run_dir)).live and time.monotonic() < until:
+        time.sleep(0.05)
+    return now
+
+
+def kill(run_dir: str | Path) -> Status:
+    """End the run's process and its children at once; nothing is saved. Only ever the process that is the run's."""
+    now = status(run_dir)
+    if now.live and now.host == host():
+        kill_tree(now.pid)
+    return wait(run_dir, 5)

@@ -1,0 +1,213 @@
+"""From a configuration to the parts of a run: model, data, adapter, terms, optimizer. Here options are unpacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapters.bake import bake_all
+from ..adapters.inject import Adapter, inject, to_show
+from ..config import Config
+from ..data.loader import Dataset
+from ..data.progress import Progress, silent
+from ..diffusion import sampling
+from ..diffusion.process import scaled_linear
+from ..families.family import Family
+from ..families.load import Found, identify, load
+from ..losses.decode import Decoder, decoding_dtype
+from ..losses.term import Balance, LossParts, Term
+from ..memory import apply as levers
+from ..memory import device as memory
+from ..objectives.common import ObjectiveParts
+from ..optimizers.build import build as build_optimizer
+from ..optimizers.schedules import build_schedule
+from ..registry import losses, objectives
+from . import distributed as several
+from .checkpoint import thumbnail
+from .ema import Average
+from .monitors import Watch
+from .run_options import total_steps
+from .session import Parts
+
+BETAS = {"sd15": 2000.0, "sd2": 2000.0, "sdxl": 5000.0}
+"""DPO's beta by family, at mean reduction."""
+FLOW_BETA = 100.0
+PARTS = {
+    "unet": "denoiser",
+    "te": "text_encoder",
+    "te1": "text_encoder",
+    "te2": "text_encoder_2",
+    "te3": "text_encoder_3",
+}
+"""The adapter's components by the names of [optimizer]."""
+
+
+# ------------------------------------------------------------------------------------------------------------- making
+
+
+def scan(
+    config: Config, world: int = 1, found: Found | None = None, progress: Progress = silent
+) -> tuple[Found, Dataset]:
+    """What the model's file says it is, and the data; no weight is read. ValueError where options contradict them.
+
+    ``found``: the model, where it is known already.
+    """
+    found = found or identify(config.model)
+    draws = {getattr(o, "reference_draws", 0) for _, o in config.terms().values()}
+    if len(draws) > 1:
+        raise ValueError("objective.reference_draws: the terms have different numbers; give all the same")
+    dataset = Dataset(
+        config.data,
+        base_seed=config.run.seed,
+        native=found.kind.resolution,
+        multiple=found.kind.multiple,
+        cache_dir=Path(config.run.out) / "cache",
+        effective_batch=config.run.batch * config.run.accumulation * world,
+        shares=config.run.accumulation * world,
+        fixed_draws=draws.pop() if draws else 0,
+        progress=progress,
+    )
+    if not config.terms():
+        raise ValueError("loss: every term has weight 0; give one of them a weight")
+    for name, (_, objective) in config.terms().items():
+        _fits(f"objective ({objective.kind}, loss.{name})", objective.kind, dataset.kind)  # pyright: ignore[reportAttributeAccessIssue]
+    if (config.validation.every or config.validation.every_epochs) and not dataset.held:
+        raise ValueError("validation.every: nothing is held out; set data.validation_split, for example 0.1")
+    return found, dataset
+
+
+def _fits(where: str, objective: str, data: str) -> None:
+    wanted = {"sft": None, "kto": ("ratings", "pairs")}.get(objective, ("pairs",))
+    if wanted and data not in wanted:
+        raise ValueError(
+            f'{where}: it needs {" or ".join(wanted)}, but [data] gives {data}; set data.{wanted[0]} = "folder"'
+        )
+
+
+def build(
+    config: Config,
+    say: Callable[[str], None],
+    adapter_file: str | None = None,
+    data: bool = True,
+    progress: Progress = silent,
+) -> Parts:
+    """Load the model, scan the data, inject the adapter. ``data=False`` makes what previews need and nothing else."""
+    rank, world, device = several.join(config.run.device)
+    dtype = memory.choose_precision(config.run.precision, device)
+    if config.run.full and dtype == torch.float16:
+        raise ValueError("run.full: it needs bfloat16, which this card does not have; set full = false")
+    dataset = scan(config, world, progress=progress)[1] if data else None
+    for line in dataset.warnings if dataset else ():
+        say(f"warning: {line}")
+    vae_dtype, note = decoding_dtype(dtype, device)
+    family = load(config.model, dtype, vae_dtype=vae_dtype)
+    for line in [*family.notes, *([note] if note else [])]:
+        say(line)
+    attention, why = memory.choose_attention(device, config.memory.attention)
+    say(f"training on {device}, {str(dtype).removeprefix('torch.')}, attention: {why}")
+    if config.model.base_adapters:
+        for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
+            say(line)
+    streamer = levers.lighten(config.memory, family.denoiser, family.encoder_places(device), device, say)
+    family.to(device)
+    if instead := memory.use_attention(family.denoiser, attention):
+        attention = "sdpa"
+        say(instead)
+    adapter = make_adapter(config, family, dtype, adapter_file, say)
+    levers.shape(config.memory, family.denoiser, Path(config.run.out) / "cache" / "compiled")
+    trains_text = any(p.requires_grad for encoder in family.text_encoders.values() for p in encoder.parameters())
+    side = config.data.resolution or family.kind.resolution
+    native = (side, side) if isinstance(side, int) else (side[0], side[1])
+    if config.run.kohya_strict:
+        config = config.model_copy(update={"noise": config.noise.model_copy(update={"whole_timesteps": True})})
+    shown = sampling.prompts(config.sample, native, family.kind.multiple)
+    scaler = _scaler(device, dtype)
+    parts = Parts(config, family, adapter, device, dtype, rank, world, trains_text, shown, scaler, attention, streamer)
+    if not trains_text:
+        texts = {text for prompt in parts.prompts for text in (prompt.text, prompt.negative)}
+        with torch.no_grad():
+            parts.heard = {text: family.encode_text([text]).to(torch.device("cpu")) for text in sorted(texts)}
+    if dataset:
+        _training(parts, dataset, vae_dtype, say)
+    return parts
+
+
+def _scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaler.scale(torch.zeros((), device=device))  # it has its scale from here on, whatever the first step computes
+    return scaler
+
+
+def make_adapter(
+    config: Config, family: Family, dtype: torch.dtype, file: str | None, say: Callable[[str], None]
+) -> Adapter:
+    options = config.adapter if file is None else to_show(config.adapter, file)
+    own = dtype if dtype == torch.float64 or config.run.full else torch.float32
+    adapter = inject(family.denoiser, family.text_encoders, family.name, options, dtype=own, seed=config.run.seed)
+    if "start" in {getattr(o, "reference", None) for _, o in config.terms().values()}:
+        adapter.keep_start()
+    for line in adapter.notes:
+        say(line)
+    return adapter
+
+
+def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Callable[[str], None]) -> None:
+    """What only training needs: encoded data, terms, optimizer, schedule."""
+    config, family = parts.config, parts.family
+    thumbnail(config.save)  # a wrong one is told before the run, not after it
+    total = total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
+    ending = {"sd15": "sd", "sd2": "sd", "sdxl": "sdxl"}.get(family.name, "sd3")
+    dataset.attach(
+        family.encode_pixels,
+        None if parts.trains_text else family.encode_text,
+        family.fingerprints,
+        sd_scripts=(ending, lambda z: family.scale * (z - family.shift)),
+        total_steps=total,
+    )
+    parts.dataset, parts.total = dataset, total
+    make_terms(parts, vae_dtype, say)
+    parts.optimizer, notes = build_optimizer(config.optimizer, groups(parts.adapter))
+    if config.save.ema:
+        parts.average = Average(parts.parameters(), config.save.ema)
+    parts.schedule, more = build_schedule(config.schedule, parts.total, parts.optimizer)
+    for line in [*notes, *more]:
+        say(line)
+
+
+def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str], None]) -> None:
+    """The loss terms with their objectives, and the decoder where one of them looks at pixels."""
+    config, family = parts.config, parts.family
+    terms = config.terms()
+    if any(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
+        parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
+        levers.tune(config.memory, parts.decoder, parts.device, Path(config.run.out) / "cache" / "compiled")
+    beta = BETAS.get(family.name, FLOW_BETA)
+    weighed = family.process
+    if config.run.kohya_strict and not weighed.is_flow:
+        weighed = replace(weighed, alphas=scaled_linear())
+    if all(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
+        for name in sorted({name for _, o in terms.values() for name in getattr(o, "weighed_by", ())}):
+            say(f"warning: objective.{name}: it weighs errors of the output, but all terms decode: no effect")
+    for name, (options, objective) in terms.items():
+        loss = losses[name].build(options, LossParts(family.process, parts.decoder, getattr(objective, "in_x0", False)))
+        judge = objectives[objective.kind].build(objective, ObjectiveParts(weighed, options.decodes, beta))  # pyright: ignore
+        parts.terms.append(Term(name, loss, judge, options))  # pyright: ignore[reportArgumentType]
+        for line in options.warnings():  # pyright: ignore[reportAttributeAccessIssue]
+            say(f"warning: loss.{name}.{line}")
+    parts.balance = Balance(parts.terms)
+    parts.watch = Watch({name: objective for name, (_, objective) in terms.items()})
+
+
+def groups(adapter: Adapter) -> list[dict[str, Any]]:
+    """The adapter's parameter groups, by the optimizer's names for the parts."""
+    made = []
+    for group in adapter.parameter_groups():
+        part = PARTS[group["component"]]
+        suffix = group["name"].removeprefix(group["component"]).strip().replace(" ", "-")
+        name = f"{part}.{suffix}" if suffix else part
+        made.append({"name": name, "params": group["params"], "ratio": group["lr_scale"]})
+    return made

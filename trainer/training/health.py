@@ -1,0 +1,83 @@
+"""[heal]: what a run does about numbers that are none, and what it notes about losses that stand out.
+
+A step whose loss or gradient is NaN or infinite teaches nothing and is skipped. When too many come in a row the weights
+have run away: the run goes back to the last state from which it still took good steps, lowers the learning rate, and
+goes on. When that does not help either, it stops and says so.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..registry import Options, option
+
+WINDOW, ENOUGH = 128, 32
+SIGMAS, LEAST = 6.0, 3.0
+
+
+class HealOptions(Options):
+    skip_limit: int = option(10, label="Skipped steps in a row", ge=1)
+    """After so many steps in a row whose loss or gradient is no number, go back to the last good state."""
+    rollbacks: int = option(1, label="Times to go back", ge=0)
+    """How often a run goes back before it stops; 0 stops at once."""
+    rate_factor: float = option(0.5, label="Rate after going back", gt=0, le=1)
+    """What the learning rate is multiplied by each time the run goes back."""
+
+
+@dataclass
+class Health:
+    """How a run is doing. The same on all processes."""
+
+    options: HealOptions
+    streak: int = 0
+    """Steps skipped in a row, up to now."""
+    skipped: int = 0
+    """All skipped steps."""
+    rolled_back: int = 0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    """Logarithms of the last losses."""
+
+    def good(self, loss: float) -> float | None:
+        """A step was learned from. The usual loss, when this one stands out."""
+        self.streak = 0
+        return self._spike(loss)
+
+    def skip(self, counts: bool = True) -> None:
+        """``counts``: it says something of the weights, and not only of the scale of float16's gradients."""
+        self.streak += counts
+        self.skipped += 1
+
+    @property
+    def ill(self) -> bool:
+        return self.streak >= self.options.skip_limit
+
+    @property
+    def may_roll_back(self) -> bool:
+        return self.rolled_back < self.options.rollbacks
+
+    def _spike(self, loss: float) -> float | None:
+        """Losses of single noise levels differ by orders of magnitude, so a spike is one of their logarithms: 6 robust
+        standard deviations (1.4826 times the median distance from the median) above the median of the last 128."""
+        if loss <= 0:
+            return None
+        value, usual = math.log(loss), None
+        if len(self.recent) >= ENOUGH:
+            middle = statistics.median(self.recent)
+            spread = 1.4826 * statistics.median(abs(x - middle) for x in self.recent)
+            if value > middle + max(SIGMAS * spread, math.log(LEAST)):
+                usual = math.exp(middle)
+        self.recent.append(value)
+        return usual
+
+    # -- the state ------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "rolled_back": self.rolled_back, "recent": list(self.recent)}
+
+    def load(self, told: dict[str, Any]) -> None:
+        self.skipped, self.rolled_back = told.get("skipped", 0), told.get("rolled_back", 0)
+        self.recent = deque(told.get("recent", []), maxlen=WINDOW)

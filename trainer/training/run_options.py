@@ -1,0 +1,160 @@
+"""[run]: one training run, and the folder that is its interface to every host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from ..registry import Options, PathStr, option
+from ..runs.control import safe_name
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+
+
+class RunOptions(Options):
+    name: str = option("last", kohya="output_name", label="Name")
+    """What the run's folder and its adapter file are called."""
+    out: PathStr = option("runs", kohya="output_dir", label="Output folder")
+    """The folder that holds the runs."""
+    seed: int = option(0, kohya="seed", label="Seed", ge=0, lt=2**63)
+    """All randomness follows from it: the same seed gives the same noise, data order and previews."""
+    steps: int | None = option(None, kohya="max_train_steps", label="Steps", ge=1)
+    """How often the adapter is changed. Without ``steps`` and ``epochs``: 1000."""
+    epochs: int | None = option(None, kohya="max_train_epochs", label="Epochs", ge=1)
+    """Instead of ``steps``: how often all pictures are seen."""
+    batch: int = option(1, kohya="train_batch_size", label="Batch size", ge=1)
+    """Pictures (or pairs) on the card at a time."""
+    accumulation: int = option(1, kohya="gradient_accumulation_steps", label="Gradient accumulation", ge=1)
+    """Micro-batches per optimizer step: the effective batch is batch x accumulation x processes, of one bucket."""
+    precision: Precision = option("auto", kohya="mixed_precision", label="Precision")
+    """Of the frozen weights and the arithmetic; the adapter stays in fp32. ``auto``: bf16 where the card has it, fp16
+    on older cards, fp32 on a CPU. ``fp64`` is for comparing runs exactly."""
+    full: bool = option(False, kohya="full_bf16", label="Adapter in low precision")
+    """Keep the adapter in bf16 too (only with precision bf16): less memory, rougher updates."""
+    device: str = option("auto", label="Device")
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+    resume_from: PathStr | None = option(None, kohya="resume", label="Go on from a state")
+    """A state file of Pixelkiln, or the folder of a run: adapter, optimizer and step are taken from there. ``--resume``
+    goes on from this run's own."""
+    log_dir: PathStr | None = option(None, kohya="logging_dir", label="TensorBoard folder")
+    """Where TensorBoard's curves go, in a folder named after the time; in the run's own folder when not given."""
+    log_prefix: str = option("", kohya="log_prefix", label="TensorBoard prefix")
+    """What the name of that folder begins with."""
+    kohya_strict: bool = option(False, kohya="kohya_strict", label="Kohya's numbers")
+    """Reproduce sd-scripts' numbers where we do it otherwise: loss weights from the noise schedule before zero terminal
+    SNR is put on it, SD3's timesteps rounded down, epochs counted over micro-batches of all buckets."""
+
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        try:
+            return safe_name(name)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("name: ")) from None
+
+    @model_validator(mode="after")
+    def _agree(self) -> RunOptions:
+        if self.steps and self.epochs:
+            raise ValueError("steps and epochs are both given; keep one of them")
+        if self.full and self.precision not in ("bf16", "auto"):
+            raise ValueError(f"full needs precision bf16, not {self.precision}; set precision = 'bf16' or full = false")
+        return self
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what: read it with ``ls``, the UI, or a node."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def before_after(self) -> Path:
+        return self.path / "before_after.png"
+
+    @property
+    def final(self) -> Path:
+        return self.path / f"{self.path.name}.safetensors"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"{self.path.name}-step{step:08d}.safetensors"
+
+    def epoch(self, epoch: int) -> Path:
+        """The adapter after so many epochs."""
+        return self.checkpoints / f"{self.path.name}-{epoch:06d}.safetensors"
+
+    def make(self) -> None:
+        try:
+            for folder in (self.path, self.samples, self.checkpoints, self.state, self.control):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".write"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"run.out: {self.path} cannot be written ({error.strerror}); choose a folder that you may write to"
+            ) from None
+
+    def set_aside(self) -> Path | None:
+        """Move the states, checkpoints and pictures of an earlier run into a new folder ``earlier``, then ``earlier-2``
+        and so on; None without any."""
+        old = [path for path in (self.state, self.checkpoints, self.samples) if any(path.iterdir())]
+        old += [self.before_after] if self.before_after.exists() else []
+        if not old:
+            return None
+        names = ("earlier", *(f"earlier-{number}" for number in range(2, 10_000)))
+        earlier = next(folder for name in names if not (folder := self.path / name).exists())
+        try:
+            earlier.mkdir()
+            for path in old:
+                path.replace(earlier / path.name)
+        except OSError as error:
+            raise ValueError(
+                f"run.name: what an earlier run left in {self.path} cannot be moved to {earlier.name} "
+                f"({error.strerror}); close what has it open, or choose another name"
+            ) from None
+        self.make()
+        return earlier
+
+    def take_requests(self) -> set[str]:
+        """The requests lying in ``control/``, taken away: stop, save, sample."""
+        asked = (
+            {p.name for p in self.control.iterdir()} & {"stop", "save", "sample"} if self.control.is_dir() else set()
+        )
+        for name in asked:
+            (self.control / name).unlink(missing_ok=True)
+        return asked
+
+
+def total_steps(options: RunOptions, steps_per_epoch: int, batches_per_epoch: int) -> int:
+    """Of the run. An effective batch is of one bucket here; sd-scripts accumulates over batches as they come."""
+    if options.kohya_strict:
+        steps_per_epoch = -(-batches_per_epoch // options.accumulation)
+    return options.epochs * steps_per_epoch if options.epochs else options.steps or 1000
+
+
+def epochs(total: int, steps_per_epoch: int) -> int:
+    """Passes over the data that so many steps are, the last one perhaps not whole."""
+    return -(-total // steps_per_epoch)
