@@ -11,6 +11,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..trainer.errors import UserError
 from .store import ROOT, Home, write_json
 
 PORTS = range(7860, 7880)
@@ -44,7 +45,7 @@ def free_port(asked: int | None, host: str) -> int:
                 continue
             return port
     told = f"{asked} is taken" if asked else f"{PORTS[0]} to {PORTS[-1]} are taken"
-    raise ValueError(f"--port: {told}; is the page open already? else give another one")
+    raise UserError(f"--port: {told}; is the page open already? else give another one")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

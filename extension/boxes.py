@@ -7,6 +7,7 @@ import secrets
 import threading
 from pathlib import Path
 
+from ..trainer.errors import UserError
 from . import captions
 from .page import Context, short
 from .store import read_json, write_json
@@ -47,7 +48,7 @@ class Boxes:
         both = {"typed here": text, "written elsewhere": now}
         write_json(self.refused, {**read_json(self.refused), str(picture): both})
         told = f"its caption was changed elsewhere meanwhile, to '{short(now)}', and that stays"
-        raise ValueError(f"{picture.name}: {told}; yours, '{short(text)}', is kept in {self.refused}")
+        raise UserError(f"{picture.name}: {told}; yours, '{short(text)}', is kept in {self.refused}")
 
     def _picture(self, address: str) -> Path | None:
         """The picture that the page showed above the box."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from ..trainer.errors import UserError
 from . import images, words
 from .store import write
 
@@ -40,7 +41,7 @@ def scan(folder: Path) -> Listing:
             both = [(entry.name, entry.is_dir()) for entry in kept]
             stamps = {e.name: (e.stat().st_mtime_ns, e.stat().st_size) for e in kept if e.is_file()}
     except OSError as error:
-        raise ValueError(f"data.path: {folder} cannot be read ({error.strerror}); check its permissions") from None
+        raise UserError(f"data.path: {folder} cannot be read ({error.strerror}); check its permissions") from None
     files = [name for name, is_folder in both if not is_folder]
     pictures = sorted(name for name in files if Path(name).suffix.lower() in images.ENDINGS)
     stems = {Path(name).stem for name in pictures}
@@ -61,9 +62,9 @@ def read(picture: Path) -> str | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
-        raise ValueError(f"{path.name}: it is not UTF-8 text; save it as UTF-8") from None
+        raise UserError(f"{path.name}: it is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
-        raise ValueError(f"{path.name}: it cannot be read ({error.strerror})") from None
+        raise UserError(f"{path.name}: it cannot be read ({error.strerror})") from None
 
 
 def current(picture: Path) -> str:
@@ -124,7 +125,7 @@ def _text(picture: str, _changed: int, _bytes: int) -> str | None:
 def replace_in_all(listing: Listing, find: str, by: str, whole_tags: bool) -> dict[str, tuple[str, str]]:
     """Replace in every caption; gives (old text, new text) of those that changed, to undo with ``restore``."""
     if not find:
-        raise ValueError("find: nothing to look for; write what is to be replaced")
+        raise UserError("find: nothing to look for; write what is to be replaced")
     changed: dict[str, tuple[str, str]] = {}
     for name, caption in read_all(listing).items():
         if caption is None:
@@ -192,7 +193,7 @@ def _place(folder: Path, upload: Path) -> Path:
         if stem.lower() not in taken:
             write(target, data)
             return target
-    raise ValueError("there are too many of this name; rename it")
+    raise UserError("there are too many of this name; rename it")
 
 
 def _caption(pictures: Sequence[Path], data: bytes) -> int:
@@ -201,11 +202,11 @@ def _caption(pictures: Sequence[Path], data: bytes) -> int:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text; save it as UTF-8") from None
+        raise UserError("it is not UTF-8 text; save it as UTF-8") from None
     if not pictures:
-        raise ValueError("there is no picture of this name in the folder; drop them together")
+        raise UserError("there is no picture of this name in the folder; drop them together")
     if any(read(one) not in (None, "", text.strip()) for one in pictures):
-        raise ValueError("its picture has another caption, which stays; change that one in its box")
+        raise UserError("its picture has another caption, which stays; change that one in its box")
     for one in pictures:
         write(one.with_suffix(".txt"), text)
     return len(pictures)

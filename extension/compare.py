@@ -18,6 +18,7 @@ import gradio as gr
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
+from ..trainer.errors import UserError
 from ..trainer.runs import control as job
 from . import draws, hosts, votes, words
 from .draws import BASE, Candidate, Sheet
@@ -202,7 +203,7 @@ class Compare:
         known = {str(c.path) for one in job.list_runs(self.home.runs) for c in job.checkpoints(one.path)}
         found = next((one for one in lora_hosts(self.home) if str(one.root) == target), None)
         if adapter not in known or found is None:
-            raise ValueError("use: choose a checkpoint and where it goes")
+            raise UserError("use: choose a checkpoint and where it goes")
         gr.Info(words.COPIED.format(escape(str(hosts.give(Path(str(adapter)), found)))))
 
     @kindly
@@ -277,7 +278,7 @@ def prompts_of(run_dir: Path) -> list[str]:
 def lines_of(text: str) -> list[str]:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
-        raise ValueError("prompts: there are none; write one a line")
+        raise UserError("prompts: there are none; write one a line")
     return lines
 
 
@@ -288,14 +289,14 @@ def _candidates(home: Any, run_dir: Path, adapters: list[str], weights: str) -> 
             1.0
         ]
     except ValueError:
-        raise ValueError(f"strengths: '{weights}' are no numbers; write for example 0.6, 0.8, 1") from None
+        raise UserError(f"strengths: '{weights}' are no numbers; write for example 0.6, 0.8, 1") from None
     out = [Candidate(words.BASE, None)] if BASE in adapters else []
     for adapter in (one for one in adapters if one in names and one != BASE):
         out += [Candidate(names[adapter] + (f" × {n:g}" if n != 1 else ""), adapter, n) for n in numbers]
     if not out:
-        raise ValueError("checkpoints: none is chosen; choose at least one")
+        raise UserError("checkpoints: none is chosen; choose at least one")
     if len(out) > MOST_CANDIDATES:
-        raise ValueError(f"checkpoints: {len(out)} columns are too many to look at; keep {MOST_CANDIDATES} or fewer")
+        raise UserError(f"checkpoints: {len(out)} columns are too many to look at; keep {MOST_CANDIDATES} or fewer")
     return out
 
 

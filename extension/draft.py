@@ -17,6 +17,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from ..trainer import config
+from ..trainer.errors import UserError
 from . import words
 from .security import Folders
 from .store import Home, locked, write
@@ -55,10 +56,10 @@ def replace(home: Home, text: str, based_on: str | None = None) -> None:
     try:
         tomlkit.parse(text)
     except TOMLKitError as error:
-        raise ValueError(f"recipe: this is not TOML ({error}); mend that line") from None
+        raise UserError(f"recipe: this is not TOML ({error}); mend that line") from None
     with locked(home.draft):
         if based_on is not None and based_on != mark(read(home)):
-            raise ValueError("recipe: it was changed in another window meanwhile; look at it again, then apply")
+            raise UserError("recipe: it was changed in another window meanwhile; look at it again, then apply")
         write(home.draft, text)
 
 
@@ -80,7 +81,7 @@ def changed(text: str, changes: Mapping[str, Any], folders: Folders = BUNDLED) -
     try:
         document = tomlkit.parse(text)
     except TOMLKitError as error:
-        raise ValueError(f"recipe: the text beside the form is not TOML ({error}); mend it first") from None
+        raise UserError(f"recipe: the text beside the form is not TOML ({error}); mend it first") from None
     under = inherited(document.unwrap(), folders)
     for key, value in changes.items():
         _set(document, key, value, under)
@@ -91,7 +92,7 @@ def untouched(key: str, entered: Any, shown: Any, now: Any) -> bool:
     """Whether a field still says what it showed. ValueError: it does not, and another window has set the key since."""
     if entered != shown and now not in (shown, entered):
         told = f"{key}: another window has set it to {now!r} meanwhile, and that stays; to set it to {entered!r}"
-        raise ValueError(f"{told}, open this step again and enter it anew")
+        raise UserError(f"{told}, open this step again and enter it anew")
     return entered == shown
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import tomlkit
 
+from ..trainer.errors import UserError
 from ..trainer.runs import control as job
 from .store import Home, locked, read_json, start_beside, write, write_json
 
@@ -97,7 +98,7 @@ def configured(run_dir: Path, prompts: Sequence[str]) -> str:
     try:
         document = tomlkit.parse((run_dir / "config.toml").read_text(encoding="utf-8"))
     except OSError:
-        raise ValueError(f"run '{run_dir.name}': its config.toml cannot be read; choose another run") from None
+        raise UserError(f"run '{run_dir.name}': its config.toml cannot be read; choose another run") from None
     sample: Any = document.setdefault("sample", tomlkit.table())
     sample.pop("file", None)
     sample["prompts"] = list(prompts)
@@ -123,9 +124,9 @@ def start(run_dir: Path, one: Sheet) -> None:
 def _card_is_free(runs: Path) -> None:
     training = next((run.name for run in job.list_runs(runs) if run.status.live), None)
     if training:
-        raise ValueError(f"draw: run '{training}' trains on this machine's card; pause it in step 4, or wait for it")
+        raise UserError(f"draw: run '{training}' trains on this machine's card; pause it in step 4, or wait for it")
     if under_way(runs):
-        raise ValueError("draw: other pictures are being drawn; wait for them, or press Stop")
+        raise UserError("draw: other pictures are being drawn; wait for them, or press Stop")
 
 
 def _start(folder: Path) -> None:
@@ -137,7 +138,7 @@ def _start(folder: Path) -> None:
         process = start_beside(command, log)
     except OSError as error:
         told = f"draw: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
-        raise ValueError(told) from None
+        raise UserError(told) from None
     write_json(folder / MARK, {"v": 1, "job": uuid.uuid4().hex, **job.identity(process.pid), "log": begin})
 
 
@@ -155,7 +156,7 @@ def stop(runs: Path) -> None:
     """End all drawing below a folder of runs; what is drawn stays. ValueError: nothing is being drawn."""
     drawing = under_way(runs)
     if not drawing:
-        raise ValueError("draw: nothing is being drawn")
+        raise UserError("draw: nothing is being drawn")
     for folder in drawing:
         job.kill(folder)
         (folder / MARK).unlink(missing_ok=True)

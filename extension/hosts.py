@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..trainer.errors import UserError
 from . import words
 from .store import ROOT, Home, read_json, write_json
 
@@ -64,7 +65,7 @@ def find(home: Home) -> list[Host]:
 def add(home: Home, folder: Path) -> None:
     """Remember a program's folder that was not found by itself."""
     if not any((folder / name).is_dir() for name in (*LORAS, *CHECKPOINTS)):
-        raise ValueError(f"folder: {folder} holds no models/loras or models/Lora; give the program's own folder")
+        raise UserError(f"folder: {folder} holds no models/loras or models/Lora; give the program's own folder")
     settings = read_json(home.settings)
     known = [one for one in settings.get("hosts", []) if one != str(folder)]
     write_json(home.settings, {**settings, "hosts": [*known, str(folder)]})
@@ -89,7 +90,7 @@ def models(hosts: Iterable[Host]) -> list[tuple[str, str]]:
 def give(adapter: Path, host: Host) -> Path:
     """Copy an adapter into the program's folder; one of the same name and other content keeps its place."""
     if host.loras is None:
-        raise ValueError(f"{host.name}: it has no folder for LoRA files; make {host.root / LORAS[0]}")
+        raise UserError(f"{host.name}: it has no folder for LoRA files; make {host.root / LORAS[0]}")
     target = host.loras / adapter.name
     number = 2
     while target.exists() and target.read_bytes() != adapter.read_bytes():
@@ -101,5 +102,5 @@ def give(adapter: Path, host: Host) -> Path:
         aside.replace(target)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise ValueError(f"{host.loras}: it cannot be written ({error.strerror}); copy the file by hand") from None
+        raise UserError(f"{host.loras}: it cannot be written ({error.strerror}); copy the file by hand") from None
     return target

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from ..trainer.errors import UserError
 from .store import write
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
@@ -82,9 +83,9 @@ def whole(data: bytes) -> str:
     try:
         with Image.open(io.BytesIO(data), formats=list(kinds)) as picture:
             if picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(f"{picture.width} x {picture.height} pixels are too many; make it smaller")
+                raise UserError(f"{picture.width} x {picture.height} pixels are too many; make it smaller")
             ending = kinds[str(picture.format)]
             picture.load()
     except (OSError, SyntaxError):
-        raise ValueError("it is no whole PNG, JPEG, WebP, BMP or AVIF picture; save it as one") from None
+        raise UserError("it is no whole PNG, JPEG, WebP, BMP or AVIF picture; save it as one") from None
     return ending

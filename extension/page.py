@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
+from ..trainer.errors import UserError
 from ..trainer.runs import control as job
 from . import draft, hosts, words
 from .draft import Problem
@@ -129,7 +130,7 @@ def folder_of(home: Home, name: str | None) -> Path:
     """A run's folder, by a name that a list gave out. ValueError for any other."""
     found = next((one.path for one in job.list_runs(home.runs) if one.name == name), None)
     if found is None:
-        raise ValueError(f"run: there is no '{name}'; choose one from the list")
+        raise UserError(f"run: there is no '{name}'; choose one from the list")
     return found
 
 

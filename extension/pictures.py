@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from ..trainer import config
+from ..trainer.errors import UserError
 from . import captions, crops, draft, images, tagger, words
 from .boxes import Boxes
 from .page import EVENT, SLOW, Context, Screen, kindly, note, notes, say_copy
@@ -166,7 +167,7 @@ class Pictures:
         """The pictures of a file: ours, or kohya's for data sets. The rest of the recipe stays."""
         tables = config.absolute(draft.values_of(read_import(file, self.context.folders)), file.parent)
         if not _folders(tables):
-            raise ValueError(f"{file.name}: it names no pictures; give a folder, or a file with data sets")
+            raise UserError(f"{file.name}: it names no pictures; give a folder, or a file with data sets")
         self.context.change({"data": tables["data"]})
 
     @kindly
@@ -188,7 +189,7 @@ class Pictures:
             except ValueError as error:
                 wrong.append(str(error))
         if wrong:
-            raise ValueError(wrong[0] + (f" (and {len(wrong) - 1} more)" if wrong[1:] else ""))
+            raise UserError(wrong[0] + (f" (and {len(wrong) - 1} more)" if wrong[1:] else ""))
 
     @kindly
     def turn(self, by_pages: int, chosen: str, filtered: str, held: str, at: int, *values: Any) -> list[Any]:
@@ -229,7 +230,7 @@ class Pictures:
         before = read_json(self.undo_file)
         changed = before.get("captions")
         if not changed:
-            raise ValueError("undo: nothing was replaced before")
+            raise UserError("undo: nothing was replaced before")
         done = captions.restore(self.context.folders.check("undo", before["folder"]), changed)
         self.undo_file.unlink(missing_ok=True)
         left = words.LEFT_AS_EDITED.format(len(changed) - done) if done < len(changed) else ""

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from ..trainer.data import pairs_file
+from ..trainer.errors import UserError
 from ..trainer.runs import control as job
 from . import draft, draws, duels, words
 from .compare import lines_of, prompts_of, stop_button
@@ -160,7 +161,7 @@ class Prefer:
         if won == "undo":
             return self._top(rest, str(target), told)
         if not rest:
-            raise ValueError(words.NOTHING_TO_RATE)
+            raise UserError(words.NOTHING_TO_RATE)
         meant = next((one for one in rest if self._is(one, seen)), None)
         if meant is None:  # the key was meant for the pictures before, which are decided
             return self._top(rest, str(target))
@@ -179,7 +180,7 @@ class Prefer:
     @kindly
     def thumb(self, side: str, liked: bool, folder: str, rest: list[duels.Duel], acts: list[duels.Act]) -> str:
         if not rest:
-            raise ValueError(words.NOTHING_TO_RATE)
+            raise UserError(words.NOTHING_TO_RATE)
         target = self._pairs_folder(folder)
         acts.append(duels.rate(target, rest[0], side, liked))
         return _counts(target)
@@ -224,11 +225,11 @@ class Prefer:
     def _pairs_folder(self, folder: str) -> Path:
         """Where pairs are written: any folder on one's own machine, one of the server's when it is open to others."""
         if not folder.strip():
-            raise ValueError("pairs: no folder is given; write where they are kept")
+            raise UserError("pairs: no folder is given; write where they are kept")
         path = Path(folder.strip()).expanduser().resolve()
         roots = self.context.folders.roots
         if roots is not None and not any(path.is_relative_to(root) for root in roots):
-            raise ValueError(f"pairs: {folder} is outside the folders of this server; start it with --folder {folder}")
+            raise UserError(f"pairs: {folder} is outside the folders of this server; start it with --folder {folder}")
         return path
 
     @kindly
@@ -273,7 +274,7 @@ def fill_recipe(home: Any, pairs: Path, run_dir: Path | None) -> None:
     """Write the recipe of a preference run: the pairs, and the run's model and adapter to start from."""
     rated = not duels.pairs(pairs)
     if rated and not duels.ratings(pairs):
-        raise ValueError(f"pairs: there are none in {pairs}; choose some first")
+        raise UserError(f"pairs: there are none in {pairs}; choose some first")
     kind = "kto" if rated else "dpo"
     key = "data.ratings" if rated else "data.pairs"
     changes: dict[str, Any] = {

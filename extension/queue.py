@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..trainer.errors import UserError
 from ..trainer.runs import control as job
 from . import draws
 from .store import Home, locked, read_json, start_beside, write, write_json
@@ -97,11 +98,11 @@ def add(home: Home, name: str, text: str) -> Job:
 def add_resume(home: Home, run_dir: Path) -> Job:
     """Go on with a run that stopped, next."""
     if not (run_dir / "config.toml").is_file():
-        raise ValueError(f"run '{run_dir.name}': it never began, so there is nothing to go on from; start it anew")
+        raise UserError(f"run '{run_dir.name}': it never began, so there is nothing to go on from; start it anew")
     with _changing(home) as box:
         old: Queue = box["queue"]
         if any(one.folder == str(run_dir) for one in old.of("waiting", "running")):
-            raise ValueError(f"run '{run_dir.name}': it is in the queue already")
+            raise UserError(f"run '{run_dir.name}': it is in the queue already")
         one = Job(
             uuid.uuid4().hex[:12], run_dir.name, str(run_dir), str(run_dir / "config.toml"), True, added=time.time()
         )

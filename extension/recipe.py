@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..trainer.errors import UserError
 from ..trainer.runs import control as job
 from . import draft, fields, hosts, words
 from .page import EVENT, RENDER, SLOW, Context, Screen, kindly, note, problem_list, say_copy
@@ -276,5 +277,5 @@ def read_import(path: Path, folders: Folders = ANYWHERE) -> str:
     answer = job.ask(["import-kohya", str(path)])
     text = answer.get("toml")
     if not isinstance(text, str):
-        raise ValueError(f"{path.name}: the trainer could not make a recipe of it")
+        raise UserError(f"{path.name}: the trainer could not make a recipe of it")
     return text

@@ -14,6 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..trainer.errors import UserError
 from .store import Home, write
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -174,21 +175,21 @@ class Folders:
         """The folder, absolute and without links. ValueError: empty, not there, or not allowed."""
         given = what.strip().strip('"').strip()
         if not given:
-            raise ValueError(f"{where}: no folder is given; write or paste its path")
+            raise UserError(f"{where}: no folder is given; write or paste its path")
         path = Path(given).expanduser()
         try:
             path = path.resolve()
             inside = self.roots is None or any(path.is_relative_to(root) for root in self.roots)
             if not inside:
-                raise ValueError(
+                raise UserError(
                     f"{where}: {given} is outside the folders of this server; start it with --folder {given}"
                 )
             if not path.is_dir():
                 told = "is a file; give its folder" if path.is_file() else "is not there; check the path"
-                raise ValueError(f"{where}: {given} {told}")
+                raise UserError(f"{where}: {given} {told}")
             next(path.iterdir(), None)
         except OSError as error:
-            raise ValueError(f"{where}: {given} cannot be read ({error.strerror}); check its permissions") from None
+            raise UserError(f"{where}: {given} cannot be read ({error.strerror}); check its permissions") from None
         return path
 
     def allow(self, where: str, value: Any) -> None:
@@ -202,7 +203,7 @@ class Folders:
         elif self.roots is not None and isinstance(value, str) and _leads_away(value):
             path = Path(value).expanduser().resolve()
             if not any(path.is_relative_to(root) for root in self.roots):
-                raise ValueError(f"{where}: {value} is outside the folders of this server; start it with --folder PATH")
+                raise UserError(f"{where}: {value} is outside the folders of this server; start it with --folder PATH")
 
 
 ANYWHERE = Folders()
@@ -216,7 +217,7 @@ def _leads_away(text: str) -> bool:
 def below(folder: Path, name: str) -> Path:
     """A file directly in a folder, by a name that came from outside. ValueError for anything but a plain name."""
     if not name or name in (".", "..") or any(sign in name for sign in ("/", "\\", "\0", ":")):
-        raise ValueError(f"{name[:80]!r}: this is no file name")
+        raise UserError(f"{name[:80]!r}: this is no file name")
     return folder / name
 
 
@@ -225,9 +226,9 @@ def need_login(host_is_open: bool, user: str | None, password: str | None) -> Lo
     if not host_is_open:
         return None
     if not user or not password:
-        raise ValueError("--listen: others could use this machine; give --user NAME --password WORDS with it")
+        raise UserError("--listen: others could use this machine; give --user NAME --password WORDS with it")
     if len(password) < 8:
-        raise ValueError("--password: it is shorter than 8 signs; take a longer one")
+        raise UserError("--password: it is shorter than 8 signs; take a longer one")
     return Login(user, password)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..trainer.data import pairs_file
+from ..trainer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,7 +60,7 @@ class Home:
             probe.unlink()
         except OSError as error:
             told = f"{self.runs}: it cannot be written ({error.strerror}); name another folder with --runs"
-            raise ValueError(told) from None
+            raise UserError(told) from None
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def write(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             aside.unlink()
-        raise ValueError(f"{path}: it cannot be written ({error.strerror}); what was there before is kept") from None
+        raise UserError(f"{path}: it cannot be written ({error.strerror}); what was there before is kept") from None
 
 
 def start_beside(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..trainer.errors import UserError
 from . import images
 from .store import ROOT
 
@@ -47,21 +48,21 @@ def load(folder: Path = FOLDER) -> Tagger:
     try:
         import onnxruntime
     except ImportError:
-        raise ValueError("tagger: onnxruntime is not installed; run: pip install onnxruntime") from None
+        raise UserError("tagger: onnxruntime is not installed; run: pip install onnxruntime") from None
     try:
         with (folder / "selected_tags.csv").open(encoding="utf-8", newline="") as file:
             rows = [(row["name"], int(row["category"])) for row in csv.DictReader(file)]
     except (OSError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{folder / 'selected_tags.csv'}: it has no name and category; take the model's own") from None
+        raise UserError(f"{folder / 'selected_tags.csv'}: it has no name and category; take the model's own") from None
     try:
         session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
         _, side, _, channels = session.get_inputs()[0].shape
         known = session.get_outputs()[0].shape[-1]
     except Exception as error:  # onnxruntime raises kinds of its own
-        raise ValueError(f"{folder / 'model.onnx'}: it is no tagger ({str(error)[:120]}); take a WD14 one") from None
+        raise UserError(f"{folder / 'model.onnx'}: it is no tagger ({str(error)[:120]}); take a WD14 one") from None
     if channels != 3 or not isinstance(side, int) or known != len(rows):
         told = f"{known} tags, and {len(rows)} in selected_tags.csv"
-        raise ValueError(f"{folder / 'model.onnx'}: it has {told}; take both files from the same place")
+        raise UserError(f"{folder / 'model.onnx'}: it has {told}; take both files from the same place")
     names = tuple(name if len(name) <= 3 else name.replace("_", " ") for name, _ in rows)  # ^_^ keeps its line
     return Tagger(session, names, tuple(category for _, category in rows), side)
 
@@ -70,12 +71,12 @@ def squared(path: Path, side: int) -> np.ndarray:
     """[1, side, side, 3], BGR from 0 to 255: the picture on white, whole, in the middle. ValueError: no picture."""
     measured = images.size(path)
     if measured is None or measured[0] * measured[1] > images.MOST_PIXELS:
-        raise ValueError(f"{path.name}: it cannot be read, or is too large; it keeps no caption")
+        raise UserError(f"{path.name}: it cannot be read, or is too large; it keeps no caption")
     try:
         with Image.open(path) as opened:
             picture = ImageOps.exif_transpose(opened).convert("RGBA")
     except images.WRONG:
-        raise ValueError(f"{path.name}: it cannot be read; it keeps no caption") from None
+        raise UserError(f"{path.name}: it cannot be read; it keeps no caption") from None
     width, height = picture.size
     whole = max(width, height)
     square = Image.new("RGBA", (whole, whole), "white")

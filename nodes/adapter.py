@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..trainer.adapters import keys
+from ..trainer.errors import UserError
 
 Shape = tuple[int, ...]
 
@@ -31,7 +32,7 @@ class AdapterFile:
 def read(path: Path) -> AdapterFile:
     """The whole file. ValueError: not there, not safetensors, or cut off."""
     if path.suffix.lower() != ".safetensors":
-        raise ValueError(
+        raise UserError(
             f"{path.name}: only .safetensors is read, since other files can run code; convert it with the trainer: "
             "python -m trainer convert"
         )
@@ -39,9 +40,9 @@ def read(path: Path) -> AdapterFile:
         with safe_open(str(path), "pt") as file:
             return AdapterFile(path, {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
     except FileNotFoundError:
-        raise ValueError(f"{path.name}: there is no such file any more; press R and choose again") from None
+        raise UserError(f"{path.name}: there is no such file any more; press R and choose again") from None
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path.name}: it is no whole safetensors file ({error}); copy or save it again") from None
+        raise UserError(f"{path.name}: it is no whole safetensors file ({error}); copy or save it again") from None
 
 
 # ------------------------------------------------------------------------------------------------------------ modules

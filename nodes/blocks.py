@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..trainer.errors import UserError
+
 PRESETS = {
     "everything": "",
     "U-Net only (no text encoder)": "te=0",
@@ -55,10 +57,10 @@ def parse(text: str) -> list[Rule]:
         match = _RULE.fullmatch(word)
         value = _number(match["value"]) if match else None
         if match is None or value is None:
-            raise ValueError(f"blocks: '{word}' is not understood; write for example in=1 mid=0.5 out.3-5=0 te=0")
+            raise UserError(f"blocks: '{word}' is not understood; write for example in=1 mid=0.5 out.3-5=0 te=0")
         low, high = (int(match[key]) if match[key] else None for key in ("low", "high"))
         if low is not None and high is not None and high < low:
-            raise ValueError(f"blocks: '{word}' runs backwards; write {match['name']}.{high}-{low}={match['value']}")
+            raise UserError(f"blocks: '{word}' runs backwards; write {match['name']}.{high}-{low}={match['value']}")
         rules.append(Rule(match["name"].lower(), low, high if high is not None else low, value))
     return rules
 
@@ -72,7 +74,7 @@ def strengths(text: str, blocks: Iterable[str], network: Iterable[str]) -> dict[
     rules, names, known = parse(text), list(dict.fromkeys(blocks)), list(dict.fromkeys(network))
     for rule in rules:
         if rule.name not in ("all", "te") and not any(rule.covers(block) for block in known):
-            raise ValueError(f"blocks: this network has no '{rule}'; it has: all te {listed(known)}")
+            raise UserError(f"blocks: this network has no '{rule}'; it has: all te {listed(known)}")
     factors = dict.fromkeys(names, 1.0)
     for rule in rules:
         factors |= {block: rule.value for block in names if rule.covers(block)}

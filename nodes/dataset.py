@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ..trainer.errors import UserError
 from . import host
 from .node import In, Node, Out, Result, never_same
 
@@ -72,7 +73,7 @@ def report(folder: Path) -> Report:
             found.duplicates.append((seen[data], name))
         seen.setdefault(data, name)
     if not found.pictures and not found.unreadable:
-        raise ValueError(f"{folder.name}: there is no picture in it; put PNG, JPEG, WebP, BMP or AVIF files there")
+        raise UserError(f"{folder.name}: there is no picture in it; put PNG, JPEG, WebP, BMP or AVIF files there")
     return found
 
 
@@ -99,7 +100,7 @@ def find(name: str) -> Path:
         folder = host.named(root, name)
         if folder.is_dir():
             return folder
-    raise ValueError(f"folder: there is no '{name}' in {', '.join(map(str, roots()))}; put it there and press R")
+    raise UserError(f"folder: there is no '{name}' in {', '.join(map(str, roots()))}; put it there and press R")
 
 
 def _from_folder(folder: str, resolution: int) -> Result:
@@ -146,7 +147,7 @@ def _from_images(images: list[Tensor], dataset: list[str], captions: list[str], 
     if len(lines) == 1:
         lines = lines * len(pictures)
     if len(lines) != len(pictures):
-        raise ValueError(f"captions: {len(lines)} for {len(pictures)} pictures; give one line for all, or one for each")
+        raise UserError(f"captions: {len(lines)} for {len(pictures)} pictures; give one line for all, or one for each")
     folder = host.place(host.DATA, dataset[0])
     new, other = write(folder, pictures, lines)
     told = [f"{folder.name}: {new} new pictures, {len(pictures) - new} were there"]

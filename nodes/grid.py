@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..trainer.errors import UserError
 from . import host, load, runs
 from .node import In, Node, Out, Result, never_same
 
@@ -32,7 +33,7 @@ def strengths_of(text: str) -> list[float]:
     except ValueError:
         found = []
     if not found or not all(map(isfinite, found)):
-        raise ValueError(f"strengths: '{text}' is no list of numbers; write for example 0, 0.5, 1")
+        raise UserError(f"strengths: '{text}' is no list of numbers; write for example 0, 0.5, 1")
     _once("strengths", [f"{one:g}" for one in found])
     return found
 
@@ -41,7 +42,7 @@ def seeds(text: str) -> list[int]:
     """``1, 2``, as ComfyUI's samplers take them: below 2^64. ValueError for anything else."""
     words = _words(text)
     if not words or not all(re.fullmatch("[0-9]{1,20}", word) and int(word) < 2**64 for word in words):
-        raise ValueError(f"seeds: '{text}' should be whole numbers from 0 on, such as 1, 2, 3")
+        raise UserError(f"seeds: '{text}' should be whole numbers from 0 on, such as 1, 2, 3")
     found = [int(word) for word in words]
     _once("seeds", found)
     return found
@@ -50,7 +51,7 @@ def seeds(text: str) -> list[int]:
 def prompts_of(text: str) -> list[str]:
     found = lines(text)
     if not found:
-        raise ValueError("prompts: none is given; write one in each line")
+        raise UserError("prompts: none is given; write one in each line")
     _once("prompts", found)
     return found
 
@@ -67,7 +68,7 @@ def _once(what: str, found: Sequence[object]) -> None:
     """ValueError for what comes twice: pictures are told apart by it."""
     for one, count in Counter(found).items():
         if count > 1:
-            raise ValueError(f"{what}: '{one}' is there {count} times; give each once")
+            raise UserError(f"{what}: '{one}' is there {count} times; give each once")
 
 
 def adapters_of(text: str, path: str | None = None) -> dict[Path, str]:
@@ -114,7 +115,7 @@ def _plan(
     levels, texts, drawn = strengths_of(strengths), prompts_of(prompts), seeds(seed_list)
     chosen = adapters_of(adapters, path)
     if not chosen:
-        raise ValueError("adapters: none is given; write a file's name in each line, or run NAME: newest, step 100")
+        raise UserError("adapters: none is given; write a file's name in each line, or run NAME: newest, step 100")
     columns: list[tuple[str, Any, Any]] = []
     if 0 in levels:
         columns.append(("no adapter", model, clip))
@@ -125,7 +126,7 @@ def _plan(
                 columns.append((f"{name} {level:g}", done.model, done.clip))
     cells = len(columns) * len(texts) * len(drawn)
     if cells > MOST:
-        raise ValueError(f"grid: {cells} pictures are too many; give at most {MOST}")
+        raise UserError(f"grid: {cells} pictures are too many; give at most {MOST}")
     models, clips, prompts_out, seeds_out, labels = [], [], [], [], []
     for column, one_model, one_clip in columns:  # the model changes slowest: it is patched once
         for text in texts:
@@ -142,14 +143,14 @@ def _plan(
 def assemble(pictures: Sequence[Image.Image], labels: Sequence[str], columns: int = 0, gap: int = 4) -> Image.Image:
     """One labelled picture. Labels of the form ``column newline row`` give the table; others are written below each."""
     if len(labels) not in (0, len(pictures)):
-        raise ValueError(f"labels: {len(labels)} for {len(pictures)} pictures; give one for each, or none")
+        raise UserError(f"labels: {len(labels)} for {len(pictures)} pictures; give one for each, or none")
     split = [label.split("\n", 1) for label in labels]
     table = bool(split) and all(len(one) == 2 for one in split) and columns == 0
     if table:
         heads, sides = ([*dict.fromkeys(one[k] for one in split)] for k in (0, 1))
         places = [(sides.index(row), heads.index(column)) for column, row in split]
         if len(set(places)) < len(places):
-            raise ValueError("labels: two pictures have the same label; each needs its own")
+            raise UserError("labels: two pictures have the same label; each needs its own")
     else:
         wide = columns or ceil(sqrt(len(pictures)))
         heads, sides = [""] * wide, [""] * ceil(len(pictures) / wide)

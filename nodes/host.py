@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..trainer.errors import UserError
 from ..trainer.runs import control as job
 
 RUNS, DATA = "pixelkiln_runs", "pixelkiln_data"
@@ -55,7 +56,7 @@ def inside(path: str | Path, roots: Iterable[Path]) -> Path:
     allowed = list(roots)
     if not any(real.is_relative_to(os.path.realpath(root)) for root in allowed):
         places = ", ".join(str(root) for root in allowed)
-        raise ValueError(
+        raise UserError(
             f"{path}: it lies outside of the folders that a workflow may use; move it into one of: {places}"
         )
     return real
@@ -84,14 +85,14 @@ def adapter_path(name: str, path: str | None = None) -> Path | None:
     import folder_paths
 
     if path == "":
-        raise ValueError("path: the linked node has no adapter yet; wait for the run's first save and queue again")
+        raise UserError("path: the linked node has no adapter yet; wait for the run's first save and queue again")
     if path is not None:
         return inside(path, [*folders("loras"), *folders(RUNS), Path(folder_paths.get_output_directory())])
     if not name or name == NONE:
         return None
     found = folder_paths.get_full_path("loras", name)
     if found is None:
-        raise ValueError(f"adapter: there is no {name} in the loras folders any more; press R and choose again")
+        raise UserError(f"adapter: there is no {name} in the loras folders any more; press R and choose again")
     return Path(found)
 
 
@@ -112,7 +113,7 @@ def run_path(name: str) -> Path:
     known = runs()
     if name not in known:
         there = ", ".join(list(known)[:10]) or "none yet"
-        raise ValueError(f"run: there is no '{name}'; there is: {there}")
+        raise UserError(f"run: there is no '{name}'; there is: {there}")
     return known[name]
 
 

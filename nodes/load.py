@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..trainer.adapters import keys
+from ..trainer.errors import UserError
 from . import adapter, blocks, host
 from .blocks import parse as parse_blocks
 from .node import In, Node, Out, Result, never_same
@@ -57,7 +58,7 @@ def apply(
     match = compare(converted, shapes, model is not None, clip is not None, notes)
     problem = _problem(file, match, shapes)
     if problem and check == ERROR:
-        raise ValueError(f"{path.name}: {problem}; choose another adapter or model, or set check to '{WARN}'")
+        raise UserError(f"{path.name}: {problem}; choose another adapter or model, or set check to '{WARN}'")
     if problem:
         host.warn(f"{path.name}: {problem}")
     if check != COMFYUI:

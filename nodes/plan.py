@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..trainer.errors import UserError
+
 TABLES = (
     "run",
     "adapter",
@@ -82,7 +84,7 @@ def dataset_flags(folder: Path, learn_from: str) -> list[str]:
     if learn_from == "auto":
         learn_from = next((kind for kind, name in files.items() if (folder / name).is_file()), "pictures")
     elif learn_from in files and not (folder / files[learn_from]).is_file():
-        raise ValueError(
+        raise UserError(
             f"dataset: {folder.name} has no {files[learn_from]}; choose a folder that Preference or Thumbs wrote"
         )
     chosen = "path" if learn_from == "pictures" else learn_from
@@ -98,12 +100,12 @@ def free_options(text: str) -> list[str]:
             continue
         match = re.fullmatch(r"(?:--)?([a-z_]+(?:\.[a-z0-9_]+)+)\s*=\s*(.+)", line)
         if not match or match[1].split(".")[0] not in TABLES:
-            raise ValueError(f"options: '{line}' is not understood; write a line such as adapter.rank = 32")
+            raise UserError(f"options: '{line}' is not understood; write a line such as adapter.rank = 32")
         name, value = match[1], match[2].strip()
         if name in TAKEN or name.startswith("data.sets"):
-            raise ValueError(f"options: {name} cannot be set here; use the node's own input, or a preset file")
+            raise UserError(f"options: {name} cannot be set here; use the node's own input, or a preset file")
         if re.search(r"[/\\]|\.\.|(?:^|[\"'])\s*(?:~|[A-Za-z]:)", value) or (name == "optimizer.kind" and "." in value):
-            raise ValueError(
+            raise UserError(
                 f"options: {name} may name neither a file nor code in a workflow; put it into a preset file"
             )
         found.append(f"--{name}={value}")

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..trainer.data import pairs_file
+from ..trainer.errors import UserError
 from . import graph as graphs
 from . import host
 from .node import In, Node, Out, Result
@@ -56,7 +57,7 @@ def answer(token: str, winner: int | None = None, liked: list[bool | None] | Non
     with _lock:
         question = _waiting.pop(token, None)
     if question is None:
-        raise ValueError("choice: it was made already, or ComfyUI was restarted since; queue again")
+        raise UserError("choice: it was made already, or ComfyUI was restarted since; queue again")
     try:
         return rate(question, liked or []) if question.rate else choose(question, ASK if winner is None else winner)
     except (OSError, ValueError):
@@ -69,9 +70,9 @@ def choose(question: Question, winner: int) -> str:
     """Append the best picture's pairs with the others. ``winner`` counts from 0; TIE writes one tie of two pictures."""
     count = len(question.pictures)
     if winner == TIE and count != 2:
-        raise ValueError(f"winner: a tie needs two pictures, here are {count}; choose one of them")
+        raise UserError(f"winner: a tie needs two pictures, here are {count}; choose one of them")
     if winner != TIE and not 0 <= winner < count:
-        raise ValueError(f"winner: there is no picture {winner}; there are 0 to {count - 1}")
+        raise UserError(f"winner: there is no picture {winner}; there are 0 to {count - 1}")
     best = 0 if winner == TIE else winner
     others = [picture for i, picture in enumerate(question.pictures) if i != best]
     rows = pairs_file.add_best(
@@ -84,7 +85,7 @@ def choose(question: Question, winner: int) -> str:
 def rate(question: Question, liked: list[bool | None]) -> str:
     """Append a rating for each picture that got one."""
     if len(liked) != len(question.pictures):
-        raise ValueError(f"liked: {len(liked)} answers for {len(question.pictures)} pictures; give one for each")
+        raise UserError(f"liked: {len(liked)} answers for {len(question.pictures)} pictures; give one for each")
     told = [(i, yes) for i, yes in enumerate(liked) if yes is not None]
     for i, yes in told:
         pairs_file.add_rating(
@@ -109,9 +110,9 @@ def _question(
         prompts += [said] if said else []
     text = (prompt or "").strip() or next(iter(prompts), "")
     if not text:
-        raise ValueError("prompt: the graph does not tell which prompt made the picture; connect or type it")
+        raise UserError("prompt: the graph does not tell which prompt made the picture; connect or type it")
     if not prompt and len(set(prompts)) > 1:
-        raise ValueError("prompt: the pictures come from different prompts; a preference needs pictures of one prompt")
+        raise UserError("prompt: the pictures come from different prompts; a preference needs pictures of one prompt")
     folder = host.place(host.DATA, dataset)
     question = Question(folder, text, [host.png(picture) for picture in pictures], seeds, rate)
     return question, host.show(pictures, "pixelkiln_preference")
@@ -124,7 +125,7 @@ def _prefer(
     sockets = {"images": images} | ({"images_b": images_b} if images_b is not None else {})
     question, shown = _question(sockets, dataset, prompt, picture_seed, graph, node_id, rate=False)
     if len(question.pictures) < 2:
-        raise ValueError("images: there is only one picture; give a batch, or a second one as images_b")
+        raise UserError("images: there is only one picture; give a batch, or a second one as images_b")
     token = ""
     if winner == ASK:
         token, said = ask(question), f"{dataset}: waiting for your choice"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from ..trainer.errors import UserError
 from . import preference
 
 
@@ -30,10 +31,10 @@ def add() -> None:
 def checked(given: object) -> tuple[str, int | None, list[bool | None] | None]:
     """Token, winner and thumbs of an answer. ValueError for anything else."""
     if not isinstance(given, dict) or not isinstance(given.get("token"), str):
-        raise ValueError("choice: it names no question")
+        raise UserError("choice: it names no question")
     winner, liked = given.get("winner"), given.get("liked")
     if winner is not None and (not isinstance(winner, int) or isinstance(winner, bool)):
-        raise ValueError("winner: it is no whole number")
+        raise UserError("winner: it is no whole number")
     if liked is not None and not (isinstance(liked, list) and all(one in (True, False, None) for one in liked)):
-        raise ValueError("liked: it is no list of true, false and null")
+        raise UserError("liked: it is no list of true, false and null")
     return given["token"], winner, liked

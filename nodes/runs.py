@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..trainer.errors import UserError
 from ..trainer.runs import control as job
 from . import host, load
 from .blocks import PRESETS, parse
@@ -24,7 +25,7 @@ def choose(run: Path, which: str) -> job.Checkpoint:
         if wanted in (("step", one.step), ("epoch", one.epoch)):
             return one
     there = ", ".join(map(label, found)) or "nothing yet; wait for its first save"
-    raise ValueError(f"run '{run.name}': it has no {which.strip()}; it has: {there}")
+    raise UserError(f"run '{run.name}': it has no {which.strip()}; it has: {there}")
 
 
 def parse_which(which: str) -> str | tuple[str, int]:
@@ -34,7 +35,7 @@ def parse_which(which: str) -> str | tuple[str, int]:
     if match:
         return match[1], int(match[2])
     if words not in ("newest", "final"):
-        raise ValueError(f"which: '{which}' is not understood; write newest, final, step 500 or epoch 3")
+        raise UserError(f"which: '{which}' is not understood; write newest, final, step 500 or epoch 3")
     return words
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..trainer.errors import UserError
 from ..trainer.runs import control as job
 from . import adapter, dataset, host, plan, runs
 from .node import In, Node, Out, Result, never_same
@@ -36,7 +37,7 @@ def preset_path(name: str) -> Path:
         path = place / f"{job.safe_name(name)}.toml"
         if path.is_file():
             return path
-    raise ValueError(f"preset: there is no '{name}'; there is: {', '.join(presets())}")
+    raise UserError(f"preset: there is no '{name}'; there is: {', '.join(presets())}")
 
 
 def checkpoints() -> list[str]:
@@ -98,7 +99,7 @@ def begin(request: plan.Request, again: str) -> str:
     if now.live:
         if same:
             return "running"
-        raise ValueError(f"run '{run_dir.name}': it is training with other settings; wait, or choose another name")
+        raise UserError(f"run '{run_dir.name}': it is training with other settings; wait, or choose another name")
     if same and now.step and _anew.get(run_dir) == key:
         again = UNCHANGED
     if now.state == "done" and same and again != ANEW:
@@ -106,7 +107,7 @@ def begin(request: plan.Request, again: str) -> str:
     has_state = any((run_dir / "state").glob("step*.safetensors"))
     known = now.state != "new"
     if known and not same and again == UNCHANGED and (has_state or now.state == "done"):
-        raise ValueError(
+        raise UserError(
             f"run '{run_dir.name}': it was made with other settings or data; choose another name, or set again to "
             f"'{ALWAYS}' or '{ANEW}'"
         )
@@ -141,7 +142,7 @@ def _train(mode: str, again: str, node_id: Any = None, graph: Any = None, **inpu
         if watch.presses:
             raise host.interrupted()
         if now.state != "done":
-            raise ValueError(failure(request.run_dir, now))
+            raise UserError(failure(request.run_dir, now))
     now = job.status(request.run_dir)
     said = now.message if begun != "finished" else f"{request.run_dir.name}: finished before with the same settings"
     return _outputs(request.run_dir, said, warnings)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands import tools
+from .errors import UserError
 from .runs.control import DEFECT, DONE, INTERRUPTED, MISTAKE, OURS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,11 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args, rest = parser().parse_known_args(given)
         args.kohya, args.flags = kohya, dotted(rest, allowed=hasattr(args, "preset"))
         return args.run(args)
-    except ValueError as error:
-        from .training.loop import expected
-
-        if not expected(error):
-            return _ours()
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
@@ -109,9 +106,9 @@ def dotted(rest: Sequence[str], allowed: bool) -> dict[str, Any]:
         word = words.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         if not allowed or not word.startswith("--") or "." not in name:
-            raise ValueError(f"{word}: there is no such argument; options are flags such as --adapter.rank=16")
+            raise UserError(f"{word}: there is no such argument; options are flags such as --adapter.rank=16")
         if not equals and (not words or words[0].startswith("--")):
-            raise ValueError(f"{word}: a value is missing; write --{name}=VALUE")
+            raise UserError(f"{word}: a value is missing; write --{name}=VALUE")
         flags[name] = flag_value(value if equals else words.pop(0))
     return flags
 
@@ -122,7 +119,7 @@ def _config(args: argparse.Namespace, read: Callable[..., Any] | None = None) ->
     if args.kohya:
         return tools.from_kohya(args)
     if not (args.config or args.preset or args.flags):
-        raise ValueError("config: neither a configuration nor --preset is given; see `python -m trainer presets`")
+        raise UserError("config: neither a configuration nor --preset is given; see `python -m trainer presets`")
     return (read or load)(args.config, args.flags, args.preset)
 
 
@@ -202,7 +199,7 @@ def _options(args: argparse.Namespace) -> int:
         return DONE
     if args.check:
         if not page.exists() or page.read_text(encoding="utf-8") != reference_markdown():
-            raise ValueError("docs/options.md: it is stale; run `python -m trainer options --write`")
+            raise UserError("docs/options.md: it is stale; run `python -m trainer options --write`")
         return DONE
     print(reference_markdown(), end="")
     return DONE

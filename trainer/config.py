@@ -19,6 +19,7 @@ from .adapters.options import AdapterOptions
 from .data.options import DataOptions
 from .diffusion.sampling import SampleOptions
 from .diffusion.timesteps import NoiseOptions
+from .errors import UserError
 from .families.options import ModelOptions
 from .memory.device import MemoryOptions
 from .optimizers.options import OptimizerOptions, ScheduleOptions
@@ -34,7 +35,7 @@ WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin", ".toml", ".txt", ".json", ".p
 LATENT_LOSSES = ("mse", "l1", "huber", "smooth_l1")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """Everything that is wrong with a configuration, a line each: ``where: what is wrong; what would be right``."""
 
     def __init__(self, problems: list[tuple[str, str]]):
@@ -121,7 +122,7 @@ def _ours(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
     kohya = {row["kohya"] for row in reference()} & {*raw, *(key for table in others for key in table)}
     if len(kohya) > 1 or isinstance(raw.get("datasets"), list):
         flag = "--dataset_config" if "datasets" in raw else "--config_file"
-        raise ValueError(f"{path}: this is a file of Kohya's tools; give it as {flag} {path}, and it trains as it is")
+        raise UserError(f"{path}: this is a file of Kohya's tools; give it as {flag} {path}, and it trains as it is")
     return raw
 
 
@@ -142,17 +143,17 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file; give the path of a .toml configuration") from None
+        raise UserError(f"{path}: there is no such file; give the path of a .toml configuration") from None
     except IsADirectoryError:
-        raise ValueError(f"{path}: this is a folder; give the path of a .toml configuration") from None
+        raise UserError(f"{path}: this is a folder; give the path of a .toml configuration") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: this is not UTF-8 text; save the file as UTF-8") from None
+        raise UserError(f"{path}: this is not UTF-8 text; save the file as UTF-8") from None
     except OSError as error:
-        raise ValueError(f"{path}: it cannot be read: {error.strerror}; check the path and its permissions") from None
+        raise UserError(f"{path}: it cannot be read: {error.strerror}; check the path and its permissions") from None
     try:
         return loads(text)
     except ValueError as error:
-        raise ValueError(f"{path}: this is not TOML: {error}; mend that line") from None
+        raise UserError(f"{path}: this is not TOML: {error}; mend that line") from None
 
 
 def loads(text: str) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def loads(text: str) -> dict[str, Any]:
         try:
             return tomlkit.parse(text).unwrap()
         except TOMLKitError:
-            raise ValueError(str(error)) from None
+            raise UserError(str(error)) from None
 
 
 def find_preset(name: str) -> Path:
@@ -177,7 +178,7 @@ def find_preset(name: str) -> Path:
         return Path(name).resolve()
     known = {p.stem: p for p in sorted(PRESETS.glob("*.toml"))}
     if name not in known:
-        raise ValueError(f"preset: there is no '{name}'; {nearest(name, list(known))}")
+        raise UserError(f"preset: there is no '{name}'; {nearest(name, list(known))}")
     return known[name]
 
 
@@ -185,7 +186,7 @@ def migrate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Bring an older file to today's form. Version 1 is the first, so there is nothing to change yet."""
     version = raw.get("config_version", VERSION)
     if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise ValueError(f"{source}: config_version {version!r} is not known here; this version reads 1 to {VERSION}")
+        raise UserError(f"{source}: config_version {version!r} is not known here; this version reads 1 to {VERSION}")
     return {**raw, "config_version": VERSION}
 
 

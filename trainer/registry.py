@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .errors import UserError
+
 PathStr = Annotated[str, "path"]
 """A file or folder. In a file it is relative to that file, as a flag to the current folder; loaded, it is absolute."""
 
@@ -78,7 +80,7 @@ class Registry:
     def __getitem__(self, name: str) -> Entry:
         self._load()
         if name not in self._entries:
-            raise ValueError(f"{self.folder}: there is no '{name}'; {nearest(name, self.names())}")
+            raise UserError(f"{self.folder}: there is no '{name}'; {nearest(name, self.names())}")
         return self._entries[name]
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 Tensors = Mapping[str, Tensor]
 Shape = tuple[int, ...]
 
@@ -121,7 +123,7 @@ def swap_halves(tensors: Tensors) -> dict[str, Tensor]:
         if name in swapped:
             rows = swapped[name]
             if rows.shape[0] % 2:
-                raise ValueError(f"{name}: {rows.shape[0]} rows cannot be halved; use an even adapter.factor for LoKr")
+                raise UserError(f"{name}: {rows.shape[0]} rows cannot be halved; use an even adapter.factor for LoKr")
             first, second = rows.chunk(2)
             swapped[name] = torch.cat([second, first])
     return swapped
@@ -161,7 +163,7 @@ def fuse(parts: Sequence[Tensors]) -> tuple[dict[str, Tensor], bool]:
             fused[f"{name}_a"] = torch.block_diag(*[p[f"{name}_a"] for p in parts])
             fused[f"{name}_b"] = torch.cat([p[f"{name}_b"] for p in parts])
     else:
-        raise ValueError("q, k and v hold adapters of their own that no single one can stand for; resize it to a LoRA")
+        raise UserError("q, k and v hold adapters of their own that no single one can stand for; resize it to a LoRA")
     if "dora_scale" in first:
         fused["dora_scale"] = torch.cat([p["dora_scale"] for p in parts])
     return fused, False
@@ -171,7 +173,7 @@ def thirds(tensors: Tensors, parts: int) -> list[dict[str, Tensor]]:
     """q, k and v of a fused adapter as tied ones: each its rows, and all the rest. ValueError for a LoKr whose blocks
     cross them."""
     if any(value.shape[0] % parts for name, value in tensors.items() if name in OUT_ROWS):
-        raise ValueError("the blocks of this LoKr cross q, k and v, which are apart here; resize it to a LoRA first")
+        raise UserError("the blocks of this LoKr cross q, k and v, which are apart here; resize it to a LoRA first")
     return [{n: v.chunk(parts)[i] if n in OUT_ROWS else v for n, v in tensors.items()} for i in range(parts)]
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..runs.files import make_folder, write_atomic
 from . import algebra, files, keys
 from .names import DENOISER, is_swapped, kernel, layout, model_paths, unflatten
@@ -63,14 +64,14 @@ def merge(sources: Sequence[tuple[Path, float]], target: Path, rank: int | None 
     notes = [note for _, _, _, said, _, _ in read for note in said]
     families = {family for _, _, family, _, _, _ in read}
     if len(families) != 1:
-        raise ValueError(f"merge: the files are for {', '.join(sorted(families))}; choose files for one family")
+        raise UserError(f"merge: the files are for {', '.join(sorted(families))}; choose files for one family")
     parts: list[tuple[Modules, float]] = []
     for modules, _, _, _, weight, path in read:
         kind = _kind(modules)
         if kind == "dora":
-            raise ValueError(f"{path}: a DoRA cannot be merged, its effect depends on the base; use it as it is")
+            raise UserError(f"{path}: a DoRA cannot be merged, its effect depends on the base; use it as it is")
         if kind != "lora" and rank is None:
-            raise ValueError(f"{path}: a {kind} can only be merged into a LoRA; give --rank")
+            raise UserError(f"{path}: a {kind} can only be merged into a LoRA; give --rank")
         parts.append((modules, weight))
     merged, loss = join(parts, rank, read[0][2])
     notes.append(f"rank {_common(merged, algebra.rank_of)}: {_percent(loss)} of the joint effect is lost")
@@ -142,7 +143,7 @@ def to_diffusers(modules: Modules, family: str) -> tuple[dict[str, Tensor], list
     """The tensors as diffusers' pipelines read them, the scale folded into the up matrix; and notes."""
     kind = _kind(modules)
     if kind not in ("lora", "dora"):
-        raise ValueError(f"diffusers reads no {kind} for these models; give --rank to make it a LoRA")
+        raise UserError(f"diffusers reads no {kind} for these models; give --rank to make it a LoRA")
     found: dict[str, Tensor] = {}
     worst = 0.0
     for (component, path), module in _apart(modules, family).items():
@@ -171,7 +172,7 @@ def _save_peft(target: Path, modules: Modules, family: str, kind: str) -> list[s
     from safetensors.torch import save
 
     if target.suffix in (".safetensors", ".pt", ".ckpt", ".bin"):
-        raise ValueError(f"{target}: PEFT keeps an adapter in a folder; give a folder's name")
+        raise UserError(f"{target}: PEFT keeps an adapter in a folder; give a folder's name")
     parts: dict[str, dict[str, dict[str, Tensor]]] = {}
     for (component, path), module in _apart(modules, family).items():
         parts.setdefault(_part(family, component), {})[path] = algebra.as_plain(module)[0]
@@ -225,7 +226,7 @@ def _lokr_factor(modules: Mapping[str, Mapping[str, Tensor]]) -> tuple[int, bool
         for both in (False, True):
             if all(_lokr_fits(one, path, factor, both) for path, one in have.items()):
                 return factor, both
-    raise ValueError("PEFT has no settings for the shapes of this LoKr; give --rank to make it a LoRA")
+    raise UserError("PEFT has no settings for the shapes of this LoKr; give --rank to make it a LoRA")
 
 
 def _lokr_fits(one: Mapping[str, tuple[int, ...]], path: str, factor: int, both: bool) -> bool:
@@ -278,7 +279,7 @@ def _read(path: Path) -> tuple[Modules, dict[str, str], str, list[str]]:
     facts = keys.identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata)
     if facts.kind not in keys.KINDS or facts.family is None:
         what = f"of kind {facts.kind}" if facts.kind else "that is no adapter"
-        raise ValueError(f"{path}: it is a file {what} for {facts.family or 'no family that we know'}; give a lora, "
+        raise UserError(f"{path}: it is a file {what} for {facts.family or 'no family that we know'}; give a lora, "
                          "dora, loha or lokr for SD1.5, SD2, SDXL or SD3")  # fmt: skip
     with files.naming(path):
         flat, notes = keys.to_kohya(tensors, metadata, facts.family)

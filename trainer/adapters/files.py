@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..runs.files import BROKEN_PICKLE, write_atomic
 from .names import layout
 
@@ -46,7 +47,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"{path}: it cannot be read ({error}); copy or download it again") from None
+            raise UserError(f"{path}: it cannot be read ({error}); copy or download it again") from None
     return _read_pickle(path), {}
 
 
@@ -56,9 +57,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
         if length > HEADER_LIMIT:
-            raise ValueError(f"{path}: it is no safetensors file; give an adapter in .safetensors")
+            raise UserError(f"{path}: it is no safetensors file; give an adapter in .safetensors")
         if length + 8 > size:
-            raise ValueError(f"{path}: it is cut short inside its header; copy or download it again")
+            raise UserError(f"{path}: it is cut short inside its header; copy or download it again")
         raw = file.read(length)
     try:
         header = json.loads(raw)
@@ -66,9 +67,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
         tensors = {name: (str(item["dtype"]), tuple(item["shape"])) for name, item in header.items()}
         end = max((item["data_offsets"][1] for item in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise ValueError(f"{path}: it is no safetensors file; give an adapter in .safetensors") from None
+        raise UserError(f"{path}: it is no safetensors file; give an adapter in .safetensors") from None
     if end + length + 8 > size:
-        raise ValueError(f"{path}: it is cut short: {size:,} of {end + length + 8:,} bytes; copy or download it again")
+        raise UserError(f"{path}: it is cut short: {size:,} of {end + length + 8:,} bytes; copy or download it again")
     return metadata, tensors
 
 
@@ -76,13 +77,13 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise ValueError(f"{path}: it cannot be read ({(error.strerror or 'error').lower()}); check the path") from None
+        raise UserError(f"{path}: it cannot be read ({(error.strerror or 'error').lower()}); check the path") from None
 
 
 def _is_safetensors(path: Path) -> bool:
     """By content where it tells, else by name."""
     if _size(path) == 0:
-        raise ValueError(f"{path}: it is empty; copy or download it again")
+        raise UserError(f"{path}: it is empty; copy or download it again")
     with path.open("rb") as file:
         start = file.read(10)
     if start[8:9] == b"{":  # a header's length may look like any other file's mark
@@ -97,12 +98,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except BROKEN_PICKLE as error:
         if "Weights only" in str(error) or "weights_only" in str(error):
-            raise ValueError(f"{path}: it holds code beside tensors and is refused; give a .safetensors") from None
-        raise ValueError(f"{path}: it cannot be read; give an adapter in .safetensors") from None
+            raise UserError(f"{path}: it holds code beside tensors and is refused; give a .safetensors") from None
+        raise UserError(f"{path}: it cannot be read; give an adapter in .safetensors") from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"{path}: it holds no table of tensors; give an adapter in .safetensors")
+        raise UserError(f"{path}: it holds no table of tensors; give an adapter in .safetensors")
     return {str(key): value for key, value in found.items()}
 
 
@@ -113,7 +114,7 @@ def _read_peft(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not parts and (folder / PEFT_WEIGHTS).exists():
         parts = {"": folder}
     if not parts:
-        raise ValueError(f"{folder}: it holds no {PEFT_WEIGHTS}; give an adapter file, or PEFT's folder")
+        raise UserError(f"{folder}: it holds no {PEFT_WEIGHTS}; give an adapter file, or PEFT's folder")
     found: dict[str, Tensor] = {}
     config: dict[str, Any] = {}
     for name, part in parts.items():
@@ -122,9 +123,7 @@ def _read_peft(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             own = json.loads((part / PEFT_CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise ValueError(
-                f"{part / PEFT_CONFIG}: it cannot be read; PEFT's folder needs it for the alphas"
-            ) from None
+            raise UserError(f"{part / PEFT_CONFIG}: it cannot be read; PEFT's folder needs it for the alphas") from None
         owners = (name,) if name else names
         config.update({f"{owner}.{key}": value for owner in owners for key, value in own.items()})
     return found, {"lora_adapter_metadata": json.dumps(config)}
@@ -306,4 +305,4 @@ def naming(path: Path | str) -> Iterator[None]:
     except ValueError as error:
         if str(error).startswith(str(path)):
             raise
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..memory.quantize import looking
 from . import algebra, files, keys
 from .dropout import Dropout
@@ -243,7 +244,7 @@ class Adapter:
             grouped.setdefault(name, {})[tensor] = value
         odd = sorted(set(grouped) ^ {one.plan.site.name for one in self.mounted})
         if odd:
-            raise ValueError(f"{odd[0]}: it is not in both the file and this adapter (one of {len(odd)}); the options "
+            raise UserError(f"{odd[0]}: it is not in both the file and this adapter (one of {len(odd)}); the options "
                              "of [adapter] have changed since it was saved")  # fmt: skip
         for one in self.mounted:
             one.load(grouped[one.plan.site.name])
@@ -264,7 +265,7 @@ def _trained(
         names = sorted({encoder(family, called) for called in wanted or []})
     for name in names:
         if name not in text_encoders:
-            raise ValueError(f"adapter.text_encoders: {there[name]} is not loaded; give its file, or leave it out")
+            raise UserError(f"adapter.text_encoders: {there[name]} is not loaded; give its file, or leave it out")
     parts = {name: text_encoders[name] for name in names}
     return {**parts, DENOISER: denoiser} if options.denoiser else parts
 
@@ -285,16 +286,16 @@ def read_start(options: AdapterOptions, family: str) -> tuple[dict[str, Tensor],
     facts = keys.identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata)
     if facts.kind not in keys.KINDS:
         what = f"an adapter of kind {facts.kind}" if facts.kind else "no adapter"
-        raise ValueError(f"{path}: it is {what}; training goes on from lora, dora, loha and lokr")
+        raise UserError(f"{path}: it is {what}; training goes on from lora, dora, loha and lokr")
     if facts.foreign:
-        raise ValueError(f"{path}: '{facts.foreign[0]}' and {len(facts.foreign) - 1} more keys belong to no adapter; "
+        raise UserError(f"{path}: '{facts.foreign[0]}' and {len(facts.foreign) - 1} more keys belong to no adapter; "
                          "`inspect` lists them")  # fmt: skip
     if facts.family is not None and facts.family != family:
-        raise ValueError(f"{path}: it is an adapter for {facts.family}, the model is {family}; choose one for {family}")
+        raise UserError(f"{path}: it is an adapter for {facts.family}, the model is {family}; choose one for {family}")
     try:
         found, notes = keys.to_kohya(tensors, metadata, family)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     mark, value = keys.DORA_MARK
     for_comfyui = facts.kind == "dora" and keys.network_args(metadata).get(mark) == value
     return found, facts.kind, [f"{path}: {note}" for note in notes], for_comfyui
@@ -322,7 +323,7 @@ def _differences(options: AdapterOptions, planned: Sequence[Planned], kind: str)
 def _refuse_4bit(kind: str, modules: Mapping[str, nn.Module]) -> None:
     for module in modules.values():
         if any(type(part).__name__ == "Linear4bit" for part in module.modules()):
-            raise ValueError(f"adapter.kind: {kind} cannot sit on 4-bit weights; use lora or dora")
+            raise UserError(f"adapter.kind: {kind} cannot sit on 4-bit weights; use lora or dora")
 
 
 def mount(

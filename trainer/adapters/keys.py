@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from . import algebra
 from .names import DENOISER, ENCODERS, FAMILIES, Shape, all_sites, file_path, from_ldm, is_swapped, layout, unflatten
 from .names import Site as Site
@@ -287,7 +288,7 @@ def to_kohya(
     family = family or facts.family
     notes = [f"{len(facts.foreign)} keys belong to no adapter: {', '.join(facts.foreign[:3])}"] if facts.foreign else []
     if family not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             "adapter: its tensors fit none of the families; it should be an adapter for one of " + ", ".join(FAMILIES)
         )
     sites: dict[str, dict[int, tuple[str, dict[str, Tensor]]]] = {}
@@ -376,7 +377,7 @@ def _complete(name: str, parts: Mapping[int, dict[str, Tensor]]) -> list[dict[st
     """q, k and v, where a missing one adds nothing."""
     some = next(iter(parts.values()))
     if len(parts) < 3 and "dora_scale" in some:
-        raise ValueError(f"{name}: DoRA on some of q, k, v only has no fused form; resize it to a plain LoRA first")
+        raise UserError(f"{name}: DoRA on some of q, k, v only has no fused form; resize it to a plain LoRA first")
     nothing = {n: torch.zeros_like(v) if n in algebra.OUT_ROWS else v for n, v in some.items()}
     return [parts.get(part, nothing) for part in range(3)]
 

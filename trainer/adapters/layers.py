@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from . import algebra
 from .plan import Planned
 
@@ -70,10 +71,10 @@ class Mounted:
             mine = _parameters(layer, self.kind, adapter)
             if set(part) - {"alpha"} != set(mine):
                 odd = sorted(set(part) - {"alpha"} ^ set(mine))
-                raise ValueError(f"{self.plan.site.name}: tensors do not match this adapter: {', '.join(odd)}")
+                raise UserError(f"{self.plan.site.name}: tensors do not match this adapter: {', '.join(odd)}")
             for name, parameter in mine.items():
                 if part[name].numel() != parameter.numel():
-                    raise ValueError(
+                    raise UserError(
                         f"{self.plan.site.name}.{name}: it is {list(part[name].shape)}, but the model's weight is "
                         f"{list(self.plan.site.shape)}; the file is for another model"
                     )
@@ -100,7 +101,7 @@ class Mounted:
             _check(tensors, site.shape)
             return algebra.thirds(algebra.swap_halves(tensors) if site.swap else tensors, len(site.paths))
         except ValueError as error:
-            raise ValueError(f"{site.name}: {error}") from None
+            raise UserError(f"{site.name}: {error}") from None
 
     def tie(self, adapter: str = NAME) -> None:
         """Share all but the rows of q, k, v: one adapter on the fused projection, exactly."""
@@ -157,9 +158,9 @@ def _check(tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
         rows = algebra.delta(meta)
         found = (rows.shape[0], rows[0].numel())
     else:
-        raise ValueError(f"tensors are missing; there are {', '.join(sorted(t))}")
+        raise UserError(f"tensors are missing; there are {', '.join(sorted(t))}")
     if found != (out, width):
-        raise ValueError(f"it adapts a weight of {found[0]} x {found[1]}, but the model's is {out} x {width}; "
+        raise UserError(f"it adapts a weight of {found[0]} x {found[1]}, but the model's is {out} x {width}; "
                          "the file is for another model")  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from typing import Literal
 
 from torch import nn
 
+from ..errors import UserError
+
 Shape = tuple[int, ...]
 Role = Literal["attention", "resnet", "rest", "text"]
 
@@ -41,7 +43,7 @@ def encoder(family: str, called: str) -> str:
         if called in (name, people_say):
             return name
     there = ", ".join(encoders.values())
-    raise ValueError(f"adapter.text_encoders: {family} has no text encoder '{called}'; there is: {there}")
+    raise UserError(f"adapter.text_encoders: {family} has no text encoder '{called}'; there is: {there}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from ..errors import UserError
 from ..registry import Options, PathStr, option
 
 Kind = Literal["lora", "dora", "loha", "lokr"]
@@ -105,25 +106,25 @@ class AdapterOptions(Options):
     @model_validator(mode="after")
     def _agree(self) -> AdapterOptions:
         if not self.denoiser and not self.text_encoders:
-            raise ValueError("nothing is trained: denoiser and text_encoders are both off; switch one of them on")
+            raise UserError("nothing is trained: denoiser and text_encoders are both off; switch one of them on")
         if self.kind in ("loha", "lokr"):
             if self.dropout:
-                raise ValueError(f"dropout: {self.kind} has no values between two matrices; use rank_dropout")
+                raise UserError(f"dropout: {self.kind} has no values between two matrices; use rank_dropout")
             if self.loraplus or self.loraplus_denoiser or self.loraplus_text:
-                raise ValueError(f"loraplus: {self.kind} has no up matrix; use kind = 'lora' or 'dora'")
+                raise UserError(f"loraplus: {self.kind} has no up matrix; use kind = 'lora' or 'dora'")
         if self.conv_alpha is not None and not (self.conv_rank or self.conv_block_ranks):
-            raise ValueError("conv_alpha: it needs conv_rank; give conv_rank or leave conv_alpha out")
+            raise UserError("conv_alpha: it needs conv_rank; give conv_rank or leave conv_alpha out")
         if self.factor == 0:
-            raise ValueError("factor: 0 splits nothing; use -1 or a number from 2 on")
+            raise UserError("factor: 0 splits nothing; use -1 or a number from 2 on")
         for name in ("down_lr", "up_lr"):
             curve = getattr(self, name)
             if isinstance(curve, str) and not re.fullmatch(rf"({'|'.join(CURVES)})(\+[\d.]+)?", curve):
-                raise ValueError(f"{name}: there is no curve '{curve}'; use numbers or one of {', '.join(CURVES)}")
+                raise UserError(f"{name}: there is no curve '{curve}'; use numbers or one of {', '.join(CURVES)}")
         for pattern in self.targets or []:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(
+                raise UserError(
                     f"targets: '{pattern}' is no regular expression ({error}); escape it or mend it"
                 ) from None
         return self
@@ -146,7 +147,7 @@ def curve(spec: list[float] | str | None, count: int, threshold: float, where: s
         found = [value + float(base or 0) for value in values]
     else:
         if len(spec) != count:
-            raise ValueError(f"adapter.{where}: it has {len(spec)} numbers; this model needs {count}")
+            raise UserError(f"adapter.{where}: it has {len(spec)} numbers; this model needs {count}")
         found = spec
     return [value if value > threshold else 0.0 for value in found]
 
@@ -159,8 +160,8 @@ def block_numbers(spec: str, count: int) -> set[int]:
     for piece in filter(None, (p.strip() for p in ("" if spec == "none" else spec).split(","))):
         first, _, last = piece.partition("-")
         if not first.strip().isdigit() or (last and not last.strip().isdigit()):
-            raise ValueError(f"adapter.blocks: '{piece}' is no block or range; write e.g. 0-5,8")
+            raise UserError(f"adapter.blocks: '{piece}' is no block or range; write e.g. 0-5,8")
         found |= set(range(int(first), int(last or first) + 1))
     if found and max(found) >= count:
-        raise ValueError(f"adapter.blocks: there is no block {max(found)}; the model's blocks are 0 to {count - 1}")
+        raise UserError(f"adapter.blocks: there is no block {max(found)}; the model's blocks are 0 to {count - 1}")
     return found

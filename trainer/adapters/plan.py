@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..errors import UserError
 from . import algebra, keys
 from .names import BLOCKS, DENOISER, Site, block_of, layout
 from .options import AdapterOptions, block_numbers, curve
@@ -41,7 +42,7 @@ def plan(family: str, sites: Sequence[Site], options: AdapterOptions) -> list[Pl
         if rank and lr:
             found.append(Planned(site, rank, alpha or rank, lr))
     if not found:
-        raise ValueError("adapter: the options leave no module to train; check targets, blocks and ranks of 0")
+        raise UserError("adapter: the options leave no module to train; check targets, blocks and ranks of 0")
     return found
 
 
@@ -55,7 +56,7 @@ def _chosen(sites: Sequence[Site], options: AdapterOptions) -> list[Site]:
     chosen = [s for s in body if any(re.search(p, path) for p in options.targets for path in s.paths)]
     for pattern in options.targets:
         if body and not any(re.search(pattern, path) for s in chosen for path in s.paths):
-            raise ValueError(f"adapter.targets: nothing in the model has '{pattern}' in its name; see diffusers' names")
+            raise UserError(f"adapter.targets: nothing in the model has '{pattern}' in its name; see diffusers' names")
     return [*text, *chosen]
 
 
@@ -120,13 +121,13 @@ def _refuse_foreign(family: str, options: AdapterOptions) -> None:
     for name in of_unet if is_sd3 else of_sd3:
         if getattr(options, name) is not None:
             there = "the U-Nets of SD1.5, SD2 and SDXL" if is_sd3 else "SD3"
-            raise ValueError(f"adapter.{name}: it is for {there}; leave it out for {family}")
+            raise UserError(f"adapter.{name}: it is for {there}; leave it out for {family}")
     if not is_sd3 and options.blocks != "all":
-        raise ValueError(f"adapter.blocks: it is for SD3; use block_ranks for {family}")
+        raise UserError(f"adapter.blocks: it is for SD3; use block_ranks for {family}")
     for name in lists:
         given, count = getattr(options, name), BLOCKS.get(family)
         if given is not None and len(given) != count:
-            raise ValueError(f"adapter.{name}: it has {len(given)} numbers; {family} has {count} blocks")
+            raise UserError(f"adapter.{name}: it has {len(given)} numbers; {family} has {count} blocks")
 
 
 def continued(
@@ -147,7 +148,7 @@ def continued(
     left_out = [name for name in strange if (m := re.match(r"lora_(unet|te\d?)_", name)) and m[1] not in mine]
     strange = [name for name in strange if name not in left_out]
     if strange:
-        raise ValueError(f"{path}: the model has no module for '{strange[0]}' and {len(strange) - 1} more; "
+        raise UserError(f"{path}: the model has no module for '{strange[0]}' and {len(strange) - 1} more; "
                          "the file is for another model")  # fmt: skip
     found, notes, plain = [], [], 0
     for name, module in modules.items():
@@ -168,5 +169,5 @@ def continued(
     if plain:
         notes.append(f"{path}: {plain} convolutions with a kernel of their own (Tucker) become plain ones; same effect")
     if not found:
-        raise ValueError(f"{path}: it holds nothing for what is trained here; check adapter.text_encoders")
+        raise UserError(f"{path}: it holds nothing for what is trained here; check adapter.text_encoders")
     return [*found, *new], notes

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from . import files, keys
 from .inject import Adapter, norm_ratio
 from .layers import NAME
@@ -37,7 +38,7 @@ def prove(path: Path, adapter: Adapter, *, effect: bool = False) -> list[str]:
         name, _, tensor = key.partition(".")
         grouped.setdefault(name, {})[tensor] = value
         if not torch.isfinite(value).all():
-            raise ValueError(f"{path}: {key} holds numbers that are not finite; the training has gone wrong")
+            raise UserError(f"{path}: {key} holds numbers that are not finite; the training has gone wrong")
     bare = {name: _modules(module) for name, module in adapter.modules.items()}
     flat = {name: {path.replace(".", "_"): path for path in modules} for name, modules in bare.items()}
     reached: dict[tuple[str, str], str] = {}
@@ -46,17 +47,17 @@ def prove(path: Path, adapter: Adapter, *, effect: bool = False) -> list[str]:
         component = name.split("_")[1]
         paths = _find(component, name, flat.get(component, {}), adapter.family)
         if not paths:
-            raise ValueError(f"{path}: no module of the model is called '{name}'; hosts would leave it out")
+            raise UserError(f"{path}: no module of the model is called '{name}'; hosts would leave it out")
         _fits(path, name, grouped[name], [bare[component][p] for p in paths])
         places[name] = [(component, p) for p in paths]
         for place in places[name]:
             if place in reached:
-                raise ValueError(f"{path}: '{name}' and '{reached[place]}' are the same module of the model")
+                raise UserError(f"{path}: '{name}' and '{reached[place]}' are the same module of the model")
             reached[place] = name
     trained = {(one.component, p) for one in adapter.mounted for p in one.plan.site.paths}
     if trained != set(reached):
         odd = sorted(trained ^ set(reached))[0]
-        raise ValueError(f"{path}: {odd[0]}.{odd[1]} was trained but is not in the file, or the other way round")
+        raise UserError(f"{path}: {odd[0]}.{odd[1]} was trained but is not in the file, or the other way round")
     said = [f"{len(grouped)} modules are where hosts look for them"]
     if effect:
         errors = []
@@ -161,9 +162,9 @@ def _fits(path: Path, name: str, module: Mapping[str, Tensor], layers: list[Any]
     try:
         rows = _applied(t, torch.empty(shapes[0][1], 1, device="meta")).shape[0]
     except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{path}: '{name}' does not fit its module ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: '{name}' does not fit its module ({str(error).splitlines()[0]})") from None
     if rows != sum(shape[0] for shape in shapes):
-        raise ValueError(f"{path}: '{name}' adapts {rows} rows; its module has {sum(shape[0] for shape in shapes)}")
+        raise UserError(f"{path}: '{name}' adapts {rows} rows; its module has {sum(shape[0] for shape in shapes)}")
 
 
 def _weight_shape(layer: Any) -> tuple[int, int]:
@@ -199,7 +200,7 @@ def _compare(
             sizes = sizes * torch.cat([norm_ratio(layer) for layer in layers])
         wrong = wrong or not torch.allclose(magnitude, sizes, rtol=torch.finfo(module["dora_scale"].dtype).eps + 1e-5)
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{path}: '{name}' does not do what was trained ({apart:.1e} of {size:.1e} apart); please report it"
         )
     return apart / size if size else apart
@@ -275,7 +276,7 @@ def _diffusers(path: Path, tensors: Mapping[str, Tensor], adapter: Adapter, roun
             module.training = True
     apart, size, whole = (float(v.double().norm()) for v in (theirs - mine, mine - bare, mine))
     if apart > (0.02 + 4 * rounding) * size + 1e-5 * whole + 4 * noise:
-        raise ValueError(
+        raise UserError(
             f"{path}: diffusers' picture of it is another ({apart:.1e} of {size:.1e} apart); please report it"
         )
     if size <= 4 * noise:

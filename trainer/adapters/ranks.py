@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from . import algebra
 from .names import kernel
 
@@ -32,13 +33,13 @@ def resize(modules: Modules, rank: int, family: str) -> tuple[Modules, float]:
 
 def _numbers(name: str, module: Mapping[str, Tensor]) -> None:
     if not all(bool(tensor.isfinite().all()) for tensor in module.values()):
-        raise ValueError(f"{name}: it holds NaN or infinite values, so nothing is near to it; give a sound file")
+        raise UserError(f"{name}: it holds NaN or infinite values, so nothing is near to it; give a sound file")
 
 
 def _held(name: str, module: Mapping[str, Tensor]) -> None:
     """ValueError for a sum with values that its type of number cannot hold."""
     if not all(bool(tensor.isfinite().all()) for tensor in module.values()):
-        raise ValueError(f"merge: {name} grows larger than its type of number holds; give smaller weights")
+        raise UserError(f"merge: {name} grows larger than its type of number holds; give smaller weights")
 
 
 def _resized(

@@ -13,6 +13,7 @@ from ..adapters.inject import read_start
 from ..adapters.options import AdapterOptions
 from ..config import Config, ConfigError, load
 from ..data.loader import Dataset
+from ..errors import UserError
 from ..estimate import gpus as cards
 from ..estimate import report as checker
 from ..families.load import Found, assumed, identify
@@ -37,7 +38,7 @@ def configuration(path: str | None, flags: dict[str, Any], preset: str | None) -
 def card_for(config: Config, card: str | None, memory: str | None) -> cards.Card:
     """The card that is named, a card with so much memory, or the device that the run would take here."""
     if card and memory:
-        raise ValueError("--card and --memory are both given; keep one of them")
+        raise UserError("--card and --memory are both given; keep one of them")
     return cards.named(card) if card else cards.with_memory(memory) if memory else cards.here(config.run.device)
 
 
@@ -91,7 +92,7 @@ def _writable(option: str, path: Path) -> None:
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
         return
     reason = os.strerror(errno.EACCES if nearest.is_dir() else errno.ENOTDIR)
-    raise ValueError(f"{option}: {path} cannot be written ({reason}); choose a folder that you may write to")
+    raise UserError(f"{option}: {path} cannot be written ({reason}); choose a folder that you may write to")
 
 
 def _files(config: Config, found: Found) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..config import Config
 from ..diffusion import sampling
+from ..errors import UserError
 from ..training.build import build
 from ..training.session import Parts
 
@@ -38,12 +39,12 @@ def read_cells(path: Path) -> list[Cell]:
         rows = json.loads(path.read_text(encoding="utf-8"))
         cells = [Cell(row["adapter"], float(row["strength"]), Path(row["folder"])) for row in rows]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: this is no list of cells ({error}); give objects with adapter, strength, folder"
         ) from None
     missing = [cell.adapter for cell in cells if cell.adapter and not Path(cell.adapter).exists()]
     if missing:
-        raise ValueError(f"{path}: there is no adapter {missing[0]}; give the path of a file")
+        raise UserError(f"{path}: there is no adapter {missing[0]}; give the path of a file")
     return cells
 
 
@@ -51,7 +52,7 @@ def draw(config: Config, cells: Sequence[Cell]) -> list[Path]:
     """The pictures of all cells, in their order. Each adapter is loaded once."""
     asked = len(sampling.prompts(config.sample, (512, 512)))
     if not asked:
-        raise ValueError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
+        raise UserError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
     todo = [cell for cell in cells if not all(path.exists() for path in cell.pictures(asked))]
     for adapter in dict.fromkeys(cell.adapter for cell in todo):
         parts = build(config, lambda line: print(line, file=sys.stderr), adapter_file=adapter, data=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import Config
 from ..diffusion import sampling
+from ..errors import UserError
 from ..runs.files import make_folder
 from ..training.build import build
 
@@ -20,7 +21,7 @@ def sample(config: Config, adapter_file: str | None, output: Path | None = None)
         output = DEFAULT / Path(adapter_file).stem if adapter_file else DEFAULT
     parts = build(config, lambda line: print(line, file=sys.stderr), adapter_file=adapter_file, data=False)
     if not parts.prompts:
-        raise ValueError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
+        raise UserError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
     paths = []
     make_folder(output, "--output")
     with parts.evaluating():

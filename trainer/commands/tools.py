@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     from ..diffusion.sampling import Prompt
 
@@ -99,7 +101,7 @@ def from_kohya(args: argparse.Namespace) -> Any:
 
     other = args.config or args.preset
     if other:
-        raise ValueError(f"{other}: kohya's flags are given too; give one of them, or import-kohya first")
+        raise UserError(f"{other}: kohya's flags are given too; give one of them, or import-kohya first")
     config, notes = load(args.kohya)
     print("".join(f"note: {note}\n" for note in notes), end="", file=sys.stderr)
     return config
@@ -130,15 +132,15 @@ def _json(answer: dict[str, Any]) -> int:
 def _sound(**ranks: int | None) -> None:
     for name, rank in ranks.items():
         if rank is not None and rank < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: {rank} is no rank; give 1 or more")
+            raise UserError(f"--{name.replace('_', '-')}: {rank} is no rank; give 1 or more")
 
 
 def _free(target: Path, folder: bool, force: bool, usage: str) -> None:
     """ValueError where the target is no name for an adapter, or would replace what is there without ``--force``."""
     if not folder and target.suffix.lower() != ".safetensors":
-        raise ValueError(f"{target}: an adapter is written as .safetensors; give a name that ends so: {usage}")
+        raise UserError(f"{target}: an adapter is written as .safetensors; give a name that ends so: {usage}")
     if os.path.lexists(target) and not force:
-        raise ValueError(f"{target}: it is there already; give another name, or --force to replace it: {usage}")
+        raise UserError(f"{target}: it is there already; give another name, or --force to replace it: {usage}")
 
 
 def _keys(args: argparse.Namespace) -> int:
@@ -149,7 +151,7 @@ def _keys(args: argparse.Namespace) -> int:
     _sound(rank=args.rank, conv_rank=args.conv_rank)
     denoiser, encoders = meta(args.family)
     if args.conv_rank and layout(args.family) == "sd3":
-        raise ValueError(f"--conv-rank: {args.family} has no such convolutions; leave it out")
+        raise UserError(f"--conv-rank: {args.family} has no such convolutions; leave it out")
     wanted = {encoder(args.family, name) for name in filter(None, args.text_encoders.split(","))}
     modules = {"unet": denoiser, **{name: module for name, module in encoders.items() if name in wanted}}
     found = file_keys(args.family, modules, args.rank, args.conv_rank)
@@ -188,9 +190,9 @@ def _merge(args: argparse.Namespace) -> int:
         try:
             sources.append((Path(path), float(weight)) if equals and not Path(word).exists() else (Path(word), 1.0))
         except ValueError:
-            raise ValueError(f"{word}: '{weight}' is no weight; write FILE=0.5") from None
+            raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5") from None
         if not math.isfinite(sources[-1][1]):
-            raise ValueError(f"{word}: '{weight}' is no weight; write FILE=0.5")
+            raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5")
     _free(args.target, False, args.force, "merge OUT A B=0.5")
     return _say([*merge(sources, args.target, args.rank), str(args.target)])
 
@@ -237,14 +239,14 @@ def _generate(args: argparse.Namespace) -> int:
     from ..training.build import build
 
     if args.n < 1:
-        raise ValueError(f"-n: {args.n} is no number of pictures; give 1 or more")
+        raise UserError(f"-n: {args.n} is no number of pictures; give 1 or more")
     try:
         lines = [line.strip() for line in args.prompts.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{args.prompts}: it cannot be read ({error}); give a UTF-8 text file") from None
+        raise UserError(f"{args.prompts}: it cannot be read ({error}); give a UTF-8 text file") from None
     texts = [line for line in lines if line and not line.startswith("#")]
     if not texts:
-        raise ValueError(f"{args.prompts}: it holds no prompt; write one a line")
+        raise UserError(f"{args.prompts}: it holds no prompt; write one a line")
     flags = {**args.flags, "sample.prompts": [text for text in texts for _ in range(args.n)]}
     parts = build(
         load(args.config, flags, args.preset), lambda line: print(line, file=sys.stderr), args.adapter_file, data=False
@@ -258,7 +260,7 @@ def _generate(args: argparse.Namespace) -> int:
     ]
     for path, prompt in plan:
         if path.exists() and not is_of(path, prompt, facts):
-            raise ValueError(f"{path}: it has another prompt, seed or adapter; give another folder")
+            raise UserError(f"{path}: it has another prompt, seed or adapter; give another folder")
     try:
         for path, prompt in plan:
             if not path.exists():

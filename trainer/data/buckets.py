@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..errors import UserError
 from .options import PictureOptions
 
 Size = tuple[int, int]
@@ -45,7 +46,7 @@ def rules(options: PictureOptions, native: int, where: str = "data") -> Rules:
     high = options.bucket_max if options.bucket_max is not None else 2 * max(width, height)
     low, high = max(low - low % step, step), high + -high % step
     if options.buckets and not options.no_upscale and not low <= min(width, height) <= max(width, height) <= high:
-        raise ValueError(
+        raise UserError(
             f"{where}: resolution {width}x{height} lies outside of the buckets' sides, {low} to {high}; "
             "change bucket_min or bucket_max, or bucket_step"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..diffusion.types import Role
+from ..errors import UserError
 from .buckets import Fit, Rules, Size, assign
 from .cache import Index
 from .options import SetOptions
@@ -117,7 +118,7 @@ class Scan:
 def check_unreadable(notes: Notes, limit: int) -> None:
     """:raises ValueError: more pictures cannot be read than ``limit``."""
     if notes.count("unreadable") > limit:
-        raise ValueError(f"data: {notes.line('unreadable')}, or raise max_unreadable = {limit}")
+        raise UserError(f"data: {notes.line('unreadable')}, or raise max_unreadable = {limit}")
 
 
 def read_header(path: Path, index: Index) -> Header | str:
@@ -150,7 +151,7 @@ def with_mask(notes: Notes, name: str, picture: Picture, path: Path, index: Inde
     """The picture with a mask. ValueError when that cannot be read."""
     header = read_header(path, index)
     if isinstance(header, str):
-        raise ValueError(f"data: the mask {path.as_posix()} cannot be read ({header}); mend or remove it")
+        raise UserError(f"data: the mask {path.as_posix()} cannot be read ({header}); mend or remove it")
     if header.size != picture.size:
         notes.add("mask size", name)
     return replace(picture, mask=path)

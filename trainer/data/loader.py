@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.types import Batch, Rows
+from ..errors import UserError
 from . import captions
 from .augment import Window, vary_colors, window
 from .batches import Plan, balanced, held_out, stream
@@ -95,13 +96,13 @@ class Dataset:
         self.shelf.index.save()
         for one in self.scan.sets:
             if fixed_draws and (one.token_warmup_steps or one.caption_dropout_every_n_epochs):
-                raise ValueError(
+                raise UserError(
                     "data: token_warmup_steps and caption_dropout_every_n_epochs change captions during the run, but "
                     "cached references need the same ones; leave them out, or set reference_draws = 0"
                 )
         odd = next((i.bucket for i in self.scan.items if i.bucket[0] % multiple or i.bucket[1] % multiple), None)
         if odd:
-            raise ValueError(
+            raise UserError(
                 f"data: this model takes sides that are multiples of {multiple}, not {odd[0]}x{odd[1]}; change "
                 "resolution or bucket_step"
             )
@@ -137,7 +138,7 @@ class Dataset:
         plain = [item for item in self.scan.items if not item.is_reg]
         out = held_out([item.group for item in plain], self.options.validation_split, self.options.validation_seed)
         if self.options.validation_split and not out:
-            raise ValueError("data.validation_split: all items belong together, so none can be held out; set it to 0")
+            raise UserError("data.validation_split: all items belong together, so none can be held out; set it to 0")
         self.held = [item for i, item in enumerate(plain) if i in out]
         train = [item for i, item in enumerate(plain) if i not in out]
         regs = [item for item in self.scan.items if item.is_reg]
@@ -150,7 +151,7 @@ class Dataset:
         buckets = [item.bucket for item in self.items]
         self.plan = Plan(buckets, repeats, self.effective_batch, self.seed, pools, sizes)
         if not self.plan.samples:
-            raise ValueError("data: nothing is left to train on; set repeats to 1 or more")
+            raise UserError("data: nothing is left to train on; set repeats to 1 or more")
 
     def _matched(self, train: Sequence[Item], regs: Sequence[Item]) -> Iterator[tuple[Item, int]]:
         """Regularisation pictures with how often each is seen: as often as the others of their pool, together."""
@@ -312,7 +313,7 @@ class Dataset:
             try:
                 image = self.shelf.pixels(picture, options, place)
             except (Unreadable, OSError) as error:
-                raise ValueError(f"data: {use.item.name} cannot be read any more ({error}); restore it") from error
+                raise UserError(f"data: {use.item.name} cannot be read any more ({error}); restore it") from error
             image = vary_colors(image, stream(*use.key, "color")) if colors else image
             latents = self.shelf.make(key, picture, image, use.flip)
         size = conditioning(picture.size, picture.fit.bucket, use.flip)

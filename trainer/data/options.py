@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
+from ..errors import UserError
 from ..registry import Options, PathStr, option
 
 Interpolation = Literal["auto", "area", "lanczos", "box", "bilinear", "linear", "bicubic", "cubic", "nearest"]
@@ -97,9 +98,9 @@ class PictureOptions(Options):
     def _resolution(cls, value: int | list[int] | None) -> int | list[int] | None:
         sides = [] if value is None else [value] if isinstance(value, int) else value
         if isinstance(value, list) and len(value) != 2:
-            raise ValueError(f"{value} is not a size; give one number, or [width, height]")
+            raise UserError(f"{value} is not a size; give one number, or [width, height]")
         if any(side < 64 or side > 8192 or side % 8 for side in sides):
-            raise ValueError(f"{value} is not a size for training; sides are multiples of 8 between 64 and 8192")
+            raise UserError(f"{value} is not a size for training; sides are multiples of 8 between 64 and 8192")
         return value
 
     @field_validator("caption_extension")
@@ -111,7 +112,7 @@ class PictureOptions(Options):
     @classmethod
     def _range(cls, value: list[float] | None) -> list[float] | None:
         if value is not None and not (len(value) == 2 and 0 < value[0] <= value[1]):
-            raise ValueError(f"{value} is not a range; give [smallest, largest], both above 0")
+            raise UserError(f"{value} is not a range; give [smallest, largest], both above 0")
         return value
 
 
@@ -135,7 +136,7 @@ class SetOptions(PictureOptions):
     @model_validator(mode="after")
     def _source(self) -> SetOptions:
         if self.path is None and self.metadata is None:
-            raise ValueError('a set needs pictures; give path = "folder", or metadata = "file.json"')
+            raise UserError('a set needs pictures; give path = "folder", or metadata = "file.json"')
         return self
 
 
@@ -187,19 +188,19 @@ class DataOptions(PictureOptions):
         if self.path or self.sets or (self.metadata and not kinds):
             kinds.append("pictures (path, sets or metadata)")
         if len(kinds) > 1:
-            raise ValueError(f"data: {' and '.join(kinds)} are given; one run trains on one of them")
+            raise UserError(f"data: {' and '.join(kinds)} are given; one run trains on one of them")
         for name in ("masks", "metadata") if self.pairs or self.ratings else ():
             if getattr(self, name):
-                raise ValueError(f"{name}: it is not read with {kinds[0]}, whose file names all there is; leave it out")
+                raise UserError(f"{name}: it is not read with {kinds[0]}, whose file names all there is; leave it out")
         for name, one in self.named_sets():
             varied = [key for key in ("random_crop", "color", "face_crop") if getattr(one, key)]
             if varied and self.cache_latents != "off":
-                raise ValueError(
+                raise UserError(
                     f"{name}.{varied[0]}: it changes the picture each time, but latents are kept; set [data] "
                     'cache_latents = "off", or leave it out'
                 )
             if one.face_crop and one.buckets:
-                raise ValueError(f"{name}.face_crop: it crops to one size; set buckets = false, or leave it out")
+                raise UserError(f"{name}.face_crop: it crops to one size; set buckets = false, or leave it out")
         return self
 
     def shared(self) -> SetOptions:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..runs.files import is_file, write_atomic
 from . import captions, pictures
 from .pairs_file import PAIRS, Pair, add_picture, append_pairs, contradictions, read_pairs
@@ -112,13 +113,13 @@ def _copied(one: Candidate, out: Path) -> Pair | Reject:
 def _open(source: Path, prompt: str | None) -> tuple[str, Iterator[Candidate | Reject]]:
     """The form of a source, and its pairs one after the other."""
     if not source.exists():
-        raise ValueError(f"{source.as_posix()}: there is nothing; give a folder, a .parquet or a .jsonl file")
+        raise UserError(f"{source.as_posix()}: there is nothing; give a folder, a .parquet or a .jsonl file")
     if source.is_file():
         if source.suffix.lower() == ".parquet":
             return "parquet", _table([source], prompt)
         if source.suffix.lower() in (".jsonl", ".json"):
             return source.name, _lines(source, prompt)
-        raise ValueError(f"{source.as_posix()}: not a .parquet or .jsonl file; give one, or a folder")
+        raise UserError(f"{source.as_posix()}: not a .parquet or .jsonl file; give one, or a folder")
     for name in (PAIRS, "metadata.jsonl", "train.jsonl"):
         if (source / name).is_file():
             return name, _lines(source / name, prompt)
@@ -133,7 +134,7 @@ def _open(source: Path, prompt: str | None) -> tuple[str, Iterator[Candidate | R
             return f"{sides[0]} + {sides[1]} folders", _sides(folders, sides, prompt)
     if any(path.stem.endswith(("_w", "_l")) and path.suffix.lower() in EXTENSIONS for path in source.iterdir()):
         return "name_w + name_l", _suffixes(source, prompt)
-    raise ValueError(
+    raise UserError(
         f"{source.as_posix()}: no pairs in a known form; give {PAIRS}, metadata.jsonl, *.parquet, folders chosen + "
         "rejected or w + l, or pictures name_w + name_l"
     )
@@ -144,7 +145,7 @@ def pyarrow_parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError("parquet: pyarrow is not installed; pip install pyarrow, or use .jsonl files") from error
+        raise UserError("parquet: pyarrow is not installed; pip install pyarrow, or use .jsonl files") from error
     return pyarrow.parquet
 
 
@@ -160,7 +161,7 @@ def _table(files: list[Path], prompt: str | None) -> Iterator[Candidate | Reject
                         yield _candidate(row, f"{path.name} row {count}", path.parent, prompt)
         except (OSError, ValueError) as error:
             why = str(error).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"{path.as_posix()}: cannot be read as parquet after row {count} ({why}); mend it"
             ) from error
 
@@ -171,9 +172,9 @@ def _lines(path: Path, prompt: str | None) -> Iterator[Candidate | Reject]:
         text = path.read_bytes().decode("utf-8-sig")
         listed = json.loads(text) if path.suffix.lower() == ".json" else text.split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.as_posix()}: byte {error.start} is not UTF-8; save it as UTF-8") from error
+        raise UserError(f"{path.as_posix()}: byte {error.start} is not UTF-8; save it as UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.as_posix()}: not JSON ({error}); mend it") from error
+        raise UserError(f"{path.as_posix()}: not JSON ({error}); mend it") from error
     for number, row in enumerate(listed if isinstance(listed, list) else [listed], 1):
         where = f"{path.name} {'row' if path.suffix.lower() == '.json' else 'line'} {number}"
         if isinstance(row, str) and not row.strip():
@@ -284,7 +285,7 @@ def _text(files: Files, relative: str) -> str | None:
     try:
         return captions.read(path.read_bytes()).split("\n")[0] if path else None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from error
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from error
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -323,7 +324,7 @@ def _exported(folder: Path, row: Pair) -> dict[str, Any]:
         try:
             return (folder / name).read_bytes() if name else None
         except OSError as error:
-            raise ValueError(f"{(folder / PAIRS).as_posix()}: the picture {name} cannot be read; restore it") from error
+            raise UserError(f"{(folder / PAIRS).as_posix()}: the picture {name} cannot be read; restore it") from error
 
     label = 0.5 if row.tie else 1.0
     return {

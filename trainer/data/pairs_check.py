@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..errors import UserError
 from ..runs.files import is_file
 from . import pictures
 from .pairs_file import IMAGES, PAIRS, RATINGS, Pair, Rating, contradictions, read
@@ -93,7 +94,7 @@ def check_pairs(folder: Path | str) -> Checked:
     """
     folder = Path(folder)
     if not any((folder / name).is_file() for name in (PAIRS, RATINGS)):
-        raise ValueError(f"{folder.as_posix()}: there is no {PAIRS} and no {RATINGS}; give the folder that holds one")
+        raise UserError(f"{folder.as_posix()}: there is no {PAIRS} and no {RATINGS}; give the folder that holds one")
     result = Checked()
     pairs = _read(result, folder / PAIRS, Pair)
     ratings = _read(result, folder / RATINGS, Rating)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..errors import UserError
 from ..runs.files import make_folder
 
 PAIRS = "pairs.jsonl"
@@ -83,7 +84,7 @@ def read_strict(path: Path, kind: type[Row]) -> list[tuple[int, Row]]:
     rows, problems = read(path, kind)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ValueError(f"{path.as_posix()} {problems[0]}{more}")
+        raise UserError(f"{path.as_posix()} {problems[0]}{more}")
     return rows
 
 
@@ -95,10 +96,10 @@ def read(path: Path, kind: type[Row]) -> tuple[list[tuple[int, Row]], list[str]]
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{path.as_posix()}: cannot be read ({error.strerror or error}); give the folder that holds "
+        raise UserError(f"{path.as_posix()}: cannot be read ({error.strerror or error}); give the folder that holds "
                          f"{path.name}") from error  # fmt: skip
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.as_posix()}: byte {error.start} is not UTF-8; save it as UTF-8") from error
+        raise UserError(f"{path.as_posix()}: byte {error.start} is not UTF-8; save it as UTF-8") from error
     rows: list[tuple[int, Row]] = []
     problems: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -118,27 +119,27 @@ def read(path: Path, kind: type[Row]) -> tuple[list[tuple[int, Row]], list[str]]
 def _row(value: Any, kind: type[Row]) -> Row:
     """A checked row. ValueError says what is wrong with it."""
     if not isinstance(value, dict):
-        raise ValueError('not an object; write {"prompt": ..., ...}')
+        raise UserError('not an object; write {"prompt": ..., ...}')
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(fields)}"
-            raise ValueError(f"unknown key '{name}'; {hint}")
+            raise UserError(f"unknown key '{name}'; {hint}")
     kept = {name: item for name, item in value.items() if item is not None}
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in kept:
-            raise ValueError(f"'{name}' is missing; write it")
+            raise UserError(f"'{name}' is missing; write it")
     for name, item in kept.items():
         kind_of = _KINDS[name]
         fits = isinstance(item, (int, float)) if kind_of is float else isinstance(item, kind_of)
         if not fits or (kind_of is not bool and isinstance(item, bool)):
-            raise ValueError(f"'{name}' is {json.dumps(item)[:40]}; it should be {_WORDS[kind_of]}")
+            raise UserError(f"'{name}' is {json.dumps(item)[:40]}; it should be {_WORDS[kind_of]}")
         if name == "weight" and not (math.isfinite(item) and item >= 0):
-            raise ValueError(f"'weight' is {item}; it should be 0 or more")
+            raise UserError(f"'weight' is {item}; it should be 0 or more")
         if name in ("chosen", "rejected", "image", "mask"):
             if not item.strip() or "\0" in item:
-                raise ValueError(f"'{name}' is empty; give the picture's path relative to this file")
+                raise UserError(f"'{name}' is empty; give the picture's path relative to this file")
             kept[name] = item.replace("\\", "/")
         elif name == "weight":
             kept[name] = float(item)
@@ -169,12 +170,12 @@ def add_best(
 ) -> list[Pair]:  # fmt: skip
     """Copy the pictures in and append a pair of the best with each other one; several rows share a ``group``."""
     if not prompt.strip():
-        raise ValueError("prompt: it is empty; a pair needs the prompt that made its pictures")
+        raise UserError("prompt: it is empty; a pair needs the prompt that made its pictures")
     folder = Path(folder)
     winner = add_picture(folder, best)
     losers = [add_picture(folder, other) for other in others]
     if winner in losers or len(set(losers)) < len(losers):
-        raise ValueError("pictures: one of them is given twice; compare different pictures")
+        raise UserError("pictures: one of them is given twice; compare different pictures")
     area = None if mask is None else add_picture(folder, mask)
     group = hashlib.sha256("\n".join([prompt, winner, *losers]).encode()).hexdigest()[:12] if len(losers) > 1 else None
     rows = [Pair(prompt, winner, loser, area, weight, tie, seed, source, group) for loser in losers]
@@ -188,7 +189,7 @@ def add_rating(
 ) -> Rating:  # fmt: skip
     """Copy the picture in and append its rating. ValueError for an empty prompt."""
     if not prompt.strip():
-        raise ValueError("prompt: it is empty; a rating needs the prompt that made its picture")
+        raise UserError("prompt: it is empty; a rating needs the prompt that made its picture")
     row = Rating(add_picture(Path(folder), image), prompt, liked, seed, source)
     append_ratings(folder, [row])
     return row
@@ -202,11 +203,11 @@ def add_picture(folder: Path, picture: Path | bytes) -> str:
     try:
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
     except OSError as error:
-        raise ValueError(f"{picture}: cannot be read ({error.strerror or error}); give a picture") from error
+        raise UserError(f"{picture}: cannot be read ({error.strerror or error}); give a picture") from error
     suffix = _suffix(data)
     if suffix is None:
         name = "the picture" if isinstance(picture, bytes) else picture.as_posix()
-        raise ValueError(f"{name}: not a PNG, JPEG, WebP, BMP or AVIF file; save it as one of these")
+        raise UserError(f"{name}: not a PNG, JPEG, WebP, BMP or AVIF file; save it as one of these")
     name = f"{IMAGES}/{hashlib.sha256(data).hexdigest()[:40]}{suffix}"
     target = folder / name
     if not target.is_file() or target.stat().st_size != len(data):
@@ -262,7 +263,7 @@ def locked(path: Path, patience: float = 30.0) -> Iterator[None]:
         until = time.monotonic() + patience
         while not _try_lock(file.fileno()):
             if time.monotonic() > until:
-                raise ValueError(f"{path.as_posix()}: another program is writing to it; close it and try again")
+                raise UserError(f"{path.as_posix()}: another program is writing to it; close it and try again")
             time.sleep(0.02)
         try:
             yield

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
+from ..errors import UserError
 from .buckets import Size
 from .options import Interpolation
 
@@ -36,7 +37,7 @@ TURNS = {
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS decides
 
 
-class Unreadable(ValueError):
+class Unreadable(UserError):
     """A picture that cannot be read; the text says why, without its name."""
 
 

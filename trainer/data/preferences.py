@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..diffusion.types import Role
+from ..errors import UserError
 from ..runs.files import is_file
 from .buckets import Fit, cover, rules
 from .cache import Index
@@ -71,7 +72,7 @@ def scan_ratings(found: Scan, options: DataOptions, folder: Path, native: int, i
     _refuse_missing(where, folder, [(number, (row.image,)) for number, row in rows])
     if len({row.liked for _, row in rows}) == 1:
         what, other = ("liked", "disliked") if rows[0][1].liked else ("disliked", "liked")
-        raise ValueError(f"{where}: all {len(rows)} pictures are {what}; rate some as {other}, both are needed")
+        raise UserError(f"{where}: all {len(rows)} pictures are {what}; rate some as {other}, both are needed")
     content = contents((folder / row.image for _, row in rows), index)
     seen: set[tuple[str, str]] = set()
     for number, row in rows:
@@ -106,7 +107,7 @@ def _refuse(where: str, lines: Sequence[int], wrong: str) -> None:
     """:raises ValueError: there are such lines; the first is named, the others are counted."""
     if lines:
         more = f" (and {len(lines) - 1} more lines)" if len(lines) > 1 else ""
-        raise ValueError(f"{where} line {lines[0]}{more}: {wrong}")
+        raise UserError(f"{where} line {lines[0]}{more}: {wrong}")
 
 
 def _refuse_empty(where: str, rows: Sequence[tuple[int, Pair]] | Sequence[tuple[int, Rating]]) -> None:

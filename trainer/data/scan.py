@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import UserError
 from ..runs.files import is_file
 from . import captions
 from .buckets import rules
@@ -41,14 +42,14 @@ def scan(options: DataOptions, native: int, index: Index, progress: Progress = s
         _folders(found, options, native, index, progress)
     check_unreadable(found.notes, options.max_unreadable)
     if not found.items:
-        raise ValueError(f"data: no picture is left to train on; {'; '.join(found.notes.lines()) or 'name some'}")
+        raise UserError(f"data: no picture is left to train on; {'; '.join(found.notes.lines()) or 'name some'}")
     return found
 
 
 def _folders(found: Scan, options: DataOptions, native: int, index: Index, progress: Progress) -> None:
     named = options.named_sets()
     if not named:
-        raise ValueError('data: nothing to train on; give [data] path = "folder of pictures", or pairs, or ratings')
+        raise UserError('data: nothing to train on; give [data] path = "folder of pictures", or pairs, or ratings')
     seen: set[tuple] = set()
     for where, one in named:
         source = (one.path or "", one.metadata or "", rules(one, native, where), one.is_reg, one.pool)
@@ -59,10 +60,10 @@ def _folders(found: Scan, options: DataOptions, native: int, index: Index, progr
         before = len(found.items)
         _folder(found, where, one, options, native, index, progress)
         if len(found.items) == before and not found.notes.count("unreadable"):
-            raise ValueError(f"{where}: no picture in {_posix(one.path or one.metadata)} can be used; "
+            raise UserError(f"{where}: no picture in {_posix(one.path or one.metadata)} can be used; "
                              f"{'; '.join(found.notes.lines())}")  # fmt: skip
     if not any(not item.is_reg for item in found.items) and found.items:
-        raise ValueError("data: all sets are regularisation pictures; add a set with is_reg = false")
+        raise UserError("data: all sets are regularisation pictures; add a set with is_reg = false")
     _mark_duplicates(found, index)
 
 
@@ -72,17 +73,17 @@ def _folder(
     """The pictures of one set."""
     root = Path(one.path) if one.path else None
     if root is not None and not root.is_dir():
-        raise ValueError(f"{where}.path: there is no folder {_posix(root)}; give the folder that holds the pictures")
+        raise UserError(f"{where}.path: there is no folder {_posix(root)}; give the folder that holds the pictures")
     files = Files(root, one.recursive, one.masks) if root else Files(None)
     texts = _metadata(where, one, files, found.notes) if one.metadata else None
     paths = files.pictures(found.notes) if texts is None else sorted(texts, key=_order)
     if not paths:
         below = root is not None and _below(root)
         hint = "its subfolders do: set recursive = true" if below else f"looked for {' '.join(EXTENSIONS)}"
-        raise ValueError(f"{where}: {_posix(root or one.metadata)} holds no pictures; {hint}")
+        raise UserError(f"{where}: {_posix(root or one.metadata)} holds no pictures; {hint}")
     masks = Files(Path(one.masks)) if one.masks else None
     if masks is not None and not Path(one.masks or "").is_dir():
-        raise ValueError(f"{where}.masks: there is no folder {_posix(one.masks)}; give the folder that holds the masks")
+        raise UserError(f"{where}.masks: there is no folder {_posix(one.masks)}; give the folder that holds the masks")
     shape = rules(one, native, where)
     number = len(found.sets)
     found.sets.append(one)
@@ -103,7 +104,7 @@ def _folder(
         name = f"{found.names[number]}/{relative}"
         found.items.append(Item(name, (picture,), ("plain",), caption, number, one.repeats, weight, name, one.is_reg))
     if bad_text:
-        raise ValueError(f"{where}: {len(bad_text)} captions are not UTF-8: the one of {', '.join(bad_text[:3])}"
+        raise UserError(f"{where}: {len(bad_text)} captions are not UTF-8: the one of {', '.join(bad_text[:3])}"
                          f"{' ...' if len(bad_text) > 3 else ''}; save them as UTF-8")  # fmt: skip
 
 
@@ -221,7 +222,7 @@ def _metadata(where: str, one: SetOptions, files: Files, notes: Notes) -> dict[t
             continue
         words, tags = entry.get("caption", entry.get("text")) or "", entry.get("tags") or ""
         if not isinstance(words, str) or not isinstance(tags, str):
-            raise ValueError(f"{where}.metadata: the caption of {key} is no text; write it as one")
+            raise UserError(f"{where}.metadata: the caption of {key} is no text; write it as one")
         if tags and one.wildcards:
             tags = tags.replace("\n", one.separator)
             words = "\n".join(f"{line}{one.separator}{tags}" for line in words.split("\n") if line.strip()) or tags
@@ -241,14 +242,14 @@ def _entries(where: str, path: Path) -> list[tuple[str, dict]]:
         else:
             entries = list(json.loads(text).items())
     except OSError as error:
-        raise ValueError(f"{where}: {_posix(path)} cannot be read ({error.strerror}); give a JSON file") from error
+        raise UserError(f"{where}: {_posix(path)} cannot be read ({error.strerror}); give a JSON file") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: {_posix(path)} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise UserError(f"{where}: {_posix(path)} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{where}: {_posix(path)} is not JSON of the form {{picture: {{caption: ...}}}} ({error}); "
+        raise UserError(f"{where}: {_posix(path)} is not JSON of the form {{picture: {{caption: ...}}}} ({error}); "
                          "mend it") from error  # fmt: skip
     if not all(isinstance(key, str) and isinstance(entry, dict) for key, entry in entries):
-        raise ValueError(f"{where}: {_posix(path)} has an entry without a picture's name; write image_path")
+        raise UserError(f"{where}: {_posix(path)} has an entry without a picture's name; write image_path")
     return entries
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.types import Conditioning
+from ..errors import UserError
 from . import pictures
 from .augment import Window
 from .buckets import Size
@@ -116,7 +117,7 @@ class Shelf:
         pixels = torch.from_numpy(np.array(colors)).permute(2, 0, 1)[None].float() / 127.5 - 1
         latents = self.encode(pixels.flip(3) if flip else pixels)[0].to("cpu", self.dtype)
         if not latents.isfinite().all():
-            raise ValueError(
+            raise UserError(
                 f"data: the autoencoder makes NaN of {picture.path.as_posix()}; run it in float32 or bfloat16 (that of "
                 "SDXL overflows in float16)"
             )
@@ -148,7 +149,7 @@ class Shelf:
         try:
             colors, alpha = pictures.pixels(path.read_bytes(), hidden=True)
         except (Unreadable, OSError) as error:
-            raise ValueError(f"data: the mask {path.as_posix()} cannot be read ({error}); mend or remove it") from error
+            raise UserError(f"data: the mask {path.as_posix()} cannot be read ({error}); mend or remove it") from error
         image = alpha if own and alpha is not None else colors[..., 0]
         cut = pictures.fitted(np.ascontiguousarray(image), *place, bucket, options.interpolation)
         return {"mask": torch.from_numpy(np.array(cut))}

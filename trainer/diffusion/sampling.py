@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 from pydantic import field_validator
 from torch import Tensor
 
+from ..errors import UserError
 from ..registry import Options, PathStr, nearest, option
 from ..runs.files import write_atomic
 from .process import Process
@@ -130,12 +131,12 @@ def _read(path: Path) -> list[tuple[str, Given]]:
         assert isinstance(rows, list)
         return [_flags(row) if isinstance(row, str) else _table(row) for row in rows]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"sample.file: {path} cannot be read ({error}); give a UTF-8 text file") from None
+        raise UserError(f"sample.file: {path} cannot be read ({error}); give a UTF-8 text file") from None
     except (KeyError, TypeError, AttributeError, AssertionError, IndexError, ValueError) as error:
         if str(error).startswith("sample prompt"):
             raise
         form = "[prompt] with [[prompt.subset]]" if path.suffix.lower() == ".toml" else "a list of prompts"
-        raise ValueError(f"sample.file: {path} is not {form} ({error}); mend it") from None
+        raise UserError(f"sample.file: {path} is not {form} ({error}); mend it") from None
 
 
 def _flags(line: str) -> tuple[str, Given]:
@@ -147,12 +148,12 @@ def _flags(line: str) -> tuple[str, Given]:
         if name.lower() in FOREIGN:
             continue
         if name.lower() not in FLAGS:
-            raise ValueError(f"sample prompt '{text}': --{name} is not known; there is --{' --'.join(FLAGS)}")
+            raise UserError(f"sample prompt '{text}': --{name} is not known; there is --{' --'.join(FLAGS)}")
         field, read = FLAGS[name.lower()]
         try:
             given[field] = read(value.strip())
         except ValueError:
-            raise ValueError(f"sample prompt '{text}': --{name} {value!r} is no {read.__name__}") from None
+            raise UserError(f"sample prompt '{text}': --{name} {value!r} is no {read.__name__}") from None
     return text, given
 
 
@@ -163,10 +164,10 @@ def _table(row: dict[str, Any]) -> tuple[str, Given]:
         if name in ("prompt", *FOREIGN):
             continue
         if name not in KEYS:
-            raise ValueError(f"sample prompt '{text}': there is no '{name}'; {nearest(name, ['prompt', *KEYS])}")
+            raise UserError(f"sample prompt '{text}': there is no '{name}'; {nearest(name, ['prompt', *KEYS])}")
         field, read = KEYS[name]
         if not isinstance(value, (int, float) if read is float else read) or isinstance(value, bool):
-            raise ValueError(f"sample prompt '{text}': {name} = {value!r} is no {read.__name__}")
+            raise UserError(f"sample prompt '{text}': {name} = {value!r} is no {read.__name__}")
         given[field] = read(value)
     return text, given
 
@@ -176,7 +177,7 @@ def _prompt(
 ) -> Prompt:
     sampler: Any = KOHYA.get(given.get("sampler", ""), given.get("sampler", options.sampler))
     if sampler not in _SCHEDULERS:
-        raise ValueError(f"sample prompt '{text}': there is no sampler '{sampler}'; there is {', '.join(_SCHEDULERS)}")
+        raise UserError(f"sample prompt '{text}': there is no sampler '{sampler}'; there is {', '.join(_SCHEDULERS)}")
     width, height = (
         max(cell, int(given.get(side) or getattr(options, side) or default) // cell * cell)
         for side, default in zip(("width", "height"), resolution, strict=True)

@@ -17,6 +17,7 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import UserError
 from ..registry import Options, option
 from .process import Process
 from .types import Batch, Draw
@@ -61,11 +62,11 @@ class NoiseOptions(Options):
     @model_validator(mode="after")
     def _sensible(self) -> NoiseOptions:
         if self.min_timestep >= self.max_timestep:
-            raise ValueError(
+            raise UserError(
                 f"min_timestep: {self.min_timestep} is not below max_timestep {self.max_timestep}; lower it"
             )
         if self.adaptive_noise_scale and not self.noise_offset:
-            raise ValueError(
+            raise UserError(
                 "adaptive_noise_scale: it changes noise_offset, which is 0; set noise_offset, for example 0.05"
             )
         return self
@@ -111,7 +112,7 @@ def level_at(u: Tensor, process: Process, options: NoiseOptions) -> Tensor:
     equation 23 for the shift. A timestep is rounded down, a sigma is timestep / 1000 and at least 0.001.
     """
     if options.max_timestep > process.steps:
-        raise ValueError(f"noise.max_timestep: this model has {process.steps} timesteps; give at most that")
+        raise UserError(f"noise.max_timestep: this model has {process.steps} timesteps; give at most that")
     u = u.double().clamp(2**-25, 1 - 2**-25)
     match options.sampling if options.sampling != "auto" else ("logit_normal" if process.is_flow else "uniform"):
         case "logit_normal":

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     from .process import Process
 
@@ -67,7 +69,7 @@ class Rows:
         winners = [i for i, role in enumerate(self.role) if role == "winner"]
         losers = [at.get(("loser", int(self.group[i]))) for i in winners]
         if not winners or None in losers or 2 * len(winners) != len(self.role):
-            raise ValueError("objective: it compares pairs, but the data holds single pictures; give [data] pairs")
+            raise UserError("objective: it compares pairs, but the data holds single pictures; give [data] pairs")
         return torch.tensor(winners), torch.tensor(losers)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from ..errors import UserError
 from ..memory import device as memory
 
 GIB = 2**30
@@ -66,7 +67,7 @@ def named(text: str) -> Card:
     words = re.sub(r"\d+(?:\.\d+)?\s*gi?b", "", text, flags=re.IGNORECASE).lower()
     known = [name for name in SIZES if re.search(rf"\b{name}\b", words)]
     if not said and not known:
-        raise ValueError(f'--card: the memory of a "{text}" is not known here; write it behind, as "RTX 3060 12GB"')
+        raise UserError(f'--card: the memory of a "{text}" is not known here; write it behind, as "RTX 3060 12GB"')
     total = float(said[1]) if said else float(SIZES[max(known, key=len)])
     return Card(text.strip(), total, total - DESKTOP, "cuda", not WITHOUT_BF16.search(words))
 
@@ -75,6 +76,6 @@ def with_memory(text: str, device: Literal["cuda", "cpu"] = "cuda") -> Card:
     """``8GB`` or ``8``: a card of which so much is free. ValueError when it is no size."""
     said = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gi?b?)?\s*", text, re.IGNORECASE)
     if not said or not float(said[1]):
-        raise ValueError(f"--memory: {text!r} is no size; write --memory 8GB")
+        raise UserError(f"--memory: {text!r} is no size; write --memory 8GB")
     size = float(said[1])
     return Card(f"a card with {size:g} GB free", size, size, device, True)

@@ -16,6 +16,7 @@ from ..config import Config
 from ..data.loader import Dataset
 from ..diffusion import sampling
 from ..diffusion.types import Role
+from ..errors import UserError
 from ..families.load import Found, configs
 from ..runs import user_cache as memo
 from ..runs.control import gigabytes
@@ -202,7 +203,7 @@ def apply(config: Config, fit: dict[str, Any], say: Callable[[str], None]) -> Co
         config = changed(config, one["changes"])
     if not fit["fits"] and not (fit["remedies"] and fit["remedies"][-1]["fits"]):
         least = fit["remedies"][-1]["gb"] if fit["remedies"] else fit["gb"]
-        raise ValueError(
+        raise UserError(
             f"--fit: it needs {gigabytes(least)} GB at least, and {fit['card']} has {gigabytes(fit['of_gb'])} GB free; "
             "choose a smaller model or a larger card"
         )

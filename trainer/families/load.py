@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..diffusion.process import Prediction, Process, scaled_linear, zero_terminal_snr
+from ..errors import UserError
 from ..registry import families
 from . import parts, words
 from .family import Encoder, Family, Kind
@@ -71,13 +72,13 @@ def load(
             for name, place in found.texts.items()
         }
     if vae.config.latent_channels != denoiser.config.in_channels:
-        raise ValueError(
+        raise UserError(
             f"model.vae: {options.vae or options.path} has {vae.config.latent_channels} latent channels, but the model "
             f"{denoiser.config.in_channels}; name one of its own kind"
         )
     for name, encoder in encoders.items():
         if len(tokenizers[name]) > encoder.config.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"model.path: the tokenizer of {name} has {len(tokenizers[name])} words, its encoder "
                 f"{encoder.config.vocab_size}; put the model's own into {home / kind.encoders[name].tokenizer}"
             )
@@ -108,7 +109,7 @@ def configs(found: Found) -> parts.Configs:
 def assumed(options: ModelOptions) -> Found:
     """A family's public model, for who asks without naming a file. ValueError when there is no family either."""
     if options.family == "auto":
-        raise ValueError("model.family: neither a model nor its family is given; set model.path, or model.family")
+        raise UserError("model.family: neither a model nor its family is given; set model.path, or model.family")
     kind = families[options.family].build()
     prediction = kind.assumed or kind.predictions[0] if options.prediction == "auto" else options.prediction
     process = Process("flow") if prediction == "flow" else Process(prediction, scaled_linear())
@@ -126,7 +127,7 @@ def identify(options: ModelOptions) -> Found:
     else:
         kind, evidence = _file_kind(source), _file_evidence(source)
     if options.family not in ("auto", kind.name):
-        raise ValueError(
+        raise UserError(
             f"model.family: {options.family}, but {options.path} is {kind.title} ({kind.name}); set that or 'auto'"
         )
     notes = [f"{options.path}: {kind.title}"]
@@ -181,7 +182,7 @@ def _file_kind(file: Checkpoint) -> Kind:
         if kind.in_file(shapes):
             return kind
     known = ", ".join(kind.name for kind in _kinds())
-    raise ValueError(f"model.path: {file.path} is no model that is known here; give a checkpoint of {known}")
+    raise UserError(f"model.path: {file.path} is no model that is known here; give a checkpoint of {known}")
 
 
 _STRANGERS = (
@@ -208,7 +209,7 @@ def _refuse(file: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
         elif any("text_model." in key or key.startswith("encoder.block.") for key in file.shapes):
             what = "a text encoder alone"
     if what:
-        raise ValueError(
+        raise UserError(
             f"model.path: {file.path} is {what}; give a text-to-image checkpoint of SD 1.x, 2.x, SDXL or SD3"
         )
 
@@ -220,24 +221,24 @@ def _folder_kind(folder: Path) -> Kind:
         hint = (
             f"name one of its files ({', '.join(held[:3])})" if held else "name a checkpoint file or a diffusers folder"
         )
-        raise ValueError(f"model.path: {folder} is no diffusers folder (no unet or transformer in it); {hint}")
+        raise UserError(f"model.path: {folder} is no diffusers folder (no unet or transformer in it); {hint}")
     config = {"_class_name": "UNet2DConditionModel", **_json(folder / net / "config.json")}
     channels = config.get("in_channels", 4 if net == "unet" else 16)
     if net == "unet" and channels != 4:
         what = "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
-        raise ValueError(f"model.path: {folder} is {what}; give a text-to-image model")
+        raise UserError(f"model.path: {folder} is {what}; give a text-to-image model")
     for kind in _kinds():
         if kind.part == net and kind.in_folder(config):
             return kind
     known = ", ".join(kind.name for kind in _kinds())
-    raise ValueError(f"model.path: {folder} is a {config['_class_name']}, which is not known here; there is {known}")
+    raise UserError(f"model.path: {folder} is a {config['_class_name']}, which is not known here; there is {known}")
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path: {path} cannot be read ({error}); download it again") from None
+        raise UserError(f"model.path: {path} cannot be read ({error}); download it again") from None
 
 
 def _file_evidence(file: Checkpoint) -> Evidence:
@@ -257,7 +258,7 @@ def _folder_evidence(folder: Path) -> Evidence:
     if config.get("_class_name", "").startswith("FlowMatch"):
         return Evidence("flow", "its scheduler_config.json", False, False, scaled_linear())
     if config.get("beta_schedule", "scaled_linear") != "scaled_linear" or config.get("trained_betas"):
-        raise ValueError(
+        raise UserError(
             f"model.path: {path} has beta_schedule {config.get('beta_schedule')}; only scaled_linear is known"
         )
     alphas = scaled_linear(
@@ -274,7 +275,7 @@ def _process(options: ModelOptions, kind: Kind, evidence: Evidence, notes: list[
         return Process("flow")
     zero = options.zero_terminal_snr if options.zero_terminal_snr is not None else evidence.zero_snr
     if zero and prediction == "epsilon":
-        raise ValueError(
+        raise UserError(
             "model.zero_terminal_snr: the model predicts epsilon, which pure noise does not allow; set "
             "prediction = 'v' if it is a v model, or zero_terminal_snr = false"
         )
@@ -287,17 +288,17 @@ def _prediction(options: ModelOptions, kind: Kind, evidence: Evidence, notes: li
     """The configured, the told or the usual prediction; ValueError when they contradict or nobody says."""
     asked, told = options.prediction, evidence.prediction
     if told and told not in kind.predictions:
-        raise ValueError(
+        raise UserError(
             f"model.path: {options.path} predicts {told} by {evidence.said_by}, which is not known for {kind.title}; "
             "give another model"
         )
     if asked != "auto":
         if asked not in kind.predictions:
-            raise ValueError(
+            raise UserError(
                 f"model.prediction: {asked}, but {kind.title} predicts {' or '.join(kind.predictions)}; set 'auto'"
             )
         if told and told != asked:
-            raise ValueError(
+            raise UserError(
                 f"model.prediction: {asked}, but {options.path} predicts {told} by {evidence.said_by}; set 'auto'"
             )
         return asked
@@ -306,7 +307,7 @@ def _prediction(options: ModelOptions, kind: Kind, evidence: Evidence, notes: li
         return told
     if evidence.doubtful or kind.assumed is None:
         why = evidence.said_by if evidence.doubtful else "such files do not say what they predict"
-        raise ValueError(f"model.prediction: {options.path}: {why}; set prediction = 'v' or 'epsilon'")
+        raise UserError(f"model.prediction: {options.path}: {why}; set prediction = 'v' or 'epsilon'")
     notes.append(
         f"it predicts {kind.assumed}" + (", as nothing in it says otherwise" if len(kind.predictions) > 1 else "")
     )
@@ -345,7 +346,7 @@ def _encoder_source(
         notes.append(f"there is no T5 in {options.path}; the model hears zeros in its place (model.t5 names a file)")
         return None
     where = f"name its file in model.{encoder.option}" if encoder.option else "use a checkpoint that holds it"
-    raise ValueError(f"model.path: {options.path} holds no {encoder.folder} ({kind.title} needs it); {where}")
+    raise UserError(f"model.path: {options.path} holds no {encoder.folder} ({kind.title} needs it); {where}")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from ..errors import UserError
 from ..registry import Options, PathStr, option
 
 FamilyName = Literal["auto", "sd15", "sd2", "sdxl", "sd3-medium", "sd3.5-medium", "sd3.5-large"]
@@ -61,13 +62,13 @@ class ModelOptions(Options):
     @model_validator(mode="after")
     def _consistent(self) -> ModelOptions:
         if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise ValueError("zero_terminal_snr: it needs prediction = 'v': no noise can be told apart in pure noise")
+            raise UserError("zero_terminal_snr: it needs prediction = 'v': no noise can be told apart in pure noise")
         if self.prediction == "flow" and self.family in ("sd15", "sd2", "sdxl"):
-            raise ValueError(f"prediction: {self.family} has no flow; use 'epsilon', 'v' or 'auto'")
+            raise UserError(f"prediction: {self.family} has no flow; use 'epsilon', 'v' or 'auto'")
         if self.prediction not in ("auto", "flow") and self.family.startswith("sd3"):
-            raise ValueError(f"prediction: {self.family} predicts a flow; use 'flow' or 'auto'")
+            raise UserError(f"prediction: {self.family} predicts a flow; use 'flow' or 'auto'")
         if len(self.base_adapter_weights) > len(self.base_adapters):
-            raise ValueError("base_adapter_weights: there are more of them than base_adapters; give one for each")
+            raise UserError("base_adapter_weights: there are more of them than base_adapters; give one for each")
         if self.t5 and not self.use_t5:
-            raise ValueError("t5: a file is given, but use_t5 is false; drop one of them")
+            raise UserError("t5: a file is given, but use_t5 is false; drop one of them")
         return self

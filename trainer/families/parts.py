@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .family import Encoder, Kind
 from .sources import Checkpoint
 
@@ -57,9 +58,9 @@ def check_vae(source: Checkpoint | Path, kind: Kind, where: str) -> None:
         first = source.shapes.get(f"{_vae_prefix(source)}decoder.conv_in.weight", ())
         held, source = bool(first), source.path
     if not held:
-        raise ValueError(f"{where}: {source} holds no autoencoder; name a VAE file or folder in model.vae")
+        raise UserError(f"{where}: {source} holds no autoencoder; name a VAE file or folder in model.vae")
     if first[1] != kind.vae["latent_channels"]:
-        raise ValueError(
+        raise UserError(
             f"{where}: {source} is an autoencoder of {first[1]} latent channels, but {kind.title} has "
             f"{kind.vae['latent_channels']}; name one of its own kind"
         )
@@ -166,7 +167,7 @@ def _from_weights(made: Any, weights: dict[str, Tensor], config: dict[str, Any],
         try:
             weights = READERS[made.__name__]["checkpoint_mapping_fn"](checkpoint=weights, config=module.config)
         except KeyError as error:
-            raise ValueError(f"model: {path} lacks {error}; it is incomplete") from None
+            raise UserError(f"model: {path} lacks {error}; it is incomplete") from None
     return _filled(module, weights, path)
 
 
@@ -174,10 +175,10 @@ def _filled(module: Any, weights: dict[str, Tensor], path: Path) -> Any:
     """A module without weights given its tensors; ValueError when one is missing or of another shape."""
     wanted = module.state_dict()
     if lost := [key for key in wanted if key not in weights]:
-        raise ValueError(f"model: {path} lacks {lost[0]} ({len(lost)} in all); it is incomplete")
+        raise UserError(f"model: {path} lacks {lost[0]} ({len(lost)} in all); it is incomplete")
     for key, value in wanted.items():
         if (given := weights[key].shape) != value.shape:
-            raise ValueError(
+            raise UserError(
                 f"model: in {path} {key} is {list(given)}, but its family has {list(value.shape)}; "
                 "give an unchanged checkpoint"
             )
@@ -187,7 +188,7 @@ def _filled(module: Any, weights: dict[str, Tensor], path: Path) -> Any:
 
 def _from_folder(made: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model: there is no {folder / 'config.json'}; give a whole diffusers folder")
+        raise UserError(f"model: there is no {folder / 'config.json'}; give a whole diffusers folder")
     held = [f.name for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")]
     if variant is None and held and all(name.count(".") > 1 for name in held):
         variant = held[0].split(".")[1].split("-")[0]  # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
@@ -197,9 +198,9 @@ def _from_folder(made: Any, folder: Path, dtype: torch.dtype, variant: str | Non
         )
     except (OSError, RuntimeError, KeyError) as error:
         told = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"model: {folder} cannot be read ({told}); download it again") from None
+        raise UserError(f"model: {folder} cannot be read ({told}); download it again") from None
     if lost := sorted(found["missing_keys"]):
-        raise ValueError(f"model: {folder} lacks {lost[0]} ({len(lost)} in all); it is incomplete")
+        raise UserError(f"model: {folder} lacks {lost[0]} ({len(lost)} in all); it is incomplete")
     return module
 
 
@@ -222,7 +223,7 @@ def _config(source: Source | None, part: str, public: dict[str, Any]) -> dict[st
     try:
         return {key: value for key, value in json.loads(path.read_text("utf-8")).items() if not key.startswith("_")}
     except (OSError, ValueError) as error:
-        raise ValueError(f"model: {path} cannot be read ({error}); download it again") from None
+        raise UserError(f"model: {path} cannot be read ({error}); download it again") from None
 
 
 def bare(kind: Kind, how: Configs) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..diffusion.types import Conditioning
+from ..errors import UserError
 from ..registry import families
 from .family import Encoder, Family, Kind
 from .options import ModelOptions
@@ -58,14 +59,14 @@ def refuse_sd3(options: ModelOptions, name: str) -> None:
     """ValueError when an option is set that only SD3 has."""
     fields = ("t5", "t5_mask", "clip_mask")
     if found := [field for field in fields if getattr(options, field)]:
-        raise ValueError(f"model.{found[0]}: {name} has no such text encoder option, only SD3 does; remove it")
+        raise UserError(f"model.{found[0]}: {name} has no such text encoder option, only SD3 does; remove it")
 
 
 def _check(options: ModelOptions) -> list[str]:
     refuse_sd3(options, "SD 1.x and 2.x")
     for field in ("clip_l", "clip_g"):
         if getattr(options, field):
-            raise ValueError(f"model.{field}: SD 1.x and 2.x have one text encoder, inside the model; remove it")
+            raise UserError(f"model.{field}: SD 1.x and 2.x have one text encoder, inside the model; remove it")
     return []
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion.types import Conditioning
+from ..errors import UserError
 from ..registry import families
 from .family import Encoder, Family, Kind, Shapes
 from .options import ModelOptions
@@ -58,11 +59,11 @@ def run(denoiser: Any, noisy: Tensor, time: Tensor, conditioning: Conditioning) 
 def _check(options: ModelOptions) -> list[str]:
     notes = penultimate(options, "SD3")
     if options.weighted_captions:
-        raise ValueError("model.weighted_captions: SD3 has none; set it to false")
+        raise UserError("model.weighted_captions: SD3 has none; set it to false")
     if options.max_tokens != 75:
-        raise ValueError("model.max_tokens: SD3's CLIP reads 75 tokens; set 75 (its T5 reads t5_max_tokens)")
+        raise UserError("model.max_tokens: SD3's CLIP reads 75 tokens; set 75 (its T5 reads t5_max_tokens)")
     if options.zero_terminal_snr:
-        raise ValueError("model.zero_terminal_snr: SD3 is a flow and ends in pure noise anyway; remove it")
+        raise UserError("model.zero_terminal_snr: SD3 is a flow and ends in pure noise anyway; remove it")
     return notes
 
 

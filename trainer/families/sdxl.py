@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.types import Conditioning
+from ..errors import UserError
 from ..registry import families
 from .family import Encoder, Family, Kind, Shapes
 from .options import ModelOptions
@@ -52,7 +53,7 @@ def penultimate(options: ModelOptions, name: str) -> list[str]:
         return []
     if options.clip_skip == 1:
         return [f"clip_skip = 1 has no effect: {name} always reads CLIP's layer before the last"]
-    raise ValueError(f"model.clip_skip: {name} always reads CLIP's layer before the last; remove clip_skip, or set 2")
+    raise UserError(f"model.clip_skip: {name} always reads CLIP's layer before the last; remove clip_skip, or set 2")
 
 
 def _check(options: ModelOptions) -> list[str]:

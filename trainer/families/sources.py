@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..runs.files import BROKEN_PICKLE, user_cache, write_atomic
 
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -59,7 +60,7 @@ def _open_safetensors(path: Path, where: str) -> Checkpoint:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{where}: {path} is damaged or no safetensors file ({error}); download it again") from None
+        raise UserError(f"{where}: {path} is damaged or no safetensors file ({error}); download it again") from None
 
     def read(keys: list[str]) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
@@ -78,7 +79,7 @@ def _open_pickle(path: Path, where: str) -> Checkpoint:
             held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except BROKEN_PICKLE as error:
         code = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words go on to advise loading it all the same
-        raise ValueError(
+        raise UserError(
             f"{where}: {path} holds more than tensors{f' ({code[1]})' if code else ''}, or is damaged, and a pickle "
             "can run any code, so it is not loaded; give a .safetensors file"
         ) from None
@@ -99,7 +100,7 @@ def locate(path: str, where: str, revision: str | None = None, variant: str | No
         return place
     if place.is_file():
         if place.suffix not in WEIGHTS:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {path} is no checkpoint by its name; give a .safetensors file or a diffusers folder"
             )
         return place
@@ -107,7 +108,7 @@ def locate(path: str, where: str, revision: str | None = None, variant: str | No
         return _download(path, where, revision, variant)
     near = difflib.get_close_matches(place.name, _names(place.parent), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "give a checkpoint file, a diffusers folder or a hub id (owner/name)"
-    raise ValueError(f"{where}: there is no {path}; {hint}")
+    raise UserError(f"{where}: there is no {path}; {hint}")
 
 
 def _names(folder: Path) -> list[str]:
@@ -133,7 +134,7 @@ def _download(name: str, where: str, revision: str | None, variant: str | None) 
             if known
             else "the hub cannot be reached; download it on another machine, or give a file"
         )
-        raise ValueError(f"{where}: {name} is neither a file nor a folder here, and {why}") from None
+        raise UserError(f"{where}: {name} is neither a file nor a folder here, and {why}") from None
 
 
 # --------------------------------------------------------------------------------------------------------- hashes

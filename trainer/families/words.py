@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .family import Encoder
 
 _MERGES = Path(__file__).parent / "clip" / "merges.txt.gz"
@@ -62,7 +63,7 @@ def _open(kind: str, place: Path) -> Any:
     try:
         return getattr(transformers, kind).from_pretrained(place)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"model: the tokenizer in {place} cannot be read ({error}); replace its files") from None
+        raise UserError(f"model: the tokenizer in {place} cannot be read ({error}); replace its files") from None
 
 
 def _installations(model: Path) -> Iterator[Path]:
@@ -82,7 +83,7 @@ def _from_hub(name: str, wanted: Path) -> Any:
     except OSError:
         place = wanted
     if not _complete("T5Tokenizer", place):
-        raise ValueError(
+        raise UserError(
             f"model: T5's tokenizer ({name}) is neither on this machine nor on a hub in reach; put its tokenizer.json "
             f"and tokenizer_config.json into {wanted} (ComfyUI has them in {_COMFYUI[0]}), or set use_t5 = false"
         )

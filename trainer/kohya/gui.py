@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .names import IGNORED, arguments, near
 from .network import network_aliases, network_names
 from .read import Values, Wrong, line_of, number, read_flags, read_text
@@ -54,14 +55,14 @@ def read_gui(values: Values, path: Path) -> None:
     try:
         raw = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path}: this is not JSON: {error}; mend that line") from None
+        raise UserError(f"{path}: this is not JSON: {error}; mend that line") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}: it holds no settings; give a .json that the GUI of kohya_ss saved")
+        raise UserError(f"{path}: it holds no settings; give a .json that the GUI of kohya_ss saved")
     if "datasets" in raw:
-        raise ValueError(f"{path}: this describes a data set; give it as --dataset_config")
+        raise UserError(f"{path}: this describes a data set; give it as --dataset_config")
     for checkbox, what in STRANGERS.items():
         if raw.get(checkbox):
-            raise ValueError(f"{path}: it trains {what}, which is not here; there is SD 1.x, 2.x, SDXL and SD3")
+            raise UserError(f"{path}: it trains {what}, which is not here; there is SD 1.x, 2.x, SDXL and SD3")
     values.family = "sdxl" if raw.get("sdxl") else "sd3-medium" if raw.get("sd3_checkbox") else (
         "sd2" if raw.get("v2") else "sd15")  # fmt: skip
     gui = Gui(values, raw, path.name)
@@ -81,7 +82,7 @@ def read_gui(values: Values, path: Path) -> None:
     try:
         _, left = read_flags(flags, shlex.split(str(raw.get("additional_parameters") or "")), ())
     except ValueError as error:
-        raise ValueError(f"{path}: additional_parameters: {error}; mend them") from None
+        raise UserError(f"{path}: additional_parameters: {error}; mend them") from None
     values.over(flags)
     if left:
         values.notes.append(f"additional_parameters: {' '.join(left)} is left out")

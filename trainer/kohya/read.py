@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..config import loads
+from ..errors import UserError
 from .names import IGNORED, Argument, arguments, near
 
 EXTRA = {"kohya_strict": Argument("kohya_strict", "flag", False, (), ("sd15", "sdxl", "sd3"))}
 """Arguments of our own that a kohya file may hold."""
 
 
-class Wrong(ValueError):
+class Wrong(UserError):
     """A value that does not fit: what is wrong; what would be right."""
 
 
@@ -97,11 +98,11 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file; give the path of a kohya configuration") from None
+        raise UserError(f"{path}: there is no such file; give the path of a kohya configuration") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: this is not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+        raise UserError(f"{path}: this is not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except OSError as error:
-        raise ValueError(f"{path}: it cannot be read: {error.strerror}; give the path of a file") from None
+        raise UserError(f"{path}: it cannot be read: {error.strerror}; give the path of a file") from None
 
 
 def read_file(values: Values, path: Path) -> None:
@@ -110,7 +111,7 @@ def read_file(values: Values, path: Path) -> None:
     try:
         tables = loads(text)
     except ValueError as error:
-        raise ValueError(f"{path}: this is not TOML: {error}; mend that line") from None
+        raise UserError(f"{path}: this is not TOML: {error}; mend that line") from None
     flat: dict[str, tuple[Any, str]] = {}
     for key, value in tables.items():
         inner = value.items() if isinstance(value, dict) else [(key, value)]
@@ -154,7 +155,7 @@ def read_flags(values: Values, words: Sequence[str], ours: Sequence[str]) -> tup
             continue
         if "." in name:
             if not equals and not words:
-                raise ValueError(f"{word}: a value is missing; write {word}=VALUE")
+                raise UserError(f"{word}: a value is missing; write {word}=VALUE")
             dotted[name] = flag_value(value if equals else words.pop(0))
             continue
         values.set(name, _flag(values, name, [value] if equals else None, words), f"--{name}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import UserError
 from ..runs.files import is_file
 from .term import wide
 
@@ -162,7 +163,7 @@ def tiny_decoder(folder: str, device: torch.device, dtype: torch.dtype) -> Decod
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
     if not is_file(Path(folder, "config.json")):
-        raise ValueError(f"loss.pixel.tiny: {folder} has no config.json; give a diffusers folder of an AutoencoderTiny")
+        raise UserError(f"loss.pixel.tiny: {folder} has no config.json; give a diffusers folder of an AutoencoderTiny")
     vae: Any = AutoencoderTiny.from_pretrained(folder)
     return Decoder(vae.to(device, dtype), 1.0)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.types import Loss, Step
+from ..errors import UserError
 from ..registry import PathStr, losses, option
 from ..runs.files import BROKEN_PICKLE, is_file
 from .pixel import DecodeOptions, Targets, compared, latents, ready
@@ -77,7 +78,7 @@ def _unit(f: Tensor) -> Tensor:
 def load_vgg(backbone: str | None, heads: str | None) -> Vgg:
     """VGG16 for LPIPS from the user's files. ValueError when one is missing or another network's."""
     if backbone is None:
-        raise ValueError(
+        raise UserError(
             "loss.lpips.backbone: LPIPS needs VGG16's weights, which are not included; give torchvision's file "
             "vgg16-397923af.pth (528 MB, download.pytorch.org/models)"
         )
@@ -91,18 +92,14 @@ def load_vgg(backbone: str | None, heads: str | None) -> Vgg:
         for name in ("weight", "bias"):
             parameter, value = getattr(conv, name), found.get(f"features.{number}.{name}")
             if value is None or value.shape != parameter.shape:
-                raise ValueError(
-                    f"loss.lpips.backbone: {backbone} has no VGG16 features.{number}.{name}; give its file"
-                )
+                raise UserError(f"loss.lpips.backbone: {backbone} has no VGG16 features.{number}.{name}; give its file")
             parameter.data = value.float()
     if heads is not None:
         learned = _read(heads, "loss.lpips.heads")
         for i, widths in enumerate(STAGES):
             value = learned.get(f"lin{i}.model.1.weight")
             if value is None or value.shape != (1, widths[-1], 1, 1):
-                raise ValueError(
-                    f"loss.lpips.heads: {heads} holds no heads for VGG16; give the lpips package's vgg.pth"
-                )
+                raise UserError(f"loss.lpips.heads: {heads} holds no heads for VGG16; give the lpips package's vgg.pth")
             net.heads[i] = value.float()
     return net.requires_grad_(False).eval()
 
@@ -112,12 +109,12 @@ def _read(path: str, where: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not is_file(Path(path)):
-        raise ValueError(f"{where}: there is no file {path}; give the file of the weights")
+        raise UserError(f"{where}: there is no file {path}; give the file of the weights")
     try:
         return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, *BROKEN_PICKLE) as error:
         said = str(error).splitlines()[0] if str(error) else "it ends early"
-        raise ValueError(f"{where}: {path} cannot be read as weights ({said}); give another file") from None
+        raise UserError(f"{where}: {path} cannot be read as weights ({said}); give another file") from None
 
 
 @losses.register("lpips", LpipsOptions)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.types import Loss, Step
+from ..errors import UserError
 from ..registry import losses, option
 from .decode import Decoder, held
 from .pixel import latents
@@ -60,7 +61,7 @@ def feature_error(predicted: list[Tensor], true: list[Tensor], mask: Tensor | No
 def build(options: LplOptions, parts: LossParts) -> Loss:
     decoder = parts.decoder
     if decoder is None or not decoder.by_parts:
-        raise ValueError("loss.lpl: it compares the features of an AutoencoderKL's decoder; this model has none")
+        raise UserError("loss.lpl: it compares the features of an AutoencoderKL's decoder; this model has none")
 
     def loss(step: Step) -> Tensor:
         predicted, true, _ = latents(step, "x0")

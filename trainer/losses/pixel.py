@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..diffusion.process import Process
 from ..diffusion.types import Loss, Step
+from ..errors import UserError
 from ..registry import PathStr, losses, option
 from .decode import Decoder, Plan, View, held, tiny_decoder
 from .distances import DISTANCES
@@ -88,7 +89,7 @@ class PixelOptions(DecodeOptions):
     @model_validator(mode="after")
     def _steps(self) -> PixelOptions:
         if self.step_min > self.step_max:
-            raise ValueError(f"step_min: {self.step_min} is above step_max {self.step_max}; lower it")
+            raise UserError(f"step_min: {self.step_min} is above step_max {self.step_max}; lower it")
         return self
 
     def warnings(self) -> list[str]:
@@ -171,14 +172,14 @@ def ready(name: str, options: DecodeOptions, parts: LossParts) -> Decoder:
     """The decoder that the options ask for."""
     decoder = parts.decoder
     if decoder is None:
-        raise ValueError(f"loss.{name}: it decodes latents, but there is no autoencoder; give [model] one that has it")
+        raise UserError(f"loss.{name}: it decodes latents, but there is no autoencoder; give [model] one that has it")
     if options.decode == "tiny":
         if options.tiny is None:
-            raise ValueError(f"loss.{name}.tiny: plan 'tiny' needs a tiny autoencoder; give the folder of one")
+            raise UserError(f"loss.{name}.tiny: plan 'tiny' needs a tiny autoencoder; give the folder of one")
         weight = next(decoder.vae.parameters())
         return tiny_decoder(options.tiny, weight.device, weight.dtype)
     if options.decode == "midcrop" and not decoder.by_parts:
-        raise ValueError(f"loss.{name}.decode: midcrop needs an AutoencoderKL with plain up-blocks; use full or window")
+        raise UserError(f"loss.{name}.decode: midcrop needs an AutoencoderKL with plain up-blocks; use full or window")
     return decoder
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ..diffusion.process import Process
 from ..diffusion.types import Draw, Loss, Objective, Step
+from ..errors import UserError
 from ..registry import Options, option
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -39,7 +40,7 @@ class TermOptions(Options):
     @model_validator(mode="after")
     def _gate(self) -> TermOptions:
         if self.min_level >= self.max_level:
-            raise ValueError(f"min_level: {self.min_level} is not below max_level {self.max_level}; lower it")
+            raise UserError(f"min_level: {self.min_level} is not below max_level {self.max_level}; lower it")
         return self
 
     def warnings(self) -> list[str]:
@@ -95,7 +96,7 @@ class Balance:
         self.state: dict[str, float] = {}
         if self.options and all(o.weight == "auto" for o in self.options.values()):
             names = ", ".join(f"loss.{name}.weight" for name in self.options)
-            raise ValueError(f"{names}: auto balances against a term with a number; give one of them a number")
+            raise UserError(f"{names}: auto balances against a term with a number; give one of them a number")
 
     def weight(self, name: str) -> float:
         own = self.options[name]

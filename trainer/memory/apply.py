@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import UserError
 from ..losses.decode import Decoder
 from . import device as memory
 from . import quantize as frozen
@@ -39,7 +40,7 @@ def lighten(
         for encoder, place in encoders.values():
             frozen.hold_all(encoder, options.text_weights, place)
     except ImportError as error:
-        raise ValueError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
+        raise UserError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
     if not streams:
         return None
     streamer = Streamer(denoiser, device, resident if isinstance(resident, int) else 0)

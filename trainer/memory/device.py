@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
+from ..errors import UserError
 from ..registry import Options, option
 from .quantize import Weights
 
@@ -54,12 +55,12 @@ class MemoryOptions(Options):
     def _agree(self) -> MemoryOptions:
         if not self.gradient_checkpointing and (self.checkpoint_share < 1 or self.offload_checkpoints):
             name = "offload_checkpoints" if self.offload_checkpoints else "checkpoint_share"
-            raise ValueError(f"{name}: it says how gradient checkpointing is done; set gradient_checkpointing = true")
+            raise UserError(f"{name}: it says how gradient checkpointing is done; set gradient_checkpointing = true")
         if self.compile in ("denoiser", "both"):
             if self.resident_blocks != "all":
-                raise ValueError('compile: blocks that are streamed cannot be compiled; set resident_blocks = "all"')
+                raise UserError('compile: blocks that are streamed cannot be compiled; set resident_blocks = "all"')
             if self.base_weights != "full" and not (self.gradient_checkpointing and self.checkpoint_share == 1):
-                raise ValueError(
+                raise UserError(
                     f"compile: compiled blocks keep base_weights = '{self.base_weights}' unpacked until the backward "
                     "pass; set gradient_checkpointing = true with checkpoint_share = 1"
                 )
@@ -73,15 +74,15 @@ def choose_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise ValueError(f"run.device: '{wanted}' is no device; use auto, cpu, cuda or cuda:1") from None
+        raise UserError(f"run.device: '{wanted}' is no device; use auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
+        raise UserError(
             "run.device: torch finds no CUDA card here; use device = 'auto', or run `python install.py doctor`"
         )
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         if device.index >= (count := torch.cuda.device_count()):
-            raise ValueError(f"run.device: there is no {device}; the last of this machine's cards is cuda:{count - 1}")
+            raise UserError(f"run.device: there is no {device}; the last of this machine's cards is cuda:{count - 1}")
     return device
 
 
@@ -96,7 +97,7 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.float32
     if wanted == "fp16" and device.type == "cpu":
-        raise ValueError("run.precision: fp16 does not train on a CPU; use bf16 or fp32")
+        raise UserError("run.precision: fp16 does not train on a CPU; use bf16 or fp32")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}[wanted]
 
 

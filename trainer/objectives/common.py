@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from ..diffusion.process import Process
 from ..diffusion.types import Step, Verdict
+from ..errors import UserError
 from ..registry import Options, option
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -44,7 +45,7 @@ class ReferenceOptions(Options):
     @model_validator(mode="after")
     def _alarm(self) -> ReferenceOptions:
         if self.winner_stop and not self.winner_limit:
-            raise ValueError("winner_stop: winner_limit is 0, so nothing would stop; raise it or leave winner_stop out")
+            raise UserError("winner_stop: winner_limit is 0, so nothing would stop; raise it or leave winner_stop out")
         return self
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.types import Role, Step, Verdict
+from ..errors import UserError
 from ..registry import objectives, option
 from .common import SATURATED, ObjectiveParts, ReferenceOptions, average, averaged
 
@@ -45,7 +46,7 @@ class Kto:
         assert reference is not None, "this objective needs the reference's errors"
         rows = step.batch.rows
         if not set(rows.role) <= set(SIDES):
-            raise ValueError("objective: kto learns from liked and disliked pictures; give [data] ratings or pairs")
+            raise UserError("objective: kto learns from liked and disliked pictures; give [data] ratings or pairs")
         side = torch.tensor([SIDES[role] for role in rows.role]).to(errors)
         o, g, liked = self.options, reference - errors, side > 0
         inside = side * o.beta * (g - self.kl)

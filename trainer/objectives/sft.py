@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..diffusion.process import Process
 from ..diffusion.types import Step, Verdict
+from ..errors import UserError
 from ..registry import Options, objectives, option
 from .common import ObjectiveParts, Positive
 
@@ -40,7 +41,7 @@ class SftOptions(Options):
     @model_validator(mode="after")
     def _either(self) -> SftOptions:
         if self.scale_v_pred_loss_like_noise_pred and self.v_pred_like_loss:
-            raise ValueError(
+            raise UserError(
                 "v_pred_like_loss: this is for epsilon models, but scale_v_pred_loss_like_noise_pred for v; give one"
             )
         return self
@@ -70,7 +71,7 @@ def weightings(options: SftOptions, process: Process) -> list[Weighting]:
         if value in (None, False, "none"):
             return False
         if process.prediction not in kinds:
-            raise ValueError(
+            raise UserError(
                 f"objective.{name}: it is for models that predict {' or '.join(kinds)}, this one predicts "
                 f"{process.prediction}; leave it out"
             )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer
 
+from ..errors import UserError
 from ..registry import nearest
 from .options import OptimizerOptions, find
 
@@ -44,7 +45,7 @@ def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tup
     notes = [f"optimizer: {g['name']} is not trained, its rate is 0" for g, r in zip(groups, rates) if not r]
     kept = [(dict(group), rate) for group, rate in zip(groups, rates) if rate and group["params"]]
     if not kept:
-        raise ValueError("optimizer: every learning rate is 0, so nothing would be trained; raise learning_rate")
+        raise UserError("optimizer: every learning rate is 0, so nothing would be trained; raise learning_rate")
 
     given = {"weight_decay": options.weight_decay, "betas": options.betas}
     args = {**named.args, **{k: v for k, v in given.items() if v is not None}, **options.args}
@@ -81,7 +82,7 @@ def _rate(options: OptimizerOptions, name: str) -> float:
         index = int(encoder[1] or 1) - 1
         if index >= len(rate):
             many = f"{len(rate)} rates for {index + 1} or more text encoders"
-            raise ValueError(f"optimizer.text_encoder_lr: {many}; give one rate for all, or one for each")
+            raise UserError(f"optimizer.text_encoder_lr: {many}; give one rate for all, or one for each")
         rate = rate[index]
     assert not isinstance(rate, list)
     return options.learning_rate if rate is None else rate
@@ -90,7 +91,7 @@ def _rate(options: OptimizerOptions, name: str) -> float:
 def _one_rate(kind: str, rates: list[float]) -> list[str]:
     """Prodigy and D-Adaptation estimate one step size for everything, which the rate multiplies."""
     if len(set(rates)) > 1:
-        raise ValueError(
+        raise UserError(
             f"optimizer: {kind} finds one rate for all parts, but they are given {', '.join(f'{r:g}' for r in rates)}; "
             "set only learning_rate"
         )
@@ -108,10 +109,10 @@ def load_class(path: str, base: type, where: str, usual: str) -> Any:
         package = PACKAGES.get(top)
         if package and (error.name or "").partition(".")[0] in ("", top):
             remedy = f"run `{sys.executable} -m pip install {package}`, or use {usual}, which works without"
-            raise ValueError(f"{where} needs the package {package}; {remedy}") from None
-        raise ValueError(f"{where} cannot be imported ({error}); install its package, or use {usual}") from None
+            raise UserError(f"{where} needs the package {package}; {remedy}") from None
+        raise UserError(f"{where} cannot be imported ({error}); install its package, or use {usual}") from None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{where}: {path} is no {base.__name__} of PyTorch; give the path of one, or use {usual}")
+        raise UserError(f"{where}: {path} is no {base.__name__} of PyTorch; give the path of one, or use {usual}")
     return found
 
 
@@ -123,9 +124,9 @@ def _check_step(cls: type[Optimizer], kind: str) -> None:
     """ValueError for steps that need the loss again, or gradients of a few rows."""
     closure = inspect.signature(cls.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        raise ValueError(f"optimizer.kind: {kind} computes the loss again within a step, which is not done; use AdamW")
+        raise UserError(f"optimizer.kind: {kind} computes the loss again within a step, which is not done; use AdamW")
     if issubclass(cls, torch.optim.SparseAdam):
-        raise ValueError(f"optimizer.kind: {kind} takes sparse gradients, an adapter's are dense; use AdamW")
+        raise UserError(f"optimizer.kind: {kind} takes sparse gradients, an adapter's are dense; use AdamW")
 
 
 def _check_args(cls: type, args: Mapping[str, Any], kind: str) -> None:
@@ -133,14 +134,14 @@ def _check_args(cls: type, args: Mapping[str, Any], kind: str) -> None:
     usual = known["betas"].default if "betas" in known else None
     betas = args.get("betas", usual)
     if isinstance(usual, tuple) and not (isinstance(betas, tuple) and len(betas) == len(usual)):
-        raise ValueError(f"optimizer.betas: {kind} takes {len(usual)} numbers; give as many as {list(usual)}")
+        raise UserError(f"optimizer.betas: {kind} takes {len(usual)} numbers; give as many as {list(usual)}")
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):
         return
     for name in args:
         if name not in known:
             takes = [n for n in known if n not in ("self", "params", "lr")]
             where = f"optimizer.{name}" if name in ("weight_decay", "betas") else f"optimizer.args.{name}"
-            raise ValueError(f"{where}: {kind} takes no such argument; {nearest(name, takes)}")
+            raise UserError(f"{where}: {kind} takes no such argument; {nearest(name, takes)}")
 
 
 def _python(value: Any) -> Any:
@@ -156,7 +157,7 @@ def _construct(cls: Any, groups: list[Any], args: dict[str, Any], kind: str) -> 
             return cls(groups, **args)
     except (TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
         told = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"optimizer: {kind} refuses its arguments: {told}; see optimizer.args") from None
+        raise UserError(f"optimizer: {kind} refuses its arguments: {told}; see optimizer.args") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- modes

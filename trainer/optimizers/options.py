@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, WrapValidator, field_validator, model_validator
 
+from ..errors import UserError
 from ..registry import Options, nearest, option
 
 
@@ -75,7 +76,7 @@ def find(kind: str) -> Named:
     own = {name.lower(): name for name, value in vars(torch.optim).items() if isinstance(value, type)}
     if kind.lower() in own:
         return Named(f"torch.optim.{own[kind.lower()]}")
-    raise ValueError(f"there is no '{kind}'; {nearest(kind, list(NAMED))}")
+    raise UserError(f"there is no '{kind}'; {nearest(kind, list(NAMED))}")
 
 
 def _else(right: str) -> WrapValidator:
@@ -85,7 +86,7 @@ def _else(right: str) -> WrapValidator:
         try:
             return inner(value)
         except ValidationError:
-            raise ValueError(f"{value!r} does not fit; {right}") from None
+            raise UserError(f"{value!r} does not fit; {right}") from None
 
     return WrapValidator(check)
 
@@ -106,7 +107,7 @@ def steps_of(value: int | float | str, total: int) -> int:
     except ValueError:
         ratio = -1.0
     if not 0 <= ratio < 1 or rest or isinstance(value, str) != bool(percent):
-        raise ValueError(f"{value!r} does not fit; {STEPS}")
+        raise UserError(f"{value!r} does not fit; {STEPS}")
     return int(ratio * total)
 
 
@@ -144,10 +145,10 @@ class OptimizerOptions(Options):
     @model_validator(mode="after")
     def _once(self) -> OptimizerOptions:
         if "lr" in self.args:
-            raise ValueError("args.lr is the option learning_rate; set that")
+            raise UserError("args.lr is the option learning_rate; set that")
         for name in ("weight_decay", "betas"):
             if name in self.args and getattr(self, name) is not None:
-                raise ValueError(f"{name} and args.{name} are both given; keep one of them")
+                raise UserError(f"{name} and args.{name} are both given; keep one of them")
         return self
 
 
@@ -201,10 +202,10 @@ class ScheduleOptions(Options):
 
         if kind.rpartition(".")[2] in REFUSED:
             why = REFUSED[kind.rpartition(".")[2]]
-            raise ValueError(f"{kind} cannot be used: {why}; use cosine, or cosine_with_min_lr")
+            raise UserError(f"{kind} cannot be used: {why}; use cosine, or cosine_with_min_lr")
         if kind in USES or "." in kind or hasattr(lr_scheduler, kind):
             return kind
-        raise ValueError(f"there is no '{kind}'; {nearest(kind, list(USES))}")
+        raise UserError(f"there is no '{kind}'; {nearest(kind, list(USES))}")
 
     @field_validator("warmup", "decay")
     @classmethod
@@ -216,12 +217,12 @@ class ScheduleOptions(Options):
     def _agree(self) -> ScheduleOptions:
         if "warmup" not in USES.get(self.kind, set()) and self.warmup not in (0, 0.0, "0%"):
             other = "constant_with_warmup" if self.kind == "constant" else "cosine"
-            raise ValueError(f"{self.kind} has no warm-up; use kind = '{other}', or warmup = 0")
+            raise UserError(f"{self.kind} has no warm-up; use kind = '{other}', or warmup = 0")
         given = self.min_lr_ratio is not None or not {"min_lr", "min_lr_rate"}.isdisjoint(self.args)
         if self.kind == "cosine_with_min_lr" and not given:
-            raise ValueError("cosine_with_min_lr needs min_lr_ratio, such as 0.1")
+            raise UserError("cosine_with_min_lr needs min_lr_ratio, such as 0.1")
         if self.kind == "piecewise_constant" and "step_rules" not in self.args:
-            raise ValueError('piecewise_constant needs args = { step_rules = "1:500,0.1:800,0.01" }')
+            raise UserError('piecewise_constant needs args = { step_rules = "1:500,0.1:800,0.01" }')
         return self
 
 
@@ -236,7 +237,7 @@ def parse_args(words: Sequence[str]) -> dict[str, Any]:
             equals = ""
         if not (equals and name.strip()):
             values = "a number, 'text', True, False, None or a list of them"
-            raise ValueError(f"{word[:80]!r} does not fit; write name=value with {values}")
+            raise UserError(f"{word[:80]!r} does not fit; write name=value with {values}")
     return table
 
 
@@ -250,4 +251,4 @@ def _toml_value(value: Any) -> Any:
         return "None"
     if isinstance(value, (bool, int, float, str)):
         return value
-    raise ValueError(f"{type(value).__name__} is not for TOML")
+    raise UserError(f"{type(value).__name__} is not for TOML")

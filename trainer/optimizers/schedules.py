@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
+from ..errors import UserError
 from .build import bare, is_schedule_free, load_class
 from .options import USES, ScheduleOptions, steps_of
 
@@ -35,7 +36,7 @@ def build_schedule(options: ScheduleOptions, total: int, optimizer: Optimizer) -
     inner, kind = bare(optimizer), options.kind
     own_rate = any(group["lr"] is None for group in inner.param_groups)
     if kind == "adafactor" and not own_rate:
-        raise ValueError("schedule.kind: adafactor goes with Adafactor and relative_step; use constant or cosine")
+        raise UserError("schedule.kind: adafactor goes with Adafactor and relative_step; use constant or cosine")
     if own_rate or is_schedule_free(inner):
         unused = kind not in ("constant", "adafactor")
         why = "finds its own rate" if own_rate else "needs none"
@@ -47,7 +48,7 @@ def build_schedule(options: ScheduleOptions, total: int, optimizer: Optimizer) -
         notes.append(f"schedule.warmup: {warmup} of {total} steps: the run ends before the full rate is reached")
     if kind == "warmup_stable_decay":
         if warmup + decay > total:
-            raise ValueError(f"schedule: warmup {warmup} + decay {decay} exceed the run's {total} steps; lower them")
+            raise UserError(f"schedule: warmup {warmup} + decay {decay} exceed the run's {total} steps; lower them")
         if not decay:
             notes.append("schedule.decay: it is 0, so the rate does not fall at the end")
     try:
@@ -55,7 +56,7 @@ def build_schedule(options: ScheduleOptions, total: int, optimizer: Optimizer) -
         factor(total - 1)
     except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
         told = " ".join(str(error).split())
-        raise ValueError(f"schedule: {kind} refuses its options: {told}; see schedule.args") from None
+        raise UserError(f"schedule: {kind} refuses its options: {told}; see schedule.args") from None
     return Schedule(factor), notes
 
 

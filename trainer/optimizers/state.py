@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..errors import UserError
 from .build import bare
 
 VERSION = 1
@@ -50,7 +51,7 @@ def load_optimizer_state(optimizer: Optimizer, tensors: dict[str, Tensor], facts
     """
     inner = bare(optimizer)
     if facts.get("v") != VERSION or facts.get("class") != _class(inner):
-        raise ValueError(
+        raise UserError(
             f"optimizer.kind: the saved state is of {facts.get('class')}, not of {_class(inner)}; "
             "set kind as it was, or start anew without --resume"
         )
@@ -61,7 +62,7 @@ def load_optimizer_state(optimizer: Optimizer, tensors: dict[str, Tensor], facts
     now = [(group["name"], [list(p.shape) for p in group["params"]]) for group in inner.param_groups]
     if then != now:
         was, here = (", ".join(f"{name}: {len(shapes)}" for name, shapes in some) for some in (then, now))
-        raise ValueError(
+        raise UserError(
             f"optimizer: the saved state is for other parameters ({was}; here {here}); "
             "set adapter and rates as they were, or start anew without --resume"
         )
@@ -119,7 +120,7 @@ def _pack(value: Any, name: str, home: torch.device, tensors: dict[str, Tensor],
         items = [_pack(item, f"{name}.{i}", home, tensors, names) for i, item in enumerate(value)]
         return {"list" if isinstance(value, list) else "tuple": items}
     if not isinstance(value, Tensor):
-        raise ValueError(f"optimizer: {name}, a {type(value).__name__}, cannot be saved; use another optimizer")
+        raise UserError(f"optimizer: {name}, a {type(value).__name__}, cannot be saved; use another optimizer")
     place = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device) if value.numel() else value
     name = names.setdefault(place, name)
     if name not in tensors:
@@ -144,7 +145,7 @@ def _unpack(node: Any, home: torch.device, tensors: dict[str, Tensor], made: dic
         return items if "list" in node else tuple(items)
     name, device = node["tensor"], home if node["at"] == "home" else CPU
     if name not in tensors:
-        raise ValueError(f"optimizer: the saved state lacks {name}; it is damaged, start anew without --resume")
+        raise UserError(f"optimizer: the saved state lacks {name}; it is damaged, start anew without --resume")
     if (name, device) not in made:
         made[name, device] = tensors[name].to(device, copy=True)
     return made[name, device]

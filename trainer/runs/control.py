@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import UserError
 from .events import STARTED_AS, identity, read_events, read_object, write_status
 from .files import sweep
 from .process import host, locked, start_time
@@ -43,7 +44,7 @@ def safe_name(name: str) -> str:
     """A name from outside that may become a folder or a file on any system, unchanged. ValueError otherwise."""
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
     if reserved or not re.fullmatch(r"(?![.\s])[^\\/:*?\"<>|\x00-\x1f\x7f]{1,100}(?<![.\s])", name):
-        raise ValueError(
+        raise UserError(
             f"name: {name[:120]!r} cannot be a folder's name everywhere; use up to 100 letters, digits, spaces, - and _"
         )
     return name
@@ -54,9 +55,9 @@ def find_python(root: str | Path = ROOT) -> Path:
     chosen = os.environ.get("PIXELKILN_PYTHON")
     python = Path(root) / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if chosen and not Path(chosen).is_file():
-        raise ValueError(f"PIXELKILN_PYTHON: there is no {chosen}; unset it or name a Python")
+        raise UserError(f"PIXELKILN_PYTHON: there is no {chosen}; unset it or name a Python")
     if not chosen and not python.is_file():
-        raise ValueError(f"trainer: it is not set up in {root}; run once, in that folder: python install.py trainer")
+        raise UserError(f"trainer: it is not set up in {root}; run once, in that folder: python install.py trainer")
     return Path(chosen) if chosen else python
 
 
@@ -74,7 +75,7 @@ def _quiet() -> dict[str, Any]:
     return {"start_new_session": True}
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """The trainer said no: its clear line, its exit code, and its JSON answer if it gave one."""
 
     def __init__(self, line: str, code: int, answer: dict[str, Any]):
@@ -100,9 +101,9 @@ def ask(
         )  # fmt: skip
     except OSError as error:
         told = f"trainer: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
-        raise ValueError(told) from None
+        raise UserError(told) from None
     except subprocess.TimeoutExpired:
-        raise ValueError(f"trainer: no answer to '{arguments[0]}' within {timeout:g} s; try again") from None
+        raise UserError(f"trainer: no answer to '{arguments[0]}' within {timeout:g} s; try again") from None
     text, said = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
     try:
         answer = json.loads(text)
@@ -176,7 +177,7 @@ def start(
             (run_dir / "start.json").write_text(json.dumps(started), encoding="utf-8")
     except OSError as error:
         told = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
-        raise ValueError(f"{run_dir}: the training cannot be started there ({told})") from None
+        raise UserError(f"{run_dir}: the training cannot be started there ({told})") from None
     return Job(run_dir, process)
 
 
@@ -185,10 +186,10 @@ def _exclusive_start(run_dir: Path) -> Iterator[None]:
     """One start at a time, and none beside a training that runs or is about to."""
     with _starting, locked(run_dir / ".start.lock") as held:
         if not held:
-            raise ValueError(f"run '{run_dir.name}': it is being started right now; wait for it")
+            raise UserError(f"run '{run_dir.name}': it is being started right now; wait for it")
         now = status(run_dir)
         if now.live:
-            raise ValueError(f"run '{run_dir.name}': {_busy(now)}")
+            raise UserError(f"run '{run_dir.name}': {_busy(now)}")
         yield
 
 
@@ -206,7 +207,7 @@ def lock(run_dir: str | Path) -> Iterator[None]:
     run_dir = Path(run_dir)
     with locked(run_dir / ".lock") as held:
         if not held:
-            raise ValueError(f"run '{run_dir.name}': {_busy(status(run_dir))}")
+            raise UserError(f"run '{run_dir.name}': {_busy(status(run_dir))}")
         sweep(run_dir)
         write_status(run_dir, "running", message="starting")
         (run_dir / "start.json").unlink(missing_ok=True)
@@ -365,9 +366,9 @@ def request(run_dir: str | Path, what: Request) -> None:
     """Ask a running training to stop (it saves first), to save, or to draw its previews. ValueError if none runs."""
     run_dir = Path(run_dir)
     if what not in REQUESTS:
-        raise ValueError(f"request: there is no '{what}'; there is: {', '.join(REQUESTS)}")
+        raise UserError(f"request: there is no '{what}'; there is: {', '.join(REQUESTS)}")
     if not status(run_dir).live:
-        raise ValueError(f"run '{run_dir.name}': nothing trains there, so it cannot {what}; start it first")
+        raise UserError(f"run '{run_dir.name}': nothing trains there, so it cannot {what}; start it first")
     (run_dir / "control").mkdir(exist_ok=True)
     (run_dir / "control" / what).touch()
 

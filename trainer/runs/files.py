@@ -15,6 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from ..errors import UserError
+
 BROKEN_PICKLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
     ArithmeticError, AssertionError, ImportError, struct.error, zipfile.BadZipFile,
@@ -25,7 +27,7 @@ _WINDOWS_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
 
-class NotWritten(OSError, ValueError):
+class NotWritten(OSError, UserError):
     """A file could not be written: one line for people. ``errno`` is the system's."""
 
     def __init__(self, path: Path, code: int | None):
@@ -91,7 +93,7 @@ def make_folder(folder: str | Path, option: str = "") -> Path:
     except OSError as error:
         name = f"{option}: {folder}" if option else f"{folder}:"
         told = f"{name} cannot be written ({error.strerror}); choose a folder that you may write to"
-        raise ValueError(told) from None
+        raise UserError(told) from None
     return folder
 
 

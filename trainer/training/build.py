@@ -16,6 +16,7 @@ from ..data.loader import Dataset
 from ..data.progress import Progress, silent
 from ..diffusion import sampling
 from ..diffusion.process import scaled_linear
+from ..errors import UserError
 from ..families.family import Family
 from ..families.load import Found, identify, load
 from ..losses.decode import Decoder, decoding_dtype
@@ -59,7 +60,7 @@ def scan(
     found = found or identify(config.model)
     draws = {getattr(o, "reference_draws", 0) for _, o in config.terms().values()}
     if len(draws) > 1:
-        raise ValueError("objective.reference_draws: the terms have different numbers; give all the same")
+        raise UserError("objective.reference_draws: the terms have different numbers; give all the same")
     dataset = Dataset(
         config.data,
         base_seed=config.run.seed,
@@ -72,18 +73,18 @@ def scan(
         progress=progress,
     )
     if not config.terms():
-        raise ValueError("loss: every term has weight 0; give one of them a weight")
+        raise UserError("loss: every term has weight 0; give one of them a weight")
     for name, (_, objective) in config.terms().items():
         _fits(f"objective ({objective.kind}, loss.{name})", objective.kind, dataset.kind)  # pyright: ignore[reportAttributeAccessIssue]
     if (config.validation.every or config.validation.every_epochs) and not dataset.held:
-        raise ValueError("validation.every: nothing is held out; set data.validation_split, for example 0.1")
+        raise UserError("validation.every: nothing is held out; set data.validation_split, for example 0.1")
     return found, dataset
 
 
 def _fits(where: str, objective: str, data: str) -> None:
     wanted = {"sft": None, "kto": ("ratings", "pairs")}.get(objective, ("pairs",))
     if wanted and data not in wanted:
-        raise ValueError(
+        raise UserError(
             f'{where}: it needs {" or ".join(wanted)}, but [data] gives {data}; set data.{wanted[0]} = "folder"'
         )
 
@@ -99,7 +100,7 @@ def build(
     rank, world, device = several.join(config.run.device)
     dtype = memory.choose_precision(config.run.precision, device)
     if config.run.full and dtype == torch.float16:
-        raise ValueError("run.full: it needs bfloat16, which this card does not have; set full = false")
+        raise UserError("run.full: it needs bfloat16, which this card does not have; set full = false")
     dataset = scan(config, world, progress=progress)[1] if data else None
     for line in dataset.warnings if dataset else ():
         say(f"warning: {line}")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..registry import Options, PathStr, option
 from ..runs.files import write_atomic
 
@@ -89,11 +90,11 @@ def thumbnail(options: SaveOptions) -> str | None:
         return given
     kind = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}.get(Path(given).suffix.lower())
     if kind is None:
-        raise ValueError(f"save.thumbnail: {given} is no JPEG, PNG or WebP; give the path of one, or a data URL")
+        raise UserError(f"save.thumbnail: {given} is no JPEG, PNG or WebP; give the path of one, or a data URL")
     try:
         return f"data:image/{kind};base64,{base64.b64encode(Path(given).read_bytes()).decode()}"
     except OSError as error:
-        raise ValueError(f"save.thumbnail: {given} cannot be read ({error.strerror}); check the path") from None
+        raise UserError(f"save.thumbnail: {given} cannot be read ({error.strerror}); check the path") from None
 
 
 # ------------------------------------------------------------------------------------------------------------ states
@@ -138,8 +139,8 @@ def load_state(folder: Path, before: int | None = None) -> tuple[dict[str, Tenso
         damaged.append(path.name)
     named = f" ({', '.join(damaged)}: damaged)" if damaged else ""
     if folder.is_file():
-        raise ValueError(f"run.resume_from: {folder} is no whole state; for an adapter file there is adapter.init_from")
-    raise ValueError(f"{folder}: {NO_STATE}{named}; start the run without --resume")
+        raise UserError(f"run.resume_from: {folder} is no whole state; for an adapter file there is adapter.init_from")
+    raise UserError(f"{folder}: {NO_STATE}{named}; start the run without --resume")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

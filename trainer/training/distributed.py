@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..memory import device as memory
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ PATIENCE = timedelta(hours=6)
 """How long one may keep the others waiting: the first draws previews, or fills a cache, while they do."""
 
 
-class Lost(ValueError):
+class Lost(UserError):
     """Another process of this run is gone."""
 
 
@@ -101,7 +102,7 @@ def of_the_first(make: Callable[[], T]) -> T:
     with _met():
         broadcast_object_list(told)
     if told[1] is not None:
-        raise ValueError(told[1])
+        raise UserError(told[1])
     return told[0]
 
 
@@ -113,7 +114,7 @@ def same(facts: dict[str, str]) -> None:
     for name, value in everybody[0].items():
         odd = [rank for rank, one in enumerate(everybody) if one[name] != value]
         if odd:
-            raise ValueError(
+            raise UserError(
                 f"train: process {odd[0]} has another {name} than process 0; "
                 "give all machines the same files and the same configuration"
             )

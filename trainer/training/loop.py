@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from ..config import Config, to_toml
 from ..diffusion import sampling
 from ..diffusion.timesteps import draw, fixed_draw
 from ..diffusion.types import Batch, Role
+from ..errors import UserError
 from ..memory import device as memory
 from ..optimizers.build import learning_rates
 from ..runs.control import DONE, INTERRUPTED, lock
@@ -43,7 +43,7 @@ LEFT = 2
 
 
 def train(config: Config, resume: bool = False) -> int:
-    """Run a whole training; returns the exit code. ValueError is a person's mistake, said in one line."""
+    """Run a whole training; returns the exit code. UserError is a person's mistake, shown in one line."""
     folder = RunFolder(Path(config.run.out) / config.run.name)
     try:
         return _lead(config, folder, resume) if several.place()[0] == 0 else _follow(config, folder, resume)
@@ -66,7 +66,7 @@ def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
             writer.end("stopped", writer.at, str(stopped), INTERRUPTED)
             return INTERRUPTED
         except BaseException as error:
-            writer.fail(error, expected)
+            writer.fail(error)
             raise
 
 
@@ -77,7 +77,7 @@ def _fitting() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         said = f"train: out of memory ({_first_line(error)}); `check --fit` proposes what takes less"
-        raise ValueError(f"{said}, and --resume goes on from what is saved") from error
+        raise UserError(f"{said}, and --resume goes on from what is saved") from error
 
 
 def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
@@ -88,13 +88,11 @@ def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
             loop = Loop(build(config, quiet.say), folder, quiet, asked)
             return loop.run(resume)
         except several.Lost as error:
-            if loop is None or not rescue.take_over(loop, error, expected):
+            if loop is None or not rescue.take_over(loop, error):
                 return LEFT
             raise
-        except ValueError as error:
-            if not expected(error):
-                raise
-            raise ValueError(f"process {several.place()[0]}: {error}") from error
+        except UserError as error:
+            raise UserError(f"process {several.place()[0]}: {error}") from error
 
 
 def _board(options: RunOptions, folder: RunFolder) -> Path:
@@ -106,12 +104,6 @@ def _board(options: RunOptions, folder: RunFolder) -> Path:
 
 def _first_line(error: torch.OutOfMemoryError) -> str:
     return str(error).split("\n")[0].partition(". GPU")[0]
-
-
-def expected(error: ValueError) -> bool:
-    """Whether a ValueError was raised by us for a person, and not by a library."""
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(last).resolve().is_relative_to(Path(__file__).resolve().parents[1])
 
 
 @dataclass

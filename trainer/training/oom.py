@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import Config
+from ..errors import UserError
 from ..memory import apply as levers
 from ..memory import device as memory
 from ..memory.activation_checkpointing import blocks
@@ -86,7 +87,7 @@ def smaller(loop: Loop, said: str) -> None:
     memory.release(p.device)
     taken = loop.ladder.down(p)
     if taken is None:
-        raise ValueError(
+        raise UserError(
             f"train: out of memory at step {loop.at + 1}, and nothing smaller is left to try ({said}); lower "
             "data.resolution or adapter.rank, or see what `check --fit` proposes, then go on with --resume"
         )

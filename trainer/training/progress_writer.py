@@ -6,13 +6,14 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from ..errors import UserError
 from ..runs.control import INTERRUPTED, MISTAKE, OURS
 from ..runs.events import STARTED_AS, EventLog, State, write_status
 from ..runs.files import make_folder
@@ -131,11 +132,11 @@ class Writer:
             write_status(self.folder, state, step=step, total=self.total, eta=0, message=message, exit_code=code)
         self.say(message)
 
-    def fail(self, error: BaseException, tell: Callable[[ValueError], bool]) -> None:
+    def fail(self, error: BaseException) -> None:
         """The run ends with an error; the person is told by whoever started it."""
         if isinstance(error, KeyboardInterrupt):
             state, code, message = "stopped", INTERRUPTED, "interrupted twice, so nothing more was saved"
-        elif isinstance(error, ValueError) and tell(error):
+        elif isinstance(error, UserError):
             state, code, message = "failed", MISTAKE, str(error)
         else:
             state, code, message = "failed", OURS, f"{type(error).__name__}: {error}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from ..errors import UserError
 from ..runs.control import lock
 from . import checkpoint
 from . import distributed as several
@@ -18,7 +19,7 @@ RESCUED = (OSError, RuntimeError, ValueError)
 """Errors after which the steps taken so far are saved."""
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """The numbers ran away, and going back did not help: what is in memory is not worth saving."""
 
 
@@ -47,7 +48,7 @@ def save(loop: Loop) -> None:
         loop.writer.say(f"the state of step {loop.at} could not be saved: {error}")
 
 
-def take_over(loop: Loop, error: several.Lost, tell: Callable[[ValueError], bool]) -> bool:
+def take_over(loop: Loop, error: several.Lost) -> bool:
     """As one of the processes that write nothing: save what the first, if it is dead, cannot save any more. Whether it
     is dead, or its folder out of reach; if not, it speaks for all."""
     if not loop.folder.path.is_dir():
@@ -55,12 +56,12 @@ def take_over(loop: Loop, error: several.Lost, tell: Callable[[ValueError], bool
     with ExitStack() as stack:
         try:
             stack.enter_context(lock(loop.folder.path))
-        except ValueError:
+        except UserError:
             return False
         loop.writer = stack.enter_context(Writer(loop.folder.path))
         loop.writer.at, loop.writer.total = loop.at, loop.parts.total
         save(loop)
-        loop.writer.fail(error, tell)
+        loop.writer.fail(error)
     return True
 
 
@@ -75,7 +76,7 @@ def roll_back(loop: Loop) -> None:
         raise Diverged(f"{why}{again}; {remedy}, then go on with --resume")
     try:
         tensors, facts = several.of_the_first(lambda: checkpoint.load_state(loop.folder.state, before=failed))
-    except ValueError:
+    except UserError:
         raise Diverged(f"{why}, and there is no state from before; {remedy}") from None
     loop.at = int(facts["step"])
     scale = p.scaler.get_scale()

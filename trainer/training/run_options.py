@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from ..errors import UserError
 from ..registry import Options, PathStr, option
 from ..runs.control import safe_name
 
@@ -53,14 +54,14 @@ class RunOptions(Options):
         try:
             return safe_name(name)
         except ValueError as error:
-            raise ValueError(str(error).removeprefix("name: ")) from None
+            raise UserError(str(error).removeprefix("name: ")) from None
 
     @model_validator(mode="after")
     def _agree(self) -> RunOptions:
         if self.steps and self.epochs:
-            raise ValueError("steps and epochs are both given; keep one of them")
+            raise UserError("steps and epochs are both given; keep one of them")
         if self.full and self.precision not in ("bf16", "auto"):
-            raise ValueError(f"full needs precision bf16, not {self.precision}; set precision = 'bf16' or full = false")
+            raise UserError(f"full needs precision bf16, not {self.precision}; set precision = 'bf16' or full = false")
         return self
 
 
@@ -113,7 +114,7 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"run.out: {self.path} cannot be written ({error.strerror}); choose a folder that you may write to"
             ) from None
 
@@ -131,7 +132,7 @@ class RunFolder:
             for path in old:
                 path.replace(earlier / path.name)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"run.name: what an earlier run left in {self.path} cannot be moved to {earlier.name} "
                 f"({error.strerror}); close what has it open, or choose another name"
             ) from None

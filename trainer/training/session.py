@@ -21,6 +21,7 @@ from ..data.progress import Progress
 from ..diffusion import sampling
 from ..diffusion.sampling import Prompt
 from ..diffusion.types import Batch, Conditioning
+from ..errors import UserError
 from ..families.family import Family
 from ..losses.decode import Decoder
 from ..losses.term import Balance, Term
@@ -211,12 +212,12 @@ class Parts:
     def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[str]:
         """Take up a saved state; what is different now, in sentences."""
         if facts["family"] != self.family.name:
-            raise ValueError(
+            raise UserError(
                 f"--resume: the state is of a {facts['family']} run, the model is {self.family.name}; use the same"
             )
         for name, now in self._adapter_options().items():
             if (was := facts.get("adapter", {}).get(name, now)) != now:
-                raise ValueError(
+                raise UserError(
                     f"--resume: adapter.{name}: the state has {was}, the configuration {now}; set it back, or begin "
                     "anew with adapter.init_from"
                 )
