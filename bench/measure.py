@@ -13,17 +13,17 @@ from typing import Any
 import torch
 
 from pixelkiln.trainer.config import Config, load
-from pixelkiln.trainer.estimate import gpus as cards
+from pixelkiln.trainer.estimate import gpus
 from pixelkiln.trainer.estimate.fake_tensors import count_attention
 from pixelkiln.trainer.estimate.memory import CONTEXT
 from pixelkiln.trainer.estimate.report import Checker
 from pixelkiln.trainer.families.load import identify
 from pixelkiln.trainer.memory import device as memory
+from pixelkiln.trainer.runs.folder import RunFolder
 from pixelkiln.trainer.training.build import build
 from pixelkiln.trainer.training.loop import Loop
 from pixelkiln.trainer.training.progress_writer import Writer
 from pixelkiln.trainer.training.remedies import STEP
-from pixelkiln.trainer.training.run_options import RunFolder
 from pixelkiln.trainer.training.score import References
 from pixelkiln.trainer.training.session import Parts
 
@@ -110,9 +110,9 @@ def _clock(device: torch.device) -> Callable[[], float]:
 
 def _foretold(config: Config, parts: Parts) -> float:
     """GiB that ``check`` expects of the steps; without a card's context, which torch does not count."""
-    fit = Checker(config, identify(config.model), parts.dataset, cards.here(config.run.device))(config)
+    fit = Checker(config, identify(config.model), parts.dataset, gpus.here(config.run.device))(config)
     context = CONTEXT["cuda"] if parts.device.type == "cuda" else 0
-    return (max(phase.total for phase in fit.phases if phase.name in (STEP, "optimizer step")) - context) / cards.GIB
+    return (max(phase.total for phase in fit.phases if phase.name in (STEP, "optimizer step")) - context) / gpus.GIB
 
 
 def _flops(one: Any) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.runs import control
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,8 +33,8 @@ def served(runs: Path, patience: float = 120) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
-        for run in job.list_runs(runs):
-            job.kill(run.path)
+        for run in control.list_runs(runs):
+            control.kill(run.path)
 
 
 def _answers(port: int) -> bool:

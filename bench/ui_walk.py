@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from pixelkiln.bench.ui_server import ROOT, served
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.runs import control
 
 SHOWN_AS = "/home/you/pixelkiln"
 """What pictures for the documentation show in place of this machine's folders."""
@@ -100,7 +100,7 @@ def first_use(walk: Walk, steps: int, runs: Path) -> None:
     walk.click("#start-training")
     page.wait_for_selector("#gallery img")
     walk.note("first preview")
-    until(lambda: job.status(runs / "demo").state == "done", page)
+    until(lambda: control.status(runs / "demo").state == "done", page)
     page.wait_for_selector("#run-state >> text=done")
     walk.note("training is done")
     page.wait_for_timeout(1500)
@@ -138,7 +138,7 @@ def compare_and_prefer(walk: Walk, runs: Path) -> None:
     walk.click("#next-recipe")
     page.wait_for_selector("#check-report .good")
     walk.click("#start-training")
-    until(lambda: job.status(runs / "demo-dpo").step > 0, page)
+    until(lambda: control.status(runs / "demo-dpo").step > 0, page)
     walk.note("preference training has begun")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..trainer.runs import control as job
+from ..trainer.runs import control
 from . import draft, progress, queue, words
 from .draft import Problem
 from .page import EVENT, SLOW, Context, Screen, bar, facts, kindly, note, notes, problem_list
@@ -93,8 +93,8 @@ def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
         name = queue.free_name(home, _name(context, text))
         path = home.own / "check.toml"
         write(path, draft.snapshot(text, home.draft, name, home.runs, context.folders))
-        return [], job.ask(["check", str(path)])
-    except job.Refused as refused:
+        return [], control.ask(["check", str(path)])
+    except control.Refused as refused:
         listed = refused.answer.get("problems")
         if isinstance(listed, list):
             return [p for one in listed for p in draft.told(_line(one), own)], {}
@@ -122,8 +122,8 @@ def fitting(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     if not remedies:
         return []
     together = {key: value for one in remedies for key, value in one["changes"].items()}
-    whole = f"{', '.join(one['label'] for one in remedies)} ({job.gigabytes(remedies[-1]['gb'])} GB)"
-    alone = [(f"{one['label']} ({job.gigabytes(one['gb'])} GB)", MANY, one["changes"]) for one in remedies[:1]]
+    whole = f"{', '.join(one['label'] for one in remedies)} ({control.gigabytes(remedies[-1]['gb'])} GB)"
+    alone = [(f"{one['label']} ({control.gigabytes(one['gb'])} GB)", MANY, one["changes"]) for one in remedies[:1]]
     title = words.MAKE_FIT if remedies[-1]["fits"] else words.MAKE_SMALLER
     return [(f"{title}: {whole}", MANY, together), *(alone if len(remedies) > 1 else [])]
 
@@ -132,17 +132,17 @@ def fit_told(fit: dict[str, Any]) -> str:
     """Memory and time of a run, from the trainer's forecast."""
     if not fit:
         return ""
-    card = words.OF_CARD.format(job.gigabytes(fit["gb"]), job.gigabytes(fit["of_gb"]), fit["card"])
+    card = words.OF_CARD.format(control.gigabytes(fit["gb"]), control.gigabytes(fit["of_gb"]), fit["card"])
     time = words.ABOUT.format(progress.clock(fit["seconds"])) if fit.get("seconds") else words.NOT_KNOWN
     peak = {name: gb for name, gb in fit["parts"].items() if gb >= 0.005}
-    remedies = [f"{one['label']}: {job.gigabytes(one['gb'])} GB, {one['cost']}" for one in fit["remedies"]]
+    remedies = [f"{one['label']}: {control.gigabytes(one['gb'])} GB, {one['cost']}" for one in fit["remedies"]]
     hopeless = not fit["fits"] and not (fit["remedies"] and fit["remedies"][-1]["fits"])
     return (
         note("" if fit["fits"] else words.TOO_LARGE.format(card), "bad")
         + note(words.NOT_ENOUGH if hopeless else "", "bad")
         + facts([(words.TIME, f"{time} ({fit['pace']})")])
         + bar(fit["gb"] / max(fit["of_gb"], 0.01), f"{words.MEMORY}: {card}", "" if fit["fits"] else "over")
-        + _listed(words.AT_PEAK.format(fit["at"]), [(f"{job.gigabytes(gb)} GB", name) for name, gb in peak.items()])
+        + _listed(words.AT_PEAK.format(fit["at"]), [(f"{control.gigabytes(gb)} GB", name) for name, gb in peak.items()])
         + _listed(words.MAKES_FIT, [(str(number), one) for number, one in enumerate(remedies, 1)])
     )
 

@@ -19,7 +19,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from ..trainer.errors import UserError
-from ..trainer.runs import control as job
+from ..trainer.runs import control
 from . import draws, hosts, votes, words
 from .draws import BASE, Candidate, Sheet
 from .page import EVENT, SLOW, Context, Screen, folder_of, grid, kindly, lora_hosts, note, short
@@ -106,7 +106,7 @@ class Compare:
 
     def show(self, chosen: str | None) -> list[Any]:
         """The run's checkpoints, its last sheet, and what was drawn of it."""
-        known = [one for one in job.list_runs(self.home.runs) if job.checkpoints(one.path)]
+        known = [one for one in control.list_runs(self.home.runs) if control.checkpoints(one.path)]
         current = next((one for one in known if one.name == chosen), known[0] if known else None)
         if current is None:
             blank = [gr.update(choices=[], value=None), gr.update(choices=[], value=[]), ""]
@@ -200,7 +200,7 @@ class Compare:
 
     @kindly
     def give(self, adapter: str | None, target: str | None) -> None:
-        known = {str(c.path) for one in job.list_runs(self.home.runs) for c in job.checkpoints(one.path)}
+        known = {str(c.path) for one in control.list_runs(self.home.runs) for c in control.checkpoints(one.path)}
         found = next((one for one in lora_hosts(self.home) if str(one.root) == target), None)
         if adapter not in known or found is None:
             raise UserError("use: choose a checkpoint and where it goes")
@@ -249,20 +249,20 @@ def _ended(sheet: Sheet) -> str:
     return note(draws.trouble(sheet), "bad")
 
 
-def label(checkpoint: job.Checkpoint, run: str) -> str:
+def label(checkpoint: control.Checkpoint, run: str) -> str:
     if checkpoint.step is not None:
         return words.AT_STEP.format(run, checkpoint.step)
     return words.AT_EPOCH.format(run, checkpoint.epoch) if checkpoint.epoch is not None else words.FINAL.format(run)
 
 
-def _options(run_dir: Path, known: list[job.Run]) -> list[tuple[str, str]]:
+def _options(run_dir: Path, known: list[control.Run]) -> list[tuple[str, str]]:
     """The base, the run's checkpoints, and the newest of every other run."""
-    own = [(label(one, run_dir.name), str(one.path)) for one in job.checkpoints(run_dir)]
+    own = [(label(one, run_dir.name), str(one.path)) for one in control.checkpoints(run_dir)]
     others = [
         (label(c, one.name), str(c.path))
         for one in known
         if one.path != run_dir
-        for c in job.checkpoints(one.path)[-1:]
+        for c in control.checkpoints(one.path)[-1:]
     ]
     return [(words.BASE, BASE), *others, *own]
 
@@ -283,7 +283,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def _candidates(home: Any, run_dir: Path, adapters: list[str], weights: str) -> list[Candidate]:
-    names = {value: shown for shown, value in _options(run_dir, job.list_runs(home.runs))}
+    names = {value: shown for shown, value in _options(run_dir, control.list_runs(home.runs))}
     try:
         numbers = list(dict.fromkeys(float(one) for one in weights.replace(";", ",").split(",") if one.strip())) or [
             1.0

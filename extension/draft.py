@@ -300,7 +300,7 @@ def snapshot(text: str, source: Path, name: str, runs: Path, folders: Folders) -
     raw = config.merge(inherited(own, folders), own)
     raw.pop("preset", None)
     raw = config.merge(raw, {"run": {"name": name, "out": str(runs)}})
-    whole = config.to_toml(config.parse(config.absolute(raw, source.parent), str(source)))
+    whole = config.parse(config.absolute(raw, source.parent), str(source)).to_toml()
     for key, value in flat(values_of(whole)).items():
         folders.allow(key, value)
     return whole

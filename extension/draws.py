@@ -13,7 +13,7 @@ from typing import Any
 import tomlkit
 
 from ..trainer.errors import UserError
-from ..trainer.runs import control as job
+from ..trainer.runs import control
 from .store import Home, locked, read_json, start_beside, write, write_json
 
 BASE = "base"
@@ -122,7 +122,7 @@ def start(run_dir: Path, one: Sheet) -> None:
 
 
 def _card_is_free(runs: Path) -> None:
-    training = next((run.name for run in job.list_runs(runs) if run.status.live), None)
+    training = next((run.name for run in control.list_runs(runs) if run.status.live), None)
     if training:
         raise UserError(f"draw: run '{training}' trains on this machine's card; pause it in step 4, or wait for it")
     if under_way(runs):
@@ -130,7 +130,7 @@ def _card_is_free(runs: Path) -> None:
 
 
 def _start(folder: Path) -> None:
-    command = [str(job.find_python()), "-m", "trainer", "draw", str(folder / "config.toml")]
+    command = [str(control.find_python()), "-m", "trainer", "draw", str(folder / "config.toml")]
     command += ["--cells", str(folder / "cells.json"), "--json"]
     log = folder / "log.txt"
     begin = log.stat().st_size if log.exists() else 0
@@ -139,17 +139,17 @@ def _start(folder: Path) -> None:
     except OSError as error:
         told = f"draw: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
         raise UserError(told) from None
-    write_json(folder / MARK, {"v": 1, "job": uuid.uuid4().hex, **job.identity(process.pid), "log": begin})
+    write_json(folder / MARK, {"v": 1, "job": uuid.uuid4().hex, **control.identity(process.pid), "log": begin})
 
 
 def busy(one: Sheet) -> bool:
-    return job.status(one.folder).live
+    return control.status(one.folder).live
 
 
 def under_way(runs: Path) -> list[Path]:
     """The folders of the sheets that are being drawn, whoever began it."""
     marks = [*runs.glob(f"*/compare/*/{MARK}"), *runs.glob(f"*/candidates/*/{MARK}")]
-    return [mark.parent for mark in marks if job.status(mark.parent).live]
+    return [mark.parent for mark in marks if control.status(mark.parent).live]
 
 
 def stop(runs: Path) -> None:
@@ -158,11 +158,11 @@ def stop(runs: Path) -> None:
     if not drawing:
         raise UserError("draw: nothing is being drawn")
     for folder in drawing:
-        job.kill(folder)
+        control.kill(folder)
         (folder / MARK).unlink(missing_ok=True)
 
 
 def trouble(one: Sheet) -> str:
     """Why drawing ended early; empty when it did not, or was stopped."""
-    now = job.status(one.folder)
+    now = control.status(one.folder)
     return now.message if now.state == "failed" and one.done() < one.total else ""

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 
 from ..trainer.errors import UserError
-from ..trainer.runs import control as job
+from ..trainer.runs import control
 from . import draft, hosts, words
 from .draft import Problem
 from .security import Addresses, Folders
@@ -128,7 +128,7 @@ def short(text: str, most: int = 60) -> str:
 
 def folder_of(home: Home, name: str | None) -> Path:
     """A run's folder, by a name that a list gave out. ValueError for any other."""
-    found = next((one.path for one in job.list_runs(home.runs) if one.name == name), None)
+    found = next((one.path for one in control.list_runs(home.runs) if one.name == name), None)
     if found is None:
         raise UserError(f"run: there is no '{name}'; choose one from the list")
     return found

@@ -13,7 +13,7 @@ import gradio as gr
 
 from ..trainer.data import pairs_file
 from ..trainer.errors import UserError
-from ..trainer.runs import control as job
+from ..trainer.runs import control
 from . import draft, draws, duels, words
 from .compare import lines_of, prompts_of, stop_button
 from .page import EVENT, SLOW, Context, Screen, bar, folder_of, kindly, note, say_copy, short
@@ -97,7 +97,7 @@ class Prefer:
     @kindly
     def show(self, which: str, chosen: str | None, folder: str) -> list[Any]:
         """Runs that can draw, the folder of pairs, and the next two pictures."""
-        known = [one for one in job.list_runs(self.home.runs) if job.checkpoints(one.path)]
+        known = [one for one in control.list_runs(self.home.runs) if control.checkpoints(one.path)]
         current = next((one for one in known if one.name == chosen), known[0] if known else None)
         before = read_json(self.home.settings).get("prefer", {})
         folder = folder or before.get("pairs") or str(self.home.data / "pairs")
@@ -210,7 +210,7 @@ class Prefer:
     @kindly
     def _begin(self, folder: str, name: str, text: str) -> draws.Sheet:
         run_dir = folder_of(self.home, name)
-        adapter = job.checkpoints(run_dir)[-1].path
+        adapter = control.checkpoints(run_dir)[-1].path
         texts = duels.two_seeds(lines_of(text), int(time.time()) % 1_000_000)
         place = run_dir / "candidates" / str(int(time.time()))
         sheet = draws.Sheet(place, tuple(texts), (draws.Candidate(name, str(adapter)),))
@@ -245,7 +245,7 @@ def build(context: Context) -> Screen:
 
 
 def _run(home: Any, name: str | None) -> Path | None:
-    return next((one.path for one in job.list_runs(home.runs) if one.name == name), None)
+    return next((one.path for one in control.list_runs(home.runs) if one.name == name), None)
 
 
 def _take_back(acts: list[duels.Act]) -> str:
@@ -284,7 +284,7 @@ def fill_recipe(home: Any, pairs: Path, run_dir: Path | None) -> None:
     if run_dir is not None:
         tables = draft.values_of((run_dir / "config.toml").read_text(encoding="utf-8"))
         resolution = draft.get(tables, "data.resolution")
-        newest = job.checkpoints(run_dir)
+        newest = control.checkpoints(run_dir)
         changes |= {name: tables[name] for name in ("model", "adapter", "sample") if name in tables}
         changes |= {"run.name": f"{run_dir.name}-{kind}", "data.resolution": resolution}
         changes |= {"adapter.init_from": str(newest[-1].path)} if newest else {}

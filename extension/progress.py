@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..trainer.runs import control as job
+from ..trainer.runs import control
 
 POINTS = 400
 PICTURE = re.compile(r"step(\d{8})_(\d{2,})\.png")
@@ -29,7 +29,7 @@ class History:
     def read(self, run_dir: Path) -> bool:
         """Read what is new; whether there was anything."""
         before = self.offset
-        found, self.offset = job.events(run_dir, self.offset)
+        found, self.offset = control.events(run_dir, self.offset)
         if self.offset < before:
             self.__init__(self.offset)
         for event in found:

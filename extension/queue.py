@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..trainer.errors import UserError
-from ..trainer.runs import control as job
+from ..trainer.runs import control
+from ..trainer.runs.folder import safe_name
 from . import draws
 from .store import Home, locked, read_json, start_beside, write, write_json
 
@@ -78,7 +79,7 @@ def _changing(home: Home) -> Iterator[dict[str, Any]]:
 
 def free_name(home: Home, wanted: str) -> str:
     """The name, or the name with a number, that no run and no waiting job has."""
-    job.safe_name(wanted)
+    safe_name(wanted)
     taken = {one.run.lower() for one in read(home).of("waiting", "running")}
     names = [wanted, *(f"{re.sub(r'-[0-9]+$', '', wanted)}-{number}" for number in range(2, 10_000))]
     return next(name for name in names if name.lower() not in taken and not (home.runs / name).exists())
@@ -89,7 +90,7 @@ def add(home: Home, name: str, text: str) -> Job:
     number = uuid.uuid4().hex[:12]
     copy = home.own / "queued" / f"{number}.toml"
     write(copy, text)
-    one = Job(number, job.safe_name(name), str(home.runs / name), str(copy), added=time.time())
+    one = Job(number, safe_name(name), str(home.runs / name), str(copy), added=time.time())
     with _changing(home) as box:
         box["queue"] = replace(box["queue"], jobs=(*box["queue"].jobs, one))
     return one
@@ -154,7 +155,7 @@ def turn(home: Home) -> subprocess.Popen[bytes] | None:
 def _looked_at(one: Job) -> Job:
     if one.state != "running":
         return one
-    now = job.status(one.folder)
+    now = control.status(one.folder)
     if now.live:
         return one
     return replace(one, state=now.state if now.state in ("done", "stopped") else "failed", message=now.message)
@@ -162,14 +163,14 @@ def _looked_at(one: Job) -> Job:
 
 def _busy(home: Home, jobs: list[Job]) -> bool:
     """Whether something trains here, from this queue or started by hand, or is drawn: the card is one."""
-    if any(one.state == "running" for one in jobs) or any(run.status.live for run in job.list_runs(home.runs)):
+    if any(one.state == "running" for one in jobs) or any(run.status.live for run in control.list_runs(home.runs)):
         return True
     return bool(draws.under_way(home.runs))
 
 
 def _started(one: Job) -> tuple[Job, subprocess.Popen[bytes] | None]:
     try:
-        begun = job.start(one.config, one.folder, resume=one.resume)
+        begun = control.start(one.config, one.folder, resume=one.resume)
     except ValueError as error:
         return replace(one, state="failed", message=str(error)), None
     return replace(one, state="running", message=""), begun.process

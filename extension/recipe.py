@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ..trainer.errors import UserError
-from ..trainer.runs import control as job
+from ..trainer.runs import control
 from . import draft, fields, hosts, words
 from .page import EVENT, RENDER, SLOW, Context, Screen, kindly, note, problem_list, say_copy
 from .security import ANYWHERE, Folders
@@ -274,7 +274,7 @@ def read_import(path: Path, folders: Folders = ANYWHERE) -> str:
         return text
     for key, value in draft.flat(tables).items():
         folders.allow(key, value)
-    answer = job.ask(["import-kohya", str(path)])
+    answer = control.ask(["import-kohya", str(path)])
     text = answer.get("toml")
     if not isinstance(text, str):
         raise UserError(f"{path.name}: the trainer could not make a recipe of it")

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from ..trainer.runs import control as job
+from ..trainer.runs import control
 from . import draws, progress, queue, words
 from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, grid, kindly, note, short
 
@@ -116,7 +116,7 @@ class Train:
         self, chosen: str | None, of: str, weight: float, logarithmic: bool, before: dict[str, Any] | None
     ) -> list[Any]:
         """Everything that has changed since ``before``, which says what the page shows."""
-        known = job.list_runs(self.home.runs)
+        known = control.list_runs(self.home.runs)
         current = next((one for one in known if one.name == chosen), known[0] if known else None)
         now: dict[str, Any] = {"runs": [(one.name, one.status.state, one.status.step) for one in known]}
         now |= {"run": current and current.name, "queue": _mark(self.home)}
@@ -125,14 +125,20 @@ class Train:
         return [*changed, now]
 
     def _parts(
-        self, current: job.Run, known: list[job.Run], now: dict[str, Any], of: str, weight: float, logarithmic: bool
+        self,
+        current: control.Run,
+        known: list[control.Run],
+        now: dict[str, Any],
+        of: str,
+        weight: float,
+        logarithmic: bool,
     ) -> list[tuple[str, Any]]:
         """(what it depends on, the value) for each output; what it depends on is put into ``now``."""
         history = progress.history(current.path)
         status, pictures = current.status, progress.pictures(current.path)
         drawable = progress.names(history)
         of = of if of in drawable else "loss"
-        log = job.tail(current.path, 60)
+        log = control.tail(current.path, 60)
         now |= {
             "choice": [now["runs"], current.name], "state": [current.name, repr(status), len(history.warnings)],
             "names": [current.name, drawable], "curve": [current.name, history.offset, of, weight, logarithmic],
@@ -149,7 +155,7 @@ class Train:
 
     @kindly
     def ask(self, what_for: Any, name: str) -> None:
-        job.request(folder_of(self.home, name), what_for)
+        control.request(folder_of(self.home, name), what_for)
 
     @kindly
     def go_on(self, name: str) -> None:
@@ -158,7 +164,7 @@ class Train:
 
     @kindly
     def end(self, name: str) -> None:
-        job.kill(folder_of(self.home, name))
+        control.kill(folder_of(self.home, name))
 
     def _then_mark(self, act: Callable[[], None]) -> str:
         act()
@@ -183,7 +189,7 @@ def _nothing(now: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def headline(context: Context) -> str:
     """One line on top of the page, wherever the person is."""
-    live = next((one for one in job.list_runs(context.home.runs) if one.status.live), None)
+    live = next((one for one in control.list_runs(context.home.runs) if one.status.live), None)
     waiting = len(queue.read(context.home).of("waiting"))
     queue.ensure(context.home)
     more = f" · {words.WAITING.format(waiting)}" if waiting else ""
@@ -205,7 +211,7 @@ def _mark(home: Any) -> str:
     return str((now.held, [(one.id, one.state) for one in now.jobs], after_drawing))
 
 
-def _buttons(status: job.Status | None) -> list[tuple[str, Any]]:
+def _buttons(status: control.Status | None) -> list[tuple[str, Any]]:
     live = bool(status and status.live)
     again = bool(status and not live and status.state in ("stopped", "failed"))
     return [("state", gr.update(visible=live)), ("state", gr.update(visible=again))] + [
@@ -213,12 +219,12 @@ def _buttons(status: job.Status | None) -> list[tuple[str, Any]]:
     ]
 
 
-def _title(run: job.Run) -> str:
+def _title(run: control.Run) -> str:
     status = run.status
     return f"{run.name} · {words.STATES.get(status.state, status.state)}"
 
 
-def _list(known: list[job.Run]) -> str:
+def _list(known: list[control.Run]) -> str:
     rows = "".join(
         f'<li class="{escape(one.status.state)}"><span>{escape(one.name)}</span>'
         f"<small>{words.STATES.get(one.status.state, '')}</small></li>"
@@ -228,7 +234,7 @@ def _list(known: list[job.Run]) -> str:
     return f'<h3>{words.RUNS}</h3><ul class="runs">{rows}</ul>{more}' if rows else ""
 
 
-def standing(run: job.Run, history: progress.History) -> str:
+def standing(run: control.Run, history: progress.History) -> str:
     """How the run stands: its bar, what went wrong, its numbers."""
     status = run.status
     last = next(reversed(history.steps.values()), {})
@@ -240,8 +246,8 @@ def standing(run: job.Run, history: progress.History) -> str:
     if status.state == "failed":
         out += note(status.message, "bad")
         hint = next((help_ for sign, help_ in words.REMEDIES if sign.lower() in status.message.lower()), "")
-        ours = status.exit_code == job.OURS or job.DEFECT in status.message
-        out += note(hint, "warn") if hint or not ours else _to_report(job.tail(run.path, REPORTED))
+        ours = status.exit_code == control.OURS or control.DEFECT in status.message
+        out += note(hint, "warn") if hint or not ours else _to_report(control.tail(run.path, REPORTED))
     elif status.message:
         out += note(status.message)
     rows = [

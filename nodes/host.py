@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..trainer.errors import UserError
-from ..trainer.runs import control as job
+from ..trainer.runs import control
+from ..trainer.runs.folder import safe_name
 
 RUNS, DATA = "pixelkiln_runs", "pixelkiln_data"
 """Folder kinds that ``extra_model_paths.yaml`` may extend."""
@@ -35,7 +36,7 @@ def register() -> None:
 
     base = Path(folder_paths.get_output_directory()) / "pixelkiln"
     folder_paths.add_model_folder_path(RUNS, str(base / "runs"))
-    folder_paths.add_model_folder_path(RUNS, str(job.ROOT / "runs"))
+    folder_paths.add_model_folder_path(RUNS, str(control.ROOT / "runs"))
     folder_paths.add_model_folder_path(DATA, str(base / "data"))
     from . import routes
 
@@ -64,7 +65,7 @@ def inside(path: str | Path, roots: Iterable[Path]) -> Path:
 
 def named(root: Path, name: str) -> Path:
     """A folder of this name directly in ``root``. ValueError for a name that is a path."""
-    return inside(root / job.safe_name(name.strip()), [root])
+    return inside(root / safe_name(name.strip()), [root])
 
 
 def place(kind: str, name: str) -> Path:
@@ -100,7 +101,7 @@ def runs() -> dict[str, Path]:
     """Run folders by what they are called in the list; the one that spoke last first."""
     found: dict[str, Path] = {}
     for root in folders(RUNS):
-        for run in job.list_runs(root):
+        for run in control.list_runs(root):
             found[run.name if run.name not in found else f"{run.name} ({root.parent.name})"] = run.path
     return found
 

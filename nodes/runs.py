@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..trainer.errors import UserError
-from ..trainer.runs import control as job
+from ..trainer.runs import control
 from . import host, load
 from .blocks import PRESETS, parse
 from .node import In, Node, Out, Result, never_same
@@ -15,9 +15,9 @@ from .node import In, Node, Out, Result, never_same
 # ------------------------------------------------------------------------------------------------------ newest of a run
 
 
-def choose(run: Path, which: str) -> job.Checkpoint:
+def choose(run: Path, which: str) -> control.Checkpoint:
     """A run's adapter: newest, final, ``step 500``, ``epoch 3``. ValueError lists what there is."""
-    found = job.checkpoints(run)
+    found = control.checkpoints(run)
     wanted = parse_which(which)
     for one in reversed(found):
         if wanted == "newest" or (wanted == "final" and one.step is None and one.epoch is None):
@@ -39,14 +39,14 @@ def parse_which(which: str) -> str | tuple[str, int]:
     return words
 
 
-def label(one: job.Checkpoint) -> str:
+def label(one: control.Checkpoint) -> str:
     return f"step {one.step}" if one.step is not None else f"epoch {one.epoch}" if one.epoch is not None else "final"
 
 
 def _newest(run: str, which: str) -> Result:
     folder = host.run_path(run)
     one = choose(folder, which)
-    now = job.status(folder)
+    now = control.status(folder)
     info = f"{folder.name}: {label(one)} ({one.path.name}); the run is {now.state} at step {now.step} of {now.total}"
     return Result((str(one.path), f"{folder.name} {label(one)}", info), host.text(info))
 

@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from ..trainer.errors import UserError
-from ..trainer.runs import control as job
+from ..trainer.runs import control
+from ..trainer.runs.folder import safe_name
 from . import adapter, dataset, host, plan, runs
 from .node import In, Node, Out, Result, never_same
 from .watch import Watch, clock, in_words, picture
@@ -28,13 +29,13 @@ _anew: dict[Path, str] = {}
 
 def presets() -> list[str]:
     """Names of the presets: the pack's, and .toml files in the pack's data folder."""
-    places = [job.ROOT / "presets", *host.folders(host.DATA)]
+    places = [control.ROOT / "presets", *host.folders(host.DATA)]
     return [path.stem for place in places for path in sorted(place.glob("*.toml"))] or [host.NONE]
 
 
 def preset_path(name: str) -> Path:
-    for place in (job.ROOT / "presets", *host.folders(host.DATA)):
-        path = place / f"{job.safe_name(name)}.toml"
+    for place in (control.ROOT / "presets", *host.folders(host.DATA)):
+        path = place / f"{safe_name(name)}.toml"
         if path.is_file():
             return path
     raise UserError(f"preset: there is no '{name}'; there is: {', '.join(presets())}")
@@ -94,7 +95,7 @@ def begin(request: plan.Request, again: str) -> str:
     something else.
     """
     run_dir, key = request.run_dir, request.key()
-    now = job.status(run_dir)
+    now = control.status(run_dir)
     same = _mark(run_dir) == key
     if now.live:
         if same:
@@ -112,7 +113,7 @@ def begin(request: plan.Request, again: str) -> str:
             f"'{ALWAYS}' or '{ANEW}'"
         )
     host.free_memory()
-    job.start(request.preset, run_dir, *request.flags, resume=has_state and again != ANEW)
+    control.start(request.preset, run_dir, *request.flags, resume=has_state and again != ANEW)
     (run_dir / MARK).write_text(json.dumps({"v": 1, "key": key}), encoding="utf-8")
     if again == ANEW:
         _anew[run_dir] = key
@@ -131,7 +132,7 @@ def _mark(run_dir: Path) -> str:
 
 def _train(mode: str, again: str, node_id: Any = None, graph: Any = None, **inputs: Any) -> Result:
     request = wanted(**inputs)
-    _, offset = job.events(request.run_dir)
+    _, offset = control.events(request.run_dir)
     begun = begin(request, again)
     if mode == "background" and begun != "finished":
         return _outputs(request.run_dir, f"{request.run_dir.name}: training in the background; Run status follows it")
@@ -143,22 +144,24 @@ def _train(mode: str, again: str, node_id: Any = None, graph: Any = None, **inpu
             raise host.interrupted()
         if now.state != "done":
             raise UserError(failure(request.run_dir, now))
-    now = job.status(request.run_dir)
+    now = control.status(request.run_dir)
     said = now.message if begun != "finished" else f"{request.run_dir.name}: finished before with the same settings"
     return _outputs(request.run_dir, said, warnings)
 
 
-def failure(run_dir: Path, now: job.Status) -> str:
+def failure(run_dir: Path, now: control.Status) -> str:
     """The trainer's one clear line, and the end of its log."""
     if now.state == "stopped":
-        return f"run '{run_dir.name}': it was stopped at step {now.step} of {now.total}; queue again to go on"
-    return f"run '{run_dir.name}' failed: {now.message}\n\nthe end of {run_dir / 'log.txt'}:\n{job.tail(run_dir, 12)}"
+        return f"run '{run_dir.name}': stopped at step {now.step} of {now.total}; queue again to go on"
+    return (
+        f"run '{run_dir.name}' failed: {now.message}\n\nthe end of {run_dir / 'log.txt'}:\n{control.tail(run_dir, 12)}"
+    )
 
 
 def _outputs(run_dir: Path, said: str, warnings: Sequence[str] = ()) -> Result:
-    found = job.checkpoints(run_dir)
+    found = control.checkpoints(run_dir)
     path = found[-1].path if found else None
-    events, _ = job.events(run_dir)
+    events, _ = control.events(run_dir)
     tensors = adapter.read(path).tensors if path else {}
     lines = [said, *([f"adapter: {path.name}"] if path else ["no adapter yet"])]
     lines += [f"warning: {line}" for line in warnings]
@@ -178,10 +181,10 @@ def _train_stamp(mode: str | None = None, again: str | None = None, **inputs: An
         return never_same()
     try:
         request = wanted(**inputs)
-        key, newest = request.key(), job.checkpoints(request.run_dir)
+        key, newest = request.key(), control.checkpoints(request.run_dir)
     except (OSError, ValueError):
         return never_same()
-    return f"{key} {job.status(request.run_dir).state} {host.stamp(newest[-1].path if newest else None)}"
+    return f"{key} {control.status(request.run_dir).state} {host.stamp(newest[-1].path if newest else None)}"
 
 
 def _check_options(options: str | None = None) -> None:
@@ -190,14 +193,14 @@ def _check_options(options: str | None = None) -> None:
 
 def _status(run: str) -> Result:
     folder = host.run_path(run)
-    now = job.status(folder)
-    events, _ = job.events(folder)
-    found = job.checkpoints(folder)
+    now = control.status(folder)
+    events, _ = control.events(folder)
+    found = control.checkpoints(folder)
     last = next((e for e in reversed(events) if e["kind"] == "step"), None)
     lines = [f"{folder.name}: {now.state}" + (f", {in_words(last, now)}" if last and now.live else "")]
     lines += [now.message] if now.message else []
     lines += [f"newest adapter: {runs.label(found[-1])}"] if found else ["no adapter yet"]
-    lines += [job.tail(folder, 12)] if now.state == "failed" else []
+    lines += [control.tail(folder, 12)] if now.state == "failed" else []
     samples = [p for e in events[-400:] if e["kind"] == "sample" and (p := picture(e.get("path")))][-4:]
     shown = {"images": host.show(samples, "pixelkiln_status")} if samples else {}
     values = (
@@ -214,17 +217,17 @@ def _status(run: str) -> Result:
 def _stop(run: str, what: str) -> Result:
     folder = host.run_path(run)
     if what == "stop":
-        now = job.stop(folder, 60)
+        now = control.stop(folder, 60)
         said = f"{folder.name}: {now.state} at step {now.step}" + ("; it is still saving" if now.live else "")
     else:
-        job.request(folder, "save" if what == "save" else "sample")
+        control.request(folder, "save" if what == "save" else "sample")
         said = f"{folder.name}: asked to {what}"
     return Result((said,), host.text(said))
 
 
 def _check(**inputs: Any) -> Result:
     request = wanted(**inputs)
-    answer = job.ask(["check", str(request.preset), *request.flags])
+    answer = control.ask(["check", str(request.preset), *request.flags])
     said = "\n".join(check_in_words(answer))
     return Result((said,), host.text(said))
 
@@ -248,15 +251,15 @@ def fit_in_words(fit: dict[str, Any]) -> list[str]:
     if not fit.get("gb"):
         return []
     verdict = "" if fit.get("fits", True) else ": it does not fit"
-    free = f" of {job.gigabytes(fit['of_gb'])} free on {fit.get('card', 'the card')}" if fit.get("of_gb") else ""
-    lines = [f"memory: {job.gigabytes(fit['gb'])} GB{free}{verdict}"]
-    parts = ", ".join(f"{name} {job.gigabytes(gb)}" for name, gb in (fit.get("parts") or {}).items() if gb >= 0.005)
+    free = f" of {control.gigabytes(fit['of_gb'])} free on {fit.get('card', 'the card')}" if fit.get("of_gb") else ""
+    lines = [f"memory: {control.gigabytes(fit['gb'])} GB{free}{verdict}"]
+    parts = ", ".join(f"{name} {control.gigabytes(gb)}" for name, gb in (fit.get("parts") or {}).items() if gb >= 0.005)
     lines += [f"at its peak ({fit.get('at', '?')}): {parts}"] if parts else []
     pace, seconds = fit.get("pace", "unknown"), fit.get("seconds")
     lines.append(f"time: {pace}" if seconds is None else f"time: about {clock(max(seconds, 1))}, {pace}")
     for one in fit.get("remedies") or []:
         options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in one["changes"].items())
-        lines.append(f"to make it fit: {one['label']} ({job.gigabytes(one['gb'])} GB); options: {options}")
+        lines.append(f"to make it fit: {one['label']} ({control.gigabytes(one['gb'])} GB); options: {options}")
     return lines
 
 

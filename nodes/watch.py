@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..trainer.runs import control as job
+from ..trainer.runs import control
 from . import host
 
 
@@ -24,10 +24,10 @@ class Watch:
     presses: int = 0
     warnings: list[str] = field(default_factory=list)
 
-    def until_end(self) -> job.Status:
+    def until_end(self) -> control.Status:
         """Wait for the run's process to end. The first interrupt saves and stops, the second kills."""
         while True:
-            now = job.status(self.run_dir)
+            now = control.status(self.run_dir)
             self._news(now)
             if host.take_interrupt():
                 self._press()
@@ -38,13 +38,13 @@ class Watch:
     def _press(self) -> None:
         self.presses += 1
         if self.presses > 1:
-            job.kill(self.run_dir)
-        elif job.status(self.run_dir).live:
+            control.kill(self.run_dir)
+        elif control.status(self.run_dir).live:
             host.progress_text("saving, then stopping; press again to end it at once", self.node_id)
-            job.request(self.run_dir, "stop")
+            control.request(self.run_dir, "stop")
 
-    def _news(self, now: job.Status) -> None:
-        events, self.offset = job.events(self.run_dir, self.offset)
+    def _news(self, now: control.Status) -> None:
+        events, self.offset = control.events(self.run_dir, self.offset)
         if now.total and self.bar is None:
             self.bar = host.Bar(now.total)
         for event in events:
@@ -59,7 +59,7 @@ class Watch:
             host.progress_text(in_words(last, now), self.node_id)
 
 
-def in_words(event: dict[str, Any], now: job.Status) -> str:
+def in_words(event: dict[str, Any], now: control.Status) -> str:
     """``step 40 of 240, loss 0.1234, 2 min 5 s left``."""
     loss = event.get("loss")
     told = f"step {event.get('step')} of {now.total}"

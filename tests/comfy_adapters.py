@@ -1,4 +1,4 @@
-"""Run by ComfyUI's own Python (see adapters/test_adapters_host.py): ComfyUI's LoraLoader on networks of its own classes.
+"""Run by ComfyUI's own Python (see adapters/test_adapters_host.py): its LoraLoader on networks of its own classes.
 
     python comfy_adapters.py COMFYUI FOLDER
 

@@ -1,4 +1,4 @@
-"""Run in a process of its own (see nodes/test_nodes_faces.py): the pack's V3 or V1 face, loaded as ComfyUI loads a folder,
+"""Run in a process of its own (see nodes/test_nodes_faces.py): the V3 or V1 face of the pack, loaded as ComfyUI does,
 with ``folder_paths`` and friends from whatever stands in for ComfyUI. Prints one JSON object."""
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ import torch
 from safetensors.torch import save_file
 
 from pixelkiln.trainer.cli import main
-from pixelkiln.trainer.config import to_toml
 from pixelkiln.trainer.training import checkpoint
 
 CORPUS = Path(__file__).parent / "fuzz_corpus"
@@ -53,7 +52,7 @@ class Home:
         runs.pictures(root / "pictures", 4)
         runs.pairs(root / "pairs", 3)
         self.config = runs.config(root, {"run.steps": 2, "run.precision": "fp32", "run.name": "sound"})
-        (root / "sound.toml").write_text(to_toml(self.config), "utf-8")
+        (root / "sound.toml").write_text(self.config.to_toml(), "utf-8")
         assert main(["train", str(root / "sound.toml")]) == 0
         self.adapter, self.pickled = root / "a.safetensors", root / "sound.pt"
         save_file(small_adapter(), self.adapter, metadata={"ss_network_dim": "4", "ss_base_model_version": "sd_v1"})
@@ -257,7 +256,7 @@ def home(tmp_path_factory) -> Home:
     with Image.open(made.root / "pictures" / "p01.png") as shown:
         shown.save(made.root / "jpeg.jpg")
     like = runs.config(made.root, {"objective.kind": "dpo", "run.precision": "fp32"}, data="data.pairs")
-    (made.root / "pairs.toml").write_text(to_toml(like), "utf-8")
+    (made.root / "pairs.toml").write_text(like.to_toml(), "utf-8")
     return made
 
 

@@ -152,10 +152,9 @@ def _check(args: argparse.Namespace) -> int:
         calibrate(config)
     answer = check(config, card_for(config, args.card, args.memory))
     if args.fit:
-        from .config import to_toml
         from .runs.files import write_atomic
 
-        text = to_toml(checker.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr)), only_set=True)
+        text = checker.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr)).to_toml(only_set=True)
         if args.output:
             write_atomic(args.output, text)
         elif not args.json:
@@ -228,8 +227,8 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     from .config import load
+    from .runs.folder import RunFolder
     from .training.loop import train
-    from .training.run_options import RunFolder
 
     config = load(preset="demo", flags={"run.out": str(ROOT / "runs")})
     code = train(config)

@@ -93,6 +93,24 @@ class Config(_Tables):
         chosen = {name: options for name, options in named.items() if options is not None and options.weight != 0}
         return {name: (options, getattr(self.objective, name) or self.objective) for name, options in chosen.items()}
 
+    def changed(self, changes: Mapping[str, Any]) -> Config:
+        """With options set, by dotted names. ConfigError when the configuration contradicts itself then."""
+        return parse(merge(self.model_dump(exclude_none=True, exclude_unset=True), nested(changes)))
+
+    def to_toml(self, *, only_set: bool = False) -> str:
+        """As TOML; None is what is left out. ``parse(loads(config.to_toml())) == config``."""
+        import tomlkit
+
+        def written(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: written(one) for key, one in value.items()}
+            if isinstance(value, list):
+                return [written(one) for one in value]
+            # ``toml`` reads a lone escaped quote as nothing; between single quotes it reads it.
+            return tomlkit.string('"', literal=True) if value == '"' else value
+
+        return tomlkit.dumps(written(self.model_dump(exclude_none=True, exclude_unset=only_set)))
+
 
 @cache
 def config_model() -> type[Config]:
@@ -356,24 +374,6 @@ def _fields_at(where: str, raw: Any) -> set[str]:
 def _kind(model: type[Options]) -> str | None:
     info = model.model_fields.get("kind")
     return get_args(info.annotation)[0] if info and get_origin(info.annotation) is Literal else None
-
-
-# ----------------------------------------------------------------------------------------------------------- writing
-
-
-def to_toml(config: Config, *, only_set: bool = False) -> str:
-    """The configuration as TOML; None is what is left out. ``parse(toml.loads(to_toml(c))) == c``."""
-    import tomlkit
-
-    def written(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: written(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [written(one) for one in value]
-        # ``toml`` reads a lone escaped quote as nothing; between single quotes it reads it.
-        return tomlkit.string('"', literal=True) if value == '"' else value
-
-    return tomlkit.dumps(written(config.model_dump(exclude_none=True, exclude_unset=only_set)))
 
 
 # --------------------------------------------------------------------------------------------------------- reference

@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.data import scan
 from pixelkiln.trainer.data.shelf import Shelf
-from pixelkiln.trainer.runs import control as job
-from pixelkiln.trainer.runs import files
+from pixelkiln.trainer.runs import control, files
 from pixelkiln.trainer.training import session as parts
 from pixelkiln.trainer.training import signals
 
@@ -353,7 +352,7 @@ def test_ctrl_c_before_the_first_step(home, tmp_path, capfd, monkeypatch, phase)
     words.append("--sample.steps=1")
     monkeypatch.setattr(owner, name, pressed)
     assert main(words) == 130
-    err, now = capfd.readouterr().err, job.status(tmp_path / "early")
+    err, now = capfd.readouterr().err, control.status(tmp_path / "early")
     assert f"\n{signals.ASKED}\n" in err and signals.EARLY in err and "Traceback" not in err
     assert (now.state, now.exit_code, now.step, now.message) == ("stopped", 130, 0, signals.EARLY)
     first = len(calls)

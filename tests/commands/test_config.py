@@ -126,7 +126,7 @@ def test_there_and_back(objective, loss):
     flags = {**BASE, f"loss.{loss}.probability": 0.5, "objective.kind": objective, **data}
     flags = {k: v for k, v in flags.items() if v != ""}
     got = c.load(flags=flags)
-    assert c.parse(c.loads(c.to_toml(got))) == got
+    assert c.parse(c.loads(got.to_toml())) == got
 
 
 def test_a_text_that_begins_with_a_comma_is_kept():
@@ -142,7 +142,7 @@ def test_a_text_that_begins_with_a_comma_is_kept():
 )
 def test_there_and_back_for_any_values(rank, lr, name, prompts):
     got = made(adapter__rank=rank, optimizer__learning_rate=lr, run__name=name, sample__prompts=prompts)
-    assert c.parse(c.loads(c.to_toml(got))) == got
+    assert c.parse(c.loads(got.to_toml())) == got
 
 
 @settings(deadline=None)

@@ -14,17 +14,13 @@ import torch
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.commands.check import card_for, check
 from pixelkiln.trainer.config import Config, loads, parse
-from pixelkiln.trainer.estimate import gpus as cards
-from pixelkiln.trainer.estimate import memory as forecast
-from pixelkiln.trainer.estimate import report as checker
+from pixelkiln.trainer.estimate import gpus, memory, report
 from pixelkiln.trainer.estimate.fake_model import Shape
 from pixelkiln.trainer.estimate.fake_tensors import size_of
 from pixelkiln.trainer.families.load import identify
-from pixelkiln.trainer.runs import user_cache as memo
-from pixelkiln.trainer.training import step
-from pixelkiln.trainer.training import step_time as pace
+from pixelkiln.trainer.runs import user_cache
+from pixelkiln.trainer.training import step, step_time
 from pixelkiln.trainer.training.build import build, scan
-from pixelkiln.trainer.training.remedies import changed
 
 SIDE = 128
 FULL = {"loss.pixel.mode": "mixed", "loss.pixel.decode": "full"}
@@ -43,7 +39,7 @@ def wanted(home: Path, name: str, flags: dict, data: str = "data.path") -> Confi
     return runs.config(home, {**base, **flags}, name, data)
 
 
-def compare(config: Config) -> tuple[int, int, int, forecast.Measured]:
+def compare(config: Config) -> tuple[int, int, int, memory.Measured]:
     """Bytes that autograd saves, bytes at the peak of a real step with its inputs, and what was foretold of both."""
     p = build(config, lambda line: None)
     p.dataset.prepare()
@@ -62,12 +58,12 @@ def compare(config: Config) -> tuple[int, int, int, forecast.Measured]:
             loss.backward()
 
     peak = measured.peak(run)
-    at = checker.shape(config, identify(config.model), p.dataset)
-    foretold = forecast.measure(config, identify(config.model), at, torch.float32, "cpu")
+    at = report.shape(config, identify(config.model), p.dataset)
+    foretold = memory.measure(config, identify(config.model), at, torch.float32, "cpu")
     return saved.bytes, peak + inputs, inputs, foretold
 
 
-def foretold_peak(found: forecast.Measured) -> int:
+def foretold_peak(found: memory.Measured) -> int:
     return sum(found.phases["training step"].values())
 
 
@@ -118,7 +114,7 @@ def test_state_of_the_optimizer(home, kind):
         parameter.grad = torch.full_like(parameter, 1e-3)
     p.optimizer.step()
     held = [v for s in p.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.numel() > 1]
-    foretold = forecast.optimizer_bytes(config, forecast._trained(p))
+    foretold = memory.optimizer_bytes(config, memory._trained(p))
     shared = {id(v) for v in held if list(v.shape) == [256] and v.dtype == torch.float32}  # bitsandbytes' code books
     actual = size_of(v for v in held if id(v) not in shared)
     assert actual <= foretold <= 1.25 * actual if shared or kind == "Prodigy" else foretold == actual
@@ -129,7 +125,7 @@ def test_a_preset_without_model_or_data_has_its_gigabytes(family):
     """Of the family's public form: weights in bf16 as published, SD1.5's 860 and SDXL's 2567 million numbers."""
     config = parse({"model": {"path": "", "family": family}, "memory": {"gradient_checkpointing": True},
                     "data": {"resolution": 64}, "loss": {"pixel": {"mode": "mixed"}}})  # fmt: skip
-    answer = check(config, cards.named("RTX 3060 12GB"))
+    answer = check(config, gpus.named("RTX 3060 12GB"))
     assert answer["data"] is None and answer["fit"]["fits"] and answer["fit"]["precision"] == "bfloat16"
     numbers = {"sd15": 859_520_964, "sdxl": 2_567_463_684}[family]
     assert answer["fit"]["parts"]["weights"] == pytest.approx(numbers * 2 / 2**30, rel=1e-3)
@@ -138,7 +134,7 @@ def test_a_preset_without_model_or_data_has_its_gigabytes(family):
 def test_what_is_known_is_not_asked_again(home, monkeypatch):
     config = wanted(home, "sd15", {})
     first = check(config, card_for(config, None, None))["fit"]
-    monkeypatch.setattr(checker, "measure", None)
+    monkeypatch.setattr(report, "measure", None)
     other = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"learning_rate": 1e-5})})
     assert check(other, card_for(config, None, None))["fit"]["parts"] == first["parts"]
 
@@ -148,25 +144,25 @@ def test_remedies_are_applied_until_it_fits(home, capsys):
     flags = {**FULL, "run.batch": 4, "loss.pixel.decode_batch": 4, "data.resolution": 256}
     config = wanted(home, "sd15", flags)
     found = identify(config.model)
-    asked = checker.Checker(config, found, scan(config)[1], cards.with_memory("0.56", "cpu"))
+    asked = report.Checker(config, found, scan(config)[1], gpus.with_memory("0.56", "cpu"))
     whole = asked(config)
-    small = asked(changed(config, {"loss.pixel.decode_batch": 1, "memory.gradient_checkpointing": True}))
+    small = asked(config.changed({"loss.pixel.decode_batch": 1, "memory.gradient_checkpointing": True}))
     assert small.gb < whole.gb
     asked.card = replace(asked.card, free=(small.gb + whole.gb) / 2)
-    answer = checker.answer(asked, config, 6)
+    answer = report.answer(asked, config, 6)
     assert not answer["fits"] and answer["remedies"][-1]["fits"]
     assert all(one["exact"] for one in answer["remedies"])
-    mended = checker.apply(config, answer, lambda line: None)
+    mended = report.apply(config, answer, lambda line: None)
     assert asked(mended).fits
     assert mended.run.batch * mended.run.accumulation == 4
 
 
 def test_too_little_for_anything_is_said(home):
     config = wanted(home, "sd15", {})
-    answer = check(config, cards.with_memory("0.1"))["fit"]
+    answer = check(config, gpus.with_memory("0.1"))["fit"]
     assert not answer["fits"]
     with pytest.raises(ValueError, match=r"--fit: it needs 0\.\d\d GB at least, and a card with 0.1 GB free has 0.10"):
-        checker.apply(config, answer, lambda line: None)
+        report.apply(config, answer, lambda line: None)
 
 
 def test_every_run_teaches_the_next_check(home):
@@ -183,21 +179,21 @@ def test_every_run_teaches_the_next_check(home):
 
 def test_pace_is_scaled_by_operations(home, monkeypatch, tmp_path):
     monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path))
-    assert pace.expect("b", "card", "bfloat16", 200.0) is None
-    pace.expect("a", "card", "bfloat16", 100.0)
-    pace.record("a", "card", "bfloat16", [9.0, 1.0, 1.0])
-    pace.record("c", "another card", "bfloat16", [5.0])
-    assert (found := pace.expect("b", "card", "bfloat16", 200.0)) and found.seconds == 2.0
-    assert (found := pace.expect("a", "card", "bfloat16", 100.0)) and found.seconds == 1.0
+    assert step_time.expect("b", "card", "bfloat16", 200.0) is None
+    step_time.expect("a", "card", "bfloat16", 100.0)
+    step_time.record("a", "card", "bfloat16", [9.0, 1.0, 1.0])
+    step_time.record("c", "another card", "bfloat16", [5.0])
+    assert (found := step_time.expect("b", "card", "bfloat16", 200.0)) and found.seconds == 2.0
+    assert (found := step_time.expect("a", "card", "bfloat16", 100.0)) and found.seconds == 1.0
 
 
 def test_what_is_remembered_survives_damage(monkeypatch, tmp_path):
     monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path))
     (tmp_path / "x.json").write_text("{torn", "utf-8")
-    assert memo.known("x") == {}
+    assert user_cache.known("x") == {}
     for i in range(5):
-        memo.remember("x", str(i), i, most=3)
-    assert list(memo.known("x")) == ["2", "3", "4"]
+        user_cache.remember("x", str(i), i, most=3)
+    assert list(user_cache.known("x")) == ["2", "3", "4"]
 
 
 @pytest.mark.parametrize(
@@ -206,15 +202,15 @@ def test_what_is_remembered_survives_damage(monkeypatch, tmp_path):
      ("NVIDIA GeForce RTX 4090", 24, True), ("Some Card 7.5 GiB", 7.5, True)],
 )  # fmt: skip
 def test_cards_by_name(text, total, bf16):
-    card = cards.named(text)
-    assert (card.total, card.bf16, card.free) == (total, bf16, total - cards.DESKTOP)
+    card = gpus.named(text)
+    assert (card.total, card.bf16, card.free) == (total, bf16, total - gpus.DESKTOP)
 
 
 def test_a_card_that_nobody_knows():
     with pytest.raises(ValueError, match=r"--card: the memory of a .Voodoo 2. is not known here; write it behind"):
-        cards.named("Voodoo 2")
+        gpus.named("Voodoo 2")
     with pytest.raises(ValueError, match="--memory: 'much' is no size; write --memory 8GB"):
-        cards.with_memory("much")
+        gpus.with_memory("much")
 
 
 def test_commands(home, tmp_path, capsys):
@@ -236,7 +232,7 @@ def test_commands(home, tmp_path, capsys):
 def test_two_rows_take_more_than_one_and_less_than_twice(home):
     config = wanted(home, "sdxl", {})
     one, two = (
-        foretold_peak(forecast.measure(
+        foretold_peak(memory.measure(
             config, identify(config.model), Shape(SIDE, SIDE, ("plain",), rows), torch.float32, "cpu"
         ))
         for rows in (1, 2)

@@ -12,8 +12,7 @@ from test_forecast import FULL, SIDE, compare, foretold_peak, wanted
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelkiln.trainer.commands.check import check
-from pixelkiln.trainer.estimate import gpus as cards
-from pixelkiln.trainer.estimate import memory as forecast
+from pixelkiln.trainer.estimate import gpus, memory
 from pixelkiln.trainer.estimate.fake_model import Shape
 from pixelkiln.trainer.estimate.fake_tensors import count_attention, size_of
 from pixelkiln.trainer.families.load import identify
@@ -41,8 +40,8 @@ def test_streamed_weights(home, blocks):
     here = size_of(t for t in (*p.family.denoiser.parameters(), *p.family.denoiser.buffers()) if id(t) not in adapter)
     actual = here + size_of(p.streamer._slots)
     whole = found.modules["denoiser"]["full"]
-    assert forecast.weights_bytes(config, found, "cuda") == pytest.approx(actual, rel=0.1) and actual < whole
-    assert forecast.weights_bytes(config, found, "cpu") == whole + size_of(p.streamer._slots)  # there is one memory
+    assert memory.weights_bytes(config, found, "cuda") == pytest.approx(actual, rel=0.1) and actual < whole
+    assert memory.weights_bytes(config, found, "cpu") == whole + size_of(p.streamer._slots)  # there is one memory
     assert foretold_peak(found) == pytest.approx(peak, rel=0.1)
 
 
@@ -52,7 +51,7 @@ def test_checkpoints_that_leave_the_device(home, name, monkeypatch):
     config = wanted(home, name, {**RECOMPUTE, "memory.offload_checkpoints": True})
     stays = wanted(home, name, RECOMPUTE)
     monkeypatch.setattr(blocks, "SMALL", 2**14)
-    found = forecast.measure(stays, identify(stays.model), Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
+    found = memory.measure(stays, identify(stays.model), Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
 
     def away(self: Host, tensor: torch.Tensor):
         if tensor.is_leaf or tensor.numel() * tensor.element_size() < self.small:
@@ -106,14 +105,14 @@ def test_auto_takes_the_plan_that_the_room_allows(home, monkeypatch):
     p.decoder.room = p.decoder.need(40**2)  # of 64 x 64 cells
     assert plan_for(config.terms()["pixel"][0], p.decoder, 64, 64).window == 16
     peak = measured.peak(lambda: measured.forward(p, batch).backward())
-    weights = sum(kinds["full"] for kinds in forecast.measure(config, found, at, torch.float32, "cpu").modules.values())
-    small = forecast.measure(config, found, at, torch.float32, "cpu", p.decoder.room + weights)
+    weights = sum(kinds["full"] for kinds in memory.measure(config, found, at, torch.float32, "cpu").modules.values())
+    small = memory.measure(config, found, at, torch.float32, "cpu", p.decoder.room + weights)
     assert foretold_peak(small) == pytest.approx(peak, rel=0.1)
 
 
 def test_what_is_not_foreseen_is_said(home, monkeypatch):
     config = wanted(home, "sd15", {"memory.compile": "both"})
-    card = cards.with_memory("8GB")
+    card = gpus.with_memory("8GB")
     assert [line for line in check(config, card)["warnings"] if "compile" in line] == [
         "memory.compile: what compiled code takes, and the compiler itself, is not in the forecast"
     ]
@@ -135,13 +134,13 @@ def test_operations_of_a_step(home):
     assert counted(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * 2 * 64 * 64 * 8
     config = wanted(home, "sd15", {**RECOMPUTE, **FULL, "loss.pixel.probability": 0.25, "loss.pixel.min_level": 0.5})
     found = identify(config.model)
-    m = forecast.measure(config, found, Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
+    m = memory.measure(config, found, Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
     p = build(wanted(home, "sd15", {**RECOMPUTE, **FULL}), lambda line: None)
     p.dataset.prepare()
     batch = p.dataset.batch(0)
     p.conditioning(batch)
     assert m.flops == counted(lambda: measured.forward(p, batch).backward())
-    whole, decoding = forecast.operations(config, m, found.process)
+    whole, decoding = memory.operations(config, m, found.process)
     assert decoding == pytest.approx(m.decoding["pixel"] / 8, rel=1e-6)
     assert whole == pytest.approx(m.flops - m.decoding["pixel"] * 7 / 8, rel=1e-6)
 
@@ -151,7 +150,7 @@ def test_remembered_references_cost_a_step_nothing(home):
     made = []
     for more in ({}, {"objective.kind": "dpo"}, {"objective.kind": "dpo", "objective.reference_draws": 1}):
         config = wanted(home, "sd15", {**flags, **more}, "data.pairs")
-        made.append(forecast.measure(config, identify(config.model), shape, torch.float32, "cpu"))
+        made.append(memory.measure(config, identify(config.model), shape, torch.float32, "cpu"))
     plain, fresh, kept = made
     assert kept.flops == pytest.approx(plain.flops, rel=0.01) and fresh.flops > 1.2 * kept.flops
     assert kept.phases["training step"] == fresh.phases["training step"]

@@ -40,7 +40,7 @@ from pixelkiln.extension.page import Context
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer import config
 from pixelkiln.trainer.data import pairs_file
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.runs import control
 
 ROWS = fields.rows()
 
@@ -332,7 +332,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
         _status(Path(folder), "running")
         return type("Job", (), {"process": Process()})()
 
-    monkeypatch.setattr(job, "start", start)
+    monkeypatch.setattr(control, "start", start)
     return seen
 
 
@@ -389,7 +389,7 @@ def drawing(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PIXELKILN_PYTHON", sys.executable)
     yield home.runs / "one"
     for folder in draws.under_way(home.runs):
-        job.kill(folder)
+        control.kill(folder)
 
 
 def test_drawing_is_one_process_that_any_page_finds_and_ends(home: Home, drawing: Path) -> None:
@@ -425,7 +425,7 @@ def test_why_drawing_ended_is_told_after_a_restart_too(drawing: Path, monkeypatc
     begin, command = store.start_beside, [sys.executable, "-c", "print('error: model.path: there is none'); exit(2)"]
     monkeypatch.setattr(draws, "start_beside", lambda _, log: begin(command, log))
     draws.start(drawing, sheet)
-    assert job.wait(sheet.folder, 20) and draws.trouble(sheet) == "model.path: there is none"
+    assert control.wait(sheet.folder, 20) and draws.trouble(sheet) == "model.path: there is none"
 
 
 def test_another_adapter_in_the_place_of_one_is_drawn_anew(home: Home) -> None:

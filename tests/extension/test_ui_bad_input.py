@@ -20,7 +20,7 @@ from pixelkiln.extension.page import Context, kindly
 from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer.config import PRESETS
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.runs import control
 
 
 @pytest.fixture
@@ -122,15 +122,15 @@ def test_a_full_disk_loses_nothing(context: Context, tmp_path: Path, monkeypatch
 def test_a_defect_is_shown_with_the_lines_to_report_and_a_full_disk_is_none(context: Context) -> None:
     home = context.home
     run = home.runs / "one"
-    write(run / "log.txt", "\n".join(["Traceback:", "  <odd>", f"error: {job.DEFECT}"]))
+    write(run / "log.txt", "\n".join(["Traceback:", "  <odd>", f"error: {control.DEFECT}"]))
 
     def told(**status: Any) -> str:
         write(run / "status.json", json.dumps({"v": 1, "state": "failed", "step": 1, "total": 9, **status}))
-        return train.standing(job.list_runs(home.runs)[0], progress.History())
+        return train.standing(control.list_runs(home.runs)[0], progress.History())
 
-    ours = told(exit_code=job.OURS, message="IndexError: 4")
+    ours = told(exit_code=control.OURS, message="IndexError: 4")
     assert "IndexError: 4" in ours and words.DEFECT in ours and "  &lt;odd&gt;" in ours
-    assert words.DEFECT in told(message=job.DEFECT)  # it ended before it could say more
-    full = told(exit_code=job.OURS, message="OSError: [Errno 28] No space left on device")
+    assert words.DEFECT in told(message=control.DEFECT)  # it ended before it could say more
+    full = told(exit_code=control.OURS, message="OSError: [Errno 28] No space left on device")
     assert words.DEFECT not in full and "The disk is full" in full
-    assert words.DEFECT not in told(exit_code=job.MISTAKE, message="data: no pictures")
+    assert words.DEFECT not in told(exit_code=control.MISTAKE, message="data: no pictures")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.runs import control
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,8 +84,8 @@ def server(place: Path) -> Iterator[Server]:
     one.start()
     yield one
     one.kill()
-    for run in job.list_runs(place / "runs"):
-        job.kill(run.path)
+    for run in control.list_runs(place / "runs"):
+        control.kill(run.path)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_the_page_finds_the_run_again(server: Server, page) -> None:
     assert page.locator("#gallery tbody tr").count() == 2
     assert page.locator("#gallery thead th").count() >= 3
     page.wait_for_selector("#curve canvas, #curve svg")
-    events, _ = job.events(server.runs / "first")
+    events, _ = control.events(server.runs / "first")
     losses = [one["loss"] for one in events if one["kind"] == "step"]
     assert len(losses) == 12 and len(set(losses)) == 12  # the curve moved
 
@@ -298,12 +298,12 @@ def test_killed_interface_finds_its_training_and_its_queue(server: Server, page)
     for name, steps in (("long", 1000), ("next", 2)):
         write_recipe(server, name, steps)
         start(page, server, name)
-    until(lambda: job.status(server.runs / "long").step > 0)
-    assert job.status(server.runs / "first-dpo").state == "done"
+    until(lambda: control.status(server.runs / "long").step > 0)
+    assert control.status(server.runs / "first-dpo").state == "done"
     assert not (server.runs / "next" / "status.json").exists()  # it waits
     server.kill()
-    at = job.status(server.runs / "long").step
-    until(lambda: job.status(server.runs / "long").step > at)
+    at = control.status(server.runs / "long").step
+    until(lambda: control.status(server.runs / "long").step > at)
     with page.expect_navigation():  # the open page comes back by itself
         server.start()
     page.wait_for_selector("#open-folder")
@@ -311,8 +311,8 @@ def test_killed_interface_finds_its_training_and_its_queue(server: Server, page)
     page.wait_for_selector(".headline.live >> text=long")
     until(lambda: page.locator("#pause").is_visible())
     page.click("#pause")
-    until(lambda: job.status(server.runs / "long").state == "stopped")
-    until(lambda: job.status(server.runs / "next").state == "done")  # the queue went on by itself
+    until(lambda: control.status(server.runs / "long").state == "stopped")
+    until(lambda: control.status(server.runs / "next").state == "done")  # the queue went on by itself
 
 
 def lines(folder: Path) -> list[dict]:

@@ -16,7 +16,7 @@ from pixelkiln.extension import draft, security
 from pixelkiln.extension.page import Context
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer import config
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.runs import control
 
 
 @pytest.fixture
@@ -133,14 +133,14 @@ def test_what_a_runs_folder_says_is_text_on_the_page(home: Home) -> None:
     from pixelkiln.extension import progress, train
 
     odd, run = '"><img src=x onerror=alert(1)>', home.runs / "one"
-    me = {**job.identity(os.getpid()), "v": 1, "t": 1, "message": odd}
+    me = {**control.identity(os.getpid()), "v": 1, "t": 1, "message": odd}
     event = {"v": 1, "t": 1, "kind": "sample", "step": 1, "path": "step00000001_00.png", "prompt": odd, "seed": odd}
     write(run / "samples" / "step00000001_00.png", b"")
     write(run / "events.jsonl", json.dumps(event) + "\n")
     context = Context(home, security.Addresses.of(home), security.Folders())
     for state in (odd, "running", "failed"):
         write(run / "status.json", json.dumps({**me, "state": state, "total": 0}))
-        known, history = job.list_runs(home.runs), progress.History()
+        known, history = control.list_runs(home.runs), progress.History()
         history.read(run)
         gallery = train._gallery(progress.pictures(run), history, context.addresses)
         assert "onerror" in gallery

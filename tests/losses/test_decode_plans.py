@@ -16,7 +16,7 @@ from pixelkiln.trainer.config import ConfigError
 from pixelkiln.trainer.losses.decode import Decoder
 from pixelkiln.trainer.losses.pixel import PixelOptions, Targets, plan_for
 from pixelkiln.trainer.losses.term import LossParts
-from pixelkiln.trainer.memory import apply as levers
+from pixelkiln.trainer.memory import apply
 from pixelkiln.trainer.memory.device import MemoryOptions
 from pixelkiln.trainer.registry import losses
 from pixelkiln.trainer.training import remedies
@@ -124,12 +124,12 @@ def test_a_small_probability_is_told(tmp_path):
 def test_what_is_compiled_is_kept_in_the_cache_folder(tmp_path, monkeypatch, chosen):
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    monkeypatch.delenv(levers.COMPILED, raising=False)
+    monkeypatch.delenv(apply.COMPILED, raising=False)
     if chosen:
-        monkeypatch.setenv(levers.COMPILED, str(tmp_path / chosen))
+        monkeypatch.setenv(apply.COMPILED, str(tmp_path / chosen))
     else:
         cache_dir()  # as importing torch._dynamo does
-    levers.tune(MemoryOptions(compile="decoder"), Decoder(tiny.vae(), 1.0), torch.device("cpu"), tmp_path / "kept")
+    apply.tune(MemoryOptions(compile="decoder"), Decoder(tiny.vae(), 1.0), torch.device("cpu"), tmp_path / "kept")
     assert Path(cache_dir()) == tmp_path / (chosen or "kept")
 
 
@@ -141,7 +141,7 @@ def test_nothing_is_compiled_for_previews():
         return graph.forward
 
     double = torch.compile(lambda x: 2 * x, backend=backend)
-    with levers.uncompiled(MemoryOptions(compile="both")):
+    with apply.uncompiled(MemoryOptions(compile="both")):
         assert double(torch.ones(2)).sum() == 4 and not calls
     assert double(torch.ones(2)).sum() == 4 and calls
 
@@ -152,7 +152,7 @@ def test_streamed_blocks_are_not_compiled(tmp_path):
         config(tmp_path, flags)
     compiled = config(tmp_path, {"memory.compile": "both"})
     remedy = remedies.streaming(compiled, remedies.Phase(remedies.STEP, {}))
-    assert remedies.changed(compiled, remedy.changes).memory.compile == "decoder"
+    assert compiled.changed(remedy.changes).memory.compile == "decoder"
 
 
 @pytest.mark.slow

@@ -15,8 +15,7 @@ from pixelkiln.trainer.diffusion.types import Conditioning
 from pixelkiln.trainer.families import sdxl
 from pixelkiln.trainer.losses.decode import decoding_dtype
 from pixelkiln.trainer.memory import device as memory
-from pixelkiln.trainer.memory import offload as streaming
-from pixelkiln.trainer.memory import quantize as frozen
+from pixelkiln.trainer.memory import offload, quantize
 from pixelkiln.trainer.training import build
 from pixelkiln.trainer.training import loop as engine
 from pixelkiln.trainer.training import session as parts
@@ -205,17 +204,17 @@ def test_blocks_are_pinned_to_the_byte(monkeypatch):
     monkeypatch.setattr(torch.cuda, "cudart", Cudart)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device=None: zeros(*shape))
     card = torch.device("cuda:0")
-    small, large = streaming.pinned(1000, card), streaming.pinned(2**21, card)
+    small, large = offload.pinned(1000, card), offload.pinned(2**21, card)
     assert (small.numel(), large.numel()) == (1000, 2**21)
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: self is small)
-    streaming.unpin(small)
-    streaming.unpin(large)
+    offload.unpin(small)
+    offload.unpin(large)
     assert [call[0] for call in calls] == ["pin", "pin", "unpin"] and calls[0][1:] == (small.data_ptr(), 1000)
 
 
 def test_packed_weights_wait_where_they_are_streamed_from():
     block = nn.ModuleDict({"down_blocks": nn.Linear(64, 64)})
-    assert frozen.hold_all(block, "fp8", torch.device("cpu"), torch.device("meta")) == 1
+    assert quantize.hold_all(block, "fp8", torch.device("cpu"), torch.device("meta")) == 1
     assert all(buffer.is_meta for buffer in block.buffers())
 
 

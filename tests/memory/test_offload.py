@@ -13,8 +13,7 @@ from torch import Tensor
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
 from pixelkiln.trainer.adapters.prove import probe
-from pixelkiln.trainer.memory import activation_checkpointing as block_module
-from pixelkiln.trainer.memory import quantize as frozen
+from pixelkiln.trainer.memory import activation_checkpointing, quantize
 from pixelkiln.trainer.memory.activation_checkpointing import Host, _recomputed, blocks, recompute
 from pixelkiln.trainer.memory.offload import Streamer
 
@@ -27,7 +26,7 @@ def gradients(
     """Output and adapter gradients of the last of several passes; each also looks at the bare model."""
     model = tiny.parts(name).denoiser.requires_grad_(False)
     if levers.get("held"):
-        frozen.hold_all(model, levers["held"], torch.device(device))
+        quantize.hold_all(model, levers["held"], torch.device(device))
     resident = levers.get("resident")
     streamer = None if resident is None else Streamer(model, torch.device(device), resident)
     model.to(device)
@@ -159,7 +158,7 @@ def test_how_to_checkpoint_needs_checkpointing(tmp_path):
 @pytest.mark.parametrize("held", [None, "nf4"])
 @pytest.mark.parametrize("share", [0.5, 1.0], ids=["kept", "recomputed"])
 def test_a_card_streams_with_the_same_gradients(held, share, monkeypatch):
-    monkeypatch.setattr(block_module, "SMALL", 0)
+    monkeypatch.setattr(activation_checkpointing, "SMALL", 0)
     out, grads, _ = gradients("sdxl", "cuda", held=held)
     mine, own, streamer = gradients("sdxl", "cuda", resident=1, share=share, to_host=True, held=held, passes=3)
     torch.testing.assert_close((mine, own), (out, grads), rtol=1e-4, atol=1e-6)

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from pixelkiln.nodes import adapter, blocks, dataset, graph, grid, host, load, plan, preference, routes, runs, train
 from pixelkiln.nodes.all import NODES
 from pixelkiln.trainer.data import pairs_file
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.runs import control
+from pixelkiln.trainer.runs.folder import safe_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -518,7 +519,7 @@ def test_a_dataset_tells_what_it_is(tmp_path):
 def test_a_run_is_started_over_once_for_a_request(comfyui, monkeypatch):
     resumed: list[bool] = []
     monkeypatch.setattr(host, "free_memory", lambda: None)
-    monkeypatch.setattr(job, "start", lambda *given, resume: resumed.append(resume))
+    monkeypatch.setattr(control, "start", lambda *given, resume: resumed.append(resume))
     run = has_run(comfyui / "output/pixelkiln/runs/one")
     assert train.begin(train.wanted(**TRAIN), train.ANEW) == "started"
     assert train.begin(train.wanted(**TRAIN), train.ANEW) == "finished"
@@ -658,4 +659,4 @@ def test_locales_name_what_there_is():
 def test_job_names_are_safe():
     for name in ("../x", "a/b", "a\\b", "CON", "", ".", "a\0"):
         with pytest.raises(ValueError):
-            job.safe_name(name)
+            safe_name(name)

@@ -20,7 +20,7 @@ from comfy_server import PATIENCE, ROOT, comfyui, server, until
 
 from pixelkiln.nodes.all import NODES
 from pixelkiln.trainer.data import pairs_file
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.runs import control
 
 pytestmark = pytest.mark.host
 FIXTURES = (comfyui, server)
@@ -145,14 +145,14 @@ def test_dataset_train_again_interrupt_and_resume(server):
 
     long = _train(name="two", steps=60)
     prompt_id = server.queue({"t": {"class_type": long[0], "inputs": long[1]}})
-    until(lambda: job.status(server.runs / "two").step >= 3, "the third step")
+    until(lambda: control.status(server.runs / "two").step >= 3, "the third step")
     server.post("/interrupt")
     assert "execution_interrupted" in server.ended(prompt_id)["kinds"]
-    stopped = job.status(server.runs / "two")
+    stopped = control.status(server.runs / "two")
     assert stopped.state == "stopped"
     assert 3 <= stopped.step < 60
     assert server.run(t=long)["error"] == ""
-    events, _ = job.events(server.runs / "two")
+    events, _ = control.events(server.runs / "two")
     assert [e["step"] for e in events if e["kind"] == "step"] == list(range(1, 61))
 
 

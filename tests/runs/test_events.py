@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pixelkiln.trainer.runs import events as ev
+from pixelkiln.trainer.runs import events
 from pixelkiln.trainer.runs.events import EventLog, read_events, read_object, write_status
 from pixelkiln.trainer.runs.files import NotWritten, sweep, write_atomic
 
@@ -114,7 +114,7 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path):
 
 
 def test_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(ev.STARTED_AS, "token")
+    monkeypatch.setenv(events.STARTED_AS, "token")
     write_status(tmp_path, "saving", step=3, total=9, eta=math.inf, message="ü", exit_code=None)
     told = read_object(tmp_path / "status.json")
     assert {**told, "t": 0, "start": 0, "host": 0} == {

@@ -17,8 +17,8 @@ from fork_server import Server
 from PIL import Image
 from safetensors import safe_open
 
-from pixelkiln.trainer.config import Config, to_toml
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.config import Config
+from pixelkiln.trainer.runs import control
 from pixelkiln.trainer.training import checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="processes are forked")
@@ -48,7 +48,7 @@ class Kills:
 
     def train(self, config: Config, *words: str, **hooks: object) -> int:
         file = self.root / f"{config.run.name}.toml"
-        file.write_text(to_toml(config), "utf-8")
+        file.write_text(config.to_toml(), "utf-8")
         return self.server.run(["train", file, *words], self.log, **hooks)
 
     def survives(self, name: str, **hooks: float) -> bool:
@@ -85,14 +85,14 @@ class Kills:
                     picture.load()
             elif path.suffix == ".json":
                 json.loads(path.read_text("utf-8"))
-        read, _ = job.events(folder)
+        read, _ = control.events(folder)
         assert all("kind" in event for event in read)
-        assert not job.status(folder).live
+        assert not control.status(folder).live
 
 
 def last_steps(config: Config) -> dict[int, tuple[float, float]]:
     """Loss and gradient norm of each step, as it was taken last."""
-    found, _ = job.events(Path(config.run.out) / config.run.name)
+    found, _ = control.events(Path(config.run.out) / config.run.name)
     return {e["step"]: (e["loss"], e["grad_norm"]) for e in found if e["kind"] == "step"}
 
 

@@ -15,7 +15,7 @@ import pytest
 import short_runs as runs
 from fork_server import Server
 
-from pixelkiln.trainer.config import Config, to_toml
+from pixelkiln.trainer.config import Config
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="processes are forked")
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def file_of(config: Config) -> Path:
     folder = Path(config.run.out)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{config.run.name}.toml"
-    path.write_text(to_toml(config), "utf-8")
+    path.write_text(config.to_toml(), "utf-8")
     return path
 
 

@@ -15,8 +15,8 @@ import short_runs as runs
 from fork_server import Server
 from safetensors import safe_open
 
-from pixelkiln.trainer.config import Config, to_toml
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.config import Config
+from pixelkiln.trainer.runs import control
 from pixelkiln.trainer.training import checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="processes are forked")
@@ -37,7 +37,7 @@ class Run:
         self.config: Config = runs.config(root, {**values, **{k.replace("__", "."): v for k, v in flags.items()}})
         self.folder = Path(self.config.run.out) / self.config.run.name
         self.file = root / f"{self.config.run.name}.toml"
-        self.file.write_text(to_toml(self.config), "utf-8")
+        self.file.write_text(self.config.to_toml(), "utf-8")
 
     def train(self, *words: object, **hooks: object) -> int:
         self.log.unlink(missing_ok=True)
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def steps(self) -> list[tuple[int, float]]:
-        return [(e["step"], e["loss"]) for e in job.events(self.folder)[0] if e["kind"] == "step"]
+        return [(e["step"], e["loss"]) for e in control.events(self.folder)[0] if e["kind"] == "step"]
 
 
 # ---------------------------------------------------------------------------------------------------------- full disks
@@ -177,9 +177,9 @@ def test_a_clock_that_jumps(server, tmp_path, jump):
     plain, run = Run(server, tmp_path, run__name="plain"), Run(server, tmp_path)
     assert plain.train() == 0 and run.train(jump_at_step=[4, jump]) == 0
     assert run.steps == plain.steps
-    etas = [e["eta"] for e in job.events(run.folder)[0] if e["kind"] == "step"]
+    etas = [e["eta"] for e in control.events(run.folder)[0] if e["kind"] == "step"]
     assert all(0 <= eta < 60 for eta in etas)
-    assert job.status(run.folder).state == "done"
+    assert control.status(run.folder).state == "done"
 
 
 @pytest.mark.slow
@@ -209,6 +209,6 @@ def test_a_run_folder_copied_to_another_machine(server, tmp_path):
     flags = [f"--{name}={path}" for name, path in paths.items()]
     log = there / "log"
     assert server.run(["train", folder / "config.toml", "--resume", *flags], log) == 0, log.read_text()
-    found = {e["step"]: e["loss"] for e in job.events(folder)[0] if e["kind"] == "step"}
-    assert found == {e["step"]: e["loss"] for e in job.events(there / "runs" / "whole")[0] if e["kind"] == "step"}
+    found = {e["step"]: e["loss"] for e in control.events(folder)[0] if e["kind"] == "step"}
+    assert found == {e["step"]: e["loss"] for e in control.events(there / "runs" / "whole")[0] if e["kind"] == "step"}
     assert "warning" not in log.read_text()

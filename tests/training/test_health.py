@@ -11,9 +11,7 @@ import short_runs as runs
 import torch
 
 from pixelkiln.trainer.cli import main
-from pixelkiln.trainer.config import to_toml
-from pixelkiln.trainer.training import checkpoint
-from pixelkiln.trainer.training import session as parts
+from pixelkiln.trainer.training import checkpoint, session
 from pixelkiln.trainer.training.ema import Average
 from pixelkiln.trainer.training.health import HealOptions, Health
 from pixelkiln.trainer.training.loop import train
@@ -23,7 +21,7 @@ RATE = 1e-3
 
 def broken(monkeypatch, steps: set[int], lowered_helps: bool = True) -> None:
     """The loss of these steps (from 1) is no number; after the rate was lowered it is, if that helps."""
-    reduce, set_rate, now = parts.Parts.reduce, parts.Parts.set_rate, [0, 0.0]
+    reduce, set_rate, now = session.Parts.reduce, session.Parts.set_rate, [0, 0.0]
 
     def at(self, step):
         now[:] = [step + 1, set_rate(self, step)]
@@ -34,8 +32,8 @@ def broken(monkeypatch, steps: set[int], lowered_helps: bool = True) -> None:
         bad = now[0] in steps and not (lowered_helps and now[1] < RATE)
         return {**sums, "loss": math.nan} if bad else sums
 
-    monkeypatch.setattr(parts.Parts, "set_rate", at)
-    monkeypatch.setattr(parts.Parts, "reduce", told)
+    monkeypatch.setattr(session.Parts, "set_rate", at)
+    monkeypatch.setattr(session.Parts, "reduce", told)
 
 
 def made(root: Path, **more: object):
@@ -113,7 +111,7 @@ def test_what_comes_back_ends_the_run_and_keeps_the_good_state(tmp_path, monkeyp
     config = made(tmp_path)
     broken(monkeypatch, set(range(6, 13)), lowered_helps=False)
     file = tmp_path / "run.toml"
-    file.write_text(to_toml(config), "utf-8")
+    file.write_text(config.to_toml(), "utf-8")
     assert main(["train", str(file)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line == (
@@ -138,7 +136,7 @@ def test_a_rate_that_makes_the_weights_run_away(tmp_path, factor, code):
         tmp_path, optimizer__learning_rate=1e15, run__precision="fp32", heal__rate_factor=factor, run__steps=8
     )
     file = tmp_path / "run.toml"
-    file.write_text(to_toml(config), "utf-8")
+    file.write_text(config.to_toml(), "utf-8")
     assert main(["train", str(file)]) == code
     assert len(of_kind(config, "rollback")) == 1
 

@@ -7,10 +7,10 @@ import short_runs as runs
 import torch
 
 from pixelkiln.trainer.memory.activation_checkpointing import blocks
-from pixelkiln.trainer.training import loop as engine
+from pixelkiln.trainer.runs.folder import RunFolder
+from pixelkiln.trainer.training import loop
 from pixelkiln.trainer.training.loop import train
 from pixelkiln.trainer.training.pulse import Pulse
-from pixelkiln.trainer.training.run_options import RunFolder
 
 STEPS = 4
 PIXEL = {"loss.pixel.mode": "mixed", "loss.pixel.decode": "full", "loss.pixel.decode_batch": 4}
@@ -21,7 +21,7 @@ class Full:
 
     def __init__(self, monkeypatch, too_much, after: int = 0):
         self.raised, self.calls = 0, 0
-        build = engine.build
+        build = loop.build
 
         def built(*args, **kwargs):
             parts = build(*args, **kwargs)
@@ -35,7 +35,7 @@ class Full:
             parts.family.denoiser.conv_in.register_forward_pre_hook(look)
             return parts
 
-        monkeypatch.setattr(engine, "build", built)
+        monkeypatch.setattr(loop, "build", built)
 
 
 def recomputes(denoiser) -> bool:

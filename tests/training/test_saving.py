@@ -11,9 +11,9 @@ from PIL import Image
 
 from pixelkiln.trainer.adapters.files import read_header
 from pixelkiln.trainer.config import load
-from pixelkiln.trainer.runs import control as job
+from pixelkiln.trainer.runs import control
+from pixelkiln.trainer.runs.folder import RunFolder
 from pixelkiln.trainer.training.loop import train
-from pixelkiln.trainer.training.run_options import RunFolder
 
 # 8 pictures in batches of 4: an epoch is 2 steps, and 6 steps are 3 epochs.
 
@@ -52,7 +52,7 @@ def test_what_is_kept(tmp_path, options, files, states) -> None:
 def test_files_of_steps_and_epochs_are_listed_in_the_order_of_time(tmp_path) -> None:
     config = short_runs.config(tmp_path, {"save.every_epochs": 1, "save.every": 3})
     assert train(config) == 0
-    names = [one.path.stem for one in job.checkpoints(Path(config.run.out) / "t")]
+    names = [one.path.stem for one in control.checkpoints(Path(config.run.out) / "t")]
     assert names == ["t-000001", "t-step00000003", "t-000002", "t"]
 
 

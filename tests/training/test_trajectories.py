@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from short_runs import config, events, steps, trajectory
 
-from pixelkiln.trainer.training import loop as engine
+from pixelkiln.trainer.runs.folder import RunFolder
+from pixelkiln.trainer.training import loop
 from pixelkiln.trainer.training.loop import train
-from pixelkiln.trainer.training.run_options import RunFolder
 
 STEPS = 20
 PIXEL = {"loss.pixel.mode": "mixed", "loss.pixel.probability": 0.5, "loss.pixel.weight": "auto"}
@@ -95,7 +95,7 @@ def weights(file: bytes) -> bytes:
 
 def stop_after(monkeypatch, count: int) -> None:
     """Ask for a stop as Ctrl-C does, after so many steps."""
-    step = engine.Loop.step
+    step = loop.Loop.step
 
     def counted(self):
         facts = step(self)
@@ -103,7 +103,7 @@ def stop_after(monkeypatch, count: int) -> None:
             self.asked.set()
         return facts
 
-    monkeypatch.setattr(engine.Loop, "step", counted)
+    monkeypatch.setattr(loop.Loop, "step", counted)
 
 
 def test_training_learns_the_pictures(tmp_path):

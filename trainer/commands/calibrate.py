@@ -7,11 +7,11 @@ import threading
 from pathlib import Path
 
 from ..config import Config
+from ..runs.folder import RunFolder
 from ..training.build import build
 from ..training.loop import Loop
 from ..training.oom import settle
 from ..training.progress_writer import Writer
-from ..training.run_options import RunFolder
 
 
 def calibrate(config: Config, steps: int = 3) -> None:

@@ -14,15 +14,14 @@ from ..adapters.options import AdapterOptions
 from ..config import Config, ConfigError, load
 from ..data.loader import Dataset
 from ..errors import UserError
-from ..estimate import gpus as cards
-from ..estimate import report as checker
+from ..estimate import gpus, report
 from ..families.load import Found, assumed, identify
 from ..optimizers.build import build as build_optimizer
 from ..optimizers.schedules import build_schedule
-from ..training import checkpoint
-from ..training import distributed as several
+from ..runs.folder import RunFolder
+from ..training import checkpoint, distributed
 from ..training.build import scan
-from ..training.run_options import RunFolder, total_steps
+from ..training.run_options import total_steps
 
 
 def configuration(path: str | None, flags: dict[str, Any], preset: str | None) -> Config:
@@ -35,14 +34,14 @@ def configuration(path: str | None, flags: dict[str, Any], preset: str | None) -
         return load(path, {**flags, "model.path": ""}, preset)
 
 
-def card_for(config: Config, card: str | None, memory: str | None) -> cards.Card:
+def card_for(config: Config, card: str | None, memory: str | None) -> gpus.Card:
     """The card that is named, a card with so much memory, or the device that the run would take here."""
     if card and memory:
         raise UserError("--card and --memory are both given; keep one of them")
-    return cards.named(card) if card else cards.with_memory(memory) if memory else cards.here(config.run.device)
+    return gpus.named(card) if card else gpus.with_memory(memory) if memory else gpus.here(config.run.device)
 
 
-def check(config: Config, card: cards.Card) -> dict[str, Any]:
+def check(config: Config, card: gpus.Card) -> dict[str, Any]:
     """JSON-able: the model as its file tells it, data, steps, terms, files, and whether it fits on the card.
 
     Without a model its family's public form is taken, without data the configured resolution. ValueError as ``train``
@@ -54,12 +53,12 @@ def check(config: Config, card: cards.Card) -> dict[str, Any]:
     dataset = scan(config, found=found)[1] if _has_data(config) else None
     total = _steps(config, dataset)
     _files(config, found)
-    fit = checker.answer(checker.Checker(config, found, dataset, card), config, total)
+    fit = report.answer(report.Checker(config, found, dataset, card), config, total)
     _schedule(config, total)
     warnings = [*dataset.warnings] if dataset else ["no data is given; the configured resolution is taken"]
     for name, (options, _) in config.terms().items():
         warnings += [f"loss.{name}.{line}" for line in options.warnings()]  # pyright: ignore[reportAttributeAccessIssue]
-    warnings += checker.unforeseen(config, several.place()[1])
+    warnings += report.unforeseen(config, distributed.place()[1])
     return {
         "model": _model(config, found),
         "data": dataset.report if dataset else None,
@@ -137,7 +136,7 @@ def told(answer: dict[str, Any]) -> str:
     lines = [*answer["model"]["notes"], *_data(answer)]
     lines += [
         f"loss      {terms}",
-        *checker.told(answer["fit"]),
+        *report.told(answer["fit"]),
         f"writes    {answer['files']['adapter']}" + (" (replaces an earlier one)" if answer["exists"] else ""),
         *(f"warning: {line}" for line in answer["warnings"]),
     ]

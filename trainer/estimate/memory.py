@@ -29,13 +29,13 @@ from ..losses.term import Term, counts
 from ..memory.activation_checkpointing import Host, blocks
 from ..memory.quantize import Weights, held_bytes, holdable
 from ..optimizers.build import build as build_optimizer
-from ..training import step_time as pace
+from ..training import step_time
 from ..training.build import groups
 from ..training.remedies import PARTS, STEP, Phase
 from ..training.score import Remembers, score, score_one_by_one
 from ..training.session import Parts
 from ..training.step import Errors
-from . import fake_model as shadow
+from . import fake_model
 from .fake_model import Shape
 from .fake_tensors import HOST, Ledger, Maker, card_lists, size_of
 
@@ -91,9 +91,9 @@ def measure(
     """
     maker, ledger = maker or Maker(), Ledger()
     vae_dtype = torch.float32 if dtype == torch.float16 else decoding_dtype(dtype, torch.device("cpu"))[0]
-    model = shadow.family(config, found, dtype, vae_dtype)
+    model = fake_model.family(config, found, dtype, vae_dtype)
     held, streamed = _held(model, dtype)
-    p = shadow.parts(maker, config, model, dtype)
+    p = fake_model.parts(maker, config, model, dtype)
     if p.decoder is not None and room is not None:
         p.decoder.room = room - sum(kinds["full"] for kinds in held.values())
     mine = p.adapter.parameters()
@@ -101,7 +101,7 @@ def measure(
     modules = {"denoiser": model.denoiser, "vae": model.vae, **model.text_encoders}
     tensors = {name: [t for t in _tensors(module) if id(t) not in adapted] for name, module in modules.items()}
     result = Measured(held, streamed, size_of(mine))
-    result.arch, result.trained = pace.arch(model.denoiser), _trained(p)
+    result.arch, result.trained = step_time.arch(model.denoiser), _trained(p)
     result.largest = 4 * max(torch.Size(one.plan.site.shape).numel() for one in p.adapter.mounted)
     result.trains_text, result.decodes = p.trains_text, p.decoder is not None
     ledger.leave_out([*mine, *(t for some in tensors.values() for t in some)])
@@ -111,7 +111,7 @@ def measure(
     with ledger, card_lists() if device == "cuda" else nullcontext(), _to_host(ledger):
         heard = _captions(p, ledger, result)
         _pictures(p, ledger, result, maker, shape)
-        micro = shadow.batch(maker, p, shape, None if p.trains_text else heard)
+        micro = fake_model.batch(maker, p, shape, None if p.trains_text else heard)
         _training(p, ledger, result, micro)
         if config.data.validation_split:
             with torch.no_grad():

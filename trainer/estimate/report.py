@@ -18,12 +18,12 @@ from ..diffusion import sampling
 from ..diffusion.types import Role
 from ..errors import UserError
 from ..families.load import Found, configs
-from ..runs import user_cache as memo
+from ..runs import user_cache
 from ..runs.control import gigabytes
 from ..training import step_time as pace
 from ..training.build import scan
-from ..training.remedies import PARTS, Phase, Remedy, changed, ladder
-from . import fake_model as shadow
+from ..training.remedies import PARTS, Phase, Remedy, ladder
+from . import fake_model
 from .fake_model import Shape
 from .gpus import GIB, Card
 from .memory import Measured, measure, operations, phases
@@ -89,13 +89,13 @@ class Checker:
         at, dtype = shape(config, self.found, dataset), self.card.dtype(config.run.precision)
         room = self._room(config)
         key = _key(config, self.found, at, dtype, self.card.device, room)
-        kept = memo.known(NAME).get(key)
+        kept = user_cache.known(NAME).get(key)
         if kept:
             kept["trained"] = [tuple(row) for row in kept["trained"]]
             measured = Measured(**kept)
         else:
             measured = measure(config, self.found, at, dtype, self.card.device, room)
-            memo.remember(NAME, key, asdict(measured))
+            user_cache.remember(NAME, key, asdict(measured))
         change = dataset is not None and dataset.needs_text_encoder
         return Fit(config, measured, phases(config, measured, self.card.device, change), self.card)
 
@@ -123,7 +123,7 @@ class Checker:
         taken: list[tuple[Remedy, Fit]] = []
         for offer in ladder():
             while not fit.fits and (found := offer(fit.config, fit.worst)):
-                trial = self(changed(fit.config, found.changes))
+                trial = self(fit.config.changed(found.changes))
                 if trial.gb > fit.gb - 0.02:
                     break
                 fit = trial
@@ -148,7 +148,7 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
     whole = [
         VERSION, versions, found.kind.name, configs(found), found.process.prediction, tables,
         config.run.accumulation > 1, config.run.full, asdict(at), str(dtype), device, room, max(drawn, default=None),
-        config.data.validation_split > 0, shadow.masked(config), start and [start, Path(start).stat().st_mtime_ns],
+        config.data.validation_split > 0, fake_model.masked(config), start and [start, Path(start).stat().st_mtime_ns],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
@@ -200,7 +200,7 @@ def apply(config: Config, fit: dict[str, Any], say: Callable[[str], None]) -> Co
     """The configuration with the remedies of an answer. ValueError when they are not enough."""
     for one in fit["remedies"]:
         say(f"fit: {one['label']} ({one['cost']}): {gigabytes(one['gb'])} GB")
-        config = changed(config, one["changes"])
+        config = config.changed(one["changes"])
     if not fit["fits"] and not (fit["remedies"] and fit["remedies"][-1]["fits"]):
         least = fit["remedies"][-1]["gb"] if fit["remedies"] else fit["gb"]
         raise UserError(

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..errors import UserError
-from ..losses.decode import Decoder
 from . import device as memory
-from . import quantize as frozen
+from . import quantize
 from .activation_checkpointing import blocks, recompute
 from .device import MemoryOptions
 from .offload import Streamer
+
+if TYPE_CHECKING:
+    from ..losses.decode import Decoder
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -34,11 +36,11 @@ def lighten(
     resident = options.resident_blocks
     streams = resident != "all" and (resident != "auto" or device.type == "cuda")
     try:
-        held = frozen.hold_all(denoiser, options.base_weights, device, torch.device("cpu") if streams else None)
+        held = quantize.hold_all(denoiser, options.base_weights, device, torch.device("cpu") if streams else None)
         if held:
-            say(f"base weights: {held} layers in {frozen.held_as(denoiser)}")
+            say(f"base weights: {held} layers in {quantize.held_as(denoiser)}")
         for encoder, place in encoders.values():
-            frozen.hold_all(encoder, options.text_weights, place)
+            quantize.hold_all(encoder, options.text_weights, place)
     except ImportError as error:
         raise UserError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
     if not streams:

@@ -40,16 +40,6 @@ _starting = threading.Lock()
 # ------------------------------------------------------------------------------------------- names, places, programs
 
 
-def safe_name(name: str) -> str:
-    """A name from outside that may become a folder or a file on any system, unchanged. ValueError otherwise."""
-    reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
-    if reserved or not re.fullmatch(r"(?![.\s])[^\\/:*?\"<>|\x00-\x1f\x7f]{1,100}(?<![.\s])", name):
-        raise UserError(
-            f"name: {name[:120]!r} cannot be a folder's name everywhere; use up to 100 letters, digits, spaces, - and _"
-        )
-    return name
-
-
 def find_python(root: str | Path = ROOT) -> Path:
     """The Python of the trainer's own environment, or what ``PIXELKILN_PYTHON`` names. ValueError: how to get it."""
     chosen = os.environ.get("PIXELKILN_PYTHON")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..adapters.bake import bake_all
 from ..adapters.inject import Adapter, inject, to_show
-from ..config import Config
 from ..data.loader import Dataset
 from ..data.progress import Progress, silent
 from ..diffusion import sampling
@@ -21,18 +20,21 @@ from ..families.family import Family
 from ..families.load import Found, identify, load
 from ..losses.decode import Decoder, decoding_dtype
 from ..losses.term import Balance, LossParts, Term
-from ..memory import apply as levers
+from ..memory import apply
 from ..memory import device as memory
 from ..objectives.common import ObjectiveParts
 from ..optimizers.build import build as build_optimizer
 from ..optimizers.schedules import build_schedule
 from ..registry import losses, objectives
-from . import distributed as several
+from . import distributed
 from .checkpoint import thumbnail
 from .ema import Average
 from .monitors import Watch
 from .run_options import total_steps
 from .session import Parts
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 BETAS = {"sd15": 2000.0, "sd2": 2000.0, "sdxl": 5000.0}
 """DPO's beta by family, at mean reduction."""
@@ -97,7 +99,7 @@ def build(
     progress: Progress = silent,
 ) -> Parts:
     """Load the model, scan the data, inject the adapter. ``data=False`` makes what previews need and nothing else."""
-    rank, world, device = several.join(config.run.device)
+    rank, world, device = distributed.join(config.run.device)
     dtype = memory.choose_precision(config.run.precision, device)
     if config.run.full and dtype == torch.float16:
         raise UserError("run.full: it needs bfloat16, which this card does not have; set full = false")
@@ -113,13 +115,13 @@ def build(
     if config.model.base_adapters:
         for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
             say(line)
-    streamer = levers.lighten(config.memory, family.denoiser, family.encoder_places(device), device, say)
+    streamer = apply.lighten(config.memory, family.denoiser, family.encoder_places(device), device, say)
     family.to(device)
     if instead := memory.use_attention(family.denoiser, attention):
         attention = "sdpa"
         say(instead)
     adapter = make_adapter(config, family, dtype, adapter_file, say)
-    levers.shape(config.memory, family.denoiser, Path(config.run.out) / "cache" / "compiled")
+    apply.shape(config.memory, family.denoiser, Path(config.run.out) / "cache" / "compiled")
     trains_text = any(p.requires_grad for encoder in family.text_encoders.values() for p in encoder.parameters())
     side = config.data.resolution or family.kind.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
@@ -185,7 +187,7 @@ def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str],
     terms = config.terms()
     if any(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
         parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
-        levers.tune(config.memory, parts.decoder, parts.device, Path(config.run.out) / "cache" / "compiled")
+        apply.tune(config.memory, parts.decoder, parts.device, Path(config.run.out) / "cache" / "compiled")
     beta = BETAS.get(family.name, FLOW_BETA)
     weighed = family.process
     if config.run.kohya_strict and not weighed.is_flow:

@@ -9,35 +9,35 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..adapters.files import save as save_adapter
 from ..adapters.prove import prove
-from ..config import Config, to_toml
 from ..diffusion import sampling
 from ..diffusion.timesteps import draw, fixed_draw
 from ..diffusion.types import Batch, Role
 from ..errors import UserError
-from ..memory import device as memory
+from ..memory import device
 from ..optimizers.build import learning_rates
 from ..runs.control import DONE, INTERRUPTED, lock
 from ..runs.files import write_atomic
-from . import checkpoint, step
-from . import distributed as several
-from . import recovery as rescue
-from . import step_time as pace
+from ..runs.folder import RunFolder
+from . import checkpoint, distributed, recovery, step, step_time
 from .adapter_metadata import metadata
 from .build import build
 from .health import Health
 from .oom import Ladder, settle, smaller
 from .progress_writer import Writer
 from .pulse import Pulse
-from .run_options import RunFolder, RunOptions, epochs
+from .run_options import RunOptions, epochs
 from .score import References, score, score_one_by_one
 from .session import Parts
 from .signals import Stopped, stop_if, stop_signals, until
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 LEFT = 2
 
@@ -46,9 +46,9 @@ def train(config: Config, resume: bool = False) -> int:
     """Run a whole training; returns the exit code. UserError is a person's mistake, shown in one line."""
     folder = RunFolder(Path(config.run.out) / config.run.name)
     try:
-        return _lead(config, folder, resume) if several.place()[0] == 0 else _follow(config, folder, resume)
+        return _lead(config, folder, resume) if distributed.place()[0] == 0 else _follow(config, folder, resume)
     finally:
-        several.leave()
+        distributed.leave()
 
 
 def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
@@ -87,12 +87,12 @@ def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
         try:
             loop = Loop(build(config, quiet.say), folder, quiet, asked)
             return loop.run(resume)
-        except several.Lost as error:
-            if loop is None or not rescue.take_over(loop, error):
+        except distributed.Lost as error:
+            if loop is None or not recovery.take_over(loop, error):
                 return LEFT
             raise
         except UserError as error:
-            raise UserError(f"process {several.place()[0]}: {error}") from error
+            raise UserError(f"process {distributed.place()[0]}: {error}") from error
 
 
 def _board(options: RunOptions, folder: RunFolder) -> Path:
@@ -148,7 +148,7 @@ class Loop:
             if not told and (earlier := self.folder.set_aside()):
                 self.writer.say(f"states, checkpoints and pictures of the earlier run are now in {earlier}")
             out = {"run": config.run.model_copy(update={"out": str(Path(config.run.out).absolute())})}
-            write_atomic(self.folder.config, to_toml(config.model_copy(update=out)).encode())
+            write_atomic(self.folder.config, config.model_copy(update=out).to_toml().encode())
         if told and told.get("data") != p.dataset.signature:
             self.writer.warning(
                 "the data, its batches or the seed are not what this run began with; the new ones count from here on"
@@ -163,8 +163,8 @@ class Loop:
             self._save_state()  # so that there is always something to go back to
         if self.at == 0 and config.sample.at_start:
             self._sample()
-        memory.reset_peak(p.device)
-        with rescue.saving(self):
+        device.reset_peak(p.device)
+        with recovery.saving(self):
             with self.writer.bar(p.total, self.at):
                 stopped = self._train()
             return self._stop() if stopped and self.at < p.total else self._finish()
@@ -183,7 +183,7 @@ class Loop:
             requests = self.folder.take_requests() if p.is_main else set()
             stopped = p.any_rank(self.asked.is_set() or "stop" in requests or p.watch.stop)
             if self.health.ill:
-                rescue.roll_back(self)
+                recovery.roll_back(self)
             else:
                 self._due(requests, stopped)
             settle(self)
@@ -196,7 +196,7 @@ class Loop:
         for share in ((p.rank, p.world), (0, 1)) if shared else ((0, 1),):
             p.prepare(progress, share=share)
             stop_if(p.any_rank(self.asked.is_set()))
-        several.same({"model": p.family.fingerprints["model"], "data": p.dataset.signature, "steps": str(p.total)})
+        distributed.same({"model": p.family.fingerprints["model"], "data": p.dataset.signature, "steps": str(p.total)})
 
     def _due(self, requests: set[str], stopped: bool) -> None:
         """What falls due after a step: adapter files, the rolling state, previews, validation."""
@@ -229,7 +229,7 @@ class Loop:
     def remember_pace(self) -> None:
         """For ``check``: how long a step took here."""
         if (p := self.parts).is_main:
-            pace.remember(p.config, p.family.denoiser, p.dataset.plan.largest[0], p.device, p.dtype, self.times)
+            step_time.remember(p.config, p.family.denoiser, p.dataset.plan.largest[0], p.device, p.dtype, self.times)
 
     def _stop(self) -> int:
         self.remember_pace()
@@ -277,13 +277,13 @@ class Loop:
             self._skip(loss, norm)
         means = p.means(sums)
         self.times = [*self.times[-49:], time.monotonic() - started]
-        for line in self.pulse.see(self.times[-1], memory.spilled(p.device)):
+        for line in self.pulse.see(self.times[-1], device.spilled(p.device)):
             self.writer.warning(line)
         each = sum(self.times) / len(self.times)
         return {
             "loss": loss, "lr": rate, "rates": learning_rates(p.optimizer),
             "grad_norm": norm, "epoch": self.at // p.dataset.steps_per_epoch, "terms": means,
-            "seconds": self.times[-1], "eta": each * (p.total - self.at - 1), "gb": round(memory.peak_gb(p.device), 3),
+            "seconds": self.times[-1], "eta": each * (p.total - self.at - 1), "gb": round(device.peak_gb(p.device), 3),
         }  # fmt: skip
 
     def _gradients(self) -> step.Judged | None:
@@ -370,7 +370,7 @@ class Loop:
 
     def _restore(self, state: Path) -> dict[str, Any]:
         """Take up the last state of a folder; its facts."""
-        tensors, facts = several.of_the_first(lambda: checkpoint.load_state(state))
+        tensors, facts = distributed.of_the_first(lambda: checkpoint.load_state(state))
         self.at = int(facts["step"])
         notes = [f"{name} in {state} is damaged; going on from an older state" for name in facts["damaged"]]
         notes += self.parts.load_state(tensors, facts)
@@ -398,7 +398,7 @@ class Loop:
             return
         except torch.OutOfMemoryError as error:
             said = _first_line(error)
-        memory.release(self.parts.device)
+        device.release(self.parts.device)
         self.writer.warning(f"step {self.at}: out of memory ({said}): no {what} this time; a lower {lower} takes less")
 
     def _draw_previews(self) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import Config
 from ..errors import UserError
-from ..memory import apply as levers
-from ..memory import device as memory
+from ..memory import apply, device
 from ..memory.activation_checkpointing import blocks
 from . import remedies
 from .build import make_terms
-from .remedies import Offer, Phase, Remedy, changed
+from .remedies import Offer, Phase, Remedy
 from .score import References
 from .session import Parts
 
 if TYPE_CHECKING:
+    from ..config import Config
     from .loop import Loop
 
 OFFERS: tuple[Offer, ...] = (
@@ -53,7 +52,7 @@ class Ladder:
         return found
 
     def _apply(self, found: Remedy, p: Parts) -> None:
-        before, self.config = self.config, changed(self.config, found.changes)
+        before, self.config = self.config, self.config.changed(found.changes)
         self.split *= before.run.batch // self.config.run.batch
         p.config = p.config.model_copy(update={"memory": self.config.memory, "loss": self.config.loss})
         own, was = self.config.memory, before.memory
@@ -65,7 +64,7 @@ class Ladder:
         ):
             for block in blocks(p.family.denoiser):
                 vars(block).pop("forward", None)
-            levers.shape(own, p.family.denoiser, Path(p.config.run.out) / "cache" / "compiled")
+            apply.shape(own, p.family.denoiser, Path(p.config.run.out) / "cache" / "compiled")
         if self.config.loss != before.loss:
             _renew_terms(p)
 
@@ -84,7 +83,7 @@ def smaller(loop: Loop, said: str) -> None:
     """Memory ran out in a step: take the next lever, and say it. ValueError where none is left."""
     p = loop.parts
     p.optimizer.zero_grad(set_to_none=True)
-    memory.release(p.device)
+    device.release(p.device)
     taken = loop.ladder.down(p)
     if taken is None:
         raise UserError(
@@ -105,5 +104,5 @@ def settle(loop: Loop) -> None:
     """After two steps of this process the room that it needs is known: what is left takes in streamed blocks."""
     p, options = loop.parts, loop.parts.config.memory
     if p.streamer and options.resident_blocks == "auto" and len(loop.times) == 2:
-        count = p.streamer.fit(memory.spare_bytes(p.device, options.limit_gb))
+        count = p.streamer.fit(device.spare_bytes(p.device, options.limit_gb))
         loop.writer.say(f"streaming: {count} of {len(p.streamer.blocks)} blocks stay on the card from now on")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..runs.control import lock
-from . import checkpoint
-from . import distributed as several
+from . import checkpoint, distributed
 from .progress_writer import Writer
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def save(loop: Loop) -> None:
         loop.writer.say(f"the state of step {loop.at} could not be saved: {error}")
 
 
-def take_over(loop: Loop, error: several.Lost) -> bool:
+def take_over(loop: Loop, error: distributed.Lost) -> bool:
     """As one of the processes that write nothing: save what the first, if it is dead, cannot save any more. Whether it
     is dead, or its folder out of reach; if not, it speaks for all."""
     if not loop.folder.path.is_dir():
@@ -75,7 +74,7 @@ def roll_back(loop: Loop) -> None:
         again = " again, although the run went back" if health.rolled_back else ""
         raise Diverged(f"{why}{again}; {remedy}, then go on with --resume")
     try:
-        tensors, facts = several.of_the_first(lambda: checkpoint.load_state(loop.folder.state, before=failed))
+        tensors, facts = distributed.of_the_first(lambda: checkpoint.load_state(loop.folder.state, before=failed))
     except UserError:
         raise Diverged(f"{why}, and there is no state from before; {remedy}") from None
     loop.at = int(facts["step"])

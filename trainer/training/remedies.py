@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config import Config, merge, nested, parse
+if TYPE_CHECKING:
+    from ..config import Config
+
 
 PARTS = ("weights", "adapter", "optimizer", "text encoders", "autoencoder", "activations", "decoder", "workspace")
 STEP = "training step"
@@ -39,11 +41,6 @@ class Remedy:
     exact: bool
     """Whether the run trains the same, up to rounding."""
     changes: dict[str, Any]
-
-
-def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The configuration with options set, by dotted names. ConfigError when it contradicts itself then."""
-    return parse(merge(config.model_dump(exclude_none=True, exclude_unset=True), nested(changes)), "configuration")
 
 
 Offer = Callable[[Config, Phase], Remedy | None]

@@ -1,16 +1,14 @@
-"""[run]: one training run, and the folder that is its interface to every host."""
+"""[run]: the options of one training run, and its length in steps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import field_validator, model_validator
 
 from ..errors import UserError
 from ..registry import Options, PathStr, option
-from ..runs.control import safe_name
+from ..runs.folder import safe_name
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
@@ -63,90 +61,6 @@ class RunOptions(Options):
         if self.full and self.precision not in ("bf16", "auto"):
             raise UserError(f"full needs precision bf16, not {self.precision}; set precision = 'bf16' or full = false")
         return self
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run keeps what: read it with ``ls``, the UI, or a node."""
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.toml"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state"
-
-    @property
-    def control(self) -> Path:
-        return self.path / "control"
-
-    @property
-    def before_after(self) -> Path:
-        return self.path / "before_after.png"
-
-    @property
-    def final(self) -> Path:
-        return self.path / f"{self.path.name}.safetensors"
-
-    def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"{self.path.name}-step{step:08d}.safetensors"
-
-    def epoch(self, epoch: int) -> Path:
-        """The adapter after so many epochs."""
-        return self.checkpoints / f"{self.path.name}-{epoch:06d}.safetensors"
-
-    def make(self) -> None:
-        try:
-            for folder in (self.path, self.samples, self.checkpoints, self.state, self.control):
-                folder.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".write"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"run.out: {self.path} cannot be written ({error.strerror}); choose a folder that you may write to"
-            ) from None
-
-    def set_aside(self) -> Path | None:
-        """Move the states, checkpoints and pictures of an earlier run into a new folder ``earlier``, then ``earlier-2``
-        and so on; None without any."""
-        old = [path for path in (self.state, self.checkpoints, self.samples) if any(path.iterdir())]
-        old += [self.before_after] if self.before_after.exists() else []
-        if not old:
-            return None
-        names = ("earlier", *(f"earlier-{number}" for number in range(2, 10_000)))
-        earlier = next(folder for name in names if not (folder := self.path / name).exists())
-        try:
-            earlier.mkdir()
-            for path in old:
-                path.replace(earlier / path.name)
-        except OSError as error:
-            raise UserError(
-                f"run.name: what an earlier run left in {self.path} cannot be moved to {earlier.name} "
-                f"({error.strerror}); close what has it open, or choose another name"
-            ) from None
-        self.make()
-        return earlier
-
-    def take_requests(self) -> set[str]:
-        """The requests lying in ``control/``, taken away: stop, save, sample."""
-        asked = (
-            {p.name for p in self.control.iterdir()} & {"stop", "save", "sample"} if self.control.is_dir() else set()
-        )
-        for name in asked:
-            (self.control / name).unlink(missing_ok=True)
-        return asked
 
 
 def total_steps(options: RunOptions, steps_per_epoch: int, batches_per_epoch: int) -> int:

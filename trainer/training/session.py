@@ -9,13 +9,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..adapters.inject import Adapter
-from ..config import Config
 from ..data.loader import Dataset
 from ..data.progress import Progress
 from ..diffusion import sampling
@@ -25,17 +24,20 @@ from ..errors import UserError
 from ..families.family import Family
 from ..losses.decode import Decoder
 from ..losses.term import Balance, Term
-from ..memory import apply as levers
+from ..memory import apply
 from ..memory import device as memory
 from ..memory.offload import Streamer
 from ..optimizers.build import bare, evaluating, learning_rates
 from ..optimizers.schedules import Schedule
 from ..optimizers.state import load_optimizer_state, optimizer_state_to_tensors
-from . import distributed as several
+from . import distributed
 from .checkpoint import prefixed, under
 from .ema import Average
 from .monitors import Watch
 from .step import Judged
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 
 @dataclass
@@ -132,7 +134,7 @@ class Parts:
         kept = self.parameters()
         there = torch.tensor([float(p.grad is not None) for p in kept], device=self.device)
         grads = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in kept]
-        *sums, there = several.total(torch.cat([*grads, there])).split([*(p.numel() for p in kept), len(kept)])
+        *sums, there = distributed.total(torch.cat([*grads, there])).split([*(p.numel() for p in kept), len(kept)])
         for p, grad, count in zip(kept, sums, there.tolist(), strict=True):
             p.grad = grad.view_as(p) if count else None
 
@@ -155,7 +157,7 @@ class Parts:
     def reduce(self, total: Judged) -> dict[str, float]:
         """Sums over all processes, with ``loss``; the counts become this object's ``counts``."""
         mine = {"loss": float(total.loss), **total.sums}
-        gathered = several.gather((mine, total.counts)) if self.world > 1 else [(mine, total.counts)]
+        gathered = distributed.gather((mine, total.counts)) if self.world > 1 else [(mine, total.counts)]
         sums: dict[str, float] = {}
         self.counts = {}
         for some, counts in gathered:
@@ -179,7 +181,7 @@ class Parts:
 
     def any_rank(self, asked: bool) -> bool:
         """Whether any process was asked, so that all stop at the same step."""
-        return asked if self.world == 1 else any(several.gather(asked))
+        return asked if self.world == 1 else any(distributed.gather(asked))
 
     # -------------------------------------------------------------------------------------------------- the state
 
@@ -246,7 +248,7 @@ class Parts:
     def evaluating(self) -> Iterator[None]:
         """The adapter as it is saved and looked at."""
         shown = nullcontext() if self.optimizer is None else evaluating(self.optimizer)
-        with shown, levers.uncompiled(self.config.memory):
+        with shown, apply.uncompiled(self.config.memory):
             yield
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TypeVar
 
 from ..data.progress import Progress
-from . import distributed as several
+from . import distributed
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
 def _acknowledge(line: str) -> None:
     """A line of its own for the person, below a progress bar; safe in a signal's handler, where ``print`` is not."""
-    if several.place()[0] == 0:
+    if distributed.place()[0] == 0:
         with suppress(OSError):  # nobody listens any more
             os.write(2, f"\n{line}\n".encode())
 
@@ -75,7 +75,7 @@ def until(asked: threading.Event, progress: Progress, whole: bool) -> Progress:
 
     def told(items: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
         for item in progress(items, text, total):
-            if asked.is_set() and not (whole and several.place()[1] > 1):
+            if asked.is_set() and not (whole and distributed.place()[1] > 1):
                 return stop_if(whole)
             yield item
 

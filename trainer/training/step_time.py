@@ -11,13 +11,15 @@ import json
 import time
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..config import Config
 from ..memory import device as memory
-from ..runs import user_cache as memo
+from ..runs import user_cache
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 NAME, FLOPS = "paces", "operations"
 
@@ -61,14 +63,14 @@ def record(key: str, device: str, dtype: str, times: list[float]) -> None:
     steady = times[1:] or times
     if steady:
         facts = {"device": device, "dtype": dtype, "seconds": sum(steady) / len(steady), "steps": len(steady)}
-        memo.remember(NAME, key, {**facts, "t": round(time.time())})
+        user_cache.remember(NAME, key, {**facts, "t": round(time.time())})
 
 
 def expect(key: str, device: str, dtype: str, flops: float) -> Pace | None:
     """The pace of this key, or of other runs on the device by their operations; None where nothing is known."""
-    kept, counted = memo.known(NAME), memo.known(FLOPS)
+    kept, counted = user_cache.known(NAME), user_cache.known(FLOPS)
     if counted.get(key) != flops:
-        memo.remember(FLOPS, key, flops)
+        user_cache.remember(FLOPS, key, flops)
     if key in kept:
         return Pace(kept[key]["seconds"], f"measured here in {kept[key]['steps']} steps of a run like this")
     rates = [
