@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -43,7 +43,7 @@ class Remedy:
     changes: dict[str, Any]
 
 
-Offer = Callable[[Config, Phase], Remedy | None]
+Offer: TypeAlias = "Callable[[Config, Phase], Remedy | None]"
 """A change for a configuration whose memory is short in a phase; None when there is nothing to gain here (any more)."""
 
 
