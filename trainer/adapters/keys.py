@@ -104,8 +104,11 @@ _NETWORKS = (
 """What the paths of the networks that we know begin with."""
 
 
-def parse(key: str) -> Ref | None:
-    """A key of a Kohya, LyCORIS, diffusers (old and new), PEFT or ComfyUI file; None for anything else."""
+def parse(key: str, layers: int = 2) -> Ref | None:
+    """A key of a Kohya, LyCORIS, diffusers (old and new), PEFT or ComfyUI file; None for anything else.
+
+    ``layers`` is the U-Net's layers_per_block, by which LDM numbers its blocks.
+    """
     match = _TENSOR.fullmatch(key)
     if not match:
         return None
@@ -120,7 +123,7 @@ def parse(key: str) -> Ref | None:
         component, path, naming = _dotted(module)
     if not path.startswith(_NETWORKS):
         return None
-    return Ref(component, from_ldm(path) if component == DENOISER else path, tensor, naming)
+    return Ref(component, from_ldm(path, layers) if component == DENOISER else path, tensor, naming)
 
 
 def _dotted(module: str) -> tuple[str, str, Naming]:

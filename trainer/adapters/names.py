@@ -224,8 +224,9 @@ def model_paths(family: str, component: str, dotted: str) -> tuple[str, ...]:
     return tuple(f"transformer_blocks.{match[1]}.{leaf}" for leaf in leaves) or (dotted,)
 
 
-def from_ldm(path: str) -> str:
-    """LDM's U-Net path -> diffusers', for two layers per block (SD1.5, SD2, SDXL)."""
+def from_ldm(path: str, layers: int = 2) -> str:
+    """LDM's U-Net path -> diffusers'; ``layers`` is the U-Net's layers_per_block (SD1.5, SD2, SDXL: 2)."""
+    step = layers + 1
     if path in _UNET_ENDS:
         return _UNET_ENDS[path]
     match = re.fullmatch(r"(input_blocks|output_blocks)\.(\d+)\.(\d)\.(.+)|(middle_block)\.(\d)\.(.+)", path)
@@ -236,13 +237,13 @@ def from_ldm(path: str) -> str:
         return f"mid_block.{inner}.{_RESNET.get(match[7], match[7])}"
     number, rest = int(match[2]), match[4]
     if match[1] == "input_blocks":
-        if rest == "op" and number % 3 == 0:
-            return f"down_blocks.{number // 3 - 1}.downsamplers.0.conv"
-        block, j, side = (number - 1) // 3, (number - 1) % 3, "down"
+        if rest == "op" and number % step == 0:
+            return f"down_blocks.{number // step - 1}.downsamplers.0.conv"
+        block, j, side = (number - 1) // step, (number - 1) % step, "down"
     else:
-        if rest == "conv" and number % 3 == 2:
-            return f"up_blocks.{number // 3}.upsamplers.0.conv"
-        block, j, side = number // 3, number % 3, "up"
+        if rest == "conv" and number % step == step - 1:
+            return f"up_blocks.{number // step}.upsamplers.0.conv"
+        block, j, side = number // step, number % step, "up"
     kind = "resnets" if match[3] == "0" else "attentions"
     return f"{side}_blocks.{block}.{kind}.{j}.{_RESNET.get(rest, rest)}"
 
