@@ -74,7 +74,7 @@ def fits(width: int, second: bool = False) -> Callable[[Widths, str | None], boo
     """By the network's width, a second attention (``second``), or the header, which medium models differ by alone
     where no second attention is adapted."""
 
-    def told(widths: Widths, named: str | None) -> bool | None:
+    def decide(widths: Widths, named: str | None) -> bool | None:
         if not any(path.startswith(("joint_blocks.", "transformer_blocks.")) for path in widths):
             return False
         here = {value for path, value in widths.items() if re.search(_MODULES_OF_WIDTH, path)}
@@ -83,7 +83,7 @@ def fits(width: int, second: bool = False) -> Callable[[Widths, str | None], boo
         is_35 = any(".attn2." in path for path in widths) or named == "sd3.5-medium"
         return is_35 == second
 
-    return told
+    return decide
 
 
 MEDIUM = KeyMapping(

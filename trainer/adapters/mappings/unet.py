@@ -112,7 +112,7 @@ def ldm_block_of(name: str) -> int | None:
 def fits(cross_attention: int, deep: bool = False) -> Callable[[Widths, str | None], bool | None]:
     """By the width of the text; where no such module is adapted, by transformers of several blocks (``deep``)."""
 
-    def told(widths: Widths, named: str | None) -> bool | None:
+    def decide(widths: Widths, named: str | None) -> bool | None:
         if any(path.startswith(("joint_blocks.", "transformer_blocks.")) for path in widths):
             return False
         for path, width in widths.items():
@@ -122,7 +122,7 @@ def fits(cross_attention: int, deep: bool = False) -> Callable[[Widths, str | No
             return deep
         return None
 
-    return told
+    return decide
 
 
 SD15 = KeyMapping(
