@@ -4,6 +4,7 @@ ComfyUI nodes (``keys.py``), and by diffusers' own loader.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import warnings
@@ -21,7 +22,8 @@ from ..errors import UserError
 from . import algebra, files, keys
 from .inject import Adapter, norm_ratio
 from .layers import NAME
-from .names import DENOISER, is_swapped, layout, model_paths
+from .mappings.mapping import key_mapping
+from .names import DENOISER, model_paths
 
 SECOND = "verify"
 """PEFT's name of the adapter that diffusers loads beside the trained one."""
@@ -94,7 +96,7 @@ def _verify(path: Path, adapter: Adapter, effect: bool, found: VerifyResult) -> 
         odd = sorted(trained ^ set(owners))[0]
         raise UserError(f"{path}: {odd[0]}.{odd[1]} was trained but is not in the file, or the other way round")
     by_comfyui = keys.network_args(metadata).get(keys.DORA_MARK[0]) == keys.DORA_MARK[1]
-    worst = 0.0
+    worst, swapped = 0.0, key_mapping(adapter.family).is_swapped
     for name, module in grouped.items():
         there = [models[component][p] for component, p in places[name]]
         _fits(path, name, module, there)
@@ -104,7 +106,7 @@ def _verify(path: Path, adapter: Adapter, effect: bool, found: VerifyResult) -> 
         if adapter.kind == "dora":
             sizes = torch.cat([layer.lora_magnitude_vector[NAME].weight.float().flatten() for layer in there])
             wanted["dora_scale"] = sizes * torch.cat([norm_ratio(x) for x in there]) if by_comfyui else sizes
-        if is_swapped(places[name][0][1], _weight_shape(there[0])):
+        if swapped(places[name][0][1], _weight_shape(there[0])):
             wanted = {part: torch.cat(rows.chunk(2)[::-1]) for part, rows in wanted.items()}
         apart, wrong = difference(module, wanted)
         if wrong:
@@ -132,7 +134,7 @@ def _modules(model: nn.Module) -> dict[str, Any]:
 def _places(family: str, models: Mapping[str, Mapping[str, Any]], ref: keys.Ref) -> list[Place]:
     """The modules of the model that a key stands for: one, or q, k and v."""
     there = models.get(ref.component, {})
-    if ref.component == DENOISER and layout(family) == "sd3":
+    if ref.component == DENOISER:
         paths = model_paths(family, DENOISER, ref.path)
     else:  # some CLIP classes of transformers 5 have no text_model
         paths = (ref.path if ref.path in there else ref.path.removeprefix("text_model."),)
@@ -208,11 +210,10 @@ def _diffusers(
 ) -> None:
     """Load the file by diffusers' own reader as a second adapter on the same denoiser, and compare one forward."""
     on_denoiser = any(one.component == DENOISER for one in adapter.mounted)
-    if adapter.kind != "lora" or layout(adapter.family) == "sd3" or not on_denoiser:
+    loader = key_mapping(adapter.family).diffusers_loader
+    if adapter.kind != "lora" or loader is None or not on_denoiser:
         return
-    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
-
-    reader: Any = StableDiffusionXLLoraLoaderMixin if adapter.family == "sdxl" else StableDiffusionLoraLoaderMixin
+    reader: Any = getattr(importlib.import_module("diffusers.loaders.lora_pipeline"), loader)
     denoiser: Any = adapter.modules[DENOISER]
     inputs = probe(denoiser)
     training = [module for module in denoiser.modules() if module.training]

@@ -57,6 +57,8 @@ class KeyMapping:
     """``modelspec.implementation``."""
     network_module: str = "networks.lora"
     """``ss_network_module`` of a plain LoRA."""
+    diffusers_loader: str | None = None
+    """The class of ``diffusers.loaders.lora_pipeline`` that reads a plain LoRA of a U-Net."""
     is_v2: bool = False
     """``ss_v2``."""
     is_flow: bool = False

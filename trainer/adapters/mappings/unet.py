@@ -129,17 +129,20 @@ SD15 = KeyMapping(
     "sd15", "unet", {"te": "clip_l"}, lambda path, layers: (path, None), to_model, role, _kernel_sd15, block_of,
     fits(768), "sd_v1", "stable-diffusion-v1", ("sd_v1", "stable-diffusion-v1"), resolution=512,
     for_v={"base_version": "sd_v1_v"}, block_list=25,
+    diffusers_loader="StableDiffusionLoraLoaderMixin",
 )  # fmt: skip
 SD2 = KeyMapping(
     "sd2", "unet", {"te": "clip_h"}, lambda path, layers: (path, None), to_model, role, kernel, block_of,
     fits(1024), "sd_v2", "stable-diffusion-v2-512", ("sd_v2", "stable-diffusion-v2"), resolution=512,
     for_v={"base_version": "sd_v2_v", "architecture": "stable-diffusion-v2-768-v", "resolution": 768},
     is_v2=True, block_list=25,
+    diffusers_loader="StableDiffusionLoraLoaderMixin",
 )  # fmt: skip
 SDXL = KeyMapping(
     "sdxl", "unet", {"te1": "clip_l", "te2": "clip_g"}, lambda path, layers: (_to_ldm(path, layers + 1), None),
     to_model, role, kernel, ldm_block_of, fits(2048, deep=True), "sdxl_base_v1-0", "stable-diffusion-xl-v1-base",
     ("sdxl", "stable-diffusion-xl"), implementation="https://github.com/Stability-AI/generative-models",
     lone_encoder="te2", block_list=23, rates=(9, 3, True),
+    diffusers_loader="StableDiffusionXLLoraLoaderMixin",
 )  # fmt: skip
 register(SD15, SD2, SDXL)
