@@ -21,7 +21,9 @@ from .diffusion.sampling import SampleOptions
 from .diffusion.timesteps import NoiseOptions
 from .errors import UserError
 from .families.options import ModelOptions
+from .losses.term import TermOptions
 from .memory.device import MemoryOptions
+from .objectives.common import ObjectiveOptions
 from .optimizers.options import OptimizerOptions, ScheduleOptions
 from .registry import Options, losses, nearest, objectives, option
 from .training.checkpoint import SaveOptions
@@ -43,11 +45,19 @@ class ConfigError(UserError):
         super().__init__("\n".join(f"{where}: {what}" for where, what in problems))
 
 
-@cache
-def _loss_table() -> type[Options]:
+class LossTable(Options):
     """[loss]: one optional table per registered loss."""
+
+    def terms(self) -> dict[str, TermOptions]:
+        """The tables that are there, by the names of their losses."""
+        tables = {e.name: getattr(self, e.name) for e in losses}
+        return {name: options for name, options in tables.items() if options is not None}
+
+
+@cache
+def _loss_table() -> type[LossTable]:
     fields: dict[str, Any] = {e.name: (e.options | None, option(None)) for e in losses}
-    return create_model("LossTable", __base__=Options, **fields)
+    return create_model("LossTable", __base__=LossTable, **fields)
 
 
 @cache
@@ -84,13 +94,12 @@ class _Tables(Options):
 class Config(_Tables):
     """A whole configuration. Build it with ``load`` or ``parse``."""
 
-    loss: Any
-    objective: Any
+    loss: LossTable
+    objective: ObjectiveOptions
 
-    def terms(self) -> dict[str, tuple[Options, Options]]:
+    def terms(self) -> dict[str, tuple[TermOptions, ObjectiveOptions]]:
         """The loss terms that count: name -> (its options, its objective's options)."""
-        named = {e.name: getattr(self.loss, e.name) for e in losses}
-        chosen = {name: options for name, options in named.items() if options is not None and options.weight != 0}
+        chosen = {name: options for name, options in self.loss.terms().items() if options.weight != 0}
         return {name: (options, getattr(self.objective, name) or self.objective) for name, options in chosen.items()}
 
     def changed(self, changes: Mapping[str, Any]) -> Config:
@@ -151,7 +160,7 @@ def parse(raw: Mapping[str, Any], source: str = "configuration") -> Config:
         config = config_model().model_validate(raw)
     except ValidationError as error:
         raise ConfigError(_merged(_told(problem, raw) for problem in error.errors())) from None
-    idle = [e.name for e in losses if getattr(config.objective, e.name) and not getattr(config.loss, e.name)]
+    idle = [e.name for e in losses if getattr(config.objective, e.name) and e.name not in config.loss.terms()]
     if idle:
         raise ConfigError([(f"objective.{n}", f"there is no [loss.{n}]; add it or leave this out") for n in idle])
     return config

@@ -12,11 +12,15 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .losses.term import TermOptions
+    from .objectives.common import ObjectiveOptions
 
 PathStr = Annotated[str, "path"]
 """A file or folder. In a file it is relative to that file, as a flag to the current folder; loaded, it is absolute."""
@@ -37,24 +41,27 @@ def option(default: Any = ..., *, kohya: str | None = None, label: str | None = 
     return Field(default, json_schema_extra=extra or None, **bounds)
 
 
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
 @dataclass(frozen=True)
-class Entry:
+class Entry(Generic[OptionsT]):
     """One registered part: its name, its options model, and what builds it."""
 
     name: str
-    options: type[Options]
+    options: type[OptionsT]
     build: Callable[..., Any]
 
 
-class Registry:
+class Registry(Generic[OptionsT]):
     """The parts of one folder of ``trainer/``, loaded when first asked for."""
 
     def __init__(self, folder: str):
         self.folder = folder
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, Entry[OptionsT]] = {}
         self._loaded = False
 
-    def register(self, name: str, options: type[Options]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(self, name: str, options: type[OptionsT]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def add(build: Callable[..., Any]) -> Callable[..., Any]:
             assert name not in self._entries, f"{self.folder}: {name} is registered twice"
             self._entries[name] = Entry(name, options, build)
@@ -70,14 +77,14 @@ class Registry:
         for module in pkgutil.iter_modules([str(Path(__file__).parent / self.folder)]):
             importlib.import_module(f"{package}.{module.name}")
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[Entry[OptionsT]]:
         self._load()
         return iter(sorted(self._entries.values(), key=lambda entry: entry.name))
 
     def names(self) -> list[str]:
         return [entry.name for entry in self]
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> Entry[OptionsT]:
         self._load()
         if name not in self._entries:
             raise UserError(f"{self.folder}: there is no '{name}'; {nearest(name, self.names())}")
@@ -90,6 +97,6 @@ def nearest(name: str, known: list[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(known)}"
 
 
-families = Registry("families")
-losses = Registry("losses")
-objectives = Registry("objectives")
+families: Registry[Options] = Registry("families")
+losses: Registry[TermOptions] = Registry("losses")
+objectives: Registry[ObjectiveOptions] = Registry("objectives")

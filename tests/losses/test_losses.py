@@ -15,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pixelkiln.trainer.config import load
 from pixelkiln.trainer.diffusion.types import Draw
 from pixelkiln.trainer.losses.decode import Decoder
 from pixelkiln.trainer.losses.distances import DISTANCES, focal_frequency, haar_bands
 from pixelkiln.trainer.losses.huber import HuberOptions, threshold
+from pixelkiln.trainer.losses.pixel import DecodeOptions
 from pixelkiln.trainer.losses.term import Balance, LossParts, Term, TermOptions
 from pixelkiln.trainer.registry import losses
+from pixelkiln.trainer.training.remedies import PARTS, STEP, Phase, ladder
 
 NAMES = losses.names()
 OPTIONS: dict[str, Any] = {entry.name: entry.options for entry in losses}
@@ -416,3 +419,11 @@ def test_lpips_is_its_definition(build, vgg, decoder, tmp_path):
         theirs = sum((h * (p - t) ** 2).sum(1).mean() for h, p, t in zip(heads.values(), a, b, strict=True))
         ours = build("lpips", mode="x0", heads=str(tmp_path / "heads.pth"))(made)
     assert ours.item() == pytest.approx(float(theirs), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_options_are_offered_with_any_loss(name):
+    config = load(flags={"model.path": "m", "data.path": "x", f"loss.{name}.weight": 1.0})
+    worst = Phase(STEP, dict.fromkeys(PARTS, 1))
+    labels = [remedy.label for offer in ladder() if (remedy := offer(config, worst))]
+    assert ("decode a window, its middle seeing all" in labels) == issubclass(losses[name].options, DecodeOptions)

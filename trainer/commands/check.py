@@ -59,7 +59,7 @@ def check(config: Config, card: gpus.Card) -> dict[str, Any]:
     _schedule(config, total)
     warnings = [*dataset.warnings] if dataset else ["no data is given; the configured resolution is taken"]
     for name, (options, _) in config.terms().items():
-        warnings += [f"loss.{name}.{line}" for line in options.warnings()]  # pyright: ignore[reportAttributeAccessIssue]
+        warnings += [f"loss.{name}.{line}" for line in options.warnings()]
     warnings += report.unforeseen(config, distributed.place()[1])
     return {
         "model": _model(config, found),
@@ -68,7 +68,7 @@ def check(config: Config, card: gpus.Card) -> dict[str, Any]:
         "steps": total,
         "epochs": total / dataset.steps_per_epoch if dataset and total else None,
         "terms": {
-            name: {"loss": options.model_dump(), "objective": objective.kind}  # pyright: ignore[reportAttributeAccessIssue]
+            name: {"loss": options.model_dump(), "objective": objective.kind}
             for name, (options, objective) in config.terms().items()
         },
         "files": {"run": str(folder.path), "adapter": str(folder.final)},

@@ -28,6 +28,7 @@ from ..losses.decode import decoding_dtype
 from ..losses.term import Term, counts
 from ..memory.activation_checkpointing import Host, blocks
 from ..memory.quantize import Weights, held_bytes, holdable
+from ..objectives.common import ReferenceOptions
 from ..optimizers.build import build as build_optimizer
 from ..training import step_time
 from ..training.build import groups
@@ -199,7 +200,8 @@ def _training(p: Parts, ledger: Ledger, result: Measured, batch: Batch) -> None:
     with ledger.labelled("adapter"):
         for parameter in p.adapter.parameters() if p.config.run.accumulation > 1 else ():
             parameter.grad = torch.zeros_like(parameter)
-    remembered = _Remembered(ledger) if any(_draws(o) for _, o in p.config.terms().values()) else None
+    cached = any(isinstance(o, ReferenceOptions) and o.reference_draws for _, o in p.config.terms().values())
+    remembered = _Remembered(ledger) if cached else None
     _judge(p, batch, remembered, lambda: setattr(result, "kept", sum(ledger.live.values())))
     result.phases["training step"], result.flops = ledger.peak, ledger.flops.total()
     result.decoding = {name: count for name, count in ledger.flops.items() if name}
@@ -220,10 +222,6 @@ class _Remembered:
         errors = compute()
         self.ledger.flops = before
         return errors
-
-
-def _draws(objective: Any) -> int:
-    return getattr(objective, "reference_draws", 0)
 
 
 def _judge(
@@ -343,8 +341,8 @@ def operations(config: Config, m: Measured, process: Process) -> tuple[float, fl
     levels = level_at((torch.arange(1000) + 0.5) / 1000, process, config.noise)
     decoding = 0.0
     for name, (options, _) in config.terms().items():
-        gate = counts(options, levels, process)  # pyright: ignore[reportArgumentType]
-        decoding += m.decoding.get(name, 0) * options.probability * float(gate.float().mean())  # pyright: ignore[reportAttributeAccessIssue]
+        gate = counts(options, levels, process)
+        decoding += m.decoding.get(name, 0) * options.probability * float(gate.float().mean())
     return m.flops - sum(m.decoding.values()) + decoding, decoding
 
 

@@ -18,6 +18,7 @@ from ..diffusion import sampling
 from ..diffusion.types import Role
 from ..errors import UserError
 from ..families.load import Found, configs
+from ..losses.pixel import DecodeOptions
 from ..runs import user_cache
 from ..runs.control import gigabytes
 from ..training import step_time as pace
@@ -62,7 +63,7 @@ def shape(config: Config, found: Found, dataset: Dataset | None) -> Shape:
         return Shape(width, height, max((item.roles for item in dataset.items), key=len), micro)
     side = config.data.resolution or found.kind.resolution
     width, height = (side, side) if isinstance(side, int) else (side[0], side[1])
-    kinds = {objective.kind for _, objective in config.terms().values()}  # pyright: ignore[reportAttributeAccessIssue]
+    kinds = {objective.kind for _, objective in config.terms().values()}
     roles: tuple[Role, ...] = ("winner", "loser")
     if kinds <= {"sft", "kto"}:
         roles = ("liked",) if "kto" in kinds else ("plain",)
@@ -101,7 +102,7 @@ class Checker:
 
     def _room(self, config: Config) -> int | None:
         """What decode = "auto" will find free, before the model; in quarters of a GiB, so that a forecast is kept."""
-        chosen = [o for o, _ in config.terms().values() if getattr(o, "decode", None) == "auto"]
+        chosen = [o for o, _ in config.terms().values() if isinstance(o, DecodeOptions) and o.decode == "auto"]
         return int(self.card.free * 4) * GIB // 4 if chosen and self.card.device == "cuda" else None
 
     def pace(self, fit: Fit) -> pace.Pace | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -31,7 +31,24 @@ class ObjectiveParts:
     """DPO's default beta for this family at mean reduction: 2000 for SD1.5, 5000 for SDXL, 100 for SD3."""
 
 
-class ReferenceOptions(Options):
+class ObjectiveOptions(Options):
+    """What the options of every objective have. A subclass gives ``kind`` its registered name as a Literal."""
+
+    if TYPE_CHECKING:  # the field is the subclass's own, since each has another Literal
+        kind: Any
+
+    @property
+    def in_x0(self) -> bool:
+        """Whether latent losses measure the error of the implied clean latents instead of the output's."""
+        return False
+
+    @property
+    def weighed_by(self) -> list[str]:
+        """The options that weigh errors by noise level and are switched on."""
+        return []
+
+
+class ReferenceOptions(ObjectiveOptions):
     reference: Literal["base", "start"] = option("base", label="Reference")
     """What training is held against: the model without any adapter, or with the adapter that training started from."""
     reference_draws: int = option(0, label="Cached reference draws", ge=0)
@@ -49,7 +66,7 @@ class ReferenceOptions(Options):
         return self
 
 
-class SftAnchor(Options):
+class SftAnchor(ObjectiveOptions):
     sft_weight: float = option(0.0, label="Supervised weight", ge=0)
     """Adds so many times the winner's error itself, which keeps the winner from getting worse."""
 

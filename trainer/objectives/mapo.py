@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..diffusion.types import Step, Verdict
-from ..registry import Options, objectives, option
-from .common import ObjectiveParts, log_loss, pair_metrics, weighted
+from ..registry import objectives, option
+from .common import ObjectiveOptions, ObjectiveParts, log_loss, pair_metrics, weighted
 
 T = 1000
 
 
-class MapoOptions(Options):
+class MapoOptions(ObjectiveOptions):
     kind: Literal["mapo"] = "mapo"
     """Preference pairs without a reference: learns the winner and keeps a margin to the loser."""
     mapo_weight: float = option(0.1, label="Margin weight", ge=0)

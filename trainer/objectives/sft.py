@@ -17,11 +17,11 @@ from torch import Tensor
 from ..diffusion.process import Process
 from ..diffusion.types import Step, Verdict
 from ..errors import UserError
-from ..registry import Options, objectives, option
-from .common import ObjectiveParts, Positive
+from ..registry import objectives, option
+from .common import ObjectiveOptions, ObjectiveParts, Positive
 
 
-class SftOptions(Options):
+class SftOptions(ObjectiveOptions):
     kind: Literal["sft"] = "sft"
     """Supervised: learn the pictures."""
     min_snr_gamma: Positive | None = option(None, kohya="min_snr_gamma", label="Min-SNR gamma")
@@ -48,12 +48,11 @@ class SftOptions(Options):
 
     @property
     def in_x0(self) -> bool:
-        """Whether the error to weigh is that of the clean latents: other losses than squares have no factor for it."""
+        """Only squared errors could be converted by a factor, so the loss itself measures clean latents."""
         return self.flow_weighting != "none"
 
     @property
     def weighed_by(self) -> list[str]:
-        """The weights that are switched on."""
         names = [name for name in SftOptions.model_fields if name != "kind"]
         return [name for name in names if getattr(self, name) not in (None, False, "none")]
 

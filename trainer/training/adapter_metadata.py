@@ -8,6 +8,7 @@ from typing import Any
 
 from ..adapters import files
 from ..data.buckets import rules
+from ..objectives.sft import SftOptions
 from . import checkpoint
 from .session import Parts
 
@@ -18,13 +19,13 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
     run, save, optimizer = config.run, config.save, config.optimizer
     report = data.report
     shared = config.data.shared()
-    sft = next((o for _, o in config.terms().values() if o.kind == "sft"), None)  # pyright: ignore[reportAttributeAccessIssue]
+    sft = next((o for _, o in config.terms().values() if isinstance(o, SftOptions)), None)
     name = type(parts.optimizer)
     arguments = ",".join(
         f"{k}={v}" for k, v in {"weight_decay": optimizer.weight_decay, **optimizer.args}.items() if v is not None
     )
     size, low, high = data.resolution, shared.bucket_min, shared.bucket_max
-    huber = config.loss.huber
+    huber = config.loss.terms().get("huber")
     said = [one for _, one in config.data.named_sets()]
     facts: dict[str, Any] = {
         "session_id": int(started),
@@ -68,11 +69,11 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
         "caption_tag_dropout_rate": shared.tag_dropout,
         "face_crop_aug_range": next((one.face_crop for one in said if one.face_crop), None),
         "prior_loss_weight": config.data.prior_loss_weight,
-        "min_snr_gamma": getattr(sft, "min_snr_gamma", None),
+        "min_snr_gamma": sft and sft.min_snr_gamma,
         "scale_weight_norms": config.adapter.scale_weight_norms,
         "ip_noise_gamma": config.noise.ip_noise_gamma or None,
         "ip_noise_gamma_random_strength": config.noise.ip_noise_gamma_random_strength,
-        "debiased_estimation": getattr(sft, "debiased_estimation_loss", False),
+        "debiased_estimation": sft is not None and sft.debiased_estimation_loss,
         **({f"huber_{k}": getattr(huber, k) for k in ("schedule", "scale", "c")} if huber else {}),
         "loss_type": next(({"mse": "l2"}.get(n, n) for n in config.terms()), "l2"),
         "validation_seed": config.data.validation_seed,

@@ -22,7 +22,7 @@ from ..losses.decode import Decoder, decoding_dtype
 from ..losses.term import Balance, LossParts, Term
 from ..memory import apply
 from ..memory import device as memory
-from ..objectives.common import ObjectiveParts
+from ..objectives.common import ObjectiveParts, ReferenceOptions
 from ..optimizers.build import build as build_optimizer
 from ..optimizers.schedules import build_schedule
 from ..registry import losses, objectives
@@ -60,7 +60,7 @@ def scan(
     ``found``: the model, where it is known already.
     """
     found = found or identify(config.model)
-    draws = {getattr(o, "reference_draws", 0) for _, o in config.terms().values()}
+    draws = {o.reference_draws if isinstance(o, ReferenceOptions) else 0 for _, o in config.terms().values()}
     if len(draws) > 1:
         raise UserError("objective.reference_draws: the terms have different numbers; give all the same")
     dataset = Dataset(
@@ -77,7 +77,7 @@ def scan(
     if not config.terms():
         raise UserError("loss: every term has weight 0; give one of them a weight")
     for name, (_, objective) in config.terms().items():
-        _fits(f"objective ({objective.kind}, loss.{name})", objective.kind, dataset.kind)  # pyright: ignore[reportAttributeAccessIssue]
+        _fits(f"objective ({objective.kind}, loss.{name})", objective.kind, dataset.kind)
     if (config.validation.every or config.validation.every_epochs) and not dataset.held:
         raise UserError("validation.every: nothing is held out; set data.validation_split, for example 0.1")
     return found, dataset
@@ -151,7 +151,7 @@ def make_adapter(
     options = config.adapter if file is None else to_show(config.adapter, file)
     own = dtype if dtype == torch.float64 or config.run.full else torch.float32
     adapter = inject(family.denoiser, family.text_encoders, family.name, options, dtype=own, seed=config.run.seed)
-    if "start" in {getattr(o, "reference", None) for _, o in config.terms().values()}:
+    if any(isinstance(o, ReferenceOptions) and o.reference == "start" for _, o in config.terms().values()):
         adapter.keep_start()
     for line in adapter.notes:
         say(line)
@@ -185,21 +185,21 @@ def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str],
     """The loss terms with their objectives, and the decoder where one of them looks at pixels."""
     config, family = parts.config, parts.family
     terms = config.terms()
-    if any(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
+    if any(options.decodes for options, _ in terms.values()):
         parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
         apply.tune(config.memory, parts.decoder, parts.device, Path(config.run.out) / "cache" / "compiled")
     beta = BETAS.get(family.name, FLOW_BETA)
     weighed = family.process
     if config.run.kohya_strict and not weighed.is_flow:
         weighed = replace(weighed, alphas=scaled_linear())
-    if all(options.decodes for options, _ in terms.values()):  # pyright: ignore[reportAttributeAccessIssue]
-        for name in sorted({name for _, o in terms.values() for name in getattr(o, "weighed_by", ())}):
+    if all(options.decodes for options, _ in terms.values()):
+        for name in sorted({name for _, o in terms.values() for name in o.weighed_by}):
             say(f"warning: objective.{name}: it weighs errors of the output, but all terms decode: no effect")
     for name, (options, objective) in terms.items():
-        loss = losses[name].build(options, LossParts(family.process, parts.decoder, getattr(objective, "in_x0", False)))
-        judge = objectives[objective.kind].build(objective, ObjectiveParts(weighed, options.decodes, beta))  # pyright: ignore
-        parts.terms.append(Term(name, loss, judge, options))  # pyright: ignore[reportArgumentType]
-        for line in options.warnings():  # pyright: ignore[reportAttributeAccessIssue]
+        loss = losses[name].build(options, LossParts(family.process, parts.decoder, objective.in_x0))
+        judge = objectives[objective.kind].build(objective, ObjectiveParts(weighed, options.decodes, beta))
+        parts.terms.append(Term(name, loss, judge, options))
+        for line in options.warnings():
             say(f"warning: loss.{name}.{line}")
     parts.balance = Balance(parts.terms)
     parts.watch = Watch({name: objective for name, (_, objective) in terms.items()})

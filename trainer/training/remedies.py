@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..losses.pixel import DecodeOptions
+
 if TYPE_CHECKING:
     from ..config import Config
 
@@ -168,9 +170,9 @@ def resolution(config: Config, worst: Phase) -> Remedy | None:
     return Remedy(f"resolution {less}", "less detail is learned", False, {"data.resolution": less})
 
 
-def _decoding(config: Config) -> list[tuple[str, Any]]:
-    return [(name, options) for name, (options, _) in config.terms().items() if getattr(options, "decodes", False)]
+def _decoding(config: Config) -> list[tuple[str, DecodeOptions]]:
+    return [(name, options) for name, (options, _) in config.terms().items() if isinstance(options, DecodeOptions)]
 
 
 def _pairs(config: Config) -> bool:
-    return any(o.kind not in ("sft", "kto") for _, o in config.terms().values())  # pyright: ignore[reportAttributeAccessIssue]
+    return any(o.kind not in ("sft", "kto") for _, o in config.terms().values())

@@ -42,8 +42,7 @@ def key(config: Config, arch: str, size: tuple[int, int], device: str, dtype: st
     """Of everything that decides how long a step takes. ``size``: width and height of the largest bucket."""
     run = config.run
     terms = {
-        name: (options.model_dump(), objective.model_dump())  # pyright: ignore[reportAttributeAccessIssue]
-        for name, (options, objective) in config.terms().items()
+        name: (options.model_dump(), objective.model_dump()) for name, (options, objective) in config.terms().items()
     }
     adapter = config.adapter.model_dump(exclude={"init_from", "alpha", "conv_alpha"})
     whole = [arch, size, device, dtype, run.batch, run.accumulation, run.full, terms, adapter]
