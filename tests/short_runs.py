@@ -12,7 +12,10 @@ import tiny
 from PIL import Image
 
 from pixelkiln.trainer.config import Config, load
+from pixelkiln.trainer.training import loop
 from pixelkiln.trainer.training.loop import train
+
+DROPOUT = {"adapter.dropout": 0.2, "adapter.rank_dropout": 0.2, "adapter.module_dropout": 0.2}
 
 
 def pictures(folder: Path, count: int = 8, size: tuple[int, int] = (64, 64), seed: int = 0) -> Path:
@@ -84,3 +87,16 @@ def trajectory(config: Config, resume: bool = False) -> list[tuple[float, float]
 
 def steps(config: Config) -> list[tuple[float, float]]:
     return [(e["loss"], e["grad_norm"]) for e in events(config) if e["kind"] == "step"]
+
+
+def stop_after(monkeypatch, count: int) -> None:
+    """Ask for a stop as Ctrl-C does, after so many steps."""
+    step = loop.Loop.step
+
+    def counted(self):
+        facts = step(self)
+        if self.at + 1 == count:
+            self.asked.set()
+        return facts
+
+    monkeypatch.setattr(loop.Loop, "step", counted)

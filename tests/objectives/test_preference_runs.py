@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from short_runs import config, events, steps, trajectory
-from test_trajectories import DROPOUT, stop_after
+from short_runs import DROPOUT, config, events, steps, stop_after, trajectory
 
 from pixelkiln.trainer.config import merge, parse
 from pixelkiln.trainer.training import score, step

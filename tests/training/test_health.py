@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import short_runs as runs
 import torch
+from short_runs import stop_after
 
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.training import checkpoint, session
@@ -91,7 +92,6 @@ def test_going_back_is_exact_and_the_lower_rate_is_resumed(tmp_path, monkeypatch
         assert train(config) == 0
     healed = [(e["loss"], e["grad_norm"]) for e in of_kind(config, "step")][8:]
     other = made(tmp_path, run__name="other", optimizer__kind="AdamW", save__ema=0.5)
-    from test_trajectories import stop_after
 
     with monkeypatch.context() as patched:
         stop_after(patched, 4)
@@ -196,8 +196,6 @@ def test_the_average_is_saved_beside_the_adapter(tmp_path):
 
 
 def test_an_average_that_is_switched_on_later_says_so(tmp_path, monkeypatch):
-    from test_trajectories import stop_after
-
     with monkeypatch.context() as patched:
         stop_after(patched, 4)
         assert train(made(tmp_path)) == 130

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from short_runs import config, events, steps, trajectory
+from short_runs import DROPOUT, config, events, steps, stop_after, trajectory
 
 from pixelkiln.trainer.runs.folder import RunFolder
-from pixelkiln.trainer.training import loop
 from pixelkiln.trainer.training.loop import train
 
 STEPS = 20
 PIXEL = {"loss.pixel.mode": "mixed", "loss.pixel.probability": 0.5, "loss.pixel.weight": "auto"}
 DPO = {"objective.kind": "dpo", "objective.pixel.kind": "simpo", "loss.pixel.mode": "anchored"}
-DROPOUT = {"adapter.dropout": 0.2, "adapter.rank_dropout": 0.2, "adapter.module_dropout": 0.2}
 
 
 def agree(first, second, tolerance: float) -> None:
@@ -91,19 +89,6 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, kind, monkeypatch):
 
 def weights(file: bytes) -> bytes:
     return file[8 + int.from_bytes(file[:8], "little") :]
-
-
-def stop_after(monkeypatch, count: int) -> None:
-    """Ask for a stop as Ctrl-C does, after so many steps."""
-    step = loop.Loop.step
-
-    def counted(self):
-        facts = step(self)
-        if self.at + 1 == count:
-            self.asked.set()
-        return facts
-
-    monkeypatch.setattr(loop.Loop, "step", counted)
 
 
 def test_training_learns_the_pictures(tmp_path):
