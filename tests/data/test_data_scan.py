@@ -216,6 +216,50 @@ METADATA = {
 }
 
 
+def rgba(path: Path, alpha: np.ndarray, mask: Path | None = None) -> None:
+    """A picture with this alpha channel, or with this mask beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(noise((alpha.shape[1], alpha.shape[0]), 1))
+    if mask:
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(alpha).save(mask)
+    else:
+        image.putalpha(Image.fromarray(alpha))
+    image.save(path)
+
+
+def spot(width: int, height: int, *at: int) -> np.ndarray:
+    alpha = np.zeros((height, width), np.uint8)
+    if at:
+        alpha[at[0] : at[1], at[2] : at[3]] = 255
+    return alpha
+
+
+@pytest.mark.parametrize("kind", ["mask", "alpha"])
+def test_masks_that_leave_nothing_are_noted(tmp_path, kind):
+    """Black all over; white only where the crop cuts; and not those with a single white pixel, or without a mask."""
+    masks = {
+        "black": spot(64, 64), "beside": spot(128, 64, 0, 64, 0, 20), "pixel": spot(64, 64, 3, 4, 3, 4),
+        "white": spot(64, 64, 0, 64, 0, 64),
+    }  # fmt: skip
+    for name, alpha in masks.items():
+        rgba(tmp_path / "pics" / f"{name}.png", alpha, tmp_path / "masks" / f"{name}.png" if kind == "mask" else None)
+    picture(tmp_path / "pics" / "none.png")
+    more = {"masks": str(tmp_path / "masks")} if kind == "mask" else {"alpha_mask": True}
+    found = look(tmp_path / "pics", buckets=False, **more)
+    assert sorted(found.notes.names("black mask")) == ["pics/beside.png", "pics/black.png"]
+    found = look(tmp_path / "pics", buckets=True, bucket_max=256, **more)
+    assert found.notes.names("black mask") == ["pics/black.png"]
+    assert notes(look(tmp_path / "pics", buckets=False)).get("black mask") is None
+
+
+def test_a_mask_and_an_alpha_channel_that_do_not_meet(tmp_path):
+    rgba(tmp_path / "pics" / "a.png", spot(64, 64, 0, 64, 0, 32))
+    rgba(tmp_path / "b.png", spot(64, 64, 0, 64, 32, 64), tmp_path / "masks" / "a.png")
+    found = look(tmp_path / "pics", masks=str(tmp_path / "masks"), alpha_mask=True)
+    assert found.notes.names("black mask") == ["pics/a.png"]
+
+
 @pytest.mark.parametrize("wildcards", [False, True])
 def test_captions_of_one_json_file(tmp_path, wildcards):
     folder(tmp_path / "a", 3)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..runs.files import NotWritten, write_atomic
 from .buckets import Size
 from .options import Keep
-from .pictures import Header, header
+from .pictures import Header, bounds, header
 
 Entry = dict[str, Tensor]
 
@@ -174,6 +174,15 @@ class Index:
             facts["sha"] = hashlib.sha256(path.read_bytes()).hexdigest()
             self._new = True
         return str(facts["sha"])
+
+    def mask_box(self, path: Path, alpha: bool) -> tuple[float, float, float, float] | None:
+        """Where a mask (or, with ``alpha``, a picture's alpha channel) is not black: left, top, right and bottom as
+        fractions of its sides. None when it is black all over. Unreadable as ``pictures.pixels``."""
+        facts, name = self._of(path), "alpha_box" if alpha else "mask_box"
+        if name not in facts:
+            facts[name] = bounds(path.read_bytes(), alpha)
+            self._new = True
+        return tuple(facts[name]) if facts[name] else None  # pyright: ignore[reportReturnType]
 
     def bytes(self, path: Path) -> int:
         return int(self._of(path)["stamp"][0])

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from ..diffusion.types import Role
 from ..errors import UserError
+from .augment import window
 from .buckets import Fit, Rules, Size, assign
 from .cache import Index
 from .options import SetOptions
 from .pictures import Header, Unreadable
 
 NOTES = {
-    "unreadable": ("pictures that cannot be read, left out", "mend or remove them"),
+    "unreadable": ("pictures that cannot be read, left out", "fix or remove them"),
     "too small": ("pictures smaller than one bucket step, left out", "use larger ones, or a smaller bucket_step"),
     "no caption": ("pictures without a caption", "add a text file of equal name beside each, or set caption"),
     "fixed caption": ("pictures without a caption file, given the fixed caption", ""),
@@ -23,6 +24,10 @@ NOTES = {
     "enlarged": ("pictures smaller than their bucket, enlarged", "no_upscale = true keeps their size"),
     "cropped": ("pictures that lose more than a quarter to cropping", "raise bucket_max"),
     "no mask": ("pictures without a mask, which count fully", ""),
+    "black mask": (
+        "pictures whose mask or alpha channel is black where they are seen, which train nothing",
+        "white counts, black is ignored: invert or remove them",
+    ),
     "mask size": ("masks of another size than their picture, stretched to it", ""),
     "other kind": ("files of a kind that is not read here, left out", "save them as PNG, JPEG or WebP"),
     "missing": ("pictures that the metadata names but that are not there", "restore them"),
@@ -155,3 +160,24 @@ def with_mask(notes: Notes, name: str, picture: Picture, path: Path, index: Inde
     if header.size != picture.size:
         notes.add("mask size", name)
     return replace(picture, mask=path)
+
+
+def is_black(picture: Picture, options: SetOptions, index: Index) -> bool:
+    """Whether the masks of a picture leave nothing within its crop. False for one that cannot be decoded."""
+    sources = [(picture.mask, False)] if picture.mask else []
+    sources += [(picture.path, True)] if options.alpha_mask and picture.alpha else []
+    whole = options.random_crop or options.face_crop
+    place, (_, corner) = picture.fit, window(picture.path, picture.size, picture.fit, options, None)
+    left, top, right, bottom = 0.0, 0.0, 1.0, 1.0
+    if not whole:
+        left, top = corner[0] / place.resized[0], corner[1] / place.resized[1]
+        right, bottom = left + place.bucket[0] / place.resized[0], top + place.bucket[1] / place.resized[1]
+    for path, alpha in sources:
+        try:
+            box = index.mask_box(path, alpha)
+        except (Unreadable, OSError):
+            return False
+        left, top, right, bottom = (
+            (max(left, box[0]), max(top, box[1]), min(right, box[2]), min(bottom, box[3])) if box else (0, 0, 0, 0)
+        )
+    return left >= right or top >= bottom

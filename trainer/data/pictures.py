@@ -142,6 +142,19 @@ def mask(source: Path | bytes) -> np.ndarray:
     return np.ascontiguousarray(pixels(source, hidden=True)[0][..., 0])
 
 
+def bounds(source: Path | bytes, alpha: bool) -> list[float] | None:
+    """Left, top, right and bottom, as fractions of the sides, of what is not black in a mask or in an alpha channel;
+    None when all of it is. Unreadable as ``pixels``."""
+    colors, transparency = pixels(source, hidden=True)
+    image = transparency if alpha and transparency is not None else colors[..., 0]
+    rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+    if not len(rows):
+        return None
+    height, width = image.shape
+    sides = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+    return [float(side) for side in sides]
+
+
 def resize(image: np.ndarray, size: Size, method: Interpolation = "auto") -> np.ndarray:
     """uint8 [H, W] or [H, W, C] to ``size``. ``auto``: area when no side grows, Lanczos otherwise."""
     height, width = image.shape[:2]

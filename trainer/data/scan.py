@@ -15,7 +15,7 @@ from ..runs.files import is_file
 from . import captions
 from .buckets import rules
 from .cache import Index
-from .items import Item, Notes, Picture, Scan, check_unreadable, place, read_header, with_mask
+from .items import Item, Notes, Picture, Scan, check_unreadable, is_black, place, read_header, with_mask
 from .options import DataOptions, SetOptions
 from .pictures import EXTENSIONS, OTHER_EXTENSIONS, Header
 from .preferences import contents, scan_pairs, scan_ratings
@@ -41,9 +41,22 @@ def scan(options: DataOptions, native: int, index: Index, progress: Progress = s
     else:
         _folders(found, options, native, index, progress)
     check_unreadable(found.notes, options.max_unreadable)
+    _note_black(found, index)
     if not found.items:
         raise UserError(f"data: no picture is left to train on; {'; '.join(found.notes.lines()) or 'name some'}")
     return found
+
+
+def _note_black(found: Scan, index: Index) -> None:
+    """Note the pictures of which the masks leave nothing."""
+
+    def look(item: Item) -> bool:
+        return is_black(item.pictures[0], found.sets[item.set], index)
+
+    with ThreadPoolExecutor(4) as pool:
+        for item, black in zip(found.items, pool.map(look, found.items), strict=True):
+            if black:
+                found.notes.add("black mask", item.name)
 
 
 def _folders(found: Scan, options: DataOptions, native: int, index: Index, progress: Progress) -> None:
