@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--memory", help="any card of which so much is free, such as 8GB")
     check.add_argument("--fit", action="store_true", help="print the configuration, changed so that it fits")
     check.add_argument("-o", "--output", help="with --fit: write it to this file instead")
+    check.add_argument("--force", action="store_true", help="with -o: replace what is there already")
     check.add_argument("--calibrate", action="store_true", help="take three real steps first, and remember their time")
     check.add_argument("--json", action="store_true")
     sample = configured("sample", _sample, "Draw the configuration's previews with an adapter.")
@@ -142,11 +143,15 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from .commands.check import card_for, check, configuration
+    from .commands.check import card_for, check, configuration, told
     from .estimate import report as checker
-    from .runs import check_report
 
     config = _config(args, configuration)
+    if args.fit and args.output:
+        from .commands.check import sources
+        from .runs.files import check_target
+
+        check_target(args.output, *sources(config, args), force=args.force, name="--output")
     if args.calibrate:
         from .commands.calibrate import calibrate
 
@@ -164,7 +169,7 @@ def _check(args: argparse.Namespace) -> int:
         answer["config"] = text
     if args.json:
         return _print_json(answer)
-    print("\n".join(check_report.lines(answer, Path(config.preset or args.config or "").stem)))
+    print(told(answer))
     return DONE
 
 

@@ -6,6 +6,7 @@ Order of precedence: flag > file > preset > default. Paths are relative to the f
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -19,13 +20,14 @@ from .adapters.options import AdapterOptions
 from .data.options import DataOptions
 from .diffusion.sampling import SampleOptions
 from .diffusion.timesteps import NoiseOptions
-from .errors import UserError
+from .errors import UserError, escaped
 from .families.options import ModelOptions
 from .losses.term import TermOptions
 from .memory.device import MemoryOptions
 from .objectives.common import ObjectiveOptions
 from .optimizers.options import OptimizerOptions, ScheduleOptions
 from .registry import Options, losses, nearest, objectives, option
+from .runs.files import is_file
 from .training.checkpoint import SaveOptions
 from .training.health import HealOptions
 from .training.run_options import RunOptions
@@ -41,8 +43,8 @@ class ConfigError(UserError):
     """Everything that is wrong with a configuration, a line each: ``where: what is wrong; what would be right``."""
 
     def __init__(self, problems: list[tuple[str, str]]):
-        self.problems = problems
-        super().__init__("\n".join(f"{where}: {what}" for where, what in problems))
+        self.problems = [(escaped(where), escaped(what)) for where, what in problems]
+        super().__init__("\n".join(f"{where}: {what}" for where, what in self.problems))
 
 
 class LossTable(Options):
@@ -113,10 +115,7 @@ class Config(_Tables):
         def written(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: written(one) for key, one in value.items()}
-            if isinstance(value, list):
-                return [written(one) for one in value]
-            # ``toml`` reads a lone escaped quote as nothing; between single quotes it reads it.
-            return tomlkit.string('"', literal=True) if value == '"' else value
+            return [written(one) for one in value] if isinstance(value, list) else value
 
         return tomlkit.dumps(written(self.model_dump(exclude_none=True, exclude_unset=only_set)))
 
@@ -138,7 +137,38 @@ def load(path: str | Path | None = None, flags: Mapping[str, Any] | None = None,
     if name:
         found = find_preset(str(name))
         base = absolute(read_toml(found), found.parent)
+    _refuse_broken(file)
     return parse(merge(merge(base, file), {**flags, **({"preset": name} if name else {})}), str(path or "flags"))
+
+
+def is_broken(path: str) -> bool:
+    r"""Whether a path holds control characters, as "D:\train" does in double quotes, and names nothing."""
+    return any(unicodedata.category(one) == "Cc" for one in path) and not is_file(Path(path)) and not _is_folder(path)
+
+
+def _is_folder(path: str) -> bool:
+    return "\0" not in path and Path(path).is_dir()
+
+
+def _refuse_broken(raw: Mapping[str, Any]) -> None:
+    """:raises ConfigError: for the paths of a file that are broken by backslashes."""
+    names = {row["name"] for row in reference() if row["path"]}
+    problems: list[tuple[str, str]] = []
+
+    def look(where: str, name: str, value: Any) -> None:
+        if isinstance(value, str):
+            if name in names and is_broken(value):
+                problems.append((where, f"{Path(value).name} holds control characters; {BACKSLASH}"))
+        elif isinstance(value, Mapping):
+            for key, one in value.items():
+                look(f"{where}.{key}" if where else key, key, one)
+        elif isinstance(value, list):
+            for number, one in enumerate(value):
+                look(f"{where}.{number}", name, one)
+
+    look("", "", raw)
+    if problems:
+        raise ConfigError(problems)
 
 
 def _ours(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
@@ -180,23 +210,32 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return loads(text)
     except ValueError as error:
-        raise UserError(f"{path}: this is not TOML: {error}; mend that line") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def loads(text: str) -> dict[str, Any]:
-    """TOML as Kohya's tools read it; what their reader stumbles over, though it is right, as the standard says."""
+    """TOML as the standard says; what only the reader of Kohya's tools takes, as that reads it.
+
+    :raises UserError: neither can read it; the text says why, where, and what would be right.
+    """
     import toml
-    import tomlkit
-    from tomlkit.exceptions import TOMLKitError
+    import tomllib
 
     try:
-        comma_first = re.search(r"[\[,]\s*[\"']\s*,", text)  # in a list it reads "," as two empty texts
-        return tomlkit.parse(text).unwrap() if comma_first else toml.loads(text)
-    except (toml.TomlDecodeError, IndexError, ValueError, TOMLKitError) as error:
-        try:
-            return tomlkit.parse(text).unwrap()
-        except TOMLKitError:
-            raise UserError(str(error)) from None
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        why = str(error)
+    try:
+        return toml.loads(text)
+    except (toml.TomlDecodeError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        line = re.search(r"at line (\d+)", why)
+        wrong = text.splitlines()[int(line[1]) - 1] if line else ""
+        remedy = BACKSLASH if "\\" in wrong and '"' in wrong else "fix that line"
+        raise UserError(f"this is not TOML: {why}; {remedy}") from None
+
+
+BACKSLASH = "write a Windows path with / or in single quotes, as a backslash in double quotes is no plain character"
+"""What to do about a path such as "D:\\train", in double quotes."""
 
 
 def find_preset(name: str) -> Path:

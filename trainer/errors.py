@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+
+def escaped(text: str) -> str:
+    r"""Text for one line: control characters and what no file can hold as ``\n``, ``\x08``, ``\ud800``."""
+    bad = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(repr(one)[1:-1] if unicodedata.category(one) in bad else one for one in text)
+
 
 class UserError(ValueError):
     """Something that a person can put right: an option, a file, a folder, a device.

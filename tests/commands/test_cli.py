@@ -146,7 +146,8 @@ def test_converting_and_merging_replace_nothing_unasked(tmp_path, capsys):
     for words in (["merge", tmp_path / "c", a, b], ["convert", a, tmp_path / "c.pt", "--to=diffusers"]):
         assert "written as .safetensors" in mistake(capsys, *words)
     assert a.read_bytes() == before
-    assert main(["merge", str(a), str(a), str(b), "--force"]) == 0
+    other = an_adapter(tmp_path / "c.safetensors")
+    assert main(["merge", str(other), str(a), str(b), "--force"]) == 0
     assert main(["convert", str(a), str(b), "--force"]) == 0
     assert a.read_bytes() != before
     assert "cannot be written" in mistake(capsys, "convert", a, b / "peft", "--to=peft")

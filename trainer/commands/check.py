@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from ..adapters.inject import read_start
 from ..adapters.options import AdapterOptions
-from ..config import Config, ConfigError, load
+from ..config import Config, ConfigError, find_preset, load, reference
 from ..data.loader import Dataset
 from ..errors import UserError
 from ..estimate import gpus, report
@@ -23,8 +24,6 @@ from ..training import checkpoint, distributed
 from ..training.build import scan
 from ..training.run_options import total_steps
 
-BUNDLED, BUNDLED_RESOLUTION = Path(__file__).resolve().parents[2] / "presets" / "base", 128
-
 
 def configuration(path: str | None, flags: dict[str, Any], preset: str | None) -> Config:
     """As for a run, but the model may be left out where its family is given: ``model.path`` is empty then."""
@@ -34,6 +33,28 @@ def configuration(path: str | None, flags: dict[str, Any], preset: str | None) -
         if [where for where, _ in error.problems] != ["model.path"] or "model.path" in flags:
             raise
         return load(path, {**flags, "model.path": ""}, preset)
+
+
+def sources(config: Config, args: argparse.Namespace) -> list[Path]:
+    """The files that the configuration came from and those that it names, which the command must not replace."""
+    from ..kohya import entrance
+
+    found = entrance.sources(args.kohya) if args.kohya else [args.config] if args.config else []
+    preset = args.preset or config.preset
+    tables = config.model_dump(exclude_none=True)
+    named = [one for row in reference() if row["path"] for one in _values(tables, f"{row['table']}.{row['name']}")]
+    paths = [Path(one) for one in (*found, *([find_preset(preset)] if preset else []), *named)]
+    return [path for path in paths if path.is_file()]
+
+
+def _values(tables: Any, option: str) -> list[str]:
+    """The texts of an option by its dotted name, those of each table where there is a list of tables."""
+    if isinstance(tables, list):
+        return [found for one in tables for found in _values(one, option)]
+    if isinstance(tables, str):
+        return [] if option else [tables]
+    name, _, rest = option.partition(".")
+    return _values(tables[name], rest) if isinstance(tables, dict) and name in tables else []
 
 
 def card_for(config: Config, card: str | None, memory: str | None) -> gpus.Card:
@@ -128,11 +149,31 @@ def _has_data(config: Config) -> bool:
 def _model(config: Config, found: Found) -> dict[str, Any]:
     return {
         "path": config.model.path, "family": found.kind.name, "title": found.kind.title,
-        "prediction": found.process.prediction, "notes": found.notes, "resolution": _trained_at(config, found),
+        "prediction": found.process.prediction, "notes": found.notes,
     }  # fmt: skip
 
 
-def _trained_at(config: Config, found: Found) -> int:
-    """Pixels of a side that the base model was trained at; the bundled one is smaller than its family."""
-    bundled = Path(config.model.path).resolve() == BUNDLED if config.model.path else False
-    return BUNDLED_RESOLUTION if bundled else found.kind.resolution
+def told(answer: dict[str, Any]) -> str:
+    """The answer for a person."""
+    terms = ", ".join(f"{name} ({term['objective']})" for name, term in answer["terms"].items())
+    lines = [*answer["model"]["notes"], *_data(answer)]
+    lines += [
+        f"loss      {terms}",
+        *report.told(answer["fit"]),
+        f"writes    {answer['files']['adapter']}" + (" (replaces an earlier one)" if answer["exists"] else ""),
+        *(f"warning: {line}" for line in answer["warnings"]),
+    ]
+    return "\n".join(lines)
+
+
+def _data(answer: dict[str, Any]) -> list[str]:
+    data = answer["data"]
+    if data is None:
+        return []
+    buckets = ", ".join(f"{b['width']}x{b['height']}: {b['samples']}" for b in data["buckets"])
+    held = f", {data['held_out']} held out" if data["held_out"] else ""
+    return [
+        f"data      {data['items']} {data['kind']}{held}, {data['samples_per_epoch']} samples an epoch",
+        f"buckets   {buckets}",
+        f"steps     {answer['steps']} ({answer['epochs']:.1f} epochs of {data['steps_per_epoch']} steps)",
+    ]

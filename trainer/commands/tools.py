@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -54,6 +53,7 @@ def register(command: Command, configured: Command) -> None:
     exported = command("pairs-export", _export, "Write a folder of pairs as pick-a-pic parquet.")
     exported.add_argument("folder", type=Path)
     exported.add_argument("target", type=Path)
+    exported.add_argument("--force", action="store_true", help="replace what is there already")
     checked = command("pairs-check", _check, "Look for what is wrong with pairs and ratings.")
     checked.add_argument("folder", type=Path)
     checked.add_argument("--json", action="store_true")
@@ -66,6 +66,7 @@ def register(command: Command, configured: Command) -> None:
     kohya = command("import-kohya", _import_kohya, "Turn kohya's configuration into one of ours, with comments.")
     kohya.add_argument("file", type=Path, nargs="?", help="a .toml of sd-scripts; kohya's flags may follow")
     kohya.add_argument("-o", "--output", type=Path, help="the file to write; printed when not given")
+    kohya.add_argument("--force", action="store_true", help="replace what is there already")
     kohya.add_argument("--json", action="store_true")
 
 
@@ -108,11 +109,12 @@ def from_kohya(args: argparse.Namespace) -> Any:
 
 
 def _import_kohya(args: argparse.Namespace) -> int:
-    from ..kohya.entrance import imported
-    from ..runs.files import write_atomic
+    from ..kohya.entrance import imported, sources
+    from ..runs.files import check_target, write_atomic
 
     toml, notes = imported(args.kohya, args.file)
     if args.output:
+        check_target(args.output, *sources(args.kohya, args.file), force=args.force, name="--output")
         write_atomic(args.output, toml)
     if args.json:
         return _json({"toml": toml, "notes": notes})
@@ -135,23 +137,23 @@ def _sound(**ranks: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')}: {rank} is no rank; give 1 or more")
 
 
-def _free(target: Path, folder: bool, force: bool, usage: str) -> None:
-    """ValueError where the target is no name for an adapter, or would replace what is there without ``--force``."""
+def _free(target: Path, sources: Sequence[Path], folder: bool, force: bool, usage: str) -> None:
+    """UserError where the target is no name for an adapter, or would replace what it must not."""
+    from ..runs.files import check_target
+
     if not folder and target.suffix.lower() != ".safetensors":
         raise UserError(f"{target}: an adapter is written as .safetensors; give a name that ends so: {usage}")
-    if os.path.lexists(target) and not force:
-        raise UserError(f"{target}: it is there already; give another name, or --force to replace it: {usage}")
+    check_target(target, *sources, force=force)
 
 
 def _keys(args: argparse.Namespace) -> int:
     from ..adapters.keys import file_keys
-    from ..adapters.mappings.mapping import key_mapping
-    from ..adapters.names import encoder
+    from ..adapters.names import encoder, layout
     from ..families.load import meta
 
     _sound(rank=args.rank, conv_rank=args.conv_rank)
     denoiser, encoders = meta(args.family)
-    if args.conv_rank and key_mapping(args.family).network == "mmdit":
+    if args.conv_rank and layout(args.family) == "sd3":
         raise UserError(f"--conv-rank: {args.family} has no such convolutions; leave it out")
     wanted = {encoder(args.family, name) for name in filter(None, args.text_encoders.split(","))}
     modules = {"unet": denoiser, **{name: module for name, module in encoders.items() if name in wanted}}
@@ -177,7 +179,7 @@ def _convert(args: argparse.Namespace) -> int:
     from ..adapters.convert import convert
 
     _sound(rank=args.rank)
-    _free(args.target, args.to == "peft", args.force, "convert IN OUT")
+    _free(args.target, [args.source], args.to == "peft", args.force, "convert IN OUT")
     return _say([*convert(args.source, args.target, args.to, args.rank), str(args.target)])
 
 
@@ -194,7 +196,7 @@ def _merge(args: argparse.Namespace) -> int:
             raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5") from None
         if not math.isfinite(sources[-1][1]):
             raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5")
-    _free(args.target, False, args.force, "merge OUT A B=0.5")
+    _free(args.target, [path for path, _ in sources], False, args.force, "merge OUT A B=0.5")
     return _say([*merge(sources, args.target, args.rank), str(args.target)])
 
 
@@ -211,7 +213,9 @@ def _import(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from ..data.pairs import export_pairs
+    from ..runs.files import check_target
 
+    check_target(args.target, args.folder, force=args.force)
     return _say([f"{export_pairs(args.folder, args.target)} pairs in {args.target}"])
 
 

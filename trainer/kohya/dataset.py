@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..config import loads, reference
+from ..config import is_broken, loads, reference
 from ..data.pictures import EXTENSIONS
+from ..errors import UserError
 from .made import Made, shown
 from .names import near
 from .read import Values, Wrong, line_of, read_text, size
@@ -207,9 +208,11 @@ def _config(values: Values, made: Made, path: Path) -> None:
             raw, text = json.loads(text), ""
         else:
             raw = loads(text)
-    except ValueError as error:
-        kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
-        made.problems.append((f"dataset_config: {path}", f"this is not {kind}: {error}; mend that line"))
+    except UserError as error:
+        made.problems.append((f"dataset_config: {path}", str(error)))
+        return
+    except (ValueError, RecursionError) as error:
+        made.problems.append((f"dataset_config: {path}", f"this is not JSON: {error}; fix that line"))
         return
     read = Reader(path, text, made)
     if not isinstance(raw, dict):
@@ -247,6 +250,8 @@ def _dataset(values: Values, made: Made, read: Reader, general: dict[str, Any], 
         read.wrong(where, "", "subsets with and without metadata_file are mixed; put them into two [[datasets]]")
     for k, one in enumerate(tables):
         place = f"{where}.subsets[{k}]"
+        for key in ("image_dir", "metadata_file", "conditioning_data_dir"):
+            values.path(f"{read.path.name}: {place}.{key}", one.get(key))
         if not one.get("image_dir") and not one.get("metadata_file"):
             read.wrong(place, "image_dir", "it is needed; give the folder of the pictures")
         if one.get("conditioning_data_dir") and not values["masked_loss"]:
@@ -321,6 +326,8 @@ def _folders(values: Values, made: Made) -> None:
         if name not in values.given:
             continue
         root = Path(values[name]).expanduser()
+        if is_broken(values[name]):
+            continue  # the argument itself says so
         if not root.is_dir() and values.elsewhere:
             made.notes.append(f"{name}: {values[name]} is not on this machine; name its folders in [[data.sets]]")
             continue

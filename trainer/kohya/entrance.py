@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ..config import Config, ConfigError, absolute, merge, nested, parse, reference
+from ..config import Config, ConfigError, absolute, is_broken, loads, merge, nested, parse, reference
+from ..errors import UserError, escaped
+from ..runs.files import is_file
 from .convert import convert, find_family
 from .dataset import bucket_step, data
 from .gui import read_gui
-from .made import Made
+from .made import Made, defaults
 from .read import Values, read_file, read_flags
 
 OURS = ("json", "output", "adapter", "prompts", "cells", "preset")
@@ -54,19 +56,37 @@ def load(given: Given) -> tuple[Config, list[str]]:
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
-    return config, [*values.notes, *made.notes]
+    return config, _notes(values, made)
+
+
+def _values(given: Given, file: Path | None, elsewhere: bool) -> Values:
+    values = Values(elsewhere=elsewhere)
+    path = _file(given, file)
+    if path:
+        (read_gui if path.suffix.lower() == ".json" else read_file)(values, path)
+    values.over(given.flags)
+    return values
+
+
+def _file(given: Given, file: Path | None) -> Path | None:
+    """The configuration that is given. As in sd-scripts the ending of a TOML may be left out."""
+    named = given.flags.given.get("config_file") or file
+    path = Path(named).expanduser() if named else None
+    if path and path.suffix.lower() not in (".toml", ".json") and not path.is_file():
+        return path.with_name(path.name + ".toml")
+    return path
+
+
+def sources(given: Given, file: Path | None = None) -> list[Path]:
+    """The files that are read for a configuration: they must never be replaced by it."""
+    values = _values(given, file, elsewhere=True)
+    texts = [text for one in values.given.values() for text in (one if isinstance(one, list) else [one])]
+    paths = [_file(given, file), *(Path(text).expanduser() for text in texts if isinstance(text, str))]
+    return [path for path in paths if path and is_file(path)]
 
 
 def _made(given: Given, file: Path | None = None, elsewhere: bool = False) -> tuple[Made, Values]:
-    values = Values(elsewhere=elsewhere)
-    path = given.flags.given.get("config_file") or file
-    if path:
-        path = Path(path).expanduser()
-        if path.suffix.lower() == ".json":
-            read_gui(values, path)
-        else:
-            read_file(values, path if path.suffix == ".toml" else path.with_name(path.name + ".toml"))
-    values.over(given.flags)
+    values = _values(given, file, elsewhere)
     family = find_family(values, given.dotted.get("model.family"))
     made = convert(values, family)
     data(values, made)
@@ -109,7 +129,13 @@ def imported(given: Given, file: Path | None = None) -> tuple[str, list[str]]:
     if problems:
         raise ConfigError(problems)
     source = Path(given.flags.given.get("config_file") or file or "kohya's arguments").name
-    return written(made, source, [*values.notes, *made.notes]), [*values.notes, *made.notes]
+    notes = _notes(values, made)
+    return written(made, source, notes), notes
+
+
+def _notes(values: Values, made: Made) -> list[str]:
+    """One line each, whatever a file holds."""
+    return [escaped(note) for note in (*values.notes, *made.notes)]
 
 
 def _full_paths(made: Made) -> None:
@@ -125,23 +151,26 @@ def _full_paths(made: Made) -> None:
 
 def _full_path(option: str, path: str) -> str:
     """Absolute, where the file belongs to this machine."""
-    if PureWindowsPath(path).drive and not Path(path).exists():
+    if is_broken(path) or (PureWindowsPath(path).drive and not Path(path).exists()):
         return path
     table, _, name = option.partition(".")
     return absolute({table: {name: path}}, Path.cwd())[table][name]
 
 
 def written(made: Made, source: str, notes: Sequence[str]) -> str:
-    """TOML with a comment at each value that says what it was."""
+    """TOML with a comment at each value that says what it was. It is read back before it is returned.
+
+    :raises UserError: a text holds what no file can hold.
+    """
     import tomlkit
 
     document = tomlkit.document()
-    document.add(tomlkit.comment(f"Made from {source} by `python -m trainer import-kohya`"))
+    document.add(tomlkit.comment(f"Made from {escaped(source)} by `python -m trainer import-kohya`"))
     for note in notes:
-        document.add(tomlkit.comment(f"note: {note}"))
+        document.add(tomlkit.comment(f"note: {escaped(note)}"))
     document.add("config_version", tomlkit.item(1))
     tables: dict[str, Any] = {}
-    order = [f"{row['table']}.{row['name']}" for row in reference()]
+    order = list(defaults())
     for option in sorted(made.options, key=lambda one: order.index(one) if one in order else len(order)):
         if option == "data.sets":
             continue
@@ -151,20 +180,28 @@ def written(made: Made, source: str, notes: Sequence[str]) -> str:
             at = at.setdefault(piece, {})
         item = tomlkit.item(made.options[option])
         if made.comments.get(option):
-            item.comment(made.comments[option])
+            item.comment(escaped(made.comments[option]))
         at[name] = item
     for name, table in tables.items():
         document.add(tomlkit.nl())
         document.add(name, _table(table))
     text = tomlkit.dumps(document)
-    sets = tomlkit.document()
-    if made.options.get("data.sets"):
-        many = tomlkit.aot()
-        sets.add("sets", many)
-        for one in made.options["data.sets"]:
-            many.append(_table(one))
-        text += "\n" + tomlkit.dumps(sets).replace("[[sets]]", "[[data.sets]]")
+    for one in made.options.get("data.sets", []):
+        text += f"\n[[data.sets]]\n{tomlkit.dumps(_table(one))}"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        line = escaped(text[: error.end].splitlines()[-1])
+        raise UserError(f"{line}: this is no text that a file can hold; rename it, or write it anew") from None
+    assert loads(text) == {"config_version": 1, **_plain(nested(made.options))}, "the written file reads otherwise"
     return text
+
+
+def _plain(value: Any) -> Any:
+    """With lists for tuples, and without empty lists of tables."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items() if (name, one) != ("sets", [])}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _table(values: Mapping[str, Any]) -> Any:

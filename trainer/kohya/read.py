@@ -14,12 +14,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import loads
-from ..errors import UserError
+from ..config import BACKSLASH, is_broken, loads
+from ..errors import UserError, escaped
 from .names import IGNORED, Argument, arguments, near
 
 EXTRA = {"kohya_strict": Argument("kohya_strict", "flag", False, (), ("sd15", "sdxl", "sd3"))}
 """Arguments of our own that a kohya file may hold."""
+
+
+FREE_TEXT = (
+    "caption_",
+    "metadata_",
+    "keep_tokens_separator",
+    "secondary_separator",
+    "training_comment",
+    "log_",
+    "wandb",
+)
+"""How the names of texts begin that may hold anything."""
 
 
 class Wrong(UserError):
@@ -74,6 +86,20 @@ class Values:
             self.places[name] = place
         except Wrong as wrong:
             self.problems.append((at(place, name), str(wrong)))
+            return
+        if not name.startswith(FREE_TEXT) and place != f"--{name}":
+            for text in value if isinstance(value, list) else [value]:
+                self.path(at(place, name), text)
+
+    def path(self, where: str, text: Any) -> None:
+        """Look at a text that may be a path: backslashes in double quotes make tabs and line breaks of it."""
+        if not isinstance(text, str) or not is_broken(text):
+            return
+        what = f"{escaped(text)} holds control characters; {BACKSLASH}"
+        if self.elsewhere:
+            self.notes.append(f"{where}: {what}")
+        else:
+            self.problems.append((where, what))
 
     def wrong(self, name: str, what: str) -> None:
         """A problem with an argument."""
@@ -110,8 +136,8 @@ def read_file(values: Values, path: Path) -> None:
     text = read_text(path)
     try:
         tables = loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: this is not TOML: {error}; mend that line") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     flat: dict[str, tuple[Any, str]] = {}
     for key, value in tables.items():
         inner = value.items() if isinstance(value, dict) else [(key, value)]

@@ -83,6 +83,35 @@ def _replace(aside: Path, path: Path) -> None:
     aside.replace(path)
 
 
+def check_target(target: str | Path, *sources: str | Path | None, force: bool = False, name: str = "") -> None:
+    """The rule for every file that somebody names to be written: what is there stays there without ``force``, and what
+    the command reads is never replaced. UserError otherwise.
+
+    :param sources: what is read. Of a folder, every file in it is.
+    :param name: the flag that names the target, for the message.
+    """
+    target = Path(target)
+    if not os.path.lexists(target):
+        return
+    where = f"{name}: {target}" if name else str(target)
+    for source in filter(None, sources):
+        if _same(target, Path(source)):
+            raise UserError(f"{where}: it is what is read here, and would be lost; give another name")
+    if not force:
+        raise UserError(f"{where}: it is there already; give another name, or --force to replace it")
+
+
+def _same(target: Path, source: Path) -> bool:
+    """Whether ``target`` is ``source``, by whatever name, or one of them is a folder that holds the other."""
+    try:
+        if target.samefile(source):
+            return True
+        one, other = target.resolve(), source.resolve()
+        return (target.is_dir() and one in other.parents) or (source.is_dir() and other in one.parents)
+    except (OSError, ValueError):  # a source that is no file is no file to be lost
+        return False
+
+
 def make_folder(folder: str | Path, option: str = "") -> Path:
     """The folder, made where it is missing. ValueError, naming the ``option`` that asked, where that cannot be."""
     folder = Path(folder)
