@@ -10,11 +10,11 @@ from typing import Any
 from PIL import Image
 
 from ..trainer.errors import UserError
-from ..trainer.runs import control
+from ..trainer.runs import check_report, control
 from ..trainer.runs.folder import safe_name
 from . import adapter, dataset, host, plan, runs
 from .node import In, Node, Out, Result, never_same
-from .watch import Watch, clock, in_words, picture
+from .watch import Watch, in_words, picture
 
 PRESET = "as in the preset"
 UNCHANGED, ALWAYS, ANEW = "go on when unchanged", "go on always", "start over"
@@ -228,39 +228,8 @@ def _stop(run: str, what: str) -> Result:
 def _check(**inputs: Any) -> Result:
     request = wanted(**inputs)
     answer = control.ask(["check", str(request.preset), *request.flags])
-    said = "\n".join(check_in_words(answer))
+    said = "\n".join(check_report.lines(answer, request.preset.stem))
     return Result((said,), host.text(said))
-
-
-def check_in_words(answer: dict[str, Any]) -> list[str]:
-    """What ``check --json`` answered, for a person; figures that it does not give are left out."""
-    model, data = answer.get("model") or {}, answer.get("data") or {}
-    lines = [f"model: {model.get('title') or model.get('family', '?')}, predicts {model.get('prediction', '?')}"]
-    buckets = ", ".join(f"{b['width']}x{b['height']} ({b['samples']})" for b in data.get("buckets", []))
-    lines += [f"data: {data.get('items', '?')} {data.get('kind', '')}".rstrip()] + (
-        [f"buckets: {buckets}"] if buckets else []
-    )
-    lines.append(f"steps: {answer.get('steps', '?')} ({answer.get('epochs') or 0:.1f} epochs)")
-    lines += fit_in_words(answer.get("fit") or {})
-    lines += [f"writes: {answer['files']['adapter']}"] if answer.get("files") else []
-    return [*lines, *(f"warning: {line}" for line in answer.get("warnings", []))]
-
-
-def fit_in_words(fit: dict[str, Any]) -> list[str]:
-    """Memory and time, and what would make it fit."""
-    if not fit.get("gb"):
-        return []
-    verdict = "" if fit.get("fits", True) else ": it does not fit"
-    free = f" of {control.gigabytes(fit['of_gb'])} free on {fit.get('card', 'the card')}" if fit.get("of_gb") else ""
-    lines = [f"memory: {control.gigabytes(fit['gb'])} GB{free}{verdict}"]
-    parts = ", ".join(f"{name} {control.gigabytes(gb)}" for name, gb in (fit.get("parts") or {}).items() if gb >= 0.005)
-    lines += [f"at its peak ({fit.get('at', '?')}): {parts}"] if parts else []
-    pace, seconds = fit.get("pace", "unknown"), fit.get("seconds")
-    lines.append(f"time: {pace}" if seconds is None else f"time: about {clock(max(seconds, 1))}, {pace}")
-    for one in fit.get("remedies") or []:
-        options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in one["changes"].items())
-        lines.append(f"to make it fit: {one['label']} ({control.gigabytes(one['gb'])} GB); options: {options}")
-    return lines
 
 
 _REQUEST = (

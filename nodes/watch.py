@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ..trainer.runs import control
+from ..trainer.runs.check_report import clock
 from . import host
 
 
@@ -66,13 +67,6 @@ def in_words(event: dict[str, Any], now: control.Status) -> str:
     told += f", loss {loss:.4f}" if isinstance(loss, (int, float)) else ""
     eta = event.get("eta")
     return told + (f", {clock(eta)} left" if isinstance(eta, (int, float)) else "")
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def picture(path: Any) -> Image.Image | None:

@@ -143,8 +143,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from .commands.check import card_for, check, configuration, told
+    from .commands.check import card_for, check, configuration
     from .estimate import report as checker
+    from .runs import check_report
 
     config = _config(args, configuration)
     if args.fit and args.output:
@@ -169,7 +170,7 @@ def _check(args: argparse.Namespace) -> int:
         answer["config"] = text
     if args.json:
         return _print_json(answer)
-    print(told(answer))
+    print("\n".join(check_report.lines(answer, Path(config.preset or args.config or "").stem)))
     return DONE
 
 

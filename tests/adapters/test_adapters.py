@@ -15,7 +15,7 @@ from pixelkiln.trainer.adapters import algebra, files, keys
 from pixelkiln.trainer.adapters.inject import Adapter, inject, to_show
 from pixelkiln.trainer.adapters.layers import NAME, START
 from pixelkiln.trainer.adapters.options import AdapterOptions, block_numbers, curve
-from pixelkiln.trainer.adapters.prove import probe
+from pixelkiln.trainer.adapters.verify import probe
 
 MIDDLE = ["mid_block", "conv_out"]
 """A few modules of a U-Net, where a test needs no more."""

@@ -18,7 +18,7 @@ from pixelkiln.trainer.adapters import algebra, convert, files, keys, ranks
 from pixelkiln.trainer.adapters.inject import Adapter, inject
 from pixelkiln.trainer.adapters.names import kernel
 from pixelkiln.trainer.adapters.options import AdapterOptions
-from pixelkiln.trainer.adapters.prove import probe, prove
+from pixelkiln.trainer.adapters.verify import probe, verify
 
 BLOCK = "lora_unet_mid_block_attentions_0_transformer_blocks_0"
 WIDTHS = {"sd15": 768, "sd2": 1024, "sdxl": 2048}
@@ -144,14 +144,14 @@ def test_diffusers_runs_what_we_convert_for_it(family: str, kind: str, tmp_path:
 @pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match")
 @torch.no_grad()
 def test_diffusers_misreads_alphas_per_block_and_reads_what_we_convert(tmp_path: Path) -> None:
-    """It gives all of attention the commonest alpha of a Kohya file. The proof of a saved file says so, and passes."""
+    """It gives all of attention the commonest alpha of a Kohya file. Verification reports it, and passes."""
     from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 
     parts, adapter = adapted("sd15", block_ranks=[2 + i % 3 for i in range(25)])
     wanted = forward(parts.denoiser)
     kohya = adapter.state_dict()
     files.save(tmp_path / "a.safetensors", kohya, {})
-    assert "convert the file for it" in prove(tmp_path / "a.safetensors", adapter, effect=True)[-1]
+    assert "convert the file for it" in verify(tmp_path / "a.safetensors", adapter).lines[-1]
     errors = []
     for tensors in (kohya, convert.to_diffusers(grouped(kohya), "sd15")[0]):
         bare = tiny.parts("sd15").denoiser

@@ -20,7 +20,7 @@ from torch import Tensor
 from pixelkiln.trainer.adapters import files, keys
 from pixelkiln.trainer.adapters.inject import Adapter, inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
-from pixelkiln.trainer.adapters.prove import prove
+from pixelkiln.trainer.adapters.verify import verify
 
 TENSORS = {"lora_unet_a.lora_up.weight": torch.randn(300, 400), "lora_unet_a.alpha": torch.tensor(2.0)}
 
@@ -201,7 +201,7 @@ def test_a_large_header_is_fine(tmp_path: Path) -> None:
     assert len(files.read(path)[1]["ss_tag_frequency"]) == 3_000_000
 
 
-# ------------------------------------------------------------------------------------------------------------ the proof
+# -------------------------------------------------------------------------------------------------------- verification
 
 
 def trained(family: str, kind: str, **options: Any) -> Adapter:
@@ -230,7 +230,7 @@ slow = pytest.mark.slow
         *(pytest.param("sdxl", kind, marks=slow) for kind in keys.KINDS[1:]),
     ],
 )
-def test_every_file_is_proven(family: str, kind: str, tmp_path: Path) -> None:
+def test_every_file_is_verified(family: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(2)
     adapter = trained(family, kind, **rank_lr(family))
     path = tmp_path / "a.safetensors"
@@ -240,10 +240,13 @@ def test_every_file_is_proven(family: str, kind: str, tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.float16):
         files.save(path, adapter.for_file(dtype), header)
         before = {id(p): p.requires_grad for p in adapter.modules["unet"].parameters()}
-        said = prove(path, adapter, effect=True)
-        assert said[0] == f"{len(adapter.mounted)} modules are where hosts look for them"
-        assert "the trained effect" in said[1]
-        assert any("diffusers loads it" in line for line in said) == (kind == "lora" and family != "sd3.5-medium")
+        found = verify(path, adapter)
+        assert not found.problems
+        assert found.lines[0] == f"{len(adapter.mounted)} modules are where hosts look for them"
+        assert "the trained effect" in found.lines[1]
+        assert any("diffusers loads it" in line for line in found.lines) == (
+            kind == "lora" and family != "sd3.5-medium"
+        )
         assert {id(p): p.requires_grad for p in adapter.modules["unet"].parameters()} == before
     assert all(list(layer.active_adapters) == ["default"] for one in adapter.mounted for layer in one.layers)
 
@@ -257,7 +260,7 @@ def test_an_effect_below_the_models_rounding_is_no_error(tmp_path: Path) -> None
             parameter.add_(torch.randn_like(parameter) * 1e-5)
     path = tmp_path / "a.safetensors"
     files.save(path, adapter.for_file(torch.float32), {})
-    assert prove(path, adapter, effect=True)[-1].startswith("diffusers loads it; what was trained so far is less")
+    assert verify(path, adapter).lines[-1].startswith("diffusers loads it; what was trained so far is less")
 
 
 def test_a_dora_file_says_whose_magnitudes_it_holds(tmp_path: Path) -> None:
@@ -270,15 +273,14 @@ def test_a_dora_file_says_whose_magnitudes_it_holds(tmp_path: Path) -> None:
             adapter.for_file(torch.float32),
             files.metadata("sd15", "dora", {}, rank=3, alpha=1.5, network_args=args),
         )
-        prove(path, adapter, effect=True)
+        assert not verify(path, adapter).problems
         args = {**args, "dora_norm": "bare" if dora_for == "lycoris" else "adapted"}
         files.save(
             path,
             adapter.for_file(torch.float32),
             files.metadata("sd15", "dora", {}, rank=3, alpha=1.5, network_args=args),
         )
-        with pytest.raises(ValueError, match="does not do what was trained"):
-            prove(path, adapter, effect=True)
+        assert "another effect than what was trained" in verify(path, adapter).problems[0]
 
 
 def test_a_wrong_file_is_caught_by_name(tmp_path: Path) -> None:
@@ -290,26 +292,28 @@ def test_a_wrong_file_is_caught_by_name(tmp_path: Path) -> None:
 
     def caught(tensors: dict[str, Tensor], message: str, effect: bool = True) -> None:
         files.save(path, tensors, {})
-        with pytest.raises(ValueError, match=message):
-            prove(path, adapter, effect=effect)
+        assert message in verify(path, adapter, effect).problems[0]
 
     files.save(path, good, {})
-    prove(path, adapter, effect=True)
+    assert not verify(path, adapter).problems
     caught(
         {k.replace("_0_x_block_attn_proj", "_7_x_block_attn_proj"): v for k, v in good.items()},
         "no module of the model is called",
         False,
     )
     caught({k: v for k, v in good.items() if not k.startswith(qkv)}, "was trained but is not in the file", False)
-    caught({**good, f"{qkv}.lora_up.weight": good[f"{qkv}.lora_up.weight"] * float("nan")}, "not finite", False)
+    caught({**good, f"{qkv}.lora_up.weight": good[f"{qkv}.lora_up.weight"] * float("nan")}, "non-finite", False)
     short = good[f"{qkv}.lora_up.weight"][:10]
     caught({**good, f"{qkv}.lora_up.weight": short}, f"'{qkv}' adapts 10 rows; its module has 48", False)
     caught({**good, f"{qkv}.lora_down.weight": torch.zeros(3, 9)}, f"'{qkv}' does not fit its module", False)
-    caught({**good, f"{qkv}.alpha": good[f"{qkv}.alpha"] / 3}, f"'{qkv}' does not do what was trained")
+    caught({**good, f"{qkv}.alpha": good[f"{qkv}.alpha"] / 3}, f"'{qkv}' has another effect")
     up = good[f"{qkv}.lora_up.weight"]
-    caught({**good, f"{qkv}.lora_up.weight": torch.cat(up.chunk(3)[::-1])}, f"'{qkv}' does not do what was trained")
+    caught({**good, f"{qkv}.lora_up.weight": torch.cat(up.chunk(3)[::-1])}, f"'{qkv}' has another effect")
     up = good[f"{last}.lora_up.weight"]
-    caught({**good, f"{last}.lora_up.weight": torch.cat(up.chunk(2)[::-1])}, f"'{last}' does not do what was trained")
+    caught(
+        {**good, f"{last}.lora_up.weight": torch.cat(up.chunk(2)[::-1])},
+        f"'{last}' has another effect",
+    )
 
 
 def test_an_sdxl_name_that_leads_elsewhere_is_caught(tmp_path: Path) -> None:
@@ -319,5 +323,27 @@ def test_an_sdxl_name_that_leads_elsewhere_is_caught(tmp_path: Path) -> None:
     names = sorted({k.partition(".")[0] for k in good if k.startswith("lora_unet")})
     swapped = {k.replace(names[0], "@").replace(names[1], names[0]).replace("@", names[1]): v for k, v in good.items()}
     files.save(path, swapped, {})
-    with pytest.raises(ValueError, match="does not do what was trained"):
-        prove(path, adapter, effect=True)
+    assert "another effect than what was trained" in verify(path, adapter).problems[0]
+
+
+def test_verification_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is gone, one that holds no adapter and a reader that fails are problems, and not the run's end."""
+    adapter = trained("sd15", "lora", targets=["mid_block"])
+    path = tmp_path / "a.safetensors"
+    assert "cannot be read" in verify(path, adapter).problems[0]
+    files.save(path, {"x": torch.zeros(1)}, {})
+    assert "no module of the model is called 'x'" in verify(path, adapter).problems[0]
+    files.save(path, adapter.state_dict(), {})
+    monkeypatch.setattr(type(adapter.modules["unet"]), "load_lora_adapter", lambda *a, **k: [][0])
+    assert "could not be verified (IndexError" in verify(path, adapter).problems[0]
+
+
+def test_a_run_of_text_encoders_alone_is_verified(tmp_path: Path) -> None:
+    """Rank 0 in every block of the denoiser, while a text encoder is trained."""
+    parts = tiny.parts("sd15")
+    options = AdapterOptions(rank=2, text_encoders=True, denoiser=False)
+    adapter = inject(parts.denoiser, parts.text_encoders, "sd15", options, seed=1)
+    adapter.modules["unet"] = parts.denoiser
+    path = tmp_path / "a.safetensors"
+    files.save(path, adapter.for_file(torch.float32), {})
+    assert not verify(path, adapter).problems

@@ -10,7 +10,7 @@ import torch
 from short_runs import config, trajectory
 
 from pixelkiln.trainer.adapters import files
-from pixelkiln.trainer.adapters.prove import probe
+from pixelkiln.trainer.adapters.verify import probe
 from pixelkiln.trainer.training.build import build
 
 

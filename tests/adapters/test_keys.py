@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pixelkiln.trainer.adapters import algebra, keys
+from pixelkiln.trainer.adapters.mappings.mapping import known
 from pixelkiln.trainer.adapters.names import (
     DENOISER,
-    FAMILIES,
     all_sites,
     encoder,
     file_path,
@@ -56,7 +56,7 @@ def test_a_run_writes_kohyas_tensors(family: str) -> None:
     assert hashlib.sha256("".join(lines).encode()).hexdigest() == KOHYA[family], lines[:5]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", known())
 def test_as_many_modules_as_kohya(family: str) -> None:
     found = {name.split(".")[0] for name, _ in keys.file_keys(family, without_t5(family))}
     text = {name for name in found if name.startswith("lora_te")}
@@ -90,7 +90,7 @@ def test_sd3_embedders_and_t5() -> None:
     assert "lora_te3_encoder_block_23_layer_1_DenseReluDense_wi_1" in t5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", known())
 def test_every_name_leads_back_to_its_module(family: str) -> None:
     for site in all_sites(family, full(family)):
         ref = keys.parse(f"{site.name}.alpha")
@@ -113,7 +113,7 @@ def test_families_without_a_text_encoder_say_which_they_have() -> None:
 # ----------------------------------------------------------------------------------------------- family and kind
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", known())
 @pytest.mark.parametrize("kind", keys.KINDS)
 def test_family_and_kind_are_told_from_shapes(family: str, kind: str) -> None:
     body = {DENOISER: full(family)[DENOISER]}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
-from pixelkiln.trainer.adapters.prove import probe
+from pixelkiln.trainer.adapters.verify import probe
 from pixelkiln.trainer.memory import activation_checkpointing, quantize
 from pixelkiln.trainer.memory.activation_checkpointing import Host, _recomputed, blocks, recompute
 from pixelkiln.trainer.memory.offload import Streamer

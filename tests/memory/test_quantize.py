@@ -12,7 +12,7 @@ from torch import nn
 
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
-from pixelkiln.trainer.adapters.prove import probe
+from pixelkiln.trainer.adapters.verify import probe
 from pixelkiln.trainer.memory import quantize
 
 CPU = torch.device("cpu")

@@ -20,6 +20,8 @@ Shape = tuple[int, ...]
 OUT_ROWS = ("lora_up.weight", "dora_scale", "hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a")
 """Tensors whose rows follow the rows of the weight (for LoKr: in whole blocks)."""
 
+BESIDE = ("dora_scale", "diff_b", "w_norm", "b_norm", "set_weight")
+
 
 def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
     """LoKr's split of a width into (smaller, larger); ``factor`` is the first where it divides, or the most it may be.
@@ -108,6 +110,29 @@ def delta(tensors: Tensors, shape: Shape | None = None, dtype: torch.dtype = tor
         found = t["diff"]
     found = found * scale_of(tensors)
     return found if shape is None else found.reshape(shape)
+
+
+def applied(tensors: Tensors, x: Tensor) -> Tensor:
+    """``delta`` [out, in] times ``x`` [in, n], without building a LoRA's."""
+    if "lora_up.weight" in tensors and "lora_mid.weight" not in tensors:
+        up, down = (tensors[name].flatten(1).to(x) for name in ("lora_up.weight", "lora_down.weight"))
+        return scale_of(tensors) * (up @ (down @ x))
+    return delta(tensors, dtype=x.dtype).flatten(1) @ x
+
+
+def on_meta(tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors without their values, for shapes; alpha keeps its own."""
+    return {name: value if name == "alpha" else value.to("meta") for name, value in tensors.items()}
+
+
+def has_matrix(tensors: Mapping[str, object]) -> bool:
+    """Whether there is a difference of the weight, which ``delta`` gives."""
+    return any(name in tensors for name in ("lora_up.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff"))
+
+
+def beside(tensors: Mapping[str, object]) -> list[str]:
+    """The tensors that are no part of ``delta``: magnitudes, differences of a bias or a norm, whole new weights."""
+    return [name for name in tensors if name in BESIDE]
 
 
 def _product(t: Tensors, name: str, core: str) -> Tensor:

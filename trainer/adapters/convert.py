@@ -15,7 +15,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..runs.files import make_folder, write_atomic
 from . import algebra, files, keys
-from .names import DENOISER, is_swapped, kernel, layout, model_paths, unflatten
+from .mappings.mapping import key_mapping
+from .names import DENOISER, kernel, model_paths, unflatten
 from .ranks import Modules, join, resize
 
 Form = Literal["kohya", "diffusers", "peft"]
@@ -255,7 +256,7 @@ def _apart(modules: Modules, family: str) -> dict[tuple[str, str], dict[str, Ten
         component = name.split("_")[1]
         paths = model_paths(family, component, unflatten(name.removeprefix(f"lora_{component}_")))
         shapes = {tensor: tuple(value.shape) for tensor, value in module.items()}
-        if layout(family) == "sd3" and is_swapped(paths[0], keys.matrix(shapes) or (1, 1)):
+        if key_mapping(family).is_swapped(paths[0], keys.matrix(shapes) or (1, 1)):
             module = algebra.swap_halves(module)
         with files.naming(name):
             parts = algebra.split(module, len(paths)) if len(paths) > 1 else [module]
@@ -266,7 +267,7 @@ def _apart(modules: Modules, family: str) -> dict[tuple[str, str], dict[str, Ten
 def _part(family: str, component: str) -> str:
     """diffusers' name of a component."""
     if component == DENOISER:
-        return "transformer" if layout(family) == "sd3" else "unet"
+        return key_mapping(family).denoiser
     return {"te": "text_encoder", "te1": "text_encoder"}.get(component, f"text_encoder_{component[-1]}")
 
 

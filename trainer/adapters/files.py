@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..runs.files import BROKEN_PICKLE, write_atomic
-from .names import layout
+from .mappings.mapping import key_mapping
 
 HEADER_LIMIT = 100_000_000
 """Bytes; what the safetensors library itself accepts."""
@@ -204,13 +204,6 @@ PRIVATE = ("tag_frequency", "dataset_dirs", "reg_dataset_dirs", "datasets", "buc
 """What tells of the training pictures."""
 LEAST = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
 """What Kohya's tools keep with no_metadata."""
-_BASE = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3-medium": "medium", "sd3.5-medium": "5-medium",
-         "sd3.5-large": "5-large"}  # fmt: skip
-_ARCHITECTURE = {
-    "sd15": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base",
-    "sd3-medium": "stable-diffusion-3-medium", "sd3.5-medium": "stable-diffusion-3-5-medium",
-    "sd3.5-large": "stable-diffusion-3-5-large",
-}  # fmt: skip
 
 
 def metadata(
@@ -235,17 +228,16 @@ def metadata(
     configuration's paths and prompts; a path's folders are never written. ``minimal`` keeps of ss_* what loaders need,
     and no configuration.
     """
-    is_v, is_flow = prediction == "v", layout(family) == "sd3"
+    mapping, is_v = key_mapping(family), prediction == "v"
     args = {"algo": kind, **(network_args or {})} if kind in ("loha", "lokr") else dict(network_args or {})
     if kind == "dora":
         args = {"algo": "lora", "dora_wd": "True", **args}
-    plain = "networks.lora_sd3" if is_flow else "networks.lora"
     said: dict[str, Any] = dict.fromkeys(ALWAYS.split())
     said.update(facts)
     said.update(
-        v2=family == "sd2",
-        base_model_version=_BASE[family] + ("_v" if is_v and family in ("sd15", "sd2") else ""),
-        network_module=plain if kind == "lora" else "lycoris.kohya",
+        v2=mapping.is_v2,
+        base_model_version=mapping.entry("base_version", is_v),
+        network_module=mapping.network_module if kind == "lora" else "lycoris.kohya",
         network_dim=rank,
         network_alpha=alpha,
         **({"network_args": {k: str(v) for k, v in args.items()}} if args else {}),
@@ -255,17 +247,15 @@ def metadata(
     if minimal:
         said = {name: value for name, value in said.items() if name in LEAST}
     found = {f"ss_{name}": _text(value) for name, value in said.items()}
-    architecture = "stable-diffusion-v2-768-v" if family == "sd2" and is_v else _ARCHITECTURE[family]
-    sizes = {"sd15": 512, "sd2": 768 if is_v else 512}
-    side = sizes.get(family, 1024)
+    side = mapping.entry("resolution", is_v)
     entries: dict[str, Any] = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"{architecture}/lora",
-        "implementation": "https://github.com/Stability-AI/generative-models" if family == "sdxl" else "diffusers",
+        "architecture": f"{mapping.entry('architecture', is_v)}/lora",
+        "implementation": mapping.implementation,
         "title": facts.get("output_name"),
         "resolution": f"{side}x{side}",
         "date": datetime.now().isoformat(timespec="seconds"),
-        "prediction_type": None if is_flow else ("v" if is_v else "epsilon"),
+        "prediction_type": None if mapping.is_flow else ("v" if is_v else "epsilon"),
         **{name: value for name, value in (spec or {}).items() if value is not None},
     }
     found.update({f"modelspec.{name}": str(value) for name, value in entries.items() if value is not None})

@@ -19,7 +19,8 @@ from ..memory.quantize import looking
 from . import algebra, files, keys
 from .dropout import Dropout
 from .layers import NAME, START, Mounted, unique
-from .names import DENOISER, ENCODERS, Site, all_sites, block_of, encoder, layout
+from .mappings.mapping import key_mapping
+from .names import DENOISER, Site, all_sites, block_of, encoder
 from .options import AdapterOptions
 from .plan import Planned, continued, plan
 
@@ -257,7 +258,7 @@ def _trained(
     denoiser: nn.Module, text_encoders: Mapping[str, nn.Module], family: str, options: AdapterOptions
 ) -> dict[str, nn.Module]:
     """The components that are trained."""
-    there = ENCODERS[layout(family)]
+    there = key_mapping(family).encoders
     wanted = options.text_encoders
     if wanted is True:
         names = [name for name, called in there.items() if called != "t5"]

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import algebra
-from .names import DENOISER, ENCODERS, FAMILIES, Shape, all_sites, file_path, from_ldm, is_swapped, layout, unflatten
+from .mappings.mapping import Shape, key_mapping, known, named_in
+from .mappings.unet import from_ldm
+from .names import DENOISER, all_sites, file_path, unflatten
 from .names import Site as Site
 from .names import encoder as encoder
 
@@ -104,8 +106,11 @@ _NETWORKS = (
 """What the paths of the networks that we know begin with."""
 
 
-def parse(key: str) -> Ref | None:
-    """A key of a Kohya, LyCORIS, diffusers (old and new), PEFT or ComfyUI file; None for anything else."""
+def parse(key: str, layers: int = 2) -> Ref | None:
+    """A key of a Kohya, LyCORIS, diffusers (old and new), PEFT or ComfyUI file; None for anything else.
+
+    ``layers`` is the U-Net's layers_per_block, by which LDM numbers its blocks.
+    """
     match = _TENSOR.fullmatch(key)
     if not match:
         return None
@@ -118,9 +123,9 @@ def parse(key: str) -> Ref | None:
         component = start if start.startswith("te") else DENOISER
     else:
         component, path, naming = _dotted(module)
-    if not path.startswith(_NETWORKS):
+    if not path.startswith((*_NETWORKS, *(start for one in known().values() for start in one.beginnings))):
         return None
-    return Ref(component, from_ldm(path) if component == DENOISER else path, tensor, naming)
+    return Ref(component, from_ldm(path, layers) if component == DENOISER else path, tensor, naming)
 
 
 def _dotted(module: str) -> tuple[str, str, Naming]:
@@ -147,7 +152,7 @@ class AdapterFacts:
     """What the names and shapes of a file tell."""
 
     family: str | None
-    """One of ``names.FAMILIES``; None where the tensors fit several, or none."""
+    """A family that has a key mapping; None where the tensors fit several, or none."""
     kind: str | None
     """lora, dora, loha, lokr; another method's name, ``mixed``; None for a file that is no adapter."""
     naming: Naming | None
@@ -200,34 +205,15 @@ def _kind(names: set[str]) -> str | None:
 
 
 def _family(grouped: Mapping[tuple[str, str], Mapping[str, Shape]], metadata: Mapping[str, str]) -> str | None:
-    told = _told(metadata)
-    paths = {path: tensors for (component, path), tensors in grouped.items() if component == DENOISER}
-    if not paths:
-        encoders = {component for component, _ in grouped}
-        if "te3" in encoders:
-            return told or "sd3-medium"
-        return told or ("sdxl" if "te2" in encoders else None)
-    if any(path.startswith(("joint_blocks.", "transformer_blocks.")) for path in paths):
-        return _sd3(paths, told)
-    for path, tensors in paths.items():
-        if path.endswith("attn2.to_k"):
-            width = _in_width(tensors)
-            return {768: "sd15", 1024: "sd2", 2048: "sdxl"}.get(width or 0)
-    if any(re.search(r"attentions\.\d\.transformer_blocks\.[1-9]", path) for path in paths):
-        return "sdxl"
-    return told
-
-
-def _sd3(paths: Mapping[str, Mapping[str, Shape]], told: str | None) -> str | None:
-    widths = {_in_width(t) for path, t in paths.items() if re.search(r"attn\.(qkv|proj|to_[qkv]|to_out\.0)$", path)}
-    widths |= {_in_width(t) for path, t in paths.items() if re.search(r"(adaLN_modulation\.1|norm1\.linear)$", path)}
-    if 2432 in widths:
-        return "sd3.5-large"
-    if widths and 1536 not in widths:
-        return None
-    if any(".attn2." in path for path in paths):
-        return "sd3.5-medium"
-    return told if told and told.startswith("sd3") and told != "sd3.5-large" else "sd3-medium"
+    named = named_in(metadata)
+    widths = {path: _in_width(tensors) for (component, path), tensors in grouped.items() if component == DENOISER}
+    if not widths:
+        there = {component for component, _ in grouped}
+        lone = {one.lone_encoder: one.family for one in known().values()}
+        return named or next((lone[name] for name in ("te3", "te2") if name in there and name in lone), None)
+    fits = {family: one.fits(widths, named) for family, one in known().items()}
+    undecided = named if named and fits[named] is None else None
+    return next((family for family, fit in fits.items() if fit), undecided)
 
 
 def matrix(tensors: Mapping[str, Shape]) -> tuple[int, int] | None:
@@ -248,25 +234,11 @@ def _in_width(tensors: Mapping[str, Shape]) -> int | None:
     return found[1] if found else None
 
 
-def _told(metadata: Mapping[str, str]) -> str | None:
-    """The family that the header names."""
-    base, architecture = metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", "")
-    said = {"medium": "sd3-medium", "5-medium": "sd3.5-medium", "5-large": "sd3.5-large"}.get(base)
-    starts = (
-        ("sdxl", "sdxl"), ("sd_v2", "sd2"), ("sd_v1", "sd15"), ("stable-diffusion-xl", "sdxl"),
-        ("stable-diffusion-v2", "sd2"), ("stable-diffusion-v1", "sd15"), ("stable-diffusion-3-medium", "sd3-medium"),
-        ("stable-diffusion-3-5-medium", "sd3.5-medium"), ("stable-diffusion-3-5-large", "sd3.5-large"),
-    )  # fmt: skip
-    return said or next(
-        (family for mark, family in starts if mark in (base[: len(mark)], architecture[: len(mark)])), None
-    )
-
-
 def _component(family: str | None, component: str) -> str:
     """The component by the family's own name: ``te`` and ``te1`` are the same where there is one text encoder."""
     if family is None or component == DENOISER:
         return component
-    encoders = list(ENCODERS[layout(family)])
+    encoders = list(key_mapping(family).encoders)
     if component in encoders:
         return component
     return encoders[0] if component in ("te", "te1") else component
@@ -287,9 +259,9 @@ def to_kohya(
     facts = identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata)
     family = family or facts.family
     notes = [f"{len(facts.foreign)} keys belong to no adapter: {', '.join(facts.foreign[:3])}"] if facts.foreign else []
-    if family not in FAMILIES:
+    if family is None:
         raise UserError(
-            "adapter: its tensors fit none of the families; it should be an adapter for one of " + ", ".join(FAMILIES)
+            "adapter: its tensors fit none of the families; it should be an adapter for one of " + ", ".join(known())
         )
     sites: dict[str, dict[int, tuple[str, dict[str, Tensor]]]] = {}
     for (component, path), module in _modules(tensors, metadata).items():
@@ -367,10 +339,8 @@ def _file_path(family: str, component: str, path: str) -> tuple[str, int | None]
 
 
 def _swaps(family: str, path: str, module: Mapping[str, Tensor]) -> bool:
-    if layout(family) != "sd3":
-        return False
     found = matrix({name: tuple(value.shape) for name, value in module.items()})
-    return found is not None and is_swapped(path, found)
+    return found is not None and key_mapping(family).is_swapped(path, found)
 
 
 def _complete(name: str, parts: Mapping[int, dict[str, Tensor]]) -> list[dict[str, Tensor]]:

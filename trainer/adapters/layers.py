@@ -154,8 +154,7 @@ def _check(tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
     elif "hada_w1_a" in t:
         found = (t["hada_w1_a"][0], t["hada_w1_b"][1])
     elif {"lokr_w1", "lokr_w1_a"} & set(t) and {"lokr_w2", "lokr_w2_a"} & set(t):
-        meta = {name: value.to("meta") for name, value in tensors.items() if name != "alpha"}
-        rows = algebra.delta(meta)
+        rows = algebra.delta(algebra.on_meta(tensors))
         found = (rows.shape[0], rows[0].numel())
     else:
         raise UserError(f"tensors are missing; there are {', '.join(sorted(t))}")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from . import algebra, keys
-from .names import BLOCKS, DENOISER, Site, block_of, layout
+from .mappings.mapping import key_mapping
+from .names import DENOISER, Site, block_of
 from .options import AdapterOptions, block_numbers, curve
 
 
@@ -32,7 +33,7 @@ def plan(family: str, sites: Sequence[Site], options: AdapterOptions) -> list[Pl
     _refuse_foreign(family, options)
     rates = block_rates(family, options)
     depth = 1 + max((block_of(family, s.name) or 0 for s in sites if s.component == DENOISER), default=0)
-    blocks = block_numbers(options.blocks, depth) if layout(family) == "sd3" else None
+    blocks = block_numbers(options.blocks, depth) if key_mapping(family).network == "mmdit" else None
     found = []
     for site in _chosen(sites, options):
         rank, alpha = _rank(family, site, options, blocks)
@@ -65,7 +66,7 @@ def _rank(family: str, site: Site, o: AdapterOptions, blocks: set[int] | None) -
     if site.component != DENOISER:
         return o.rank, o.alpha
     conv_rank, conv_alpha = (o.conv_rank, o.conv_alpha) if o.conv_rank else (o.rank, o.alpha)
-    if layout(family) == "sd3":
+    if key_mapping(family).network == "mmdit":
         embedder = _embedder(site)
         if embedder is not None:
             return (o.embedder_ranks[embedder] if o.embedder_ranks else o.rank), o.alpha
@@ -101,14 +102,14 @@ def block_rates(family: str, options: AdapterOptions) -> list[float] | None:
     """Kohya's factor per block on the learning rate."""
     if options.down_lr is None and options.mid_lr is None and options.up_lr is None:
         return None
-    side, middle = (9, 3) if layout(family) == "sdxl" else (12, 1)
+    side, middle, ends = key_mapping(family).rates
     low = options.lr_zero_threshold
     rates = [
         *curve(options.down_lr, side, low, "down_lr"),
         *curve(options.mid_lr, middle, low, "mid_lr"),
         *curve(options.up_lr, side, low, "up_lr"),
     ]
-    return [1.0, *rates, 1.0] if layout(family) == "sdxl" else rates
+    return [1.0, *rates, 1.0] if ends else rates
 
 
 def _refuse_foreign(family: str, options: AdapterOptions) -> None:
@@ -117,7 +118,7 @@ def _refuse_foreign(family: str, options: AdapterOptions) -> None:
     of_unet = (*lists, "down_lr", "mid_lr", "up_lr", "conv_rank")
     sides = [f"{side}_{part}_rank" for side in ("context", "x") for part in ("attn", "mlp", "mod")]
     of_sd3 = (*sides, "embedder_ranks")
-    is_sd3 = layout(family) == "sd3"
+    is_sd3 = key_mapping(family).network == "mmdit"
     for name in of_unet if is_sd3 else of_sd3:
         if getattr(options, name) is not None:
             there = "the U-Nets of SD1.5, SD2 and SDXL" if is_sd3 else "SD3"
@@ -125,7 +126,7 @@ def _refuse_foreign(family: str, options: AdapterOptions) -> None:
     if not is_sd3 and options.blocks != "all":
         raise UserError(f"adapter.blocks: it is for SD3; use block_ranks for {family}")
     for name in lists:
-        given, count = getattr(options, name), BLOCKS.get(family)
+        given, count = getattr(options, name), key_mapping(family).block_list
         if given is not None and len(given) != count:
             raise UserError(f"adapter.{name}: it has {len(given)} numbers; {family} has {count} blocks")
 

@@ -24,6 +24,8 @@ from ..training import checkpoint, distributed
 from ..training.build import scan
 from ..training.run_options import total_steps
 
+BUNDLED, BUNDLED_RESOLUTION = Path(__file__).resolve().parents[2] / "presets" / "base", 128
+
 
 def configuration(path: str | None, flags: dict[str, Any], preset: str | None) -> Config:
     """As for a run, but the model may be left out where its family is given: ``model.path`` is empty then."""
@@ -149,31 +151,11 @@ def _has_data(config: Config) -> bool:
 def _model(config: Config, found: Found) -> dict[str, Any]:
     return {
         "path": config.model.path, "family": found.kind.name, "title": found.kind.title,
-        "prediction": found.process.prediction, "notes": found.notes,
+        "prediction": found.process.prediction, "notes": found.notes, "resolution": _trained_at(config, found),
     }  # fmt: skip
 
 
-def told(answer: dict[str, Any]) -> str:
-    """The answer for a person."""
-    terms = ", ".join(f"{name} ({term['objective']})" for name, term in answer["terms"].items())
-    lines = [*answer["model"]["notes"], *_data(answer)]
-    lines += [
-        f"loss      {terms}",
-        *report.told(answer["fit"]),
-        f"writes    {answer['files']['adapter']}" + (" (replaces an earlier one)" if answer["exists"] else ""),
-        *(f"warning: {line}" for line in answer["warnings"]),
-    ]
-    return "\n".join(lines)
-
-
-def _data(answer: dict[str, Any]) -> list[str]:
-    data = answer["data"]
-    if data is None:
-        return []
-    buckets = ", ".join(f"{b['width']}x{b['height']}: {b['samples']}" for b in data["buckets"])
-    held = f", {data['held_out']} held out" if data["held_out"] else ""
-    return [
-        f"data      {data['items']} {data['kind']}{held}, {data['samples_per_epoch']} samples an epoch",
-        f"buckets   {buckets}",
-        f"steps     {answer['steps']} ({answer['epochs']:.1f} epochs of {data['steps_per_epoch']} steps)",
-    ]
+def _trained_at(config: Config, found: Found) -> int:
+    """Pixels of a side that the base model was trained at; the bundled one is smaller than its family."""
+    bundled = Path(config.model.path).resolve() == BUNDLED if config.model.path else False
+    return BUNDLED_RESOLUTION if bundled else found.kind.resolution

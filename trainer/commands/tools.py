@@ -148,12 +148,13 @@ def _free(target: Path, sources: Sequence[Path], folder: bool, force: bool, usag
 
 def _keys(args: argparse.Namespace) -> int:
     from ..adapters.keys import file_keys
-    from ..adapters.names import encoder, layout
+    from ..adapters.mappings.mapping import key_mapping
+    from ..adapters.names import encoder
     from ..families.load import meta
 
     _sound(rank=args.rank, conv_rank=args.conv_rank)
     denoiser, encoders = meta(args.family)
-    if args.conv_rank and layout(args.family) == "sd3":
+    if args.conv_rank and key_mapping(args.family).network == "mmdit":
         raise UserError(f"--conv-rank: {args.family} has no such convolutions; leave it out")
     wanted = {encoder(args.family, name) for name in filter(None, args.text_encoders.split(","))}
     modules = {"unet": denoiser, **{name: module for name, module in encoders.items() if name in wanted}}

@@ -209,32 +209,3 @@ def apply(config: Config, fit: dict[str, Any], say: Callable[[str], None]) -> Co
             "choose a smaller model or a larger card"
         )
     return config
-
-
-def told(fit: dict[str, Any]) -> list[str]:
-    """The answer for a person."""
-    verdict = "fits" if fit["fits"] else "does NOT fit"
-    parts = ", ".join(f"{name} {gb:.2f}" for name, gb in fit["parts"].items() if gb >= 0.005)
-    by_phase = ", ".join(f"{one['name']} {gigabytes(one['gb'])}" for one in fit["phases"])
-    needed = f"{gigabytes(fit['gb'])} GB of {gigabytes(fit['of_gb'])} free on {fit['card']}"
-    lines = [
-        f"memory    {needed}, {fit['precision']}: it {verdict}",
-        f"          at its peak ({fit['at']}): {parts}",
-        f"          by phase: {by_phase}",
-    ]
-    if fit["seconds_per_step"]:
-        whole = f"about {fit['seconds'] / 60:.0f} minutes, " if fit["seconds"] else ""
-        lines.append(f"time      {whole}{fit['seconds_per_step']:.2f} s a step ({fit['pace']})")
-    else:
-        lines.append(f"time      unknown: {fit['pace']}")
-    if fit["computing"] > 1:
-        lines.append(f"computing {fit['computing']:.2f} times a step that decodes nothing, on average")
-    for number, one in enumerate(fit["remedies"], 1):
-        changes = " ".join(f"--{key}={_flag(value)}" for key, value in one["changes"].items())
-        end = "fits" if one["fits"] else "not enough alone"
-        lines.append(f"remedy {number}  {one['label']} ({one['cost']}): {gigabytes(one['gb'])} GB, {end}   {changes}")
-    return lines
-
-
-def _flag(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..adapters.files import save as save_adapter
-from ..adapters.prove import prove
+from ..adapters.verify import prove
 from ..diffusion import sampling
 from ..diffusion.timesteps import draw, fixed_draw
 from ..diffusion.types import Batch, Role

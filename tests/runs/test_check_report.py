@@ -1,0 +1,54 @@
+"""What ``check`` answered, for people."""
+
+from __future__ import annotations
+
+import pytest
+
+from pixelkiln.trainer.runs import check_report
+
+ANSWER = {
+    "model": {"family": "sd15", "title": "SD 1.5", "prediction": "epsilon", "notes": ["read as SD 1.5"],
+              "resolution": 512},
+    "data": {"items": 8, "kind": "pictures", "held_out": 0, "samples_per_epoch": 8, "steps_per_epoch": 4,
+             "buckets": [{"width": 512, "height": 512, "samples": 8}]},
+    "resolution": 512, "steps": 40, "epochs": 10.0, "terms": {"mse": {"objective": "sft"}},
+    "files": {"run": "runs/a", "adapter": "runs/a/a.safetensors"}, "exists": True,
+    "fit": {"gb": 5.25, "of_gb": 8.0, "card": "a GPU", "fits": False, "at": "step",
+            "parts": {"weights": 2.0, "rest": 0.001},
+            "pace": "measured here", "seconds_per_step": 1.5, "seconds": 60.0,
+            "remedies": [{"label": "fewer samples", "cost": "slower", "gb": 4.0, "fits": True,
+                          "changes": {"run.batch": 1}}]},
+    "warnings": ["something odd"],
+}  # fmt: skip
+
+
+def test_every_figure_has_a_row():
+    text = "\n".join(check_report.lines(ANSWER))
+    for line in (
+        "note      read as SD 1.5", "model     SD 1.5, predicts epsilon", "data      8 pictures, 8 samples an epoch",
+        "buckets   512x512: 8", "steps     40 (10.0 epochs of 4 steps)", "loss      mse (sft)",
+        "memory    5.2 GB of 8.0 free on a GPU: it does NOT fit", "at its peak (step): weights 2.0\n",
+        "time      about 1 min 0 s, 1.50 s a step (measured here)",
+        "remedy 1  fewer samples (slower): 4.0 GB, fits; options: run.batch = 1",
+        "writes    runs/a/a.safetensors (replaces an earlier one)", "warning: something odd",
+    ):  # fmt: skip
+        assert line in text, line
+
+
+def test_an_answer_without_figures_is_told_too():
+    assert check_report.lines({"model": {"family": "sd15"}}) == ["model     sd15, predicts ?"]
+
+
+@pytest.mark.parametrize("preset, size, said", [
+    ("sdxl-style-12gb", 512, "made for sdxl, this model is SD 1.5"), ("demo", 128, "the resolution is 128"),
+    ("sdxl-style-12gb", [1024, 768], "made for sdxl"), ("mine-own", [128, 512], "the resolution is 128"),
+])  # fmt: skip
+def test_a_preset_for_another_family_or_size_is_a_warning(preset, size, said):
+    found = check_report.preset_warnings(preset, {**ANSWER, "resolution": size})
+    assert len(found) == 1
+    assert said in found[0]
+
+
+@pytest.mark.parametrize("preset, size", [("sd15-style-8gb", 512), ("demo", 384), ("mine", None), ("sd-own", 512)])
+def test_a_preset_that_suits_is_none(preset, size):
+    assert check_report.preset_warnings(preset, {**ANSWER, "resolution": size}) == []

@@ -1,0 +1,111 @@
+"""What ``check --json`` answered, as rows for people: the command line, the nodes and the page show the same words.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .control import gigabytes
+
+Row = tuple[str, str]
+
+
+def rows(answer: Mapping[str, Any], preset: str = "") -> list[Row]:
+    """(label, value) in reading order; figures that the answer lacks are left out.
+
+    ``preset`` is the name of the preset the run starts from: a warning is added where it was made for another family
+    or another picture size than the model's.
+    """
+    model, data = answer.get("model") or {}, answer.get("data") or {}
+    found: list[Row] = [("note", str(note)) for note in model.get("notes") or []]
+    found.append(
+        ("model", f"{model.get('title') or model.get('family', '?')}, predicts {model.get('prediction', '?')}")
+    )
+    if data:
+        held = f", {data['held_out']} held out" if data.get("held_out") else ""
+        epoch = f", {data['samples_per_epoch']} samples an epoch" if data.get("samples_per_epoch") else ""
+        found.append(("data", f"{data.get('items', '?')} {data.get('kind', '')}".rstrip() + held + epoch))
+        buckets = ", ".join(f"{b['width']}x{b['height']}: {b['samples']}" for b in data.get("buckets") or [])
+        found += [("buckets", buckets)] if buckets else []
+    if answer.get("steps"):
+        epochs, per_epoch = answer.get("epochs"), data.get("steps_per_epoch")
+        whole = f" ({epochs:.1f} epochs" + (f" of {per_epoch} steps)" if per_epoch else ")") if epochs else ""
+        found.append(("steps", f"{answer['steps']}{whole}"))
+    terms = ", ".join(f"{name} ({term['objective']})" for name, term in (answer.get("terms") or {}).items())
+    found += [("loss", terms)] if terms else []
+    found += fit_rows(answer.get("fit") or {})
+    if adapter := (answer.get("files") or {}).get("adapter"):
+        found.append(("writes", adapter + (" (replaces an earlier one)" if answer.get("exists") else "")))
+    warnings = [*preset_warnings(preset, answer), *map(str, answer.get("warnings") or [])]
+    return [*found, *(("warning", line) for line in warnings)]
+
+
+def lines(answer: Mapping[str, Any], preset: str = "") -> list[str]:
+    """The rows as text, labels in a column of their own."""
+    return aligned(rows(answer, preset))
+
+
+def aligned(found: list[Row]) -> list[str]:
+    return [f"{label}: {value}" if label == "warning" else f"{label:<9} {value}".rstrip() for label, value in found]
+
+
+def fit_rows(fit: Mapping[str, Any]) -> list[Row]:
+    """Memory and time, and what would make the run fit."""
+    if not fit.get("gb"):
+        return []
+    verdict = "it fits" if fit.get("fits", True) else "it does NOT fit"
+    free = f" of {gigabytes(fit['of_gb'])} free on {fit.get('card', 'the GPU')}" if fit.get("of_gb") else ""
+    precision = f", {fit['precision']}" if fit.get("precision") else ""
+    found: list[Row] = [("memory", f"{gigabytes(fit['gb'])} GB{free}{precision}: {verdict}")]
+    parts = ", ".join(f"{name} {gigabytes(gb)}" for name, gb in (fit.get("parts") or {}).items() if gb >= 0.005)
+    found += [("", f"at its peak ({fit.get('at', '?')}): {parts}")] if parts else []
+    phases = ", ".join(f"{one['name']} {gigabytes(one['gb'])}" for one in fit.get("phases") or [])
+    found += [("", f"by phase: {phases}")] if phases else []
+    found.append(("time", _time(fit)))
+    if fit.get("computing", 0) > 1:
+        found.append(("compute", f"{fit['computing']:.2f}x a latent-only step, on average"))
+    for number, one in enumerate(fit.get("remedies") or [], 1):
+        end = "fits" if one.get("fits", True) else "not enough alone"
+        cost = f" ({one['cost']})" if one.get("cost") else ""
+        options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in one["changes"].items())
+        found.append(
+            (f"remedy {number}", f"{one['label']}{cost}: {gigabytes(one['gb'])} GB, {end}; options: {options}")
+        )
+    return found
+
+
+def _time(fit: Mapping[str, Any]) -> str:
+    source, step, seconds = fit.get("pace", "unknown"), fit.get("seconds_per_step"), fit.get("seconds")
+    known = [f"about {clock(max(seconds, 1))}"] if seconds else []
+    known += [f"{step:.2f} s a step"] if step else []
+    return f"{', '.join(known)} ({source})" if known else f"unknown: {source}"
+
+
+def preset_warnings(preset: str, answer: Mapping[str, Any]) -> list[str]:
+    """What a preset does not suit. Its name begins with the family that it was made for (``sdxl-style-12gb``)."""
+    model = answer.get("model") or {}
+    family, title = str(model.get("family", "")), model.get("title") or model.get("family")
+    made_for, dash, _ = preset.partition("-")
+    found = []
+    if dash and made_for in ("sd15", "sdxl", "sd3") and family and not family.startswith(made_for):
+        found.append(f"the preset {preset} was made for {made_for}, this model is {title}; choose one for {family}")
+    size, native = answer.get("resolution"), model.get("resolution")
+    side = min(size) if isinstance(size, (list, tuple)) and size else size
+    if isinstance(side, int) and isinstance(native, int) and side * 2 <= native:
+        found.append(
+            f"the resolution is {side}, {title} was trained at {native}: most of what it can draw is lost; choose a "
+            f"preset for {family}, or set the resolution"
+        )
+    return found
+
+
+def clock(seconds: float) -> str:
+    """``2 h 5 min``, ``3 min 20 s`` or ``12 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
