@@ -186,5 +186,5 @@ def told(answer: dict[str, Any]) -> str:
         + fit_told(answer.get("fit") or {})
         + facts(rows)
         + _listed(words.BUCKETS, buckets)
-        + notes([str(one) for one in [*model.get("notes", []), *data.get("notes", [])]])
+        + notes([str(one) for found in (model, data, answer) for one in found.get("notes", [])])
     )

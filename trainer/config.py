@@ -36,7 +36,6 @@ from .training.validation import ValidationOptions
 VERSION = 1
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin", ".toml", ".txt", ".json", ".parquet")
-LATENT_LOSSES = ("mse", "l1", "huber", "smooth_l1")
 
 
 class ConfigError(UserError):
@@ -103,6 +102,13 @@ class Config(_Tables):
         """The loss terms that count: name -> (its options, its objective's options)."""
         chosen = {name: options for name, options in self.loss.terms().items() if options.weight != 0}
         return {name: (options, getattr(self.objective, name) or self.objective) for name, options in chosen.items()}
+
+    def notes(self) -> list[str]:
+        """What is trained although the file does not ask for it, one per line."""
+        given = self.loss.model_fields_set
+        if not given or "mse" in given or "mse" not in self.terms():
+            return []
+        return ["loss.mse: added, as no latent loss is given; set loss.mse.weight = 0 to train without it"]
 
     def changed(self, changes: Mapping[str, Any]) -> Config:
         """With options set, by dotted names. ConfigError when the configuration contradicts itself then."""
@@ -185,11 +191,14 @@ def _ours(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 def parse(raw: Mapping[str, Any], source: str = "configuration") -> Config:
     """Check a whole configuration; ConfigError names every problem with its place."""
-    raw = _completed(migrate(raw, source))
+    given = migrate(raw, source)
+    raw = _completed(given)
     try:
         config = config_model().model_validate(raw)
     except ValidationError as error:
         raise ConfigError(_merged(_told(problem, raw) for problem in error.errors())) from None
+    if "mse" not in given.get("loss", {}):
+        config.loss.model_fields_set.discard("mse")  # a default is not set: it goes when another latent loss comes
     idle = [e.name for e in losses if getattr(config.objective, e.name) and e.name not in config.loss.terms()]
     if idle:
         raise ConfigError([(f"objective.{n}", f"there is no [loss.{n}]; add it or leave this out") for n in idle])
@@ -257,9 +266,9 @@ def migrate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _completed(raw: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what the tables say together: the latent loss, the objective's kind, what an override inherits."""
+    """Fill in what the tables say together: a latent loss, the objective's kind, what an override inherits."""
     loss = raw.get("loss", {})
-    if isinstance(loss, dict) and not any(name in loss for name in LATENT_LOSSES):
+    if isinstance(loss, dict) and not any(e.name in loss for e in losses if not e.options.decodes):
         loss = {"mse": {}, **loss}
     objective = raw.get("objective", {})
     if isinstance(objective, dict):

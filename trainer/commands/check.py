@@ -98,6 +98,7 @@ def check(config: Config, card: gpus.Card) -> dict[str, Any]:
         "exists": folder.final.exists(),
         "resumable": any(folder.state.glob("step*.safetensors")),
         "fit": fit,
+        "notes": config.notes(),
         "warnings": warnings,
     }
 

@@ -24,7 +24,8 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class TermOptions(Options):
     decodes: ClassVar[bool] = False
-    """Whether the term looks through the autoencoder's decoder, and so needs one."""
+    """Whether the term compares what the autoencoder's decoder makes of latents, and so needs one. A term that does
+    not is a latent loss: where a configuration gives none, mse is added."""
 
     weight: Weight | Literal["auto"] = option(1.0, label="Weight")
     """What this term is multiplied by. `auto` keeps it as large as the terms that have a number, times `auto_ratio`."""
@@ -58,7 +59,7 @@ class LossParts:
 
     process: Process
     decoder: Any = None
-    """A ``decode.Decoder``; needed by terms whose options say ``decodes``."""
+    """A ``decode.Decoder``; needed by terms whose options have ``decodes``."""
     in_x0: bool = False
     """Whether a latent loss measures the clean latents that the output implies, instead of the output itself."""
 

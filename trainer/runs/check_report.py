@@ -37,6 +37,7 @@ def rows(answer: Mapping[str, Any], preset: str = "") -> list[Row]:
         found.append(("steps", f"{answer['steps']}{whole}"))
     terms = ", ".join(f"{name} ({term['objective']})" for name, term in (answer.get("terms") or {}).items())
     found += [("loss", terms)] if terms else []
+    found += [("note", str(note)) for note in answer.get("notes") or []]
     found += fit_rows(answer.get("fit") or {})
     if adapter := (answer.get("files") or {}).get("adapter"):
         found.append(("writes", adapter + (" (replaces an earlier one)" if answer.get("exists") else "")))

@@ -201,6 +201,8 @@ def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str],
         parts.terms.append(Term(name, loss, judge, options))
         for line in options.warnings():
             say(f"warning: loss.{name}.{line}")
+    for line in config.notes():
+        say(line)
     parts.balance = Balance(parts.terms)
     parts.watch = Watch({name: objective for name, (_, objective) in terms.items()})
 

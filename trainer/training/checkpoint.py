@@ -143,6 +143,19 @@ def load_state(folder: Path, before: int | None = None) -> tuple[dict[str, Tenso
     raise UserError(f"{folder}: {NO_STATE}{named}; start the run without --resume")
 
 
+def state_facts(folder: Path) -> dict[str, Any]:
+    """The facts of the newest state whose header can be read, without its tensors; {} where there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in reversed(states(folder)):
+        try:
+            with safe_open(path, "pt") as file:
+                return json.loads((file.metadata() or {})["pixelkiln.state"])
+        except (SafetensorError, KeyError, ValueError, OSError):
+            continue
+    return {}
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """A state, or None when it is not what was written."""
     from safetensors import SafetensorError, safe_open

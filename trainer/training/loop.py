@@ -31,6 +31,7 @@ from .health import Health
 from .oom import Ladder, settle, smaller
 from .progress_writer import Writer
 from .pulse import Pulse
+from .resume import with_its_mse
 from .run_options import RunOptions, epochs
 from .score import References, score, score_one_by_one
 from .session import Parts
@@ -59,6 +60,7 @@ def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
             if not (resume or config.run.resume_from) and (folder.final.exists() or checkpoint.states(folder.state)):
                 writer.warning(f"{folder.path} holds an earlier run; this begins anew, --resume would go on with it")
             writer.status("running", message="loading", now=True)
+            config = with_its_mse(config, folder.state if resume else config.run.resume_from, writer.warning)
             with _fitting():
                 parts = build(config, writer.say, progress=until(asked, writer.progress, whole=True))
                 return Loop(parts, folder, writer, asked).run(resume)
@@ -85,6 +87,7 @@ def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
     loop = None
     with Writer(folder.path, main=False) as quiet, stop_signals() as asked:
         try:
+            config = with_its_mse(config, folder.state if resume else config.run.resume_from, quiet.warning)
             loop = Loop(build(config, quiet.say), folder, quiet, asked)
             return loop.run(resume)
         except distributed.Lost as error:
