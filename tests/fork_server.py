@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,34 @@ class Server:
 
     def run(self, arguments: Sequence[str], log: Path, **more: Any) -> int:
         return self.wait(self.start(arguments, log, **more))
+
+
+def places(world: int = 2) -> list[dict[str, str]]:
+    """The environment that torchrun gives each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{k: str(v) for k, v in {**shared, "RANK": r, "LOCAL_RANK": r}.items()} for r in range(world)]
+
+
+def file_of(config: Any) -> Path:
+    folder = Path(config.run.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f"{config.run.name}.toml"
+    path.write_text(config.to_toml(), "utf-8")
+    return path
+
+
+def together(server: Server, config: Any, *words: str, world: int = 2, hooks: dict | None = None) -> list[int]:
+    """Start the processes of a run; their numbers. Rank r writes to ``r.log`` beside the runs."""
+    file = file_of(config)
+    logs = [file.with_name(f"{r}.log") for r in range(world)]
+    hooks = hooks or {}
+    return [
+        server.start(["train", file, *words], log, env, **hooks.get(r, {}))
+        for r, (env, log) in enumerate(zip(places(world), logs, strict=True))
+    ]
 
 
 def _serve() -> None:

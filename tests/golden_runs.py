@@ -30,9 +30,8 @@ import safetensors.torch
 import short_runs
 import tiny
 import torch
-from fork_server import Server
+from fork_server import Server, file_of, together
 from PIL import Image
-from test_several import file_of, together
 
 RECORDS = Path(__file__).parent / "golden" / "trajectories"
 STEPS = 10

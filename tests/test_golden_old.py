@@ -22,8 +22,7 @@ import pytest
 import safetensors.torch
 import short_runs
 import torch
-from fork_server import Server
-from test_several import file_of
+from fork_server import Server, file_of
 
 from pixelkiln.trainer import config as configuration
 
@@ -137,8 +136,8 @@ def test_old_references_are_found_and_not_computed_again(server, tmp_path, chang
 def test_an_old_configuration_is_read_and_written_as_it_was(tmp_path, name):
     file = restored(tmp_path, "options", "options") / f"{name}.toml"
     config = configuration.load(file)
-    assert configuration.to_toml(config, only_set=True) == file.read_text("utf-8")
-    assert configuration.parse(configuration.loads(configuration.to_toml(config))) == config
+    assert config.to_toml(only_set=True) == file.read_text("utf-8")
+    assert configuration.parse(configuration.loads(config.to_toml())) == config
 
 
 def test_every_old_option_is_in_an_old_configuration():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,9 +12,7 @@ from pathlib import Path
 
 import pytest
 import short_runs as runs
-from fork_server import Server
-
-from pixelkiln.trainer.config import Config
+from fork_server import Server, file_of, places, together
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="processes are forked")
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,34 +24,6 @@ DPO = {"objective.kind": "dpo", "objective.pixel.kind": "simpo", "loss.pixel.mod
 def server():
     with Server() as made:
         yield made
-
-
-def places(world: int = 2) -> list[dict[str, str]]:
-    """The environment that torchrun gives each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [{k: str(v) for k, v in {**shared, "RANK": r, "LOCAL_RANK": r}.items()} for r in range(world)]
-
-
-def file_of(config: Config) -> Path:
-    folder = Path(config.run.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder.parent / f"{config.run.name}.toml"
-    path.write_text(config.to_toml(), "utf-8")
-    return path
-
-
-def together(server: Server, config: Config, *words: str, world: int = 2, hooks: dict | None = None) -> list[int]:
-    """Start the processes of a run; their numbers. Rank r writes to ``r.log`` beside the runs."""
-    file = file_of(config)
-    logs = [file.with_name(f"{r}.log") for r in range(world)]
-    hooks = hooks or {}
-    return [
-        server.start(["train", file, *words], log, env, **hooks.get(r, {}))
-        for r, (env, log) in enumerate(zip(places(world), logs, strict=True))
-    ]
 
 
 @pytest.mark.parametrize(("flags", "data"), [(PIXEL, "data.path"), (DPO, "data.pairs")], ids=["sft", "dpo"])
