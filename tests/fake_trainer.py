@@ -14,8 +14,8 @@ SCRIPT = """
 import json, os, subprocess, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from trainer.events import EventLog, write_status
-from trainer.job import lock
+from trainer.runs.events import EventLog, write_status
+from trainer.runs.control import lock
 
 command, *rest = sys.argv[1:]
 if command != "train":

@@ -313,7 +313,8 @@ def test_tail_shows_a_progress_bar_once(run: Path):
 
 def test_the_files_that_hosts_use_need_the_standard_library_only():
     """-S leaves out every installed package."""
-    code = "import sys; sys.path.insert(0, '.'); import trainer.job, trainer.events; print('pydantic' in sys.modules)"
+    code = "import sys; sys.path.insert(0, '.'); import trainer.runs.control, trainer.runs.events, "
+    code += "trainer.runs.turn, trainer.runs.check_report; print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=control.ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
 

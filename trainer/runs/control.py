@@ -34,6 +34,7 @@ DONE, OURS, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 DEFECT = "this is a defect of Pixelkiln; please report it with the traceback"
 ELSEWHERE_SECONDS = 60
 """How long a run on another machine, in a shared folder, may be silent before it counts as gone."""
+TURN = "trainer.runs.turn"
 _starting = threading.Lock()
 
 
@@ -140,17 +141,25 @@ def start(
     run_dir: str | Path,
     *flags: str,
     resume: bool = False,
+    queue: str | None = None,
+    copy_to: str | Path | None = None,
     root: str | Path = ROOT,
     python: str | Path | None = None,
     module: str = "trainer",
 ) -> Job:
-    """Start ``python -m trainer train CONFIG FLAGS`` beside the host; everything it says goes to ``log.txt``.
+    """Start ``python -m trainer train CONFIG FLAGS`` beside the host; its output goes to ``log.txt``.
 
-    ``run_dir`` must be the folder that the configuration names. ValueError when a training runs there already.
+    ``run_dir`` must be the folder that the configuration names. With ``queue``, a device's name, it waits for the runs
+    that were started so before it; once it is done, its adapter is copied into the folder ``copy_to`` (``turn.py``).
+    UserError when a training runs there already.
     """
     run_dir = Path(run_dir).resolve()
-    python = python or find_python(root)
-    command = [str(python), "-m", module, "train", str(Path(config).resolve()), *flags, *["--resume"] * resume]
+    command = [module, "train", str(Path(config).resolve()), *flags, *["--resume"] * resume]
+    if queue is not None or copy_to is not None:
+        copy = ["--copy-to", str(Path(copy_to).resolve())] if copy_to is not None else []
+        device = ["--device", queue] if queue is not None else []
+        command = [TURN, str(run_dir), *device, *copy, "--", *command]
+    command = [str(python or find_python(root)), "-m", *command]
     token = uuid.uuid4().hex
     try:
         (run_dir / "control").mkdir(parents=True, exist_ok=True)
@@ -246,7 +255,8 @@ def status(run_dir: str | Path) -> Status:
     begun = _read(run_dir / "start.json")
     if begun.job and begun.job != now.job:
         if _alive(begun, run_dir / "start.json"):
-            return Status("queued", message="starting", pid=begun.pid, start=begun.start, host=begun.host, live=True)
+            message = begun.message or "starting"
+            return Status("queued", message=message, pid=begun.pid, start=begun.start, host=begun.host, live=True)
         said = _complaint(tail(run_dir, since=begun.log))
         return Status("failed", message=said or "it ended before it began", pid=begun.pid)
     if now.state in ("running", "saving"):
