@@ -51,7 +51,7 @@ class Plain:
             level = torch.randint(0, p.process.steps, (size,), device=p.device).float()
         noisy = p.process.noisy(clean, noise, level)
         with p.autocast():
-            out = p.family.kind.run(self.model, noisy.to(p.dtype), p.process.time(level), p.conditioning(batch))
+            out = p.family.spec.run(self.model, noisy.to(p.dtype), p.process.time(level), p.conditioning(batch))
         target = noise - clean if p.process.is_flow else noise
         torch.nn.functional.mse_loss(out.float(), target.float()).backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
-import measured
 import pytest
 import short_runs as runs
 import torch
+from estimating import DPO, FULL, MIDCROP, SIDE, WINDOW, compare, estimated_peak, wanted
 
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.commands.check import card_for, check
-from pixelkiln.trainer.config import Config, loads, parse
+from pixelkiln.trainer.config import loads, parse
 from pixelkiln.trainer.estimate import gpus, memory, report
 from pixelkiln.trainer.estimate.fake_model import Shape
 from pixelkiln.trainer.estimate.fake_tensors import size_of
 from pixelkiln.trainer.families.load import identify
 from pixelkiln.trainer.runs import user_cache
-from pixelkiln.trainer.training import step, step_time
+from pixelkiln.trainer.training import step_time
 from pixelkiln.trainer.training.build import build, scan
-
-SIDE = 128
-FULL = {"loss.pixel.mode": "mixed", "loss.pixel.decode": "full"}
-WINDOW = {"loss.pixel.decode": "window", "loss.pixel.window": 64, "loss.pixel.halo": 16}
-MIDCROP = {"loss.pixel.decode": "midcrop", "loss.pixel.window": 64}
-DPO = {"objective.kind": "dpo", "loss.pixel.mode": "anchored", "memory.one_by_one": True}
 
 
 @pytest.fixture(scope="module")
@@ -34,44 +27,11 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("forecast")
 
 
-def wanted(home: Path, name: str, flags: dict, data: str = "data.path") -> Config:
-    base = {"run.precision": "fp32", "run.batch": 2, "data.resolution": SIDE}
-    return runs.config(home, {**base, **flags}, name, data)
-
-
-def compare(config: Config) -> tuple[int, int, int, memory.Measured]:
-    """Bytes that autograd saves, bytes at the peak of a real step with its inputs, and what was foretold of both."""
-    p = build(config, lambda line: None)
-    p.dataset.prepare()
-    batch = step.micro_batches(p.dataset.batch(0), config.run.batch)[0]
-    known = (p.family.denoiser, p.family.vae, *p.family.text_encoders.values())
-    said = batch.conditioning
-    inputs = size_of(t for t in (batch.latents, said and said.hidden, said and said.pooled) if t is not None)
-    p.family.predict(batch.latents, torch.zeros(len(batch)), p.conditioning(batch))
-    with measured.Saved(*known) as saved:
-        loss = measured.forward(p, batch)
-    del loss
-
-    def run() -> None:
-        loss = measured.forward(p, batch)
-        if loss.requires_grad:
-            loss.backward()
-
-    peak = measured.peak(run)
-    at = report.shape(config, identify(config.model), p.dataset)
-    foretold = memory.measure(config, identify(config.model), at, torch.float32, "cpu")
-    return saved.bytes, peak + inputs, inputs, foretold
-
-
-def foretold_peak(found: memory.Measured) -> int:
-    return sum(found.phases["training step"].values())
-
-
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3-medium"])
 def test_saved_activations_and_peak_of_a_step(home, name):
     saved, peak, inputs, found = compare(wanted(home, name, {}))
     assert found.kept == pytest.approx(saved + inputs, rel=0.1)
-    assert foretold_peak(found) == pytest.approx(peak, rel=0.1)
+    assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
 
 
 SMALLER = {
@@ -91,7 +51,7 @@ MORE = {
 def test_peak_of_a_step_by_plan(home, case):
     name, flags, data = SMALLER[case]
     _, peak, _, found = compare(wanted(home, name, flags, data))
-    assert foretold_peak(found) == pytest.approx(peak, rel=0.1)
+    assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.slow
@@ -99,7 +59,7 @@ def test_peak_of_a_step_by_plan(home, case):
 def test_peak_of_a_step_by_every_plan(home, case):
     name, flags, data = MORE[case]
     _, peak, _, found = compare(wanted(home, name, flags, data))
-    assert foretold_peak(found) == pytest.approx(peak, rel=0.1)
+    assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "AdamW8bit", "Lion8bit", "Prodigy", "Adafactor", "AdamWScheduleFree"])
@@ -232,7 +192,7 @@ def test_commands(home, tmp_path, capsys):
 def test_two_rows_take_more_than_one_and_less_than_twice(home):
     config = wanted(home, "sdxl", {})
     one, two = (
-        foretold_peak(memory.measure(
+        estimated_peak(memory.measure(
             config, identify(config.model), Shape(SIDE, SIDE, ("plain",), rows), torch.float32, "cpu"
         ))
         for rows in (1, 2)

@@ -8,7 +8,7 @@ import measured
 import numpy as np
 import pytest
 import torch
-from test_forecast import FULL, SIDE, compare, foretold_peak, wanted
+from estimating import FULL, SIDE, compare, estimated_peak, wanted
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelkiln.trainer.commands.check import check
@@ -42,7 +42,7 @@ def test_streamed_weights(home, blocks):
     whole = found.modules["denoiser"]["full"]
     assert memory.weights_bytes(config, found, "cuda") == pytest.approx(actual, rel=0.1) and actual < whole
     assert memory.weights_bytes(config, found, "cpu") == whole + size_of(p.streamer._slots)  # there is one memory
-    assert foretold_peak(found) == pytest.approx(peak, rel=0.1)
+    assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["sd15", pytest.param("sd3-medium", marks=pytest.mark.slow)])
@@ -64,8 +64,8 @@ def test_checkpoints_that_leave_the_device(home, name, monkeypatch):
         Host, "_back", lambda self, kept: torch.tensor(kept) if isinstance(kept, np.ndarray) else back(self, kept)
     )
     _, peak, _, small = compare(config)
-    assert foretold_peak(small) == pytest.approx(peak, rel=0.1)
-    assert foretold_peak(small) < 0.95 * foretold_peak(found)
+    assert estimated_peak(small) == pytest.approx(peak, rel=0.1)
+    assert estimated_peak(small) < 0.95 * estimated_peak(found)
 
 
 LARGE = {**RECOMPUTE, "run.batch": 1, "data.resolution": 512, "loss.pixel.mode": "mixed"}
@@ -89,7 +89,7 @@ def test_a_window_smaller_than_its_picture(home, plan, window, monkeypatch):
     in_the_middle(monkeypatch)
     config = wanted(home, "sd15", {**LARGE, "loss.pixel.decode": plan, "loss.pixel.window": window})
     _, peak, _, found = compare(config)
-    assert foretold_peak(found) == pytest.approx(peak, rel=0.1)
+    assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_auto_takes_the_plan_that_the_room_allows(home, monkeypatch):
     peak = measured.peak(lambda: measured.forward(p, batch).backward())
     weights = sum(kinds["full"] for kinds in memory.measure(config, found, at, torch.float32, "cpu").modules.values())
     small = memory.measure(config, found, at, torch.float32, "cpu", p.decoder.room + weights)
-    assert foretold_peak(small) == pytest.approx(peak, rel=0.1)
+    assert estimated_peak(small) == pytest.approx(peak, rel=0.1)
 
 
 def test_what_is_not_foreseen_is_said(home, monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from pixelkiln.extension.check import MANY, fit_told, fitting, told
-from pixelkiln.nodes.train import check_in_words
 
 PARTS = {"weights": 4.8, "adapter": 0.2, "optimizer": 0.3, "text encoders": 0.0, "autoencoder": 0.2,
          "activations": 6.0, "decoder": 0.0, "workspace": 0.9}  # fmt: skip
@@ -37,12 +36,3 @@ def test_the_page_says_what_is_short_and_where():
     assert "It needs 12.4 GB of 7.4 free on RTX 3070, so it may run out of memory." in html
     assert "6.0 GB</b> activations" in html and "about 1 h" in html and "decoder" not in html
     assert "may run out" not in told(answer(True)) and fit_told({}) == ""
-
-
-def test_the_node_says_the_same_in_lines():
-    lines = check_in_words(answer(False))
-    assert "memory: 12.4 GB of 7.4 free on RTX 3070: it does not fit" in lines
-    assert 'to make it fit: optimizer AdamW8bit (7.3 GB); options: optimizer.kind = "AdamW8bit"' in lines
-    assert "time: about 1 h 0 min, measured here" in lines
-    assert "time: unknown here" in check_in_words(answer(True, seconds=None, pace="unknown here"))
-    assert check_in_words({"model": {}, "data": None, "steps": 5, "epochs": None})

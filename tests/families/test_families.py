@@ -236,8 +236,8 @@ def test_moving_leaves_t5_where_it_is_told(folders):
 @pytest.mark.parametrize("name", [entry.name for entry in families])
 def test_every_family_has_a_meta_model(name):
     """Parameters in millions, position tables aside: 0.86 B, 0.87 B, 2.6 B, 2 B, 2.2 B and 8 B are the public sizes."""
-    kind = families[name].build()
-    assert kind.name == name
+    spec = families[name].build()
+    assert spec.name == name
     denoiser, encoders = meta(name)
     assert all(p.is_meta for module in (denoiser, *encoders.values()) for p in module.parameters())
     size = round(sum(p.numel() for p in denoiser.parameters()) / 1e6)
@@ -245,7 +245,7 @@ def test_every_family_has_a_meta_model(name):
         size
         == {"sd15": 860, "sd2": 866, "sdxl": 2567, "sd3-medium": 2028, "sd3.5-medium": 2243, "sd3.5-large": 8057}[name]
     )
-    assert set(encoders) == set(kind.encoders)
+    assert set(encoders) == set(spec.encoders)
     gc.collect()
 
 

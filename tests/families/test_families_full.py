@@ -5,74 +5,24 @@ SD 1.5 is whole. The others have their full width and every kind of module at re
 
 from __future__ import annotations
 
-import math
 import resource
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import ldm
 import pytest
 import torch
-from torch import nn
+from public_models import fill, random_file, shallow
 
 from pixelkiln.trainer.families import load as loading
 from pixelkiln.trainer.families import parts
-from pixelkiln.trainer.families.family import Kind
 from pixelkiln.trainer.families.load import load
 from pixelkiln.trainer.families.options import ModelOptions
 from pixelkiln.trainer.families.sources import open_file
 from pixelkiln.trainer.registry import families
 
 CAPTIONS = ["a photograph of an astronaut riding a horse", "", "intricate, highly detailed, (sharp focus), " * 12]
-
-
-def shallow(kind: Kind) -> Kind:
-    """The same widths with fewer layers."""
-    fewer = {
-        "sdxl": {"transformer_layers_per_block": (1, 1, 2)},
-        "sd3-medium": {"num_layers": 3},
-        "sd3.5-medium": {"num_layers": 3, "dual_attention_layers": (0, 1)},
-        "sd3.5-large": {"num_layers": 2},
-    }.get(kind.name, {})
-    encoders = {
-        key: replace(encoder, config=encoder.config | {"num_hidden_layers": 3})
-        for key, encoder in kind.encoders.items()
-        if kind.name != "sd15" and key != "te3"
-    }
-    return replace(
-        kind, config=kind.config | fewer, encoders={**kind.encoders, **encoders}, in_file=lambda shapes: True
-    )
-
-
-def fill(module: nn.Module) -> nn.Module:
-    """Random fp16 weights of sensible size, in seconds: all tensors are stretches of the same million numbers."""
-    module.half().to_empty(device="cpu")
-    numbers = torch.randn(1_000_003, generator=torch.Generator().manual_seed(5))
-    at = 0
-    with torch.no_grad():
-        for name, value in module.state_dict().items():
-            size = value.numel()
-            repeats = math.ceil((size + 1) / len(numbers)) + 1
-            stretch = numbers.roll(-at).repeat(repeats)[:size].reshape(value.shape)
-            scale = 1 / math.sqrt(value[0].numel()) if value.ndim > 1 else 0.1
-            value.copy_(
-                stretch * scale + (1.0 if "norm" in name and name.endswith("weight") and value.ndim == 1 else 0.0)
-            )
-            at = (at + size) % len(numbers)
-    return module
-
-
-def random_file(kind: Kind, path: Path) -> Path:
-    """A checkpoint of the family with random fp16 weights, without T5."""
-    diffusers: Any = import_module("diffusers")
-
-    net, encoders = parts.meta(kind)
-    with torch.device("meta"):
-        vae = diffusers.AutoencoderKL(**kind.vae)
-    filled = {key: fill(encoder) for key, encoder in encoders.items() if key != "te3"}
-    return ldm.write(path, ldm.checkpoint(kind.name, fill(net), fill(vae), filled))
 
 
 def pipeline(family):
@@ -98,9 +48,9 @@ def pipeline(family):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in families])
 def test_public_sizes(name, tmp_path, monkeypatch):
-    kind = shallow(families[name].build())
-    monkeypatch.setattr(loading, "_kinds", lambda: [kind])
-    path = random_file(kind, tmp_path / f"{name}.safetensors")
+    spec = shallow(families[name].build())
+    monkeypatch.setattr(loading, "_specs", lambda: [spec])
+    path = random_file(spec, tmp_path / f"{name}.safetensors")
     prediction = "v" if name == "sd2" else "auto"
     family = load(ModelOptions(path=str(path), prediction=prediction))
     path.unlink()

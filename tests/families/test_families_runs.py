@@ -51,16 +51,16 @@ def test_twenty_steps(name: str, prediction: str, pixel: bool, tmp_path: Path) -
 
 def run_of_file(name: str, root: str, answer: Any) -> None:
     """In a process of its own: write a checkpoint with random weights, train three steps on it, say the peak memory."""
-    import test_families_full as full
+    import public_models as full
 
     from pixelkiln.trainer.families import load as loading
     from pixelkiln.trainer.registry import families
 
-    kind, folder = families[name].build(), Path(root)
+    spec, folder = families[name].build(), Path(root)
     if name == "sd3.5-large":  # 16 GB whole; its full names and shapes are checked on the meta device
-        kind = full.shallow(kind)
-        loading._kinds = lambda: [kind]
-    path = full.random_file(kind, folder / f"{name}.safetensors")
+        spec = full.shallow(spec)
+        loading._specs = lambda: [spec]
+    path = full.random_file(spec, folder / f"{name}.safetensors")
     flags = {
         "run.out": str(folder / "runs"), "run.name": "t", "run.steps": 3, "run.batch": 1, "run.precision": "bf16",
         "run.device": "cpu", "model.path": str(path), "data.path": str(pictures(folder / "pictures", 3)),

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from pixelkiln.trainer.diffusion.process import Process
 from pixelkiln.trainer.families import load as loading
 from pixelkiln.trainer.families import sources, words
-from pixelkiln.trainer.families.family import Kind
+from pixelkiln.trainer.families.family import FamilySpec
 from pixelkiln.trainer.families.load import identify, load, meta
 from pixelkiln.trainer.families.options import ModelOptions
 from pixelkiln.trainer.families.sources import Checkpoint
@@ -28,17 +28,17 @@ from pixelkiln.trainer.registry import families
 ALL = [entry.name for entry in families]
 
 
-def tiny_kind(name: str, made: tiny.Parts) -> Kind:
+def tiny_spec(name: str, made: tiny.Parts) -> FamilySpec:
     """The family with the tiny model's sizes instead of the public ones, so that a tiny single file is one of it."""
-    kind = families[name].build()
+    spec = families[name].build()
     encoders = {
-        key: replace(kind.encoders[key], config=module.config.to_diff_dict())
+        key: replace(spec.encoders[key], config=module.config.to_diff_dict())
         for key, module in made.text_encoders.items()
     }
     plain = {k: v for k, v in made.denoiser.config.items() if not k.startswith("_")}
     autoencoder = {k: v for k, v in made.vae.config.items() if not k.startswith("_")}
     return replace(
-        kind, config=plain, vae=autoencoder, encoders={**kind.encoders, **encoders}, in_file=lambda shapes: True
+        spec, config=plain, vae=autoencoder, encoders={**spec.encoders, **encoders}, in_file=lambda shapes: True
     )
 
 
@@ -50,7 +50,7 @@ def tiny_file(tmp_path, monkeypatch):
         name: str, with_t5: bool = True, keep=lambda key: True, change: dict[str, Any] | None = None, **metadata: Any
     ):
         made = tiny.parts(name, with_t5=with_t5) if name.startswith("sd3") else tiny.parts(name)
-        monkeypatch.setattr(loading, "_kinds", lambda: [tiny_kind(name, made)])
+        monkeypatch.setattr(loading, "_specs", lambda: [tiny_spec(name, made)])
         monkeypatch.setattr(words, "tokenizer", lambda encoder, *_: made.tokenizers[_key(made, encoder.tokenizer)])
         tensors = ldm.checkpoint(name, made.denoiser, made.vae, made.text_encoders) | (change or {})
         path = ldm.write(tmp_path / f"{name}.safetensors", {k: v for k, v in tensors.items() if keep(k)}, **metadata)
@@ -116,17 +116,17 @@ def test_family_is_seen_in_names_and_shapes(name):
     }
     assert landmarks[name] in shapes
     file = header("m.safetensors", shapes)
-    assert loading._file_kind(file).name == name
+    assert loading._file_spec(file).name == name
     bare = {key.removeprefix("model.diffusion_model."): s for key, s in shapes.items() if key.startswith("model.diff")}
-    assert loading._file_kind(header("m.safetensors", bare)).name == name
+    assert loading._file_spec(header("m.safetensors", bare)).name == name
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_family_is_seen_in_a_folders_configuration(name, tmp_path):
-    kind = families[name].build()
-    (tmp_path / kind.part).mkdir()
-    (tmp_path / kind.part / "config.json").write_text(json.dumps({"_class_name": kind.model, **kind.config}), "utf-8")
-    assert loading._folder_kind(tmp_path).name == name
+    spec = families[name].build()
+    (tmp_path / spec.part).mkdir()
+    (tmp_path / spec.part / "config.json").write_text(json.dumps({"_class_name": spec.model, **spec.config}), "utf-8")
+    assert loading._folder_spec(tmp_path).name == name
 
 
 def test_half_precision_and_eight_bit_files_are_widened(tiny_file, tmp_path):
@@ -255,10 +255,10 @@ def test_a_name_that_speaks_of_v_is_asked_about(tiny_file):
 def test_sd2_files_do_not_say_what_they_predict():
     """The 512 base predicts noise, the 768 model v; their tensors are the same."""
     evidence = loading._file_evidence(header("768.safetensors", {}))
-    kind = families["sd2"].build()
+    spec = families["sd2"].build()
     with pytest.raises(ValueError, match="do not say what they predict; set prediction = 'v' or 'epsilon'"):
-        loading._prediction(ModelOptions(path="m"), kind, evidence, [])
-    assert loading._prediction(ModelOptions(path="m", prediction="v"), kind, evidence, []) == "v"
+        loading._prediction(ModelOptions(path="m"), spec, evidence, [])
+    assert loading._prediction(ModelOptions(path="m", prediction="v"), spec, evidence, []) == "v"
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
@@ -464,17 +464,17 @@ def test_t5s_tokenizer_is_looked_for_and_missed_in_words(tmp_path, offline, monk
 
 
 def test_clips_tokenizer_is_built_in_and_yields_to_the_models_own(tmp_path):
-    kind = families["sdxl"].build()
+    spec = families["sdxl"].build()
     file = tmp_path / "m.safetensors"
     file.touch()
-    first, second = (words.tokenizer(kind.encoders[key], file, None) for key in ("te1", "te2"))
+    first, second = (words.tokenizer(spec.encoders[key], file, None) for key in ("te1", "te2"))
     assert len(first) == len(second) == 49408 and first.pad_token_id == 49407 and second.pad_token_id == 0
     folder = tiny.tiny_sdxl(tmp_path / "folder")
-    own = words.tokenizer(kind.encoders["te2"], folder, None)
+    own = words.tokenizer(spec.encoders["te2"], folder, None)
     assert len(own) == len(tiny.clip_tokenizer()) and own.pad_token == "!"
     for key, name in (("te1", "openai_clip-vit-large-patch14"), ("te2", "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k")):
         tiny.clip_tokenizer().save_pretrained(tmp_path / "cache" / name)
-        cached = words.tokenizer(kind.encoders[key], file, str(tmp_path / "cache"))
+        cached = words.tokenizer(spec.encoders[key], file, str(tmp_path / "cache"))
         assert len(cached) == len(tiny.clip_tokenizer())
         assert cached.pad_token == ("!" if key == "te2" else "<|endoftext|>")
 

@@ -87,7 +87,7 @@ def check(config: Config, card: gpus.Card) -> dict[str, Any]:
     return {
         "model": _model(config, found),
         "data": dataset.report if dataset else None,
-        "resolution": config.data.resolution or found.kind.resolution,
+        "resolution": config.data.resolution or found.spec.resolution,
         "steps": total,
         "epochs": total / dataset.steps_per_epoch if dataset and total else None,
         "terms": {
@@ -123,9 +123,9 @@ def _writable(option: str, path: Path) -> None:
 def _files(config: Config, found: Found) -> None:
     """ValueError, as a run says it, for a file that is missing or of another kind than the run needs."""
     for path in config.model.base_adapters:
-        read_start(AdapterOptions(init_from=path), found.kind.name)
+        read_start(AdapterOptions(init_from=path), found.spec.name)
     if config.adapter.init_from:
-        read_start(config.adapter, found.kind.name)
+        read_start(config.adapter, found.spec.name)
     checkpoint.thumbnail(config.save)
     if config.run.resume_from and not checkpoint.states(Path(config.run.resume_from)):
         checkpoint.load_state(Path(config.run.resume_from))
@@ -151,7 +151,7 @@ def _has_data(config: Config) -> bool:
 
 def _model(config: Config, found: Found) -> dict[str, Any]:
     return {
-        "path": config.model.path, "family": found.kind.name, "title": found.kind.title,
+        "path": config.model.path, "family": found.spec.name, "title": found.spec.title,
         "prediction": found.process.prediction, "notes": found.notes, "resolution": _trained_at(config, found),
     }  # fmt: skip
 
@@ -159,4 +159,4 @@ def _model(config: Config, found: Found) -> dict[str, Any]:
 def _trained_at(config: Config, found: Found) -> int:
     """Pixels of a side that the base model was trained at; the bundled one is smaller than its family."""
     bundled = Path(config.model.path).resolve() == BUNDLED if config.model.path else False
-    return BUNDLED_RESOLUTION if bundled else found.kind.resolution
+    return BUNDLED_RESOLUTION if bundled else found.spec.resolution

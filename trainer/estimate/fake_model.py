@@ -40,7 +40,7 @@ class Shape:
 class _Family(Family):
     def tokens(self, name: str, captions: list[str]) -> Tokens:
         """As many as the options ask for; which words they are makes no difference."""
-        t5 = self.kind.encoders[name].model == "T5EncoderModel"
+        t5 = self.spec.encoders[name].model == "T5EncoderModel"
         chunks, length = (1, self.options.t5_max_tokens) if t5 else (self.options.max_tokens // CHUNK, CHUNK + 2)
         ids = torch.zeros(len(captions), chunks, length, dtype=torch.int64)
         weights = torch.ones(len(captions), chunks * CHUNK) if self.options.weighted_captions and not t5 else None
@@ -50,7 +50,7 @@ class _Family(Family):
 def family(config: Config, found: Found, dtype: torch.dtype, vae_dtype: torch.dtype) -> Family:
     """The model on the meta device; ``parts`` fills its modules once the adapter is on it."""
     how = configs(found)
-    modules = bare(found.kind, how)
+    modules = bare(found.spec, how)
     for name, module in modules.items():
         for held in (p for p in module.parameters() if p.is_floating_point()):
             held.data = held.data.to(vae_dtype if name == "vae" else dtype)
@@ -61,7 +61,7 @@ def family(config: Config, found: Found, dtype: torch.dtype, vae_dtype: torch.dt
     vae = modules.pop("vae")
     made = how["vae"]
     return _Family(
-        found.kind, config.model, found.process, modules.pop("denoiser"), vae, modules, {}, Files(Path()),
+        found.spec, config.model, found.process, modules.pop("denoiser"), vae, modules, {}, Files(Path()),
         scale=made.get("scaling_factor", 0.18215), shift=made.get("shift_factor") or 0.0,
     )  # fmt: skip
 

@@ -245,9 +245,9 @@ def _judge(
 
 @torch.no_grad()
 def _preview(p: Parts, ledger: Ledger, result: Measured, maker: Maker, heard: Conditioning) -> None:
-    side = p.config.data.resolution or p.family.kind.resolution
+    side = p.config.data.resolution or p.family.spec.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
-    prompts = sampling.prompts(p.config.sample, native, p.family.kind.multiple)
+    prompts = sampling.prompts(p.config.sample, native, p.family.spec.multiple)
     if not prompts:
         return
     largest = max(prompts, key=lambda prompt: prompt.width * prompt.height)

@@ -61,7 +61,7 @@ def shape(config: Config, found: Found, dataset: Dataset | None) -> Shape:
         (width, height), samples = dataset.plan.largest
         micro = -(-samples // config.run.accumulation)
         return Shape(width, height, max((item.roles for item in dataset.items), key=len), micro)
-    side = config.data.resolution or found.kind.resolution
+    side = config.data.resolution or found.spec.resolution
     width, height = (side, side) if isinstance(side, int) else (side[0], side[1])
     kinds = {objective.kind for _, objective in config.terms().values()}
     roles: tuple[Role, ...] = ("winner", "loser")
@@ -133,9 +133,9 @@ class Checker:
 
 
 def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: str, room: int | None) -> str:
-    side = config.data.resolution or found.kind.resolution
+    side = config.data.resolution or found.spec.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
-    drawn = [(p.width, p.height) for p in sampling.prompts(config.sample, native, found.kind.multiple)]
+    drawn = [(p.width, p.height) for p in sampling.prompts(config.sample, native, found.spec.multiple)]
     start = config.adapter.init_from
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")]
     tables = {
@@ -147,7 +147,7 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
         "noise": config.noise.model_dump(),
     }
     whole = [
-        VERSION, versions, found.kind.name, configs(found), found.process.prediction, tables,
+        VERSION, versions, found.spec.name, configs(found), found.process.prediction, tables,
         config.run.accumulation > 1, config.run.full, asdict(at), str(dtype), device, room, max(drawn, default=None),
         config.data.validation_split > 0, fake_model.masked(config), start and [start, Path(start).stat().st_mtime_ns],
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a model family is: its description (``Kind``, one per file) and a loaded model of it (``Family``)."""
+"""What a model family is: its description (``FamilySpec``, one per file) and a loaded model of it (``Family``)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Kind:
+class FamilySpec:
     """One family: all that differs from the others."""
 
     name: str
@@ -78,7 +78,7 @@ class Kind:
 class Family:
     """A loaded model. Its modules are frozen, in evaluation mode, on the CPU; whoever trains moves and changes them."""
 
-    kind: Kind
+    spec: FamilySpec
     options: ModelOptions
     process: Process
     denoiser: Any
@@ -100,7 +100,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        return self.kind.name
+        return self.spec.name
 
     @property
     def channels(self) -> int:
@@ -141,12 +141,12 @@ class Family:
 
         With gradient where encoders are trained. Captions longer than they read are cut, and counted in ``truncated``.
         """
-        return self.kind.encode(self, captions)
+        return self.spec.encode(self, captions)
 
     def tokens(self, name: str, captions: list[str]) -> Tokens:
         """The captions as one text encoder reads them; what it cannot read is counted."""
         how, words = self.options, self.tokenizers[name]
-        if self.kind.encoders[name].model == "T5EncoderModel":
+        if self.spec.encoders[name].model == "T5EncoderModel":
             tokens = t5_tokens(words, captions, how.t5_max_tokens)
         else:
             tokens = clip_tokens(words, captions, how.max_tokens, how.weighted_captions)
@@ -160,7 +160,7 @@ class Family:
         dtype = _dtype(self.denoiser)
         pooled = None if conditioning.pooled is None else conditioning.pooled.to(dtype)
         text = replace(conditioning, hidden=conditioning.hidden.to(dtype), pooled=pooled)
-        return _wide(self.kind.run(self.denoiser, noisy.to(dtype), self.process.time(level), text))
+        return _wide(self.spec.run(self.denoiser, noisy.to(dtype), self.process.time(level), text))
 
     def warnings(self) -> list[str]:
         """One line per text encoder that could not read some captions whole; beside T5 the CLIPs may miss the rest."""

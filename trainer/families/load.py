@@ -17,7 +17,7 @@ from ..diffusion.process import Prediction, Process, scaled_linear, zero_termina
 from ..errors import UserError
 from ..registry import families
 from . import parts, words
-from .family import Encoder, Family, Kind
+from .family import Encoder, Family, FamilySpec
 from .options import ModelOptions
 from .parts import Source
 from .sources import Checkpoint, Files, locate, open_file
@@ -35,7 +35,7 @@ _SPOKEN: dict[str, Prediction] = {
 class Found:
     """What a model turned out to be and where its parts lie, before any weight is read."""
 
-    kind: Kind
+    spec: FamilySpec
     source: Source
     process: Process
     vae: Source
@@ -55,7 +55,7 @@ def load(
     Raises ValueError, one line, for whatever is missing, damaged, of another kind, or contradicts the options.
     """
     found = identify(options)
-    kind, source = found.kind, found.source
+    spec, source = found.spec, found.source
     if (vae_dtype or dtype) == torch.float16:
         vae_dtype = torch.float32
 
@@ -64,11 +64,11 @@ def load(
 
     with _quiet():
         home = source.path if isinstance(source, Checkpoint) else source
-        tokenizers = {n: words.tokenizer(kind.encoders[n], home, options.tokenizer_cache_dir) for n in found.texts}
-        denoiser = parts.read_denoiser(source, kind, dtype, options.variant)
-        vae = parts.read_vae(found.vae, kind, vae_dtype or dtype, variant(found.vae))
+        tokenizers = {n: words.tokenizer(spec.encoders[n], home, options.tokenizer_cache_dir) for n in found.texts}
+        denoiser = parts.read_denoiser(source, spec, dtype, options.variant)
+        vae = parts.read_vae(found.vae, spec, vae_dtype or dtype, variant(found.vae))
         encoders = {
-            name: parts.read_encoder(place, kind.encoders[name], text_dtype or dtype, variant(place))
+            name: parts.read_encoder(place, spec.encoders[name], text_dtype or dtype, variant(place))
             for name, place in found.texts.items()
         }
     if vae.config.latent_channels != denoiser.config.in_channels:
@@ -80,19 +80,19 @@ def load(
         if len(tokenizers[name]) > encoder.config.vocab_size:
             raise UserError(
                 f"model.path: the tokenizer of {name} has {len(tokenizers[name])} words, its encoder "
-                f"{encoder.config.vocab_size}; put the model's own into {home / kind.encoders[name].tokenizer}"
+                f"{encoder.config.vocab_size}; put the model's own into {home / spec.encoders[name].tokenizer}"
             )
     for module in (denoiser, vae, *encoders.values()):
         module.requires_grad_(False).eval()
     read = {
-        "denoiser": parts.files(source, kind.part),
+        "denoiser": parts.files(source, spec.part),
         "vae": parts.files(found.vae, "vae"),
-        "text": [f for name, place in found.texts.items() for f in parts.files(place, kind.encoders[name].folder)],
+        "text": [f for name, place in found.texts.items() for f in parts.files(place, spec.encoders[name].folder)],
     }
     files = Files(Path(options.path), read, Path(options.vae) if options.vae else None)
-    scale, shift = _latents(kind, source, vae)
+    scale, shift = _latents(spec, source, vae)
     return Family(
-        kind, options, found.process, denoiser, vae, encoders, tokenizers, files, found.notes, scale=scale, shift=shift
+        spec, options, found.process, denoiser, vae, encoders, tokenizers, files, found.notes, scale=scale, shift=shift
     )
 
 
@@ -103,52 +103,52 @@ def meta(name: str) -> tuple[nn.Module, dict[str, nn.Module]]:
 
 def configs(found: Found) -> parts.Configs:
     """The configurations of a model's parts; nothing else is read."""
-    return parts.configs(found.kind, found.source, found.vae, found.texts)
+    return parts.configs(found.spec, found.source, found.vae, found.texts)
 
 
 def assumed(options: ModelOptions) -> Found:
     """A family's public model, for who asks without naming a file. ValueError when there is no family either."""
     if options.family == "auto":
         raise UserError("model.family: neither a model nor its family is given; set model.path, or model.family")
-    kind = families[options.family].build()
-    prediction = kind.assumed or kind.predictions[0] if options.prediction == "auto" else options.prediction
+    spec = families[options.family].build()
+    prediction = spec.assumed or spec.predictions[0] if options.prediction == "auto" else options.prediction
     process = Process("flow") if prediction == "flow" else Process(prediction, scaled_linear())
-    notes = [f"{kind.title}: its public form is assumed, as no model is given", *kind.check(options)]
+    notes = [f"{spec.title}: its public form is assumed, as no model is given", *spec.check(options)]
     nothing = Checkpoint(Path(), {}, {}, lambda keys: {})
-    texts: dict[str, Source] = {n: nothing for n, e in kind.encoders.items() if options.use_t5 or not e.optional}
-    return Found(kind, nothing, process, nothing, texts, notes)
+    texts: dict[str, Source] = {n: nothing for n, e in spec.encoders.items() if options.use_t5 or not e.optional}
+    return Found(spec, nothing, process, nothing, texts, notes)
 
 
 def identify(options: ModelOptions) -> Found:
     """What ``options.path`` is: family, prediction, schedule, parts. Reads headers and configurations only."""
     source = _place(options.path, "model.path", options)
     if isinstance(source, Path):
-        kind, evidence = _folder_kind(source), _folder_evidence(source)
+        spec, evidence = _folder_spec(source), _folder_evidence(source)
     else:
-        kind, evidence = _file_kind(source), _file_evidence(source)
-    if options.family not in ("auto", kind.name):
+        spec, evidence = _file_spec(source), _file_evidence(source)
+    if options.family not in ("auto", spec.name):
         raise UserError(
-            f"model.family: {options.family}, but {options.path} is {kind.title} ({kind.name}); set that or 'auto'"
+            f"model.family: {options.family}, but {options.path} is {spec.title} ({spec.name}); set that or 'auto'"
         )
-    notes = [f"{options.path}: {kind.title}"]
-    process = _process(options, kind, evidence, notes)
-    notes += [*kind.check(options), *_for_sd3(options, kind)]
+    notes = [f"{options.path}: {spec.title}"]
+    process = _process(options, spec, evidence, notes)
+    notes += [*spec.check(options), *_for_sd3(options, spec)]
     vae = source
     if options.vae:
         notes.append(f"autoencoder: {options.vae}")
         vae = _place(options.vae, "model.vae")
-    parts.check_vae(vae, kind, "model.vae" if options.vae else "model.path")
-    texts = {name: _encoder_source(options, encoder, source, kind, notes) for name, encoder in kind.encoders.items()}
-    return Found(kind, source, process, vae, {name: place for name, place in texts.items() if place}, notes)
+    parts.check_vae(vae, spec, "model.vae" if options.vae else "model.path")
+    texts = {name: _encoder_source(options, encoder, source, spec, notes) for name, encoder in spec.encoders.items()}
+    return Found(spec, source, process, vae, {name: place for name, place in texts.items() if place}, notes)
 
 
-def _for_sd3(options: ModelOptions, kind: Kind) -> list[str]:
+def _for_sd3(options: ModelOptions, spec: FamilySpec) -> list[str]:
     """Notes on what somebody changed that only SD3 looks at."""
-    if "te3" in kind.encoders:
+    if "te3" in spec.encoders:
         return []
     changed = options.model_dump(exclude_defaults=True)
     only = ("use_t5", "t5_max_tokens", "t5_on_cpu")
-    return [f"model.{name} has no effect: it is for SD3, and this is {kind.title}" for name in only if name in changed]
+    return [f"model.{name} has no effect: it is for SD3, and this is {spec.title}" for name in only if name in changed]
 
 
 def _place(named: str, where: str, options: ModelOptions | None = None) -> Source:
@@ -171,17 +171,17 @@ class Evidence:
     alphas: torch.Tensor
 
 
-def _kinds() -> list[Kind]:
+def _specs() -> list[FamilySpec]:
     return [entry.build() for entry in families]
 
 
-def _file_kind(file: Checkpoint) -> Kind:
+def _file_spec(file: Checkpoint) -> FamilySpec:
     shapes = parts.net_shapes(file)
     _refuse(file, shapes)
-    for kind in _kinds():
-        if kind.in_file(shapes):
-            return kind
-    known = ", ".join(kind.name for kind in _kinds())
+    for spec in _specs():
+        if spec.in_file(shapes):
+            return spec
+    known = ", ".join(spec.name for spec in _specs())
     raise UserError(f"model.path: {file.path} is no model that is known here; give a checkpoint of {known}")
 
 
@@ -214,7 +214,7 @@ def _refuse(file: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
-def _folder_kind(folder: Path) -> Kind:
+def _folder_spec(folder: Path) -> FamilySpec:
     net = next((p for p in ("unet", "transformer") if (folder / p / "config.json").is_file()), None)
     if net is None:
         held = sorted(f.name for f in folder.glob("*.safetensors"))
@@ -227,10 +227,10 @@ def _folder_kind(folder: Path) -> Kind:
     if net == "unet" and channels != 4:
         what = "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
         raise UserError(f"model.path: {folder} is {what}; give a text-to-image model")
-    for kind in _kinds():
-        if kind.part == net and kind.in_folder(config):
-            return kind
-    known = ", ".join(kind.name for kind in _kinds())
+    for spec in _specs():
+        if spec.part == net and spec.in_folder(config):
+            return spec
+    known = ", ".join(spec.name for spec in _specs())
     raise UserError(f"model.path: {folder} is a {config['_class_name']}, which is not known here; there is {known}")
 
 
@@ -269,8 +269,8 @@ def _folder_evidence(folder: Path) -> Evidence:
     return Evidence(told, "its scheduler_config.json", False, zero, alphas)
 
 
-def _process(options: ModelOptions, kind: Kind, evidence: Evidence, notes: list[str]) -> Process:
-    prediction = _prediction(options, kind, evidence, notes)
+def _process(options: ModelOptions, spec: FamilySpec, evidence: Evidence, notes: list[str]) -> Process:
+    prediction = _prediction(options, spec, evidence, notes)
     if prediction == "flow":
         return Process("flow")
     zero = options.zero_terminal_snr if options.zero_terminal_snr is not None else evidence.zero_snr
@@ -284,18 +284,18 @@ def _process(options: ModelOptions, kind: Kind, evidence: Evidence, notes: list[
     return Process(prediction, zero_terminal_snr(evidence.alphas) if zero else evidence.alphas)
 
 
-def _prediction(options: ModelOptions, kind: Kind, evidence: Evidence, notes: list[str]) -> Prediction:
+def _prediction(options: ModelOptions, spec: FamilySpec, evidence: Evidence, notes: list[str]) -> Prediction:
     """The configured, the told or the usual prediction; ValueError when they contradict or nobody says."""
     asked, told = options.prediction, evidence.prediction
-    if told and told not in kind.predictions:
+    if told and told not in spec.predictions:
         raise UserError(
-            f"model.path: {options.path} predicts {told} by {evidence.said_by}, which is not known for {kind.title}; "
+            f"model.path: {options.path} predicts {told} by {evidence.said_by}, which is not known for {spec.title}; "
             "give another model"
         )
     if asked != "auto":
-        if asked not in kind.predictions:
+        if asked not in spec.predictions:
             raise UserError(
-                f"model.prediction: {asked}, but {kind.title} predicts {' or '.join(kind.predictions)}; set 'auto'"
+                f"model.prediction: {asked}, but {spec.title} predicts {' or '.join(spec.predictions)}; set 'auto'"
             )
         if told and told != asked:
             raise UserError(
@@ -305,29 +305,29 @@ def _prediction(options: ModelOptions, kind: Kind, evidence: Evidence, notes: li
     if told:
         notes.append(f"it predicts {told} (by {evidence.said_by})")
         return told
-    if evidence.doubtful or kind.assumed is None:
+    if evidence.doubtful or spec.assumed is None:
         why = evidence.said_by if evidence.doubtful else "such files do not say what they predict"
         raise UserError(f"model.prediction: {options.path}: {why}; set prediction = 'v' or 'epsilon'")
     notes.append(
-        f"it predicts {kind.assumed}" + (", as nothing in it says otherwise" if len(kind.predictions) > 1 else "")
+        f"it predicts {spec.assumed}" + (", as nothing in it says otherwise" if len(spec.predictions) > 1 else "")
     )
-    return kind.assumed
+    return spec.assumed
 
 
 # ---------------------------------------------------------------------------------------------------------- its parts
 
 
-def _latents(kind: Kind, source: Source, vae: Any) -> tuple[float, float]:
+def _latents(spec: FamilySpec, source: Source, vae: Any) -> tuple[float, float]:
     """(s, m) that the denoiser was trained with: of the base model, whichever autoencoder is used."""
     if isinstance(source, Checkpoint):
-        return kind.vae["scaling_factor"], kind.vae.get("shift_factor") or 0.0
+        return spec.vae["scaling_factor"], spec.vae.get("shift_factor") or 0.0
     config = source / "vae" / "config.json"
     own = _json(config) if config.is_file() else dict(vae.config)
     return own.get("scaling_factor", 0.18215), own.get("shift_factor") or 0.0
 
 
 def _encoder_source(
-    options: ModelOptions, encoder: Encoder, source: Source, kind: Kind, notes: list[str]
+    options: ModelOptions, encoder: Encoder, source: Source, spec: FamilySpec, notes: list[str]
 ) -> Source | None:
     """Where a text encoder is read from; None for an optional one that is missing or not wanted."""
     if encoder.optional and not options.use_t5:
@@ -346,7 +346,7 @@ def _encoder_source(
         notes.append(f"there is no T5 in {options.path}; the model hears zeros in its place (model.t5 names a file)")
         return None
     where = f"name its file in model.{encoder.option}" if encoder.option else "use a checkpoint that holds it"
-    raise UserError(f"model.path: {options.path} holds no {encoder.folder} ({kind.title} needs it); {where}")
+    raise UserError(f"model.path: {options.path} holds no {encoder.folder} ({spec.title} needs it); {where}")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .family import Encoder, Kind
+from .family import Encoder, FamilySpec
 from .sources import Checkpoint
 
 NET = "model.diffusion_model."
@@ -39,30 +39,30 @@ def files(source: Checkpoint | Path, part: str) -> list[Path]:
     return sorted(p for p in _home(source, part).iterdir() if p.suffix in (".safetensors", ".bin", ".json"))
 
 
-def read_denoiser(source: Checkpoint | Path, kind: Kind, dtype: torch.dtype, variant: str | None) -> Any:
+def read_denoiser(source: Checkpoint | Path, spec: FamilySpec, dtype: torch.dtype, variant: str | None) -> Any:
     import diffusers
 
-    made = getattr(diffusers, kind.model)
+    made = getattr(diffusers, spec.model)
     if isinstance(source, Path):
-        return _from_folder(made, source / kind.part, dtype, variant)
+        return _from_folder(made, source / spec.part, dtype, variant)
     weights = {NET + key: v for key, v in source.tensors(NET if source.has(NET) else "", dtype).items()}
-    return _from_weights(made, weights, kind.config, source.path)
+    return _from_weights(made, weights, spec.config, source.path)
 
 
-def check_vae(source: Checkpoint | Path, kind: Kind, where: str) -> None:
+def check_vae(source: Checkpoint | Path, spec: FamilySpec, where: str) -> None:
     """ValueError when there is no autoencoder, or in a file one of another kind."""
     if isinstance(source, Path):
         held = (_home(source, "vae") / "config.json").is_file()
-        first = (0, kind.vae["latent_channels"])
+        first = (0, spec.vae["latent_channels"])
     else:
         first = source.shapes.get(f"{_vae_prefix(source)}decoder.conv_in.weight", ())
         held, source = bool(first), source.path
     if not held:
         raise UserError(f"{where}: {source} holds no autoencoder; name a VAE file or folder in model.vae")
-    if first[1] != kind.vae["latent_channels"]:
+    if first[1] != spec.vae["latent_channels"]:
         raise UserError(
-            f"{where}: {source} is an autoencoder of {first[1]} latent channels, but {kind.title} has "
-            f"{kind.vae['latent_channels']}; name one of its own kind"
+            f"{where}: {source} is an autoencoder of {first[1]} latent channels, but {spec.title} has "
+            f"{spec.vae['latent_channels']}; name one of its own kind"
         )
 
 
@@ -74,7 +74,7 @@ def _vae_prefix(source: Checkpoint) -> str:
     return next((prefix for prefix in ("first_stage_model.", "vae.") if source.has(prefix)), "")
 
 
-def read_vae(source: Checkpoint | Path, kind: Kind, dtype: torch.dtype, variant: str | None) -> Any:
+def read_vae(source: Checkpoint | Path, spec: FamilySpec, dtype: torch.dtype, variant: str | None) -> Any:
     """The autoencoder of a whole checkpoint or of a file of its own; of a model's folder or of a folder of its own."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -84,7 +84,7 @@ def read_vae(source: Checkpoint | Path, kind: Kind, dtype: torch.dtype, variant:
     if any(".proj_attn." in key for key in weights):
         for old, new in _OLD_ATTENTION.items():
             weights = {key.replace(old, new): value for key, value in weights.items()}
-    return _from_weights(AutoencoderKL, weights, kind.vae, source.path)
+    return _from_weights(AutoencoderKL, weights, spec.vae, source.path)
 
 
 def read_encoder(source: Checkpoint | Path, encoder: Encoder, dtype: torch.dtype, variant: str | None) -> Any:
@@ -208,11 +208,11 @@ Configs = dict[str, dict[str, Any]]
 """``denoiser``, ``vae`` and each text encoder -> its configuration."""
 
 
-def configs(kind: Kind, net: Source | None, vae: Source | None, texts: Mapping[str, Source | None]) -> Configs:
+def configs(spec: FamilySpec, net: Source | None, vae: Source | None, texts: Mapping[str, Source | None]) -> Configs:
     """The configurations of a model's parts: a folder's own, and the public ones where a part has none of its own."""
-    found = {"denoiser": _config(net, kind.part, kind.config), "vae": _config(vae, "vae", kind.vae)}
+    found = {"denoiser": _config(net, spec.part, spec.config), "vae": _config(vae, "vae", spec.vae)}
     for name, place in texts.items():
-        found[name] = _config(place, kind.encoders[name].folder, kind.encoders[name].config)
+        found[name] = _config(place, spec.encoders[name].folder, spec.encoders[name].config)
     return found
 
 
@@ -226,7 +226,7 @@ def _config(source: Source | None, part: str, public: dict[str, Any]) -> dict[st
         raise UserError(f"model: {path} cannot be read ({error}); download it again") from None
 
 
-def bare(kind: Kind, how: Configs) -> dict[str, Any]:
+def bare(spec: FamilySpec, how: Configs) -> dict[str, Any]:
     """The modules of ``configs`` on the meta device: names and shapes, no memory. Frozen, in evaluation mode."""
     import diffusers
     import transformers
@@ -235,18 +235,18 @@ def bare(kind: Kind, how: Configs) -> dict[str, Any]:
     made: dict[str, Any] = {}
     with torch.device("meta"):
         for name, config in how.items():
-            if name in kind.encoders:
-                cls = getattr(transformers, kind.encoders[name].model)
+            if name in spec.encoders:
+                cls = getattr(transformers, spec.encoders[name].model)
                 made[name] = cls(cls.config_class(**config))
             else:
-                cls = AutoencoderKL if name == "vae" else getattr(diffusers, kind.model)
+                cls = AutoencoderKL if name == "vae" else getattr(diffusers, spec.model)
                 made[name] = cls.from_config(config)
     for module in made.values():
         module.requires_grad_(False).eval()
     return made
 
 
-def meta(kind: Kind) -> tuple[nn.Module, dict[str, nn.Module]]:
+def meta(spec: FamilySpec) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The public denoiser and text encoders of a family on the meta device: names and shapes, no memory."""
-    made = bare(kind, configs(kind, None, None, dict.fromkeys(kind.encoders)))
-    return made["denoiser"], {name: made[name] for name in kind.encoders}
+    made = bare(spec, configs(spec, None, None, dict.fromkeys(spec.encoders)))
+    return made["denoiser"], {name: made[name] for name in spec.encoders}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..diffusion.types import Conditioning
 from ..errors import UserError
 from ..registry import families
-from .family import Encoder, Family, Kind
+from .family import Encoder, Family, FamilySpec
 from .options import ModelOptions
 from .text import clip_states
 
@@ -83,7 +83,7 @@ def _in_folder(second: bool) -> Any:
     return matches
 
 
-SD15 = Kind(
+SD15 = FamilySpec(
     name="sd15", title="Stable Diffusion 1.x", part="unet", model="UNet2DConditionModel", config=UNET, vae=VAE,
     encoders={"te": Encoder("text_encoder", "tokenizer", "CLIPTextModel", CLIP_L, "cond_stage_model.transformer.",
                             "openai/clip-vit-large-patch14")},
@@ -99,10 +99,10 @@ SD2 = replace(
 
 
 @families.register("sd15", ModelOptions)
-def sd15() -> Kind:
+def sd15() -> FamilySpec:
     return SD15
 
 
 @families.register("sd2", ModelOptions)
-def sd2() -> Kind:
+def sd2() -> FamilySpec:
     return SD2

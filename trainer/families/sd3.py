@@ -12,7 +12,7 @@ from torch import Tensor
 from ..diffusion.types import Conditioning
 from ..errors import UserError
 from ..registry import families
-from .family import Encoder, Family, Kind, Shapes
+from .family import Encoder, Family, FamilySpec, Shapes
 from .options import ModelOptions
 from .sd15 import CLIP_L, VAE
 from .sdxl import CLIP_G, CLIP_G_ID, penultimate
@@ -87,7 +87,7 @@ def _in_folder(second_attention: bool, norms: bool) -> Any:
     )
 
 
-MEDIUM = Kind(
+MEDIUM = FamilySpec(
     name="sd3-medium", title="Stable Diffusion 3 medium", part="transformer", model="SD3Transformer2DModel",
     config=MMDIT,
     vae=VAE | {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609, "sample_size": 1024,
@@ -117,15 +117,15 @@ LARGE_35 = replace(
 
 
 @families.register("sd3-medium", ModelOptions)
-def sd3_medium() -> Kind:
+def sd3_medium() -> FamilySpec:
     return MEDIUM
 
 
 @families.register("sd3.5-medium", ModelOptions)
-def sd35_medium() -> Kind:
+def sd35_medium() -> FamilySpec:
     return MEDIUM_35
 
 
 @families.register("sd3.5-large", ModelOptions)
-def sd35_large() -> Kind:
+def sd35_large() -> FamilySpec:
     return LARGE_35

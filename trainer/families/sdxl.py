@@ -10,7 +10,7 @@ from torch import Tensor
 from ..diffusion.types import Conditioning
 from ..errors import UserError
 from ..registry import families
-from .family import Encoder, Family, Kind, Shapes
+from .family import Encoder, Family, FamilySpec, Shapes
 from .options import ModelOptions
 from .sd15 import CLIP_L, VAE, refuse_sd3
 from .text import clip_states
@@ -65,7 +65,7 @@ def _in_file(shapes: Shapes) -> bool:
     return shapes.get("label_emb.0.0.weight", (0, 0))[1] == 2816
 
 
-SDXL = Kind(
+SDXL = FamilySpec(
     name="sdxl", title="Stable Diffusion XL", part="unet", model="UNet2DConditionModel", config=UNET,
     vae=VAE | {"scaling_factor": 0.13025, "sample_size": 1024},
     encoders={
@@ -81,5 +81,5 @@ SDXL = Kind(
 
 
 @families.register("sdxl", ModelOptions)
-def sdxl() -> Kind:
+def sdxl() -> FamilySpec:
     return SDXL

@@ -85,7 +85,7 @@ def find_family(values: Values, asked: str | None) -> str | None:
     if path and Path(path).expanduser().exists():
         try:
             given = {"path": str(Path(path).expanduser()), **{n: values.given.get(k) for n, k in _ENCODERS.items()}}
-            return identify(ModelOptions.model_validate(given)).kind.name
+            return identify(ModelOptions.model_validate(given)).spec.name
         except ValueError:
             return None  # whoever loads it says what is wrong
     if values.family:

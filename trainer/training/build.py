@@ -66,8 +66,8 @@ def scan(
     dataset = Dataset(
         config.data,
         base_seed=config.run.seed,
-        native=found.kind.resolution,
-        multiple=found.kind.multiple,
+        native=found.spec.resolution,
+        multiple=found.spec.multiple,
         cache_dir=Path(config.run.out) / "cache",
         effective_batch=config.run.batch * config.run.accumulation * world,
         shares=config.run.accumulation * world,
@@ -123,11 +123,11 @@ def build(
     adapter = make_adapter(config, family, dtype, adapter_file, say)
     apply.shape(config.memory, family.denoiser, Path(config.run.out) / "cache" / "compiled")
     trains_text = any(p.requires_grad for encoder in family.text_encoders.values() for p in encoder.parameters())
-    side = config.data.resolution or family.kind.resolution
+    side = config.data.resolution or family.spec.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
     if config.run.kohya_strict:
         config = config.model_copy(update={"noise": config.noise.model_copy(update={"whole_timesteps": True})})
-    shown = sampling.prompts(config.sample, native, family.kind.multiple)
+    shown = sampling.prompts(config.sample, native, family.spec.multiple)
     scaler = _scaler(device, dtype)
     parts = Parts(config, family, adapter, device, dtype, rank, world, trains_text, shown, scaler, attention, streamer)
     if not trains_text:

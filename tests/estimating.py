@@ -1,0 +1,55 @@
+"""A step that is estimated and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import measured
+import short_runs as runs
+import torch
+
+from pixelkiln.trainer.config import Config
+from pixelkiln.trainer.estimate import memory, report
+from pixelkiln.trainer.estimate.fake_tensors import size_of
+from pixelkiln.trainer.families.load import identify
+from pixelkiln.trainer.training import step
+from pixelkiln.trainer.training.build import build
+
+SIDE = 128
+FULL = {"loss.pixel.mode": "mixed", "loss.pixel.decode": "full"}
+WINDOW = {"loss.pixel.decode": "window", "loss.pixel.window": 64, "loss.pixel.halo": 16}
+MIDCROP = {"loss.pixel.decode": "midcrop", "loss.pixel.window": 64}
+DPO = {"objective.kind": "dpo", "loss.pixel.mode": "anchored", "memory.one_by_one": True}
+
+
+def wanted(home: Path, name: str, flags: dict, data: str = "data.path") -> Config:
+    base = {"run.precision": "fp32", "run.batch": 2, "data.resolution": SIDE}
+    return runs.config(home, {**base, **flags}, name, data)
+
+
+def compare(config: Config) -> tuple[int, int, int, memory.Measured]:
+    """Bytes that autograd saves, bytes at the peak of a real step with its inputs, and the estimate of both."""
+    p = build(config, lambda line: None)
+    p.dataset.prepare()
+    batch = step.micro_batches(p.dataset.batch(0), config.run.batch)[0]
+    known = (p.family.denoiser, p.family.vae, *p.family.text_encoders.values())
+    said = batch.conditioning
+    inputs = size_of(t for t in (batch.latents, said and said.hidden, said and said.pooled) if t is not None)
+    p.family.predict(batch.latents, torch.zeros(len(batch)), p.conditioning(batch))
+    with measured.Saved(*known) as saved:
+        loss = measured.forward(p, batch)
+    del loss
+
+    def run() -> None:
+        loss = measured.forward(p, batch)
+        if loss.requires_grad:
+            loss.backward()
+
+    peak = measured.peak(run)
+    at = report.shape(config, identify(config.model), p.dataset)
+    estimate = memory.measure(config, identify(config.model), at, torch.float32, "cpu")
+    return saved.bytes, peak + inputs, inputs, estimate
+
+
+def estimated_peak(found: memory.Measured) -> int:
+    return sum(found.phases["training step"].values())
