@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -12,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .commands import tools
+from .commands import adapters, kohya, pairs
+from .commands.common import print_json
 from .errors import UserError
 from .runs.control import DEFECT, DONE, INTERRUPTED, MISTAKE, OURS
 
@@ -57,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--check", action="store_true", help="fail when docs/options.md is stale")
     options.add_argument("--write", action="store_true", help="write docs/options.md")
     command("presets", _presets, "List the presets.").add_argument("--json", action="store_true")
-    tools.register(command, configured)
+    adapters.register(command)
+    pairs.register(command, configured)
+    kohya.register(command)
     command("doctor", _doctor, "Say what this machine can train with.")
     command("demo", _demo, "Train the bundled style set on the bundled base; ends with a before/after picture.")
     return top
@@ -66,12 +68,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    given = tools.joined(list(sys.argv[1:] if arguments is None else arguments))
+    given = pairs.joined(list(sys.argv[1:] if arguments is None else arguments))
     _utf8()
     try:
-        given, kohya = tools.kohya(given)
+        given, arguments_of_kohya = kohya.take_arguments(given)
         args, rest = parser().parse_known_args(given)
-        args.kohya, args.flags = kohya, dotted(rest, allowed=hasattr(args, "preset"))
+        args.kohya, args.flags = arguments_of_kohya, dotted(rest, allowed=hasattr(args, "preset"))
         return args.run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -118,15 +120,10 @@ def _config(args: argparse.Namespace, read: Callable[..., Any] | None = None) ->
     from .config import load
 
     if args.kohya:
-        return tools.from_kohya(args)
+        return kohya.configuration(args)
     if not (args.config or args.preset or args.flags):
         raise UserError("config: neither a configuration nor --preset is given; see `python -m trainer presets`")
     return (read or load)(args.config, args.flags, args.preset)
-
-
-def _print_json(answer: dict[str, Any]) -> int:
-    print(json.dumps({"v": 1, **answer}, ensure_ascii=False, default=str))
-    return DONE
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -169,7 +166,7 @@ def _check(args: argparse.Namespace) -> int:
             return DONE
         answer["config"] = text
     if args.json:
-        return _print_json(answer)
+        return print_json(answer)
     print("\n".join(check_report.lines(answer, Path(config.preset or args.config or "").stem)))
     return DONE
 
@@ -180,7 +177,7 @@ def _sample(args: argparse.Namespace) -> int:
 
     paths = sample(config, args.adapter_file, args.output and Path(args.output))
     if args.json:
-        return _print_json({"pictures": [str(p) for p in paths]})
+        return print_json({"pictures": [str(p) for p in paths]})
     print("\n".join(map(str, paths)))
     return DONE
 
@@ -190,7 +187,7 @@ def _draw(args: argparse.Namespace) -> int:
     from .commands.draw import draw, read_cells
 
     paths = draw(config, read_cells(Path(args.cells)))
-    return _print_json({"pictures": [str(p) for p in paths]})
+    return print_json({"pictures": [str(p) for p in paths]})
 
 
 def _options(args: argparse.Namespace) -> int:
@@ -199,7 +196,7 @@ def _options(args: argparse.Namespace) -> int:
 
     page = ROOT / "docs" / "options.md"
     if args.json:
-        return _print_json({"options": reference()})
+        return print_json({"options": reference()})
     if args.write:
         page.write_text(reference_markdown(), encoding="utf-8", newline="\n")
         return DONE
@@ -219,7 +216,7 @@ def _presets(args: argparse.Namespace) -> int:
         first = path.read_text(encoding="utf-8").splitlines()[0]
         rows.append({"name": path.stem, "path": str(path), "purpose": first.lstrip("# "), "values": read_toml(path)})
     if args.json:
-        return _print_json({"presets": rows})
+        return print_json({"presets": rows})
     width = max((len(row["name"]) for row in rows), default=0)
     print("\n".join(f"{row['name']:{width}}  {row['purpose']}" for row in rows))
     return DONE

@@ -1,0 +1,104 @@
+"""``keys``, ``inspect``, ``convert`` and ``merge``: commands for adapter files."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from .common import Command, print_json, print_lines
+
+
+def register(command: Command) -> None:
+    keys = command("keys", _keys, "Print `name [shape]` of the file that a run would write, without any weights.")
+    keys.add_argument("--family", required=True)
+    keys.add_argument("--rank", type=int, default=16)
+    keys.add_argument("--conv-rank", type=int)
+    keys.add_argument("--text-encoders", default="", help="clip_l,clip_g,t5")
+    keys.add_argument("--json", action="store_true")
+    inspect = command("inspect", _inspect, "Say what an adapter file is.")
+    inspect.add_argument("file", type=Path)
+    inspect.add_argument("--json", action="store_true")
+    convert = command("convert", _convert, "Write an adapter in another form or at another rank.")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("target", type=Path)
+    convert.add_argument("--to", choices=["kohya", "diffusers", "peft"], default="kohya")
+    convert.add_argument("--rank", type=int, help="resize by singular values")
+    convert.add_argument("--force", action="store_true", help="replace what is there already")
+    merge = command("merge", _merge, "Join several adapters into one: merge OUT A.safetensors B.safetensors=0.5")
+    merge.add_argument("target", type=Path)
+    merge.add_argument("sources", nargs="+", help="FILE or FILE=WEIGHT")
+    merge.add_argument("--rank", type=int)
+    merge.add_argument("--force", action="store_true", help="replace what is there already")
+
+
+def _sound(**ranks: int | None) -> None:
+    for name, rank in ranks.items():
+        if rank is not None and rank < 1:
+            raise UserError(f"--{name.replace('_', '-')}: {rank} is no rank; give 1 or more")
+
+
+def _free(target: Path, sources: Sequence[Path], folder: bool, force: bool, usage: str) -> None:
+    """UserError where the target is no name for an adapter, or would replace what it must not."""
+    from ..runs.files import check_target
+
+    if not folder and target.suffix.lower() != ".safetensors":
+        raise UserError(f"{target}: an adapter is written as .safetensors; give a name that ends so: {usage}")
+    check_target(target, *sources, force=force)
+
+
+def _keys(args: argparse.Namespace) -> int:
+    from ..adapters.keys import file_keys
+    from ..adapters.mappings.mapping import key_mapping
+    from ..adapters.names import encoder
+    from ..families.load import meta
+
+    _sound(rank=args.rank, conv_rank=args.conv_rank)
+    denoiser, encoders = meta(args.family)
+    if args.conv_rank and key_mapping(args.family).network == "mmdit":
+        raise UserError(f"--conv-rank: {args.family} has no such convolutions; leave it out")
+    wanted = {encoder(args.family, name) for name in filter(None, args.text_encoders.split(","))}
+    modules = {"unet": denoiser, **{name: module for name, module in encoders.items() if name in wanted}}
+    found = file_keys(args.family, modules, args.rank, args.conv_rank)
+    if args.json:
+        return print_json({"keys": [[name, list(shape)] for name, shape in found]})
+    return print_lines([f"{name} {list(shape)}" for name, shape in found])
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from ..adapters.convert import inspect
+
+    facts = inspect(args.file)
+    if args.json:
+        return print_json(facts)
+    strange = facts["does_not_belong"]
+    if len(strange) > 10:  # a whole model, perhaps
+        facts["does_not_belong"] = f"{', '.join(strange[:10])} and {len(strange) - 10} more"
+    return print_lines([f"{name:16} {value}" for name, value in facts.items() if value not in (None, [], {}, "")])
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from ..adapters.convert import convert
+
+    _sound(rank=args.rank)
+    _free(args.target, [args.source], args.to == "peft", args.force, "convert IN OUT")
+    return print_lines([*convert(args.source, args.target, args.to, args.rank), str(args.target)])
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from ..adapters.convert import merge
+
+    _sound(rank=args.rank)
+    sources = []
+    for word in args.sources:
+        path, equals, weight = word.rpartition("=")
+        try:
+            sources.append((Path(path), float(weight)) if equals and not Path(word).exists() else (Path(word), 1.0))
+        except ValueError:
+            raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5") from None
+        if not math.isfinite(sources[-1][1]):
+            raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5")
+    _free(args.target, [path for path, _ in sources], False, args.force, "merge OUT A B=0.5")
+    return print_lines([*merge(sources, args.target, args.rank), str(args.target)])

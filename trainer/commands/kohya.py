@@ -1,0 +1,62 @@
+"""Command lines and files of Kohya's sd-scripts: ``import-kohya``, and a configuration where one of ours may stand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .common import Command, print_json, print_lines
+
+
+def register(command: Command) -> None:
+    kohya = command("import-kohya", _import_kohya, "Turn kohya's configuration into one of ours, with comments.")
+    kohya.add_argument("file", type=Path, nargs="?", help="a .toml of sd-scripts; kohya's flags may follow")
+    kohya.add_argument("-o", "--output", type=Path, help="the file to write; printed when not given")
+    kohya.add_argument("--force", action="store_true", help="replace what is there already")
+    kohya.add_argument("--json", action="store_true")
+
+
+KOHYA = ("train", "check", "sample", "draw", "pairs-generate")
+"""Commands that take kohya's command line in place of a configuration of ours."""
+KOHYA_BEGINS = {"--config_file", "--dataset_config", "--pretrained_model_name_or_path", "--train_data_dir"}
+"""Flags that say it is one."""
+
+
+def take_arguments(words: list[str]) -> tuple[list[str], Any]:
+    """A command line without its kohya flags, and these, where it has any."""
+    if not words or words[0] not in (*KOHYA, "import-kohya"):
+        return words, None
+    if words[0] != "import-kohya" and not any(word.partition("=")[0] in KOHYA_BEGINS for word in words):
+        return words, None
+    from ..kohya.entrance import take
+
+    given, left = take(words[1:])
+    return [words[0], *left], given
+
+
+def configuration(args: argparse.Namespace) -> Any:
+    """The configuration of a kohya command line; notes on it go to standard error."""
+    from ..kohya.entrance import load
+
+    other = args.config or args.preset
+    if other:
+        raise UserError(f"{other}: kohya's flags are given too; give one of them, or import-kohya first")
+    config, notes = load(args.kohya)
+    print("".join(f"note: {note}\n" for note in notes), end="", file=sys.stderr)
+    return config
+
+
+def _import_kohya(args: argparse.Namespace) -> int:
+    from ..kohya.entrance import imported, sources
+    from ..runs.files import check_target, write_atomic
+
+    toml, notes = imported(args.kohya, args.file)
+    if args.output:
+        check_target(args.output, *sources(args.kohya, args.file), force=args.force, name="--output")
+        write_atomic(args.output, toml)
+    if args.json:
+        return print_json({"toml": toml, "notes": notes})
+    return print_lines([str(args.output), *(f"note: {note}" for note in notes)] if args.output else [toml])
