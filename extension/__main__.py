@@ -1,4 +1,4 @@
-"""``python -m pixelkiln.extension``: the page, on this machine alone unless told otherwise."""
+"""``python -m pixelkiln.extension``: the page, on this machine alone unless ``--listen``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--no-browser", action="store_true", help="open no browser")
     made.add_argument("--listen", action="store_true", help="answer other machines too; needs --user and --password")
     made.add_argument("--user")
-    made.add_argument("--password", help="at least 8 signs; or the environment variable PIXELKILN_PASSWORD")
+    made.add_argument("--password", help="at least 8 characters; or the environment variable PIXELKILN_PASSWORD")
     made.add_argument(
         "--folder", action="append", default=[], help="with --listen: a folder of pictures that may be used"
     )
@@ -44,8 +44,8 @@ def free_port(asked: int | None, host: str) -> int:
             except (OSError, OverflowError):
                 continue
             return port
-    told = f"{asked} is taken" if asked else f"{PORTS[0]} to {PORTS[-1]} are taken"
-    raise UserError(f"--port: {told}; is the page open already? else give another one")
+    taken = f"{asked} is taken" if asked else f"{PORTS[0]} to {PORTS[-1]} are taken"
+    raise UserError(f"--port: {taken}; is the page open already? else give another one")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

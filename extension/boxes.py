@@ -8,9 +8,10 @@ import threading
 from pathlib import Path
 
 from ..trainer.errors import UserError
+from ..trainer.runs.events import read_object
 from . import captions
 from .page import Context, short
-from .store import read_json, write_json
+from .store import write_json
 
 
 class Boxes:
@@ -19,7 +20,7 @@ class Boxes:
     def __init__(self, context: Context):
         self.addresses, self.refused = context.addresses, context.home.own / "captions-refused.json"
         self._written: dict[str, str] = {}
-        self._told: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
         self._one_at_a_time = threading.Lock()
 
     def token(self, picture: Path, caption: str | None) -> str:
@@ -28,7 +29,7 @@ class Boxes:
 
     def save(self, text: str, token: str, leaving: bool = True) -> None:
         """Save what stands in a box, if somebody has typed there. ValueError: the caption was changed elsewhere since
-        it was shown; that is said once for each text, and only when the box is left."""
+        it was shown; raised once for each text, and only when the box is left."""
         address, mark, shown = (*token.split(" "), "", "")[:3]
         picture = self._picture(address)
         if picture is None:
@@ -40,15 +41,15 @@ class Boxes:
             if _digest(now) in (before, typed):
                 captions.save(picture, text)
                 self._written[mark] = typed
-            elif leaving and self._told.get(mark) != typed:
-                self._told[mark] = typed
+            elif leaving and self._refused.get(mark) != typed:
+                self._refused[mark] = typed
                 self._refuse(picture, text, now)
 
     def _refuse(self, picture: Path, text: str, now: str) -> None:
         both = {"typed here": text, "written elsewhere": now}
-        write_json(self.refused, {**read_json(self.refused), str(picture): both})
-        told = f"its caption was changed elsewhere meanwhile, to '{short(now)}', and that stays"
-        raise UserError(f"{picture.name}: {told}; yours, '{short(text)}', is kept in {self.refused}")
+        write_json(self.refused, {**read_object(self.refused), str(picture): both})
+        changed = f"its caption was changed elsewhere meanwhile, to '{short(now)}', and that stays"
+        raise UserError(f"{picture.name}: {changed}; yours, '{short(text)}', is kept in {self.refused}")
 
     def _picture(self, address: str) -> Path | None:
         """The picture that the page showed above the box."""

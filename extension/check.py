@@ -10,7 +10,9 @@ from typing import Any
 import gradio as gr
 
 from ..trainer.runs import control
-from . import draft, progress, queue, words
+from ..trainer.runs.check_report import clock
+from ..trainer.runs.control import gigabytes
+from . import draft, queue, words
 from .draft import Problem
 from .page import EVENT, SLOW, Context, Screen, bar, facts, kindly, note, notes, problem_list
 from .store import write
@@ -23,7 +25,7 @@ MANY = "*"
 
 def build(context: Context) -> Screen:
     home = context.home
-    report = gr.HTML(elem_id="check-report")
+    shown = gr.HTML(elem_id="check-report")
     buttons = []
     with gr.Row():
         for number in range(REMEDIES):
@@ -35,7 +37,7 @@ def build(context: Context) -> Screen:
             words.NEXT["check"], variant="primary", scale=0, min_width=220, elem_id="start-training", interactive=False
         )
     remedies = gr.State([])
-    outputs = [report, start, remedies, *buttons]
+    outputs = [shown, start, remedies, *buttons]
 
     def show() -> list[Any]:
         text = draft.read(home)
@@ -48,7 +50,7 @@ def build(context: Context) -> Screen:
         fits = (answer.get("fit") or {}).get("fits", True)
         odd = note(other_family(str(draft.values_of(text).get("preset", "")), answer), "warn")
         good = note(words.CHECK_GOOD if fits and not odd else "", "good")
-        html = problem_list(problems) or good + odd + told(answer)
+        html = problem_list(problems) or good + odd + report(answer)
         filled = [
             gr.update(value=label if key == MANY else f"{words.APPLY}: {label}", visible=True)
             for label, key, _ in offered
@@ -61,7 +63,7 @@ def build(context: Context) -> Screen:
         yield show()
 
     @kindly
-    def mend(number: int, offered: list[Any]) -> None:
+    def apply(number: int, offered: list[Any]) -> None:
         if number < len(offered):
             label, key, value = offered[number]
             if key == MANY:
@@ -80,8 +82,8 @@ def build(context: Context) -> Screen:
 
     again.click(wait, None, outputs, **SLOW)
     for number, button in enumerate(buttons):
-        mended = button.click(functools.partial(mend, number), [remedies], None, **EVENT)
-        mended.success(wait, None, outputs, **SLOW)
+        applied = button.click(functools.partial(apply, number), [remedies], None, **EVENT)
+        applied.success(wait, None, outputs, **SLOW)
     return Screen(wait, outputs, parts={"start": start, "begin": begin})
 
 
@@ -97,10 +99,10 @@ def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
     except control.Refused as refused:
         listed = refused.answer.get("problems")
         if isinstance(listed, list):
-            return [p for one in listed for p in draft.told(_line(one), own)], {}
-        return draft.told(str(refused), own), {}
+            return [p for one in listed for p in draft.located(_line(one), own)], {}
+        return draft.located(str(refused), own), {}
     except ValueError as error:
-        return draft.told(str(error), own), {}
+        return draft.located(str(error), own), {}
 
 
 def _name(context: Context, text: str) -> str:
@@ -117,32 +119,32 @@ def other_family(preset: str, answer: dict[str, Any]) -> str:
 
 
 def fitting(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """What makes a run fit on the card, or smaller: all that helps at once, then the first of it alone."""
+    """What makes a run fit on the GPU, or smaller: all that helps at once, then the first of it alone."""
     remedies = (answer.get("fit") or {}).get("remedies") or []
     if not remedies:
         return []
     together = {key: value for one in remedies for key, value in one["changes"].items()}
-    whole = f"{', '.join(one['label'] for one in remedies)} ({control.gigabytes(remedies[-1]['gb'])} GB)"
-    alone = [(f"{one['label']} ({control.gigabytes(one['gb'])} GB)", MANY, one["changes"]) for one in remedies[:1]]
+    whole = f"{', '.join(one['label'] for one in remedies)} ({gigabytes(remedies[-1]['gb'])} GB)"
+    alone = [(f"{one['label']} ({gigabytes(one['gb'])} GB)", MANY, one["changes"]) for one in remedies[:1]]
     title = words.MAKE_FIT if remedies[-1]["fits"] else words.MAKE_SMALLER
     return [(f"{title}: {whole}", MANY, together), *(alone if len(remedies) > 1 else [])]
 
 
-def fit_told(fit: dict[str, Any]) -> str:
-    """Memory and time of a run, from the trainer's forecast."""
+def fit_report(fit: dict[str, Any]) -> str:
+    """Memory and time of a run, as the trainer estimates it."""
     if not fit:
         return ""
-    card = words.OF_CARD.format(control.gigabytes(fit["gb"]), control.gigabytes(fit["of_gb"]), fit["card"])
-    time = words.ABOUT.format(progress.clock(fit["seconds"])) if fit.get("seconds") else words.NOT_KNOWN
+    room = words.OF_GPU.format(gigabytes(fit["gb"]), gigabytes(fit["of_gb"]), fit["card"])
+    time = words.ABOUT.format(clock(fit["seconds"])) if fit.get("seconds") else words.NOT_KNOWN
     peak = {name: gb for name, gb in fit["parts"].items() if gb >= 0.005}
-    remedies = [f"{one['label']}: {control.gigabytes(one['gb'])} GB, {one['cost']}" for one in fit["remedies"]]
+    remedies = [f"{one['label']}: {gigabytes(one['gb'])} GB, {one['cost']}" for one in fit["remedies"]]
     hopeless = not fit["fits"] and not (fit["remedies"] and fit["remedies"][-1]["fits"])
     return (
-        note("" if fit["fits"] else words.TOO_LARGE.format(card), "bad")
+        note("" if fit["fits"] else words.TOO_LARGE.format(room), "bad")
         + note(words.NOT_ENOUGH if hopeless else "", "bad")
         + facts([(words.TIME, f"{time} ({fit['pace']})")])
-        + bar(fit["gb"] / max(fit["of_gb"], 0.01), f"{words.MEMORY}: {card}", "" if fit["fits"] else "over")
-        + _listed(words.AT_PEAK.format(fit["at"]), [(f"{control.gigabytes(gb)} GB", name) for name, gb in peak.items()])
+        + bar(fit["gb"] / max(fit["of_gb"], 0.01), f"{words.MEMORY}: {room}", "" if fit["fits"] else "over")
+        + _listed(words.AT_PEAK.format(fit["at"]), [(f"{gigabytes(gb)} GB", name) for name, gb in peak.items()])
         + _listed(words.MAKES_FIT, [(str(number), one) for number, one in enumerate(remedies, 1)])
     )
 
@@ -159,7 +161,7 @@ def _line(problem: Any) -> str:
     return ": ".join(map(str, problem)) if isinstance(problem, (list, tuple)) else str(problem)
 
 
-def told(answer: dict[str, Any]) -> str:
+def report(answer: dict[str, Any]) -> str:
     """What ``check --json`` knows, for a person."""
     data, model = answer.get("data") or {}, answer.get("model") or {}
     steps, epoch = answer.get("steps"), data.get("steps_per_epoch")
@@ -183,7 +185,7 @@ def told(answer: dict[str, Any]) -> str:
     ]
     return (
         notes([str(one) for one in answer.get("warnings", [])], "warn")
-        + fit_told(answer.get("fit") or {})
+        + fit_report(answer.get("fit") or {})
         + facts(rows)
         + _listed(words.BUCKETS, buckets)
         + notes([str(one) for found in (model, data, answer) for one in found.get("notes", [])])

@@ -42,7 +42,7 @@ class Compare:
         self.context, self.home, self.address = context, context.home, context.addresses
         with gr.Accordion(words.COMPARE) as self.asking:
             self._ask()
-        self.told = gr.HTML(elem_id="compare-told")
+        self.message = gr.HTML(elem_id="compare-message")
         with gr.Tabs():
             with gr.Tab(words.GRID):
                 self.grid = gr.HTML(elem_id="compare-grid")
@@ -51,7 +51,7 @@ class Compare:
             with gr.Tab(words.USE):
                 self._use()
         self.table = [self.asked, self.left, self.right]
-        self.result = [self.told, self.grid, *self.table]
+        self.result = [self.message, self.grid, *self.table]
         self.outputs = [self.run, self.which, self.prompts, self.used, self.where, *self.result, self.tally]
         self._wire()
         voting.select(lambda: gr.update(open=False), None, [self.asking], **EVENT)  # room for the pictures
@@ -94,7 +94,7 @@ class Compare:
         asked = [self.run, self.which, self.strengths, self.prompts]
         # The last values of a generator come twice: the pictures to vote on are laid by an event of their own, or they
         # would lie there again when the first vote is already in.
-        drawn = self.drawing.click(self.draw, asked, [self.told, self.grid], **SLOW)
+        drawn = self.drawing.click(self.draw, asked, [self.message, self.grid], **SLOW)
         drawn.success(self.lay, [self.run], self.table, **EVENT)
         # A quick key is not dropped while the last one is under way: one after another, each for what was seen.
         keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "vote"}
@@ -135,8 +135,8 @@ class Compare:
         """Two pictures to vote on. After the same showing, with the same votes, the same two: an answer that is sent
         twice shows nothing else."""
         given = votes.read(votes_of(run_dir))
-        told = f"{last.mark}{len(given)}" if last else secrets.token_hex(8)
-        rng, mark = random.Random(told), hashlib.sha256(told.encode()).hexdigest()[:16]
+        seen = f"{last.mark}{len(given)}" if last else secrets.token_hex(8)
+        rng, mark = random.Random(seen), hashlib.sha256(seen.encode()).hexdigest()[:16]
         pair = votes.choose(sheet.drawn(), given, rng, last and last.pair)
         return self._lay(sheet, Showing(pair, mark), len(given)) if pair else ["", "", ""]
 
@@ -147,8 +147,8 @@ class Compare:
         about = f"{one} {other} {number} {shown.mark}"
         left = f'<figure data-showing="{about}"><img alt="left" src="{urls[0]}"></figure>'
         right = f'<figure><img alt="right" src="{urls[1]}"></figure>'
-        told = words.VOTES_SO_FAR.format(given) if given else ""
-        return [f'<p class="prompt">{escape(sheet.prompts[number])} <small>{told}</small></p>', left, right]
+        count = words.VOTES_SO_FAR.format(given) if given else ""
+        return [f'<p class="prompt">{escape(sheet.prompts[number])} <small>{count}</small></p>', left, right]
 
     def draw(self, name: str, adapters: list[str], weights: str, text: str) -> Iterator[list[Any]]:
         """Draw what is missing, and fill the grid while it comes."""
@@ -278,7 +278,7 @@ def prompts_of(run_dir: Path) -> list[str]:
 def lines_of(text: str) -> list[str]:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
-        raise UserError("prompts: there are none; write one a line")
+        raise UserError("prompts: there are none; write one per line")
     return lines
 
 
@@ -326,9 +326,9 @@ def _tally(run_dir: Path, sheet: Sheet | None) -> str:
         score = f"{max(row.wins, row.losses)} : {min(row.wins, row.losses)}" + (
             f", {words.TIES.format(row.ties)}" if row.ties else ""
         )
-        sure = words.SURE if row.p < 0.05 else words.UNSURE
-        told = (escape(names[better]), escape(names[worse]), score, f"{row.p:.3f}", sure)
-        body += f"<tr>{''.join(f'<td>{one}</td>' for one in told)}</tr>"
+        sure = words.LIKELY if row.p < 0.05 else words.UNSURE
+        cells = (escape(names[better]), escape(names[worse]), score, f"{row.p:.3f}", sure)
+        body += f"<tr>{''.join(f'<td>{one}</td>' for one in cells)}</tr>"
     head = "".join(f"<th>{one}</th>" for one in words.TALLY)
     return f'<table class="tally"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 

@@ -56,7 +56,7 @@ def replace(home: Home, text: str, based_on: str | None = None) -> None:
     try:
         tomlkit.parse(text)
     except TOMLKitError as error:
-        raise UserError(f"recipe: this is not TOML ({error}); mend that line") from None
+        raise UserError(f"recipe: this is not TOML ({error}); fix that line") from None
     with locked(home.draft):
         if based_on is not None and based_on != mark(read(home)):
             raise UserError("recipe: it was changed in another window meanwhile; look at it again, then apply")
@@ -81,7 +81,7 @@ def changed(text: str, changes: Mapping[str, Any], folders: Folders = BUNDLED) -
     try:
         document = tomlkit.parse(text)
     except TOMLKitError as error:
-        raise UserError(f"recipe: the text beside the form is not TOML ({error}); mend it first") from None
+        raise UserError(f"recipe: the text beside the form is not TOML ({error}); fix it first") from None
     under = inherited(document.unwrap(), folders)
     for key, value in changes.items():
         _set(document, key, value, under)
@@ -91,13 +91,13 @@ def changed(text: str, changes: Mapping[str, Any], folders: Folders = BUNDLED) -
 def untouched(key: str, entered: Any, shown: Any, now: Any) -> bool:
     """Whether a field still says what it showed. ValueError: it does not, and another window has set the key since."""
     if entered != shown and now not in (shown, entered):
-        told = f"{key}: another window has set it to {now!r} meanwhile, and that stays; to set it to {entered!r}"
-        raise UserError(f"{told}, open this step again and enter it anew")
+        stays = f"{key}: another window has set it to {now!r} meanwhile, and that stays"
+        raise UserError(f"{stays}; to set it to {entered!r}, open this step again and enter it again")
     return entered == shown
 
 
-def start_anew(home: Home, text: str) -> Path | None:
-    """Put another recipe in the place of this one. Gives the copy of this one; None when it said nothing else."""
+def start_over(home: Home, text: str) -> Path | None:
+    """Put another recipe in the place of this one. Gives the copy of this one; None when it was the same."""
     with locked(home.draft):
         return _put(home, read(home), text)
 
@@ -219,7 +219,7 @@ def _over(name: str | None, text: str, folders: Folders) -> str:
 
 
 def _learning(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """What learns from pairs or ratings: the objective, and the adapter that goes on from a file, with that file's
+    """What learns from pairs or ratings: the objective, and the adapter that continues from a file, with that file's
     shape."""
     out: dict[str, Any] = {}
     if kind := get(whole, "objective.kind"):
@@ -242,7 +242,7 @@ def problems(text: str, path: Path, folders: Folders = BUNDLED) -> list[Problem]
     try:
         own = tomlkit.parse(text).unwrap()
     except TOMLKitError as error:
-        return [Problem("recipe", f"this is not TOML ({error}); mend that line")]
+        return [Problem("recipe", f"this is not TOML ({error}); fix that line")]
     try:
         if own.get("preset"):  # first: without it, much else seems to be missing
             preset_file(str(own["preset"]), folders)
@@ -255,8 +255,8 @@ def problems(text: str, path: Path, folders: Folders = BUNDLED) -> list[Problem]
     return []
 
 
-def told(line: str, own: Mapping[str, Any]) -> list[Problem]:
-    """The trainer's complaint (a line a problem: ``where: what; what would be right``) as problems."""
+def located(line: str, own: Mapping[str, Any]) -> list[Problem]:
+    """The trainer's error (one problem per line: ``where: what; what would be right``) as problems."""
     out = []
     for one in filter(None, (part.strip() for part in line.split("\n"))):
         where, colon, what = one.partition(": ")
@@ -266,7 +266,7 @@ def told(line: str, own: Mapping[str, Any]) -> list[Problem]:
 
 
 def remedy(where: str, what: str, own: Mapping[str, Any]) -> tuple[str, str, Any] | None:
-    """A change that mends the problem, when there is one that a person would make without thinking."""
+    """A change that fixes the problem, when there is one that a person would make without thinking."""
     meant = re.search(r"did you mean '([^']+)'", what)
     if meant and "no such option" in what:
         table, _, _ = where.rpartition(".")
@@ -278,7 +278,7 @@ def remedy(where: str, what: str, own: Mapping[str, Any]) -> tuple[str, str, Any
     if "steps and epochs are both given" in what:
         return words.KEEP_STEPS, "run.epochs", None
     if what.startswith("there is no such option") or ("does not fit" in what and get(own, where) is not None):
-        return words.TAKE_OUT, where, None
+        return words.REMOVE, where, None
     return None
 
 

@@ -14,12 +14,14 @@ import tomlkit
 
 from ..trainer.errors import UserError
 from ..trainer.runs import control
-from .store import Home, locked, read_json, start_beside, write, write_json
+from ..trainer.runs.events import read_object
+from ..trainer.runs.process import environment, start_detached
+from .store import ROOT, Home, locked, write, write_json
 
 BASE = "base"
 PICTURE = "step00000000_{:02d}.png"
 MARK = "start.json"
-"""Names a sheet's process as a run's folder does, so that ``job`` knows whether it lives, what it said, and ends it."""
+"""Names a sheet's process as a run's folder does, so that ``control`` can watch and end it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def sheet(run_dir: Path, prompts: Sequence[str], candidates: Sequence[Candidate]
 
 def latest(run_dir: Path) -> Sheet | None:
     """The sheet that was asked for last."""
-    raw = read_json(run_dir / "compare" / "latest.json")
+    raw = read_object(run_dir / "compare" / "latest.json")
     try:
         candidates = [Candidate(c["name"], c["adapter"], float(c["strength"])) for c in raw["candidates"]]
         return sheet(run_dir, [str(one) for one in raw["prompts"]], candidates)
@@ -107,12 +109,12 @@ def configured(run_dir: Path, prompts: Sequence[str]) -> str:
 
 def start(run_dir: Path, one: Sheet) -> None:
     """Draw what is missing, in a process of its own, which outlives the page. Asking twice does it once. ValueError:
-    something else works on this machine's card."""
+    something else works on this machine's GPU."""
     runs = run_dir.parent
     with locked(Home(runs).own / "drawing"):
         if busy(one):
             return
-        _card_is_free(runs)
+        _gpu_is_free(runs)
         write(one.folder / "config.toml", configured(run_dir, one.prompts))
         cells = [
             {"adapter": c.adapter, "strength": c.strength, "folder": str(one.folder / c.id)} for c in one.candidates
@@ -121,10 +123,10 @@ def start(run_dir: Path, one: Sheet) -> None:
         _start(one.folder)
 
 
-def _card_is_free(runs: Path) -> None:
+def _gpu_is_free(runs: Path) -> None:
     training = next((run.name for run in control.list_runs(runs) if run.status.live), None)
     if training:
-        raise UserError(f"draw: run '{training}' trains on this machine's card; pause it in step 4, or wait for it")
+        raise UserError(f"draw: run '{training}' trains on this machine's GPU; pause it in step 4, or wait for it")
     if under_way(runs):
         raise UserError("draw: other pictures are being drawn; wait for them, or press Stop")
 
@@ -135,10 +137,9 @@ def _start(folder: Path) -> None:
     log = folder / "log.txt"
     begin = log.stat().st_size if log.exists() else 0
     try:
-        process = start_beside(command, log)
+        process = start_detached(command, log, cwd=ROOT, env=environment())
     except OSError as error:
-        told = f"draw: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
-        raise UserError(told) from None
+        raise UserError(f"draw: {command[0]} does not run ({error.strerror}); run: python install.py trainer") from None
     write_json(folder / MARK, {"v": 1, "job": uuid.uuid4().hex, **control.identity(process.pid), "log": begin})
 
 

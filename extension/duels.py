@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..trainer.data import pairs_file
+from ..trainer.runs.process import wait_for_lock
 from . import images, metadata
 from .store import write
 
@@ -127,7 +128,7 @@ def _remove(folder: Path, row: pairs_file.Pair | pairs_file.Rating) -> bool:
     path = folder / (pairs_file.PAIRS if pair else pairs_file.RATINGS)
     if not path.is_file():
         return False
-    with pairs_file.locked(path):
+    with wait_for_lock(path):
         known = pairs_file.read(path, pairs_file.Pair) if pair else pairs_file.read(path, pairs_file.Rating)
         found = [number for number, one in known[0] if one == row]
         lines = path.read_bytes().split(b"\n")

@@ -47,7 +47,7 @@ def choices(row: Row) -> list[tuple[str, str]]:
 
 def make(row: Row, value: Any, problem: str | None = None, **more: Any) -> gr.components.Component:
     """The field, showing ``value`` (the recipe's, the preset's or the default)."""
-    # Said, since gradio takes a field that appears later for one that only shows.
+    # ``interactive`` is given, since gradio takes a field that appears later for one that only shows.
     common = {
         "label": label(row),
         **dress(row, problem),
@@ -97,7 +97,7 @@ def show(row: Row, value: Any) -> Any:
 
 
 def read(row: Row, shown: Any) -> Any:
-    """What a person entered as the option's value; None leaves the option out. Wrong words stay, to be told about."""
+    """What a person entered as the option's value; None leaves the option out. What does not fit stays as text, for the parser to report."""
     if isinstance(shown, str):
         shown = shown.strip()
     if shown in (None, "", []):

@@ -1,14 +1,16 @@
 """The tab in A1111, Forge and their kin: it starts or finds our page, and frames it.
 
-It runs in the host's Python, whatever that brings: standard library, the host's own gradio (3.41 or newer), and
-nothing of ours. The page is another process in our own environment.
+It runs in the host's Python, whatever that brings: standard library, the host's own gradio (3.41 or newer), and of ours
+only what needs no more. The page is another process in our own environment.
 """
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
 import os
-import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -54,8 +56,8 @@ def open_page() -> str:
 def find() -> str | None:
     """The address of a page that answers; None without one."""
     try:
-        told = json.loads((ROOT / "runs" / ".ui" / "page.json").read_text(encoding="utf-8"))
-        address = f"http://127.0.0.1:{int(told['port'])}"
+        known = json.loads((ROOT / "runs" / ".ui" / "page.json").read_text(encoding="utf-8"))
+        address = f"http://127.0.0.1:{int(known['port'])}"
         with urllib.request.urlopen(f"{address}/alive", timeout=2) as answer:
             return address if json.load(answer).get("is") == "pixelkiln" else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, urllib.error.URLError):
@@ -67,14 +69,9 @@ def start() -> str | None:
     python = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.is_file():
         return None
-    own = ("PYTHON", "VIRTUAL_ENV", "__PYVENV")
-    environment = {key: value for key, value in os.environ.items() if not key.upper().startswith(own)}
-    apart: dict[str, Any] = {"creationflags": 0x08000200} if os.name == "nt" else {"start_new_session": True}
+    processes = _processes()
     command = [str(python), "-m", "pixelkiln.extension", "--no-browser"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, **apart,
-    )  # fmt: skip
+    process = processes.start_detached(command, None, cwd=ROOT, env=processes.environment())
     until = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < until and process.poll() is None:
         address = find()
@@ -82,3 +79,12 @@ def start() -> str | None:
             return address
         time.sleep(0.5)
     return None
+
+
+def _processes() -> Any:
+    """``trainer/runs/process.py``, standard library only, whatever else the host calls ``trainer``."""
+    name = "pixelkiln_tab_trainer"
+    where = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    where.submodule_search_locations = [str(ROOT / "trainer")]
+    sys.modules.setdefault(name, importlib.util.module_from_spec(where))
+    return importlib.import_module(f"{name}.runs.process")

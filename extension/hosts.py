@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..trainer.errors import UserError
+from ..trainer.runs.events import read_object
+from ..trainer.runs.files import write_atomic
 from . import words
-from .store import ROOT, Home, read_json, write_json
+from .store import ROOT, Home, write_json
 
 NAMES = (
     "ComfyUI", "comfyui", "stable-diffusion-webui", "stable-diffusion-webui-forge", "sd-webui-forge-classic",
@@ -38,11 +40,11 @@ def _places() -> list[Path]:
 
 
 def _candidates(home: Home) -> list[Path]:
-    told = [os.environ.get(name) for name in ("COMFYUI_PATH", "A1111_PATH", "FORGE_PATH", "WEBUI_PATH")]
-    added = read_json(home.settings).get("hosts", [])
+    named = [os.environ.get(name) for name in ("COMFYUI_PATH", "A1111_PATH", "FORGE_PATH", "WEBUI_PATH")]
+    added = read_object(home.settings).get("hosts", [])
     inside = [parent for parent in ROOT.parents if (parent / "models").is_dir()][:1]  # custom_nodes/ or extensions/
     guessed = [place / name for place in _places() for name in NAMES]
-    return [Path(one) for one in [*told, *added] if isinstance(one, str) and one] + inside + guessed
+    return [Path(one) for one in [*named, *added] if isinstance(one, str) and one] + inside + guessed
 
 
 def find(home: Home) -> list[Host]:
@@ -66,7 +68,7 @@ def add(home: Home, folder: Path) -> None:
     """Remember a program's folder that was not found by itself."""
     if not any((folder / name).is_dir() for name in (*LORAS, *CHECKPOINTS)):
         raise UserError(f"folder: {folder} holds no models/loras or models/Lora; give the program's own folder")
-    settings = read_json(home.settings)
+    settings = read_object(home.settings)
     known = [one for one in settings.get("hosts", []) if one != str(folder)]
     write_json(home.settings, {**settings, "hosts": [*known, str(folder)]})
 
@@ -96,11 +98,5 @@ def give(adapter: Path, host: Host) -> Path:
     while target.exists() and target.read_bytes() != adapter.read_bytes():
         target = host.loras / f"{adapter.stem}-{number}{adapter.suffix}"
         number += 1
-    aside = target.with_name(f".{target.name}.part")
-    try:
-        shutil.copyfile(adapter, aside)
-        aside.replace(target)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UserError(f"{host.loras}: it cannot be written ({error.strerror}); copy the file by hand") from None
+    write_atomic(target, lambda aside: shutil.copyfile(adapter, aside))
     return target

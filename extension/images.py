@@ -17,7 +17,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 MOST_PIXELS = 120_000_000
 """More are not decoded here; 30,000 x 4,000 are."""
 Image.MAX_IMAGE_PIXELS = None
-"""Pillow's own limit is off, so that a huge picture is told by its size: every decode here asks MOST_PIXELS first."""
+"""Pillow's own limit is off, so that a huge picture can be reported by its size: every decode here asks MOST_PIXELS first."""
 WRONG = (OSError, ValueError, SyntaxError)
 """What Pillow raises for a file that is no whole picture."""
 

@@ -1,4 +1,4 @@
-"""What every screen shares: how events are wired, how a mistake is told, small pieces of HTML."""
+"""What every screen shares: how events are wired, how errors are shown, small pieces of HTML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden",
 SLOW: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "concurrency_limit": None}
 
 RENDER: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "render"}
-"""For what builds parts of the page anew: one after another, since gradio keeps them in one table without a lock."""
+"""For what builds parts of the page again: one after another, since gradio keeps them in one table without a lock."""
 
 
 @dataclass(frozen=True)

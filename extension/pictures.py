@@ -14,11 +14,12 @@ import gradio as gr
 
 from ..trainer import config
 from ..trainer.errors import UserError
+from ..trainer.runs.events import read_object
 from . import captions, crops, draft, images, tagger, words
 from .boxes import Boxes
 from .page import EVENT, SLOW, Context, Screen, kindly, note, notes, say_copy
 from .recipe import read_import
-from .store import ROOT, read_json, write_json
+from .store import ROOT, write_json
 
 CELLS = 12
 SIDE = 320
@@ -176,7 +177,7 @@ class Pictures:
         own = self.home.data / "demo"
         if not own.is_dir():
             shutil.copytree(DEMO, own)
-        say_copy(draft.start_anew(self.home, draft.changed(draft.START, {"preset": "demo", "data.path": str(own)})))
+        say_copy(draft.start_over(self.home, draft.changed(draft.START, {"preset": "demo", "data.path": str(own)})))
         return self.show()
 
     def keep(self, values: tuple[Any, ...]) -> None:
@@ -227,7 +228,7 @@ class Pictures:
 
     @kindly
     def undo_replace(self, chosen: str, filtered: str, held: str, at: int) -> list[Any]:
-        before = read_json(self.undo_file)
+        before = read_object(self.undo_file)
         changed = before.get("captions")
         if not changed:
             raise UserError("undo: nothing was replaced before")
@@ -249,8 +250,8 @@ class Pictures:
             except ValueError as error:
                 refused.append(str(error))
         typed = len(names) - len(refused) - written
-        told = words.TAGGED.format(written) + (words.TYPED_MEANWHILE.format(typed) if typed else "")
-        yield note(told, "good") + notes(refused[:5], "warn")
+        line = words.TAGGED.format(written) + (words.TYPED_MEANWHILE.format(typed) if typed else "")
+        yield note(line, "good") + notes(refused[:5], "warn")
 
     @kindly
     def _tagger(self, chosen: str) -> tuple[captions.Listing, tagger.Tagger]:
@@ -326,15 +327,15 @@ def _tagger() -> tuple[Any, Any]:
 
 def _picture(path: Path, wrong: list[str], address: Any, rules: crops.Rules | None) -> str:
     size = images.size(path)
-    told = f"{size[0]} × {size[1]}" if size else ""
+    sizes = f"{size[0]} × {size[1]}" if size else ""
     fit = crops.kept(size, rules) if size and rules else None
-    told += f" → {fit[0][0]} × {fit[0][1]}" if fit else ""
+    sizes += f" → {fit[0][0]} × {fit[0][1]}" if fit else ""
     frame = crops.drawn(size, fit[1]) if size and fit else ""
     marks = "".join(f'<span class="mark">{escape(one)}</span>' for one in wrong)
     return (
         f'<figure><a href="{address.url(path)}" target="_blank"><img loading="lazy" src="{address.url(path, SIDE)}" '
         f'alt="{escape(path.name)}">{frame}</a><figcaption title="{escape(str(path))}">{escape(path.name)} '
-        f"<small>{told}</small> {marks}</figcaption></figure>"
+        f"<small>{sizes}</small> {marks}</figcaption></figure>"
     )
 
 

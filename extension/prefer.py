@@ -14,10 +14,11 @@ import gradio as gr
 from ..trainer.data import pairs_file
 from ..trainer.errors import UserError
 from ..trainer.runs import control
+from ..trainer.runs.events import read_object
 from . import draft, draws, duels, words
 from .compare import lines_of, prompts_of, stop_button
 from .page import EVENT, SLOW, Context, Screen, bar, folder_of, kindly, note, say_copy, short
-from .store import read_json, write_json
+from .store import write_json
 
 
 class Prefer:
@@ -27,7 +28,7 @@ class Prefer:
         self.context, self.home, self.address = context, context.home, context.addresses
         self.rest, self.acts = gr.State([]), gr.State([])
         self._source()
-        self.told = gr.HTML(elem_id="prefer-told")
+        self.message = gr.HTML(elem_id="prefer-message")
         self.asked = gr.HTML(elem_id="prefer-prompt")
         with gr.Row(elem_classes="duel"):
             self.left, self.right = gr.HTML(elem_id="duel-left"), gr.HTML(elem_id="duel-right")
@@ -38,7 +39,7 @@ class Prefer:
             self.train = gr.Button(
                 words.TRAIN_ON_THESE, variant="primary", elem_id="train-on-these", scale=0, min_width=180
             )
-        self.table = [self.told, self.asked, self.left, self.right, self.counted, self.rest]
+        self.table = [self.message, self.asked, self.left, self.right, self.counted, self.rest]
         self.laid = [self.where, *self.table]
         self.outputs = [
             self.source, self.kept, self.run, self.prompts, self.outside, self.by_drawing, self.by_folder, *self.laid
@@ -87,9 +88,9 @@ class Prefer:
         for (side, liked), button in self.thumbs.items():
             rated = [self.kept, self.rest, self.acts]
             button.click(functools.partial(self.thumb, side, liked), rated, [self.counted], **keys)
-        drawn = self.generate.click(self.draw, [self.kept, self.run, self.prompts], [self.told], **SLOW)
+        drawn = self.generate.click(self.draw, [self.kept, self.run, self.prompts], [self.message], **SLOW)
         # An event of its own, as a generator's last values come twice: see compare.
-        drawn.success(self.lay, [self.kept, self.run, self.told], self.laid, **EVENT)
+        drawn.success(self.lay, [self.kept, self.run, self.message], self.laid, **EVENT)
         self.load.click(self.from_folder, [self.kept, self.outside], self.laid, **SLOW)
         for changed in (self.source.input, self.run.input):
             changed(self.change, self.inputs, self.outputs, **EVENT)
@@ -99,7 +100,7 @@ class Prefer:
         """Runs that can draw, the folder of pairs, and the next two pictures."""
         known = [one for one in control.list_runs(self.home.runs) if control.checkpoints(one.path)]
         current = next((one for one in known if one.name == chosen), known[0] if known else None)
-        before = read_json(self.home.settings).get("prefer", {})
+        before = read_object(self.home.settings).get("prefer", {})
         folder = folder or before.get("pairs") or str(self.home.data / "pairs")
         outside = before.get("outputs", "")
         same = current is None or chosen == current.name
@@ -155,11 +156,11 @@ class Prefer:
         """One key, for the two pictures that were seen: the answer is on the disk before the next two show. ``acts`` is
         what this page has written so far."""
         target = self._pairs_folder(folder)
-        told = _take_back(acts) if won == "undo" else ""
+        line = _take_back(acts) if won == "undo" else ""
         if won == "undo" or not rest:  # nothing is known of a page that was open before a restart
             rest = self._open(self._pool(which, _run(self.home, name), outside), target)
         if won == "undo":
-            return self._top(rest, str(target), told)
+            return self._top(rest, str(target), line)
         if not rest:
             raise UserError(words.NOTHING_TO_RATE)
         meant = next((one for one in rest if self._is(one, seen)), None)
@@ -219,7 +220,7 @@ class Prefer:
         return sheet
 
     def _remember(self, folder: str, **more: str) -> None:
-        settings = read_json(self.home.settings)
+        settings = read_object(self.home.settings)
         write_json(self.home.settings, {**settings, "prefer": {**settings.get("prefer", {}), "pairs": folder, **more}})
 
     def _pairs_folder(self, folder: str) -> Path:
@@ -288,4 +289,4 @@ def fill_recipe(home: Any, pairs: Path, run_dir: Path | None) -> None:
         changes |= {name: tables[name] for name in ("model", "adapter", "sample") if name in tables}
         changes |= {"run.name": f"{run_dir.name}-{kind}", "data.resolution": resolution}
         changes |= {"adapter.init_from": str(newest[-1].path)} if newest else {}
-    say_copy(draft.start_anew(home, draft.changed(draft.START, {**changes, key: str(pairs)})))
+    say_copy(draft.start_over(home, draft.changed(draft.START, {**changes, key: str(pairs)})))

@@ -16,7 +16,7 @@ PICTURE = re.compile(r"step(\d{8})_(\d{2,})\.png")
 
 @dataclass
 class History:
-    """What the events of one run have said so far."""
+    """What the events of one run say so far."""
 
     offset: int = 0
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -105,16 +105,6 @@ def curve(of: History, name: str, smooth: float, log: bool) -> list[tuple[int, f
             elif number > 0 or math.isnan(number):
                 out.append((step, math.log10(number), which))
     return out
-
-
-def clock(seconds: float | None) -> str:
-    """``2 h 5 min``, ``3 min 10 s``, ``12 s``."""
-    if seconds is None or not math.isfinite(seconds) or seconds < 0:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def speed(of: History, last: int = 20) -> float | None:

@@ -7,6 +7,7 @@ configuration. A job that fails does not hold up the next.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from typing import Any
 
 from ..trainer.errors import UserError
 from ..trainer.runs import control
+from ..trainer.runs.events import read_object
 from ..trainer.runs.folder import safe_name
+from ..trainer.runs.process import start_detached
 from . import draws
-from .store import Home, locked, read_json, start_beside, write, write_json
+from .store import ROOT, Home, locked, write, write_json
 
 KEPT = 20
 """How many ended jobs the file remembers."""
@@ -47,7 +50,7 @@ class Job:
 @dataclass(frozen=True)
 class Queue:
     jobs: tuple[Job, ...] = ()
-    held: bool = False
+    paused: bool = False
     """Nothing new is started."""
 
     def of(self, *states: str) -> list[Job]:
@@ -55,7 +58,7 @@ class Queue:
 
 
 def read(home: Home) -> Queue:
-    raw = read_json(home.queue)
+    raw = read_object(home.queue)
     known = Job.__dataclass_fields__
     jobs = [
         one for one in raw.get("jobs", []) if isinstance(one, dict) and {"id", "run", "folder", "config"} <= set(one)
@@ -74,7 +77,7 @@ def _changing(home: Home) -> Iterator[dict[str, Any]]:
         if now != before:
             ended = [one.id for one in now.jobs if one.state not in ("waiting", "running")][:-KEPT]
             jobs = [asdict(one) for one in now.jobs if one.id not in ended]
-            write_json(home.queue, {"v": 1, "held": now.held, "jobs": jobs})
+            write_json(home.queue, {"v": 1, "held": now.paused, "jobs": jobs})
 
 
 def free_name(home: Home, wanted: str) -> str:
@@ -97,9 +100,9 @@ def add(home: Home, name: str, text: str) -> Job:
 
 
 def add_resume(home: Home, run_dir: Path) -> Job:
-    """Go on with a run that stopped, next."""
+    """Resume a run that stopped, before the others."""
     if not (run_dir / "config.toml").is_file():
-        raise UserError(f"run '{run_dir.name}': it never began, so there is nothing to go on from; start it anew")
+        raise UserError(f"run '{run_dir.name}': it never began, so there is nothing to resume; start it again")
     with _changing(home) as box:
         old: Queue = box["queue"]
         if any(one.folder == str(run_dir) for one in old.of("waiting", "running")):
@@ -130,10 +133,10 @@ def move(home: Home, number: str, by: int) -> None:
             box["queue"] = replace(box["queue"], jobs=tuple(jobs))
 
 
-def hold(home: Home, held: bool) -> None:
-    """Start nothing new, or go on. What trains goes on training."""
+def pause(home: Home, paused: bool) -> None:
+    """Pause the queue, or resume it. What trains is not stopped."""
     with _changing(home) as box:
-        box["queue"] = replace(box["queue"], held=held)
+        box["queue"] = replace(box["queue"], paused=paused)
 
 
 # --------------------------------------------------------------------------------------------------------- working off
@@ -146,7 +149,7 @@ def turn(home: Home) -> subprocess.Popen[bytes] | None:
         jobs = [_looked_at(one) for one in queue.jobs]
         started = None
         following = next((i for i, one in enumerate(jobs) if one.state == "waiting"), None)
-        if following is not None and not queue.held and not _busy(home, jobs):
+        if following is not None and not queue.paused and not _busy(home, jobs):
             jobs[following], started = _started(jobs[following])
         box["queue"] = replace(queue, jobs=tuple(jobs))
     return started
@@ -162,7 +165,7 @@ def _looked_at(one: Job) -> Job:
 
 
 def _busy(home: Home, jobs: list[Job]) -> bool:
-    """Whether something trains here, from this queue or started by hand, or is drawn: the card is one."""
+    """Whether something trains here, from this queue or started by hand, or is drawn: there is one GPU."""
     if any(one.state == "running" for one in jobs) or any(run.status.live for run in control.list_runs(home.runs)):
         return True
     return bool(draws.under_way(home.runs))
@@ -186,7 +189,7 @@ def supervise(home: Home) -> None:
                 started = turn(home)
                 children = [child for child in [*children, *([started] if started else [])] if child.poll() is None]
                 queue = read(home)
-                work = queue.of("running") or (queue.of("waiting") and not queue.held)
+                work = queue.of("running") or (queue.of("waiting") and not queue.paused)
                 idle_since = None if work else (idle_since or time.monotonic())
                 time.sleep(1.0)
     except ValueError:
@@ -205,7 +208,7 @@ def supervised(home: Home) -> bool:
 def ensure(home: Home) -> subprocess.Popen[bytes] | None:
     """Start a supervisor if there is work and none at it. It outlives this process."""
     queue = read(home)
-    if not (queue.of("running") or (queue.of("waiting") and not queue.held)) or supervised(home):
+    if not (queue.of("running") or (queue.of("waiting") and not queue.paused)) or supervised(home):
         return None
     command = [sys.executable, "-m", f"{__package__}.supervisor", str(home.runs)]
-    return start_beside(command, home.own / "supervisor.log")
+    return start_detached(command, home.own / "supervisor.log", cwd=ROOT, env=os.environ)

@@ -11,10 +11,10 @@ import gradio as gr
 
 from ..trainer.errors import UserError
 from ..trainer.runs import control
+from ..trainer.runs.events import read_object
 from . import draft, fields, hosts, words
 from .page import EVENT, RENDER, SLOW, Context, Screen, kindly, note, problem_list, say_copy
 from .security import ANYWHERE, Folders
-from .store import read_json
 
 PRIMARY = {
     "base": ("model.path", "run.name"),
@@ -169,7 +169,7 @@ class Recipe:
     @kindly
     def import_file(self, path: str | None) -> list[Any]:
         if path:
-            say_copy(draft.start_anew(self.home, read_import(Path(path), self.context.folders)))
+            say_copy(draft.start_over(self.home, read_import(Path(path), self.context.folders)))
             gr.Info(words.READ)
         return self.show()
 
@@ -269,7 +269,7 @@ def read_import(path: Path, folders: Folders = ANYWHERE) -> str:
     """A recipe from a dropped file: our TOML as it is, kohya's through the trainer. ValueError when neither, or when
     kohya's names a file that who is at this page may not read, since the trainer would read it."""
     text = path.read_text(encoding="utf-8-sig")
-    tables = draft.values_of(text) if path.suffix.lower() == ".toml" else read_json(path)
+    tables = draft.values_of(text) if path.suffix.lower() == ".toml" else read_object(path)
     if "config_version" in tables:
         return text
     for key, value in draft.flat(tables).items():

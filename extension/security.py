@@ -185,8 +185,8 @@ class Folders:
                     f"{where}: {given} is outside the folders of this server; start it with --folder {given}"
                 )
             if not path.is_dir():
-                told = "is a file; give its folder" if path.is_file() else "is not there; check the path"
-                raise UserError(f"{where}: {given} {told}")
+                wrong = "is a file; give its folder" if path.is_file() else "is not there; check the path"
+                raise UserError(f"{where}: {given} {wrong}")
             next(path.iterdir(), None)
         except OSError as error:
             raise UserError(f"{where}: {given} cannot be read ({error.strerror}); check its permissions") from None
@@ -228,7 +228,7 @@ def need_login(host_is_open: bool, user: str | None, password: str | None) -> Lo
     if not user or not password:
         raise UserError("--listen: others could use this machine; give --user NAME --password WORDS with it")
     if len(password) < 8:
-        raise UserError("--password: it is shorter than 8 signs; take a longer one")
+        raise UserError("--password: it is shorter than 8 characters; take a longer one")
     return Login(user, password)
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..trainer.data import pairs_file
 from ..trainer.errors import UserError
+from ..trainer.runs.files import make_folder, write_atomic
+from ..trainer.runs.process import wait_for_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,53 +57,23 @@ class Home:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            told = f"{self.runs}: it cannot be written ({error.strerror}); name another folder with --runs"
-            raise UserError(told) from None
+            raise UserError(
+                f"{self.runs}: it cannot be written ({error.strerror}); name another folder with --runs"
+            ) from None
 
 
 @contextmanager
 def locked(path: Path, patience: float = 10.0) -> Iterator[None]:
-    """Hold the lock beside a file. ValueError when another process keeps it longer than ``patience`` seconds."""
+    """Hold the lock beside a file. UserError when another process keeps it longer than ``patience`` seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pairs_file.locked(path, patience):
+    with wait_for_lock(path, patience):
         yield
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one piece. ValueError when it cannot be written; the old one is then untouched."""
-    aside = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
-        raise UserError(f"{path}: it cannot be written ({error.strerror}); what was there before is kept") from None
-
-
-def start_beside(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process that outlives this one; what it says is added to the log."""
-    apart: dict[str, Any] = {"start_new_session": True}
-    if sys.platform == "win32":
-        apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
-    with log.open("ab") as out:
-        return subprocess.Popen[bytes](
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, **apart
-        )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when the file is missing or holds anything else."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    """Replace a file in one piece, in a folder that is made where missing. UserError when it cannot be written."""
+    make_folder(path.parent)
+    write_atomic(path, content)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -61,8 +61,8 @@ def load(folder: Path = FOLDER) -> Tagger:
     except Exception as error:  # onnxruntime raises kinds of its own
         raise UserError(f"{folder / 'model.onnx'}: it is no tagger ({str(error)[:120]}); take a WD14 one") from None
     if channels != 3 or not isinstance(side, int) or known != len(rows):
-        told = f"{known} tags, and {len(rows)} in selected_tags.csv"
-        raise UserError(f"{folder / 'model.onnx'}: it has {told}; take both files from the same place")
+        known_tags = f"{known} tags, and {len(rows)} in selected_tags.csv"
+        raise UserError(f"{folder / 'model.onnx'}: it has {known_tags}; take both files from the same place")
     names = tuple(name if len(name) <= 3 else name.replace("_", " ") for name, _ in rows)  # ^_^ keeps its line
     return Tagger(session, names, tuple(category for _, category in rows), side)
 

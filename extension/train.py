@@ -13,6 +13,7 @@ import gradio as gr
 import pandas as pd
 
 from ..trainer.runs import control
+from ..trainer.runs.check_report import clock
 from . import draws, progress, queue, words
 from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, grid, kindly, note, short
 
@@ -79,12 +80,12 @@ class Train:
         for one in waiting:
             with gr.Row(elem_classes="queue-row"):
                 gr.HTML(note(one.run + (words.RESUMES if one.resume else "")))
-                for sign, told, act in (
+                for sign, name, act in (
                     ("↑", "earlier", functools.partial(queue.move, self.home, one.id, -1)),
                     ("↓", "later", functools.partial(queue.move, self.home, one.id, 1)),
                     ("✕", "remove", functools.partial(queue.remove, self.home, one.id)),
                 ):
-                    button = gr.Button(sign, size="sm", min_width=34, scale=0, elem_id=f"{told}-{one.run}")
+                    button = gr.Button(sign, size="sm", min_width=34, scale=0, elem_id=f"{name}-{one.run}")
                     button.click(functools.partial(self._then_mark, act), None, [self.queue_mark], **EVENT)
         if waiting and not running and draws.under_way(self.home.runs):
             gr.HTML(note(words.AFTER_DRAWING))
@@ -93,15 +94,15 @@ class Train:
             gr.HTML(note(f"{one.run}: {one.message}", "bad"))
         if not waiting and not running:
             gr.HTML(note(words.QUEUE_EMPTY))
-        held = gr.Button(words.GO_ON if now.held else words.HOLD, size="sm", elem_id="hold-queue")
-        hold = functools.partial(queue.hold, self.home, not now.held)
-        held.click(functools.partial(self._then_mark, hold), None, [self.queue_mark], **EVENT)
+        pause = gr.Button(words.RESUME_QUEUE if now.paused else words.PAUSE_QUEUE, size="sm", elem_id="pause-queue")
+        act = functools.partial(queue.pause, self.home, not now.paused)
+        pause.click(functools.partial(self._then_mark, act), None, [self.queue_mark], **EVENT)
 
     def _wire(self) -> None:
         after: dict[str, Any] = {"fn": self.show, "inputs": self.view, "outputs": self.outputs, **EVENT}
         for button, request in ((self.pause, "stop"), (self.sample, "sample"), (self.save, "save")):
             button.click(functools.partial(self.ask, request), [self.run], None, **EVENT).then(**after)
-        self.resume.click(self.go_on, [self.run], None, **EVENT).then(**after)
+        self.resume.click(self.resume_run, [self.run], None, **EVENT).then(**after)
         self.kill.click(self.end, [self.run], None, js=_confirm(words.KILL_QUESTION), **EVENT).then(**after)
         self.smooth.release(**after)
         for changed in (self.run.input, self.what.input, self.log.input):
@@ -158,7 +159,7 @@ class Train:
         control.request(folder_of(self.home, name), what_for)
 
     @kindly
-    def go_on(self, name: str) -> None:
+    def resume_run(self, name: str) -> None:
         queue.add_resume(self.home, folder_of(self.home, name))
         queue.ensure(self.home)
 
@@ -197,7 +198,7 @@ def headline(context: Context) -> str:
         return f'<p class="headline">{more.strip(" ·")}</p>'
     status = live.status
     part = f"{status.step} / {status.total}" if status.total else words.STATES.get(status.state, status.state)
-    eta = f" · {words.LEFT_OVER.format(progress.clock(status.eta))}" if status.eta else ""
+    eta = f" · {words.LEFT_OVER.format(clock(status.eta))}" if status.eta else ""
     return f'<p class="headline live">{escape(f"{live.name}: {part}{eta}{more}")}</p>'
 
 
@@ -208,7 +209,7 @@ def _confirm(question: str) -> str:
 def _mark(home: Any) -> str:
     now = queue.read(home)
     after_drawing = bool(now.of("waiting") and draws.under_way(home.runs))
-    return str((now.held, [(one.id, one.state) for one in now.jobs], after_drawing))
+    return str((now.paused, [(one.id, one.state) for one in now.jobs], after_drawing))
 
 
 def _buttons(status: control.Status | None) -> list[tuple[str, Any]]:
@@ -251,7 +252,7 @@ def standing(run: control.Run, history: progress.History) -> str:
     elif status.message:
         out += note(status.message)
     rows = [
-        (words.TIME_LEFT, progress.clock(status.eta) if status.live else ""),
+        (words.TIME_LEFT, clock(status.eta) if status.live else ""),
         (words.SPEED, pace if status.live else ""),
         (words.EPOCH, f"{last['epoch']:.2f}" if isinstance(last.get("epoch"), float) else last.get("epoch")),
         (words.LOSS, f"{last['loss']:.4g}" if isinstance(last.get("loss"), (int, float)) else ""),
@@ -288,10 +289,10 @@ def _gallery(pictures: dict[int, dict[int, Path]], history: progress.History, ad
     return f"<h3>{words.PREVIEWS}</h3>{grid(list(map(str, steps)), body)}"
 
 
-def _picture(path: Path | None, told: str, address: Any) -> str:
+def _picture(path: Path | None, title: str, address: Any) -> str:
     if path is None:
         return "<td></td>"
     return (
-        f'<td><a href="{address.url(path)}" target="_blank" title="{escape(told)}"><img loading="lazy" '
-        f'alt="{escape(told)}" src="{address.url(path, 256)}"></a></td>'
+        f'<td><a href="{address.url(path)}" target="_blank" title="{escape(title)}"><img loading="lazy" '
+        f'alt="{escape(title)}" src="{address.url(path, 256)}"></a></td>'
     )

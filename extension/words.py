@@ -31,8 +31,7 @@ UPLOAD = "Drop pictures here, with their .txt captions; they are copied"
 DEMO = "Use the demo pictures"
 NO_FOLDER = "Give a folder, drop pictures above, or begin with the bundled demo pictures."
 EMPTY_FOLDER = "There are no pictures in this folder (PNG, JPEG, WebP, BMP or AVIF)."
-KOHYA_FOUND = "This folder holds kohya's subfolders (repeats_word); each becomes a set of its own."
-LATER = "{} pictures are still to be looked at; turn the page to go on."
+LATER = "{} pictures are still to be looked at; turn the page to continue."
 SET, CAPTION = "Set", "Caption"
 COUNTED = "{} pictures, {} with a caption"
 IGNORED = "{} other files are ignored: {}"
@@ -46,22 +45,22 @@ LEFT_AS_EDITED = " {} were changed since and stay as they are."
 CAPTION_PLACEHOLDER = "What is in the picture"
 FILTER = "Show"
 FILTERS = ("all", "without caption", "with a warning")
-CAPTION_SEARCH = "Caption holds"
+CAPTION_SEARCH = "Caption contains"
 TRIGGER = "Trigger word"
 TRIGGER_INFO = (
     "Put first in every caption while training. Use a rare word for a person or a thing; a style can do without."
 )
-FIND, REPLACE, WHOLE_TAGS, REPLACE_ALL, UNDO = "Find", "Replace by", "Whole tags only", "Replace", "Undo"
+FIND, REPLACE, WHOLE_TAGS, REPLACE_ALL, UNDO = "Find", "Replace with", "Whole tags only", "Replace", "Undo"
 TAGS = "Most frequent tags"
 BACK, FORWARD = "‹ Back", "More ›"
 NO_TAGGER = "To write captions automatically, put a WD14 tagger (model.onnx and selected_tags.csv) into {}."
-TAG, TAG_AT_LEAST = "Tag pictures without caption", "Tags that are at least so sure"
+TAG, TAG_AT_LEAST = "Tag pictures without caption", "Minimum confidence"
 TAGGING, TAGGED = "Tagging {} of {}…", "{} captions were written."
-TYPED_MEANWHILE = " {} pictures had one by then, or no tag that sure."
+TYPED_MEANWHILE = " {} pictures had one by then, or no tag above the minimum."
 
 # Recipe
 PRESET = "Preset"
-PRESET_INFO = "A goal and a card. Everything below starts from it; what you change is listed at the right."
+PRESET_INFO = "A goal and a GPU. Everything below starts from it; what you change is listed at the right."
 NO_PRESET = "none, the defaults"
 PIXEL = "Pixel loss"
 PIXEL_INFO = (
@@ -82,7 +81,7 @@ SECTIONS = {
     "base": "Base",
     "length": "Length",
     "adapter": "Adapter",
-    "loss": "What counts as close",
+    "loss": "Loss",
     "previews": "Previews",
 }
 ALL_OPTIONS = "All options"
@@ -91,14 +90,13 @@ SEARCH_INFO = "By name, kohya's name or words of the help: offset, network_dim, 
 TABLE = "Table"
 ALL_TABLES = "all tables"
 MORE_FOUND = "{} more; narrow the search."
-NOTHING_FOUND = "No option is called so."
+NOTHING_FOUND = "No matching options."
 DIFFERENCE = "Changed from the preset"
 NO_DIFFERENCE = "Nothing is changed."
 TOML = "Recipe as TOML"
 APPLY_TOML = "Apply the text"
 IMPORT = "Import a recipe (.toml, kohya's .toml or .json)"
 RECIPE_OK = "The recipe is complete."
-NEEDS = "needed"
 HEADER = "The recipe. What is not written here comes from the preset, and then from the defaults."
 OF_PRESET = "preset: {}"
 DEMO_BASE = "Bundled demo base (128 px)"
@@ -108,18 +106,18 @@ COPY_OF_RECIPE = "The recipe that was here is kept as {}."
 
 # Check
 CHECK_AGAIN = "Check again"
-CHECKING = "Reading the pictures and reckoning the memory. The first time with a model this may take minutes…"
+CHECKING = "Reading the pictures and estimating memory. The first time with a model this may take minutes…"
 APPLY = "Apply"
 MAKE_FIT, MAKE_SMALLER = "Make it fit", "Make it smaller"
-NOT_ENOUGH = "No change of memory options is enough: choose a smaller model, resolution or rank, or a larger card."
+NOT_ENOUGH = "No change of memory options is enough: choose a smaller model, resolution or rank, or a larger GPU."
 CHECK_GOOD = "Nothing stands in the way."
 OTHER_FAMILY = "The preset {} is made for another kind of model than yours, {}: choose a preset or a base that fits."
-RENAME, USE_INSTEAD, KEEP_STEPS, TAKE_OUT = "Rename to {}", "Use '{}'", "Keep the steps", "Take it out"
+RENAME, USE_INSTEAD, KEEP_STEPS, REMOVE = "Rename to {}", "Use '{}'", "Keep the steps", "Remove"
 MODEL, DATA, HELD_OUT, LENGTH, AN_EPOCH = "Model", "Data", "Held out", "Length", "An epoch"
 RESOLUTION, LOSSES, LEARNS_FROM, WRITES = "Resolution", "Losses", "Learns from", "Writes"
 STEPS_EPOCHS = "{} steps = {:.1f} epochs"
 PER_EPOCH = "{} steps over {} samples"
-OF_CARD = "{} GB of {} free on {}"
+OF_GPU = "{} GB of {} free on {}"
 TOO_LARGE = "It needs {}, so it may run out of memory."
 AT_PEAK = "Memory at its peak ({})"
 MAKES_FIT = "What would make it smaller, one after the other"
@@ -138,9 +136,9 @@ PAUSE, RESUME, KILL = "Pause (save and stop)", "Resume", "End at once"
 SAMPLE_NOW, SAVE_NOW = "Draw a preview now", "Save now"
 KILL_QUESTION = "End it at once? What came after the last save is lost."
 QUEUE = "Queue"
-HOLD, GO_ON = "Hold the queue", "Let the queue go on"
-RESUMES = " (goes on)"
-QUEUE_EMPTY = "Nothing waits."
+PAUSE_QUEUE, RESUME_QUEUE = "Pause queue", "Resume queue"
+RESUMES = " (resumes)"
+QUEUE_EMPTY = "The queue is empty."
 AFTER_DRAWING = "It begins when the pictures of step 5 or 6 are drawn, or when drawing is stopped there."
 CURVE, SMOOTH, LOG_SCALE = "Curve", "Smoothing", "log10"
 CURVE_NOTE = "The loss shows that training works, not how good the pictures are: look at the previews."
@@ -152,15 +150,18 @@ STATES = {
     "stopped": "paused", "failed": "failed", "waiting": "waiting",
 }  # fmt: skip
 REMEDIES = (
-    ("out of memory", "The card's memory is full. Lower batch or resolution, or set memory.gradient_checkpointing."),
-    ("CUDA", "The graphics card reported an error. Close other programs that use it and resume."),
+    ("out of memory", "The GPU's memory is full. Lower batch or resolution, or set memory.gradient_checkpointing."),
+    ("CUDA", "The GPU reported an error. Close other programs that use it and resume."),
     ("No space left", "The disk is full. Make room, then resume: the last saved state is whole."),
-    ("not finite", "The loss is no longer a number. Lower the learning rate, or use bf16 or fp32, then resume."),
-    ("process is gone", "The trainer ended without a word. Resume goes on from the last saved state."),
+    (
+        "not finite",
+        "The loss is not finite (NaN or infinite). Lower the learning rate, or use bf16 or fp32, then resume.",
+    ),
+    ("process is gone", "The trainer ended without a word. Resume continues from the last saved state."),
 )
 
 # Compare
-COMPARE, COMPARE_RUN, COMPARE_WHAT, COMPARE_PROMPTS = "What to compare", "Run", "Checkpoints", "Prompts, one a line"
+COMPARE, COMPARE_RUN, COMPARE_WHAT, COMPARE_PROMPTS = "What to compare", "Run", "Checkpoints", "Prompts, one per line"
 STRENGTHS = "Strengths"
 STRENGTHS_INFO = "1 is as trained; below is weaker, above stronger. Several, with commas."
 DRAW = "Draw the grid"
@@ -175,8 +176,8 @@ VOTES_SO_FAR = "({} voted)"
 COPIED = "Copied to {}."
 SHOW_TALLY = "Show the tally"
 NO_VOTES = "No votes yet."
-TALLY = ("Better", "Other", "Votes", "Chance of such a score if equal", "")
-SURE, UNSURE = "unlikely to be chance", "could be chance; vote more"
+TALLY = ("Better", "Other", "Votes", "Probability of such a score if equal", "")
+LIKELY, UNSURE = "unlikely to be chance", "could be chance; vote more"
 USE, USE_WHICH = "Use this one", "Checkpoint"
 USE_WHERE = "Copy to"
 OTHER_HOST = "Not in the list? The folder of a ComfyUI, A1111 or Forge"

@@ -16,6 +16,7 @@ from making import picture, png
 
 from pixelkiln.trainer.data import pairs_file
 from pixelkiln.trainer.data.pairs_file import Pair, Rating, add_best, add_pair, add_rating, contradictions
+from pixelkiln.trainer.runs.process import wait_for_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,18 +141,18 @@ def test_whoever_holds_the_lock_too_long_is_told_of(tmp_path):
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with pairs_file.locked(tmp_path / "x"):
+        with wait_for_lock(tmp_path / "x"):
             held.set()
             done.wait(10)
 
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait(10)
-    with pytest.raises(ValueError, match="another program is writing to it"), pairs_file.locked(tmp_path / "x", 0.1):
+    with pytest.raises(ValueError, match="another program is writing to it"), wait_for_lock(tmp_path / "x", 0.1):
         pass
     done.set()
     thread.join()
-    with pairs_file.locked(tmp_path / "x", 0.1):
+    with wait_for_lock(tmp_path / "x", 0.1):
         pass
 
 

@@ -29,7 +29,7 @@ def test_one_button_makes_it_fit_and_says_to_what() -> None:
     assert whole == "Make it fit: checkpointing, less (5.0 GB)" and first == "checkpointing (6.0 GB)"
     assert changes == {"memory.gradient_checkpointing": True, "run.batch": True}
     assert alone == {"memory.gradient_checkpointing": True}
-    html = check.fit_told(fit(False, *steps))
+    html = check.fit_report(fit(False, *steps))
     assert "It needs 7.4 GB of 5.4 free on RTX 3060 6GB" in html and words.NOT_ENOUGH not in html
     assert "<b>4.8 GB</b> weights" in html and "adapter" not in html and "about 10 min 0 s" in html
 
@@ -37,12 +37,12 @@ def test_one_button_makes_it_fit_and_says_to_what() -> None:
 def test_what_is_not_enough_is_not_said_to_fit() -> None:
     found = fit(False, remedy("less", "run.batch", 6, False))
     assert check.fitting({"fit": found})[0][0] == "Make it smaller: less (6.0 GB)"
-    assert words.NOT_ENOUGH in check.fit_told(found) and words.NOT_ENOUGH in check.fit_told(fit(False))
-    assert not check.fitting({"fit": fit(True)}) and "It needs" not in check.fit_told(fit(True))
+    assert words.NOT_ENOUGH in check.fit_report(found) and words.NOT_ENOUGH in check.fit_report(fit(False))
+    assert not check.fitting({"fit": fit(True)}) and "It needs" not in check.fit_report(fit(True))
 
 
 def test_below_a_gigabyte_a_hundredth_is_shown() -> None:
-    html = check.fit_told({**fit(False), "gb": 0.64, "of_gb": 0.58, "parts": {"decoder": 0.09, "adapter": 0.006}})
+    html = check.fit_report({**fit(False), "gb": 0.64, "of_gb": 0.58, "parts": {"decoder": 0.09, "adapter": 0.006}})
     assert "It needs 0.64 GB of 0.58 free" in html
     assert "<b>0.09 GB</b> decoder" in html and "<b>0.01 GB</b> adapter" in html
 

@@ -96,7 +96,7 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path):
     """Every line that a reader meets is whole, and the status is one of those that were written."""
     code = (
         "import sys; sys.path.insert(0, '.')\n"
-        "from trainer.events import EventLog, write_status\n"
+        "from trainer.runs.events import EventLog, write_status\n"
         "log = EventLog(sys.argv[1] + '/e.jsonl')\n"
         "for i in range(10**6): log.write('step', i, text='x' * 5000); write_status(sys.argv[1], 'running', step=i)\n"
     )
@@ -147,7 +147,7 @@ def in_little_room(code: str, folder: Path) -> str:
 def test_no_room_for_a_file_leaves_the_old_one(tmp_path: Path, writing: str):
     (tmp_path / "a").write_text("old")
     code = (
-        f"{writing}\nfrom trainer.files import NotWritten, write_atomic\n"
+        f"{writing}\nfrom trainer.runs.files import NotWritten, write_atomic\n"
         "try: write_atomic(folder / 'a', content)\n"
         "except NotWritten as error: print(error.errno, error)"
     )
@@ -161,7 +161,7 @@ def test_no_room_for_a_file_leaves_the_old_one(tmp_path: Path, writing: str):
 @posix
 def test_no_room_for_an_event_costs_the_events_that_found_none(tmp_path: Path):
     code = (
-        "from trainer.events import EventLog; from trainer.files import NotWritten\n"
+        "from trainer.runs.events import EventLog; from trainer.runs.files import NotWritten\n"
         "log, refused = EventLog(folder / 'e.jsonl'), 0\n"
         "for i in range(6):\n"
         "    try: log.write('step', i, text='x' * 1000)\n"

@@ -6,23 +6,21 @@ their content. Lines are only ever appended, under a lock, and are on the disk w
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import hashlib
 import json
 import math
 import os
-import sys
 import tempfile
-import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UserError
 from ..runs.files import make_folder
+from ..runs.process import wait_for_lock
 
 PAIRS = "pairs.jsonl"
 RATINGS = "ratings.jsonl"
@@ -243,7 +241,7 @@ def _append(path: Path, rows: Sequence[Row]) -> None:
         lines.append(json.dumps(short, ensure_ascii=False) + "\n")
     data = "".join(lines).encode()
     make_folder(path.parent)
-    with locked(path), path.open("a+b") as file:
+    with wait_for_lock(path), path.open("a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # a writer was cut off: its half line stays a line of its own
@@ -251,53 +249,6 @@ def _append(path: Path, rows: Sequence[Row]) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def locked(path: Path, patience: float = 30.0) -> Iterator[None]:
-    """Hold ``<path>.lock``; the system lets go of it when the process ends, however it ends.
-
-    :raises ValueError: somebody else holds it for longer than ``patience`` seconds.
-    """
-    with path.with_name(path.name + ".lock").open("a+b") as file:
-        until = time.monotonic() + patience
-        while not _try_lock(file.fileno()):
-            if time.monotonic() > until:
-                raise UserError(f"{path.as_posix()}: another program is writing to it; close it and try again")
-            time.sleep(0.02)
-        try:
-            yield
-        finally:
-            _unlock(file.fileno())
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(handle: int) -> bool:
-        try:
-            os.lseek(handle, 0, os.SEEK_SET)
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(handle: int) -> None:
-        os.lseek(handle, 0, os.SEEK_SET)
-        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _try_lock(handle: int) -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _unlock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def contradictions(edges: Iterable[tuple[str, Hashable, Hashable]]) -> list[int]:

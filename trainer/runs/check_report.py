@@ -6,6 +6,7 @@ Standard library only.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,8 +105,10 @@ def preset_warnings(preset: str, answer: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def clock(seconds: float) -> str:
-    """``2 h 5 min``, ``3 min 20 s`` or ``12 s``."""
+def clock(seconds: float | None) -> str:
+    """``2 h 5 min``, ``3 min 20 s`` or ``12 s``; empty for None, a negative or a non-finite number."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return ""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"

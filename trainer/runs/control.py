@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -23,7 +22,7 @@ from typing import Any, Literal
 from ..errors import UserError
 from .events import STARTED_AS, identity, read_events, read_object, write_status
 from .files import sweep
-from .process import host, locked, start_time
+from .process import apart, environment, host, locked, start_detached, start_time
 from .process import kill as kill_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,20 +51,6 @@ def find_python(root: str | Path = ROOT) -> Path:
     return Path(chosen) if chosen else python
 
 
-def _environment(**more: str) -> dict[str, str]:
-    """The host's environment without what is meant for the host's own Python."""
-    host_only = ("PYTHON", "VIRTUAL_ENV", "__PYVENV")
-    kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(host_only)}
-    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **more}
-
-
-def _quiet() -> dict[str, Any]:
-    """Popen arguments: a process group of its own, so that a host's Ctrl-C does not reach it, and no window."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-    return {"start_new_session": True}
-
-
 class Refused(UserError):
     """The trainer said no: its clear line, its exit code, and its JSON answer if it gave one."""
 
@@ -87,8 +72,8 @@ def ask(
     command += [] if "--json" in arguments else ["--json"]
     try:
         done = subprocess.run(
-            command, cwd=root, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
-            **_quiet(),
+            command, cwd=root, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
+            **apart(),
         )  # fmt: skip
     except OSError as error:
         told = f"trainer: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
@@ -107,7 +92,7 @@ def ask(
 
 
 def gigabytes(amount: float) -> str:
-    """An amount of memory to read: below 1 GB a tenth would hide what matters."""
+    """An amount of memory in GB: two digits below 1 GB, where one would hide what matters, else one."""
     return f"{amount:.2f}" if amount < 1 else f"{amount:.1f}"
 
 
@@ -167,10 +152,7 @@ def start(
             for request in REQUESTS:
                 (run_dir / "control" / request).unlink(missing_ok=True)
             begin = log.tell()
-            process = subprocess.Popen(
-                command, cwd=root, env=_environment(**{STARTED_AS: token}), stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, **_quiet(),
-            )  # fmt: skip
+            process = start_detached(command, log, cwd=root, env=environment(**{STARTED_AS: token}))
             started = {"v": 1, "job": token, **identity(process.pid), "log": begin, "command": command}
             # In place: the new process removes this file, and leftovers of atomic writes, as soon as it has the lock.
             (run_dir / "start.json").write_text(json.dumps(started), encoding="utf-8")

@@ -45,7 +45,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
     (an OSError and a ValueError); the file aside is removed whatever happens.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    aside = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
     try:
         if callable(content):
             content(aside)

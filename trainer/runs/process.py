@@ -9,11 +9,14 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from ..errors import UserError
 
 
 def start_time(pid: int) -> str | None:
@@ -84,6 +87,52 @@ def kill(pid: int) -> None:
         (os.killpg if leads else os.kill)(pid, signal.SIGKILL)
 
 
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment variables without those meant for its own Python, for another Python."""
+    host_only = ("PYTHON", "VIRTUAL_ENV", "__PYVENV")
+    kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(host_only)}
+    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **more}
+
+
+def apart() -> dict[str, Any]:
+    """Arguments of ``Popen``: a process group of its own, so that a host's Ctrl-C does not reach it, and no window."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+    return {"start_new_session": True}
+
+
+def start_detached(
+    command: Sequence[str], log: Path | BinaryIO | None, *, cwd: str | Path, env: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a process that outlives this one. Its output is appended to ``log``, or dropped. Raises OSError."""
+    if isinstance(log, Path):
+        with log.open("ab") as file:
+            return start_detached(command, file, cwd=cwd, env=env)
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL,
+        stdout=log or subprocess.DEVNULL, stderr=subprocess.STDOUT, **apart(),
+    )  # fmt: skip
+
+
+@contextmanager
+def wait_for_lock(path: str | Path, patience: float = 30.0) -> Iterator[None]:
+    """Hold ``<path>.lock``, also against other threads of this process; it ends with the process.
+
+    Raises UserError when somebody else holds it for longer than ``patience`` seconds.
+    """
+    path = Path(path)
+    with path.with_name(path.name + ".lock").open("a+b") as file:
+        until = time.monotonic() + patience
+        while not _take(file, across_threads=True):
+            if time.monotonic() > until:
+                raise UserError(f"{path.as_posix()}: another program is writing to it; close it and try again")
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            _release(file)
+
+
 @contextmanager
 def locked(path: str | Path) -> Iterator[bool]:
     """Whether the file could be locked for this process; False when another process holds it.
@@ -95,7 +144,7 @@ def locked(path: str | Path) -> Iterator[bool]:
         yield _take(file)
 
 
-def _take(file: BinaryIO) -> bool:
+def _take(file: BinaryIO, across_threads: bool = False) -> bool:
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -105,8 +154,21 @@ def _take(file: BinaryIO) -> bool:
         else:
             import fcntl
 
-            # Not flock: a forked data loader would inherit it and keep it when we are killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # flock keeps threads apart, but a forked data loader would inherit it and keep it when we are killed.
+            (fcntl.flock if across_threads else fcntl.lockf)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
     return True
+
+
+def _release(file: BinaryIO) -> None:
+    with suppress(OSError):  # where a file system knows no locks
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_UN)
