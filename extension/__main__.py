@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def free_port(asked: int | None, host: str) -> int:
-    """The port. ValueError when the asked one is taken, or all are."""
+    """The port. UserError when the asked one is taken, or all are."""
     for port in [asked] if asked else PORTS:
         with socket.socket() as probe:
             if os.name != "nt":
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     try:
         return serve(args)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -131,7 +131,7 @@ def application(context: Context, login: Login | None) -> Any:
     blocks.has_launched = True  # mounted, it never is, and then gradio takes any path of this machine for an upload
     mounted = gr.mount_gradio_app(
         web, blocks, path="/", theme=look.theme(), css=look.style(), js=look.keys(), footer_links=[],
-        max_file_size=UPLOAD_BYTES, show_error=True, ssr_mode=False, allowed_paths=[], enable_monitoring=False,
+        max_file_size=UPLOAD_BYTES, show_error=False, ssr_mode=False, allowed_paths=[], enable_monitoring=False,
         pwa=False, mcp_server=False,
     )  # fmt: skip
     return Guard(mounted, login)

@@ -28,7 +28,7 @@ class Boxes:
         return f"{self.addresses.url(picture)} {secrets.token_hex(8)} {_digest(caption or '')}"
 
     def save(self, text: str, token: str, leaving: bool = True) -> None:
-        """Save what stands in a box, if somebody has typed there. ValueError: the caption was changed elsewhere since
+        """Save what stands in a box, if somebody has typed there. UserError: the caption was changed elsewhere since
         it was shown; raised once for each text, and only when the box is left."""
         address, mark, shown = (*token.split(" "), "", "")[:3]
         picture = self._picture(address)

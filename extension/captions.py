@@ -34,7 +34,7 @@ class Listing:
 
 
 def scan(folder: Path) -> Listing:
-    """Read a folder's names. ValueError when it cannot be read."""
+    """Read a folder's names. UserError when it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             kept = [entry for entry in entries if not entry.name.startswith(".")]
@@ -55,7 +55,7 @@ def scan(folder: Path) -> Listing:
 
 
 def read(picture: Path) -> str | None:
-    """The caption; None without one. ValueError when it is not UTF-8 text."""
+    """The caption; None without one. UserError when it is not UTF-8 text."""
     path = picture.with_suffix(".txt")
     try:
         return path.read_bytes().decode("utf-8-sig").strip()
@@ -71,7 +71,7 @@ def current(picture: Path) -> str:
     """The caption; empty without one, and when it is not text: that is written over only by what a person types."""
     try:
         return read(picture) or ""
-    except ValueError:
+    except UserError:
         return ""
 
 
@@ -81,7 +81,7 @@ def line(text: str) -> str:
 
 
 def save(picture: Path, text: str) -> bool:
-    """Write the caption, whole or not at all; False when nothing changed. ValueError when it cannot be written."""
+    """Write the caption, whole or not at all; False when nothing changed. UserError when it cannot be written."""
     text = line(text)
     if current(picture) == text:
         return False
@@ -118,7 +118,7 @@ def read_all(listing: Listing) -> dict[str, str | None]:
 def _text(picture: str, _changed: int, _bytes: int) -> str | None:
     try:
         return read(Path(picture))
-    except ValueError:
+    except UserError:
         return None
 
 
@@ -161,12 +161,12 @@ def import_pictures(folder: Path, uploads: Sequence[Path]) -> tuple[int, int, li
     for path in (one for one in uploads if one not in texts):
         try:
             placed.setdefault(path.stem, []).append(_place(folder, path))
-        except ValueError as error:
+        except UserError as error:
             refused.append(f"{path.name}: {error}")
     for path in texts:
         try:
             written += _caption(placed.get(path.stem) or _pictures(folder, path.stem), path.read_bytes())
-        except ValueError as error:
+        except UserError as error:
             refused.append(f"{path.name}: {error}")
     return sum(map(len, placed.values())), written, refused
 
@@ -182,7 +182,7 @@ def _pictures(folder: Path, stem: str) -> list[Path]:
 
 def _place(folder: Path, upload: Path) -> Path:
     """Copy a picture in under a name that nothing else there has, caption or picture; the same picture again stays as
-    it is. ValueError: it is none."""
+    it is. UserError: it is none."""
     data = upload.read_bytes()
     plain, ending = _plain(upload.stem), images.whole(data)
     taken = {path.stem.lower() for path in folder.iterdir()}
@@ -197,7 +197,7 @@ def _place(folder: Path, upload: Path) -> Path:
 
 
 def _caption(pictures: Sequence[Path], data: bytes) -> int:
-    """Write an uploaded caption beside its pictures; gives for how many. ValueError: there is no such picture, it has
+    """Write an uploaded caption beside its pictures; gives for how many. UserError: there is no such picture, it has
     another caption, or this is no text."""
     try:
         text = data.decode("utf-8-sig")

@@ -101,7 +101,7 @@ def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
         if isinstance(listed, list):
             return [p for one in listed for p in draft.located(_line(one), own)], {}
         return draft.located(str(refused), own), {}
-    except ValueError as error:
+    except UserError as error:
         return draft.located(str(error), own), {}
 
 

@@ -23,6 +23,7 @@ from ..trainer.runs import control
 from . import draws, hosts, votes, words
 from .draws import BASE, Candidate, Sheet
 from .page import EVENT, SLOW, Context, Screen, folder_of, grid, kindly, lora_hosts, note, short
+from .store import read_text
 
 MOST_CANDIDATES = 12
 
@@ -269,8 +270,8 @@ def _options(run_dir: Path, known: list[control.Run]) -> list[tuple[str, str]]:
 
 def prompts_of(run_dir: Path) -> list[str]:
     try:
-        found = tomlkit.parse((run_dir / "config.toml").read_text(encoding="utf-8")).unwrap()
-    except (OSError, TOMLKitError):
+        found = tomlkit.parse(read_text(run_dir / "config.toml")).unwrap()
+    except (UserError, TOMLKitError):
         return []
     return [str(one) for one in (found.get("sample") or {}).get("prompts", [])]
 

@@ -20,7 +20,7 @@ from ..trainer import config
 from ..trainer.errors import UserError
 from . import words
 from .security import Folders
-from .store import Home, locked, write
+from .store import Home, locked, read_text, write
 
 KEPT_WITH_A_NEW_PRESET = ("run.name", "run.out", "model.path", "data", "sample.prompts")
 SHAPE = ("kind", "rank")
@@ -45,14 +45,11 @@ class Problem:
 
 
 def read(home: Home) -> str:
-    try:
-        return home.draft.read_text(encoding="utf-8")
-    except OSError:
-        return START
+    return read_text(home.draft) if home.draft.exists() else START
 
 
 def replace(home: Home, text: str, based_on: str | None = None) -> None:
-    """The whole text from an editor. ValueError: no TOML, or the file has changed since ``based_on`` was shown."""
+    """The whole text from an editor. UserError: no TOML, or the file has changed since ``based_on`` was shown."""
     try:
         tomlkit.parse(text)
     except TOMLKitError as error:
@@ -89,7 +86,7 @@ def changed(text: str, changes: Mapping[str, Any], folders: Folders = BUNDLED) -
 
 
 def untouched(key: str, entered: Any, shown: Any, now: Any) -> bool:
-    """Whether a field still says what it showed. ValueError: it does not, and another window has set the key since."""
+    """Whether a field still says what it showed. UserError: it does not, and another window has set the key since."""
     if entered != shown and now not in (shown, entered):
         stays = f"{key}: another window has set it to {now!r} meanwhile, and that stays"
         raise UserError(f"{stays}; to set it to {entered!r}, open this step again and enter it again")
@@ -111,7 +108,7 @@ def _put(home: Home, old: str, new: str) -> Path | None:
 def _copy(home: Home, text: str) -> Path:
     """The text beside the recipe, under a number of its own and once only; the oldest of too many goes."""
     copies = sorted(home.own.glob("draft-before-[0-9][0-9][0-9][0-9].toml"))
-    same = next((one for one in copies if one.read_text(encoding="utf-8") == text), None)
+    same = next((one for one in copies if read_text(one) == text), None)
     if same is not None:
         return same
     number = int(copies[-1].stem[-4:]) + 1 if copies else 1
@@ -153,7 +150,7 @@ def values(text: str, folders: Folders = BUNDLED) -> dict[str, Any]:
 
 
 def preset_file(name: str, folders: Folders) -> Path:
-    """A bundled preset by its name, or a file in the folders. ValueError for any other."""
+    """A bundled preset by its name, or a file in the folders. UserError for any other."""
     if Path(name).suffix == ".toml":
         folders.allow("preset", str(Path(name).resolve()))
     return config.find_preset(name)
@@ -167,7 +164,7 @@ def inherited(own: Mapping[str, Any], folders: Folders = BUNDLED) -> dict[str, A
     try:
         found = preset_file(name, folders)
         return config.absolute(config.read_toml(found), found.parent)
-    except ValueError:
+    except UserError:
         return {}
 
 
@@ -249,7 +246,7 @@ def problems(text: str, path: Path, folders: Folders = BUNDLED) -> list[Problem]
         config.parse(config.merge(inherited(own, folders), own), str(path))
     except config.ConfigError as error:
         return [Problem(where, what, remedy(where, what, own)) for where, what in error.problems]
-    except ValueError as error:
+    except UserError as error:
         where, _, what = str(error).partition(": ")
         return [Problem(where, what, remedy(where, what, own))]
     return []
@@ -292,7 +289,7 @@ def apply_remedy(home: Home, found: tuple[str, str, Any], folders: Folders = BUN
 
 
 def snapshot(text: str, source: Path, name: str, runs: Path, folders: Folders) -> str:
-    """The whole configuration as it would run now, under this name; later changes do not reach it. ValueError: it is
+    """The whole configuration as it would run now, under this name; later changes do not reach it. UserError: it is
     wrong, or names a file that who is at this page may not read."""
     own = tomlkit.parse(text).unwrap()
     if own.get("preset"):

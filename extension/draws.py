@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
+from tomlkit.exceptions import TOMLKitError
 
 from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.events import read_object
 from ..trainer.runs.process import environment, start_detached
-from .store import ROOT, Home, locked, write, write_json
+from .store import ROOT, Home, locked, read_text, write, write_json
 
 BASE = "base"
 PICTURE = "step00000000_{:02d}.png"
@@ -98,8 +99,8 @@ def remember(run_dir: Path, one: Sheet) -> None:
 def configured(run_dir: Path, prompts: Sequence[str]) -> str:
     """The run's configuration with other prompts."""
     try:
-        document = tomlkit.parse((run_dir / "config.toml").read_text(encoding="utf-8"))
-    except OSError:
+        document = tomlkit.parse(read_text(run_dir / "config.toml"))
+    except (UserError, TOMLKitError):
         raise UserError(f"run '{run_dir.name}': its config.toml cannot be read; choose another run") from None
     sample: Any = document.setdefault("sample", tomlkit.table())
     sample.pop("file", None)
@@ -108,7 +109,7 @@ def configured(run_dir: Path, prompts: Sequence[str]) -> str:
 
 
 def start(run_dir: Path, one: Sheet) -> None:
-    """Draw what is missing, in a process of its own, which outlives the page. Asking twice does it once. ValueError:
+    """Draw what is missing, in a process of its own, which outlives the page. Asking twice does it once. UserError:
     something else works on this machine's GPU."""
     runs = run_dir.parent
     with locked(Home(runs).own / "drawing"):
@@ -154,7 +155,7 @@ def under_way(runs: Path) -> list[Path]:
 
 
 def stop(runs: Path) -> None:
-    """End all drawing below a folder of runs; what is drawn stays. ValueError: nothing is being drawn."""
+    """End all drawing below a folder of runs; what is drawn stays. UserError: nothing is being drawn."""
     drawing = under_way(runs)
     if not drawing:
         raise UserError("draw: nothing is being drawn")

@@ -17,7 +17,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 MOST_PIXELS = 120_000_000
 """More are not decoded here; 30,000 x 4,000 are."""
 Image.MAX_IMAGE_PIXELS = None
-"""Pillow's own limit is off, so that a huge picture can be reported by its size: every decode here asks MOST_PIXELS first."""
+"""Pillow's own limit is off: every decode here asks MOST_PIXELS first, and reports a huge picture by its size."""
 WRONG = (OSError, ValueError, SyntaxError)
 """What Pillow raises for a file that is no whole picture."""
 
@@ -78,7 +78,7 @@ def thumbnail(path: Path, side: int, folder: Path) -> Path | None:
 
 
 def whole(data: bytes) -> str:
-    """The ending that fits an uploaded picture. ValueError: not a picture of these kinds, broken, or too large."""
+    """The ending that fits an uploaded picture. UserError: not a picture of these kinds, broken, or too large."""
     kinds = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "AVIF": ".avif"}
     try:
         with Image.open(io.BytesIO(data), formats=list(kinds)) as picture:
@@ -86,6 +86,8 @@ def whole(data: bytes) -> str:
                 raise UserError(f"{picture.width} x {picture.height} pixels are too many; make it smaller")
             ending = kinds[str(picture.format)]
             picture.load()
-    except (OSError, SyntaxError):
+    except UserError:
+        raise
+    except WRONG:
         raise UserError("it is no whole PNG, JPEG, WebP, BMP or AVIF picture; save it as one") from None
     return ending

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -57,17 +58,23 @@ class Screen:
 
 
 def kindly(function: Callable[P, T]) -> Callable[P, T]:
-    """A person's mistake, or a disk's, becomes one line on the page, and nothing else changes."""
+    """A person's mistake, or a disk's, becomes one line on the page, and nothing else changes. A programming mistake
+    becomes a general line there, and a traceback in the server's log."""
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except ValueError as error:
-            told = str(error)
+        except UserError as error:
+            line = str(error)
         except OSError as error:
-            told = f"{error.filename or 'the disk'}: {error.strerror}; make room or mend that, then do it again"
-        raise gr.Error(escape(told), duration=12, print_exception=False)
+            line = f"{error.filename or 'the disk'}: {error.strerror}; make room or fix that, then do it again"
+        except gr.Error:
+            raise
+        except Exception:
+            traceback.print_exc()
+            line = words.INTERNAL_ERROR
+        raise gr.Error(escape(line), duration=12, print_exception=False)
 
     return inner
 
@@ -127,7 +134,7 @@ def short(text: str, most: int = 60) -> str:
 
 
 def folder_of(home: Home, name: str | None) -> Path:
-    """A run's folder, by a name that a list gave out. ValueError for any other."""
+    """A run's folder, by a name that a list gave out. UserError for any other."""
     found = next((one.path for one in control.list_runs(home.runs) if one.name == name), None)
     if found is None:
         raise UserError(f"run: there is no '{name}'; choose one from the list")

@@ -129,7 +129,7 @@ class Pictures:
         current = chosen if chosen in folders else folders[0]
         try:
             listing = captions.scan(self.context.folders.check("data.path", current))
-        except ValueError as error:
+        except UserError as error:
             return _nothing(str(error), recipe, current, "bad")
         texts = captions.read_all(listing)
         wrong, later = captions.trouble(listing, _resolution(recipe), seconds=LOOK_SECONDS)
@@ -181,13 +181,13 @@ class Pictures:
         return self.show()
 
     def keep(self, values: tuple[Any, ...]) -> None:
-        """Save what stands in the boxes, so that turning the page loses no keystroke. ValueError: some could not be,
+        """Save what stands in the boxes, so that turning the page loses no keystroke. UserError: some could not be,
         the others are."""
         wrong = []
         for text, token in zip(values[:CELLS], values[CELLS:]):
             try:
                 self.saved.save(text, token)
-            except ValueError as error:
+            except UserError as error:
                 wrong.append(str(error))
         if wrong:
             raise UserError(wrong[0] + (f" (and {len(wrong) - 1} more)" if wrong[1:] else ""))
@@ -247,7 +247,7 @@ class Pictures:
             yield note(words.TAGGING.format(number, len(names)))
             try:
                 written += captions.fill(listing.folder / name, loaded.tags(listing.folder / name, at_least))
-            except ValueError as error:
+            except UserError as error:
                 refused.append(str(error))
         typed = len(names) - len(refused) - written
         line = words.TAGGED.format(written) + (words.TYPED_MEANWHILE.format(typed) if typed else "")

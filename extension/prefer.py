@@ -18,7 +18,7 @@ from ..trainer.runs.events import read_object
 from . import draft, draws, duels, words
 from .compare import lines_of, prompts_of, stop_button
 from .page import EVENT, SLOW, Context, Screen, bar, folder_of, kindly, note, say_copy, short
-from .store import write_json
+from .store import read_text, write_json
 
 
 class Prefer:
@@ -283,7 +283,7 @@ def fill_recipe(home: Any, pairs: Path, run_dir: Path | None) -> None:
         "optimizer.learning_rate": 2e-5, "run.batch": 2, "run.name": "preference",
     }  # fmt: skip
     if run_dir is not None:
-        tables = draft.values_of((run_dir / "config.toml").read_text(encoding="utf-8"))
+        tables = draft.values_of(read_text(run_dir / "config.toml"))
         resolution = draft.get(tables, "data.resolution")
         newest = control.checkpoints(run_dir)
         changes |= {name: tables[name] for name in ("model", "adapter", "sample") if name in tables}

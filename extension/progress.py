@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..trainer.runs import control
+from . import words
 
 POINTS = 400
 PICTURE = re.compile(r"step(\d{8})_(\d{2,})\.png")
@@ -23,6 +24,7 @@ class History:
     """Step -> its last event; a resumed run writes a step again."""
     validation: dict[int, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    spikes: list[str] = field(default_factory=list)
     prompts: dict[int, str] = field(default_factory=dict)
     seeds: dict[int, int] = field(default_factory=dict)
 
@@ -49,6 +51,8 @@ class History:
             self.validation[step] = event["loss"]
         elif kind in ("warning", "oom"):
             self.warnings.append(f"step {step}: {event.get('message', kind)}")
+        elif kind == "spike":
+            self.spikes.append(words.SPIKE.format(step, event.get("loss") or 0.0, event.get("usual") or 0.0))
         elif kind == "sample":
             found = PICTURE.search(str(event.get("path", "")))
             if found:

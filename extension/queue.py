@@ -174,7 +174,7 @@ def _busy(home: Home, jobs: list[Job]) -> bool:
 def _started(one: Job) -> tuple[Job, subprocess.Popen[bytes] | None]:
     try:
         begun = control.start(one.config, one.folder, resume=one.resume)
-    except ValueError as error:
+    except UserError as error:
         return replace(one, state="failed", message=str(error)), None
     return replace(one, state="running", message=""), begun.process
 
@@ -182,18 +182,19 @@ def _started(one: Job) -> tuple[Job, subprocess.Popen[bytes] | None]:
 def supervise(home: Home) -> None:
     """Work the queue off until it is empty. One process does; a second one ends at once."""
     children: list[subprocess.Popen[bytes]] = []
-    try:
-        with locked(home.own / "supervisor", patience=2):
-            idle_since = None
-            while idle_since is None or time.monotonic() - idle_since < IDLE_SECONDS:
-                started = turn(home)
-                children = [child for child in [*children, *([started] if started else [])] if child.poll() is None]
-                queue = read(home)
-                work = queue.of("running") or (queue.of("waiting") and not queue.paused)
-                idle_since = None if work else (idle_since or time.monotonic())
-                time.sleep(1.0)
-    except ValueError:
-        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(home.own / "supervisor", patience=2))
+        except UserError:
+            return
+        idle_since = None
+        while idle_since is None or time.monotonic() - idle_since < IDLE_SECONDS:
+            started = turn(home)
+            children = [child for child in [*children, *([started] if started else [])] if child.poll() is None]
+            queue = read(home)
+            work = queue.of("running") or (queue.of("waiting") and not queue.paused)
+            idle_since = None if work else (idle_since or time.monotonic())
+            time.sleep(1.0)
 
 
 def supervised(home: Home) -> bool:
@@ -201,7 +202,7 @@ def supervised(home: Home) -> bool:
     try:
         with locked(home.own / "supervisor", patience=0):
             return False
-    except ValueError:
+    except UserError:
         return True
 
 

@@ -15,6 +15,7 @@ from ..trainer.runs.events import read_object
 from . import draft, fields, hosts, words
 from .page import EVENT, RENDER, SLOW, Context, Screen, kindly, note, problem_list, say_copy
 from .security import ANYWHERE, Folders
+from .store import read_text
 
 PRIMARY = {
     "base": ("model.path", "run.name"),
@@ -266,9 +267,9 @@ def _shown(value: Any) -> str:
 
 
 def read_import(path: Path, folders: Folders = ANYWHERE) -> str:
-    """A recipe from a dropped file: our TOML as it is, kohya's through the trainer. ValueError when neither, or when
+    """A recipe from a dropped file: our TOML as it is, kohya's through the trainer. UserError when neither, or when
     kohya's names a file that who is at this page may not read, since the trainer would read it."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     tables = draft.values_of(text) if path.suffix.lower() == ".toml" else read_object(path)
     if "config_version" in tables:
         return text

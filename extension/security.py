@@ -172,7 +172,7 @@ class Folders:
     roots: tuple[Path, ...] | None = None
 
     def check(self, where: str, what: str) -> Path:
-        """The folder, absolute and without links. ValueError: empty, not there, or not allowed."""
+        """The folder, absolute and without links. UserError: empty, not there, or not allowed."""
         given = what.strip().strip('"').strip()
         if not given:
             raise UserError(f"{where}: no folder is given; write or paste its path")
@@ -188,12 +188,16 @@ class Folders:
                 wrong = "is a file; give its folder" if path.is_file() else "is not there; check the path"
                 raise UserError(f"{where}: {given} {wrong}")
             next(path.iterdir(), None)
+        except UserError:
+            raise
+        except ValueError:  # a null character
+            raise UserError(f"{where}: {given!r} is no path; check it") from None
         except OSError as error:
             raise UserError(f"{where}: {given} cannot be read ({error.strerror}); check its permissions") from None
         return path
 
     def allow(self, where: str, value: Any) -> None:
-        """ValueError for an option that leads out of the folders: a path, or a list or table that holds one."""
+        """UserError for an option that leads out of the folders: a path, or a list or table that holds one."""
         if isinstance(value, (list, tuple)):
             for one in value:
                 self.allow(where, one)
@@ -214,15 +218,8 @@ def _leads_away(text: str) -> bool:
     return upwards or text.startswith(("/", "\\", "~")) or PureWindowsPath(text).drive != ""
 
 
-def below(folder: Path, name: str) -> Path:
-    """A file directly in a folder, by a name that came from outside. ValueError for anything but a plain name."""
-    if not name or name in (".", "..") or any(sign in name for sign in ("/", "\\", "\0", ":")):
-        raise UserError(f"{name[:80]!r}: this is no file name")
-    return folder / name
-
-
 def need_login(host_is_open: bool, user: str | None, password: str | None) -> Login | None:
-    """The login for ``--listen``. ValueError when it is missing or weak."""
+    """The login for ``--listen``. UserError when it is missing or weak."""
     if not host_is_open:
         return None
     if not user or not password:

@@ -49,7 +49,7 @@ class Home:
         return self.runs / "data"
 
     def make(self) -> None:
-        """ValueError when the folder cannot be written."""
+        """UserError when the folder cannot be written."""
         try:
             for folder in (self.own, self.thumbnails):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +74,16 @@ def write(path: Path, content: str | bytes) -> None:
     """Replace a file in one piece, in a folder that is made where missing. UserError when it cannot be written."""
     make_folder(path.parent)
     write_atomic(path, content)
+
+
+def read_text(path: Path) -> str:
+    """A text that people may have written. UserError when it is missing, closed, or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be read ({error.strerror}); check it") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: it is not UTF-8 text; save it as UTF-8") from None
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

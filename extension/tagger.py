@@ -32,7 +32,7 @@ class Tagger:
     side: int
 
     def tags(self, path: Path, at_least: float) -> str:
-        """The picture's tags, the surest first, characters before the rest. ValueError: it cannot be read."""
+        """The picture's tags, the surest first, characters before the rest. UserError: it cannot be read."""
         (found,) = self.session.run(None, {self.session.get_inputs()[0].name: squared(path, self.side)})
         rows = sorted(zip(found[0], self.names, self.categories), key=lambda row: (row[2] != CHARACTER, -row[0]))
         wanted = {GENERAL: at_least, CHARACTER: max(at_least, CHARACTER_AT_LEAST)}
@@ -44,7 +44,7 @@ def there(folder: Path = FOLDER) -> bool:
 
 
 def load(folder: Path = FOLDER) -> Tagger:
-    """ValueError: the files are not there, do not fit each other, or are no tagger."""
+    """UserError: the files are not there, do not fit each other, or are no tagger."""
     try:
         import onnxruntime
     except ImportError:
@@ -68,7 +68,7 @@ def load(folder: Path = FOLDER) -> Tagger:
 
 
 def squared(path: Path, side: int) -> np.ndarray:
-    """[1, side, side, 3], BGR from 0 to 255: the picture on white, whole, in the middle. ValueError: no picture."""
+    """[1, side, side, 3], BGR from 0 to 255: the picture on white, whole, in the middle. UserError: no picture."""
     measured = images.size(path)
     if measured is None or measured[0] * measured[1] > images.MOST_PIXELS:
         raise UserError(f"{path.name}: it cannot be read, or is too large; it keeps no caption")

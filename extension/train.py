@@ -15,12 +15,14 @@ import pandas as pd
 from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
 from . import draws, progress, queue, words
-from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, grid, kindly, note, short
+from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, grid, kindly, note, notes, short
 
 COLUMNS = 8
 COLOURS = {"measured": "#9db4c8", "smoothed": "#3f86b8", "held out": "#c77d2e"}
 TICK, REST = 3.0, 6.0
 """Seconds between looks at the runs, on this screen and on others; each is some tenths of one of the browser's work."""
+SPIKES = 5
+"""Losses that stood out, above the log; the newest."""
 REPORTED = 25
 """Lines of the log that a defect is reported with."""
 
@@ -143,14 +145,14 @@ class Train:
         now |= {
             "choice": [now["runs"], current.name], "state": [current.name, repr(status), len(history.warnings)],
             "names": [current.name, drawable], "curve": [current.name, history.offset, of, weight, logarithmic],
-            "gallery": [current.name, repr(pictures), repr(history.prompts)], "log": log,
+            "gallery": [current.name, repr(pictures), repr(history.prompts)], "log": [log, len(history.spikes)],
         }  # fmt: skip
         choices = [(_title(one), one.name) for one in known]
         return [
             ("choice", gr.update(choices=choices, value=current.name)), ("state", standing(current, history)),
             *_buttons(status), ("names", gr.update(choices=drawable, value=of)),
             ("curve", _frame(history, of, weight, logarithmic)),
-            ("gallery", _gallery(pictures, history, self.address)), ("log", f"<pre>{escape(log)}</pre>"),
+            ("gallery", _gallery(pictures, history, self.address)), ("log", _log(history, log)),
             ("runs", _list(known)), ("queue", now["queue"]),
         ]  # fmt: skip
 
@@ -266,6 +268,10 @@ def standing(run: control.Run, history: progress.History) -> str:
 
 def _to_report(log: str) -> str:
     return note(words.DEFECT, "warn") + f'<pre tabindex="0">{escape(log)}</pre>'
+
+
+def _log(history: progress.History, log: str) -> str:
+    return notes(history.spikes[-SPIKES:]) + f'<pre tabindex="0">{escape(log)}</pre>'
 
 
 def _frame(history: progress.History, of: str, weight: float, logarithmic: bool) -> Any:

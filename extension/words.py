@@ -20,6 +20,11 @@ NEXT = {
 }
 DARK = "Light / dark"
 
+INTERNAL_ERROR = (
+    "Something went wrong inside Pixelkiln; nothing was changed. The terminal that runs the page shows the traceback: "
+    "please report it."
+)
+
 # Pictures
 FOLDER = "Folder of pictures"
 FOLDER_INFO = (
@@ -144,6 +149,7 @@ CURVE, SMOOTH, LOG_SCALE = "Curve", "Smoothing", "log10"
 CURVE_NOTE = "The loss shows that training works, not how good the pictures are: look at the previews."
 PREVIEWS = "Previews: a row for each prompt, a column for each step, the same seed"
 LOG = "Log"
+SPIKE = "step {}: the loss is {:.3g}, usually {:.3g}"
 NO_PREVIEWS = "No previews yet."
 STATES = {
     "new": "not started", "queued": "starting", "running": "training", "saving": "saving", "done": "done",

@@ -39,6 +39,7 @@ from pixelkiln.extension.page import Context
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer import config
 from pixelkiln.trainer.data import pairs_file
+from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.runs import control
 from pixelkiln.trainer.runs.process import start_detached
 
@@ -326,7 +327,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
 
     def start(path: str, folder: str, *, resume: bool = False) -> Any:
         if "broken" in folder:
-            raise ValueError("trainer: it is not set up")
+            raise UserError("trainer: it is not set up")
         seen.runs.append(Path(folder).name)
         Path(folder).mkdir(parents=True, exist_ok=True)
         _status(Path(folder), "running")

@@ -134,3 +134,28 @@ def test_a_defect_is_shown_with_the_lines_to_report_and_a_full_disk_is_none(cont
     full = told(exit_code=control.OURS, message="OSError: [Errno 28] No space left on device")
     assert words.DEFECT not in full and "The disk is full" in full
     assert words.DEFECT not in told(exit_code=control.MISTAKE, message="data: no pictures")
+
+
+def test_a_programming_mistake_is_a_traceback_in_the_log_and_a_general_line_on_the_page(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def wrong() -> None:
+        int("secret of the code")
+
+    assert told(kindly(wrong)) == words.INTERNAL_ERROR
+    assert "ValueError: invalid literal for int() with base 10: 'secret of the code'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"= no TOML"])
+def test_a_file_that_is_no_configuration_is_one_line(screen: pictures.Pictures, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "sets.toml").write_bytes(data)
+    assert "sets.toml" in told(lambda: screen.choose(str(tmp_path / "sets.toml")))
+    assert "no path" in told(lambda: screen.choose("/a\0b"))
+
+
+def test_a_spike_of_the_loss_is_in_the_runs_log(context: Context) -> None:
+    run = context.home.runs / "one"
+    write(run / "events.jsonl", '{"kind": "spike", "step": 40, "loss": 0.9, "usual": 0.0125}\n')
+    history = progress.History()
+    history.read(run)
+    assert "step 40: the loss is 0.9, usually 0.0125" in train._log(history, "the log")
