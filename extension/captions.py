@@ -90,7 +90,7 @@ def save(picture: Path, text: str) -> bool:
 
 
 def fill(picture: Path, text: str) -> bool:
-    """Write the caption where there is none; False when there is one by now. UserError when the old one cannot be read."""
+    """Write the caption where there is none; False when there is one by now. UserError when that cannot be read."""
     return not read(picture) and save(picture, text)
 
 

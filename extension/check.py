@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
 from ..trainer.runs.control import gigabytes

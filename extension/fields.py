@@ -97,7 +97,8 @@ def show(row: Row, value: Any) -> Any:
 
 
 def read(row: Row, shown: Any) -> Any:
-    """What a person entered as the option's value; None leaves the option out. What does not fit stays as text, for the parser to report."""
+    """What a person entered as the option's value; None leaves the option out. What does not fit stays
+    as text, for the parser to report."""
     if isinstance(shown, str):
         shown = shown.strip()
     if shown in (None, "", []):
