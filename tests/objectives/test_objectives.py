@@ -55,16 +55,16 @@ def test_a_finite_value_per_sample_or_pair_with_detached_metrics(name, dtype):
     made = steps.step(roles=ROLES.get(name, ["winner", "loser"] * 2))
     errors = torch.rand(4, dtype=dtype).requires_grad_()
     objective = build(name)
-    verdict = objective(errors, torch.rand(4, dtype=dtype) + 0.1, made)
-    assert verdict.values.shape == ((2,) if name in PAIRED else (4,))
-    assert verdict.values.dtype == dtype
-    assert verdict.values.isfinite().all()
-    (grad,) = torch.autograd.grad(verdict.values.sum(), errors)
+    output = objective(errors, torch.rand(4, dtype=dtype) + 0.1, made)
+    assert output.values.shape == ((2,) if name in PAIRED else (4,))
+    assert output.values.dtype == dtype
+    assert output.values.isfinite().all()
+    (grad,) = torch.autograd.grad(output.values.sum(), errors)
     assert grad.isfinite().all()
-    for metric in verdict.metrics.values():
-        assert metric.ndim == 1 and len(metric) <= len(verdict.values)  # fewer where they are of one side only
+    for metric in output.metrics.values():
+        assert metric.ndim == 1 and len(metric) <= len(output.values)  # fewer where they are of one side only
         assert metric.grad_fn is None
-    objective.update({k: float(v.sum()) for k, v in verdict.metrics.items()}, len(verdict.values))
+    objective.update({k: float(v.sum()) for k, v in output.metrics.items()}, len(output.values))
     assert all(isinstance(v, float) for v in objective.state.values())
 
 
@@ -129,22 +129,22 @@ def test_single_pictures_are_not_pairs(name):
 @pytest.mark.parametrize(("default", "slope"), [(5000.0, 1250), (2000.0, 500)])
 def test_dpo_at_the_reference(default, slope):
     errors, made = pairs(0.1, 0.12)
-    verdict = judge(build("dpo", default_beta=default), errors, [0.1, 0.12], made)
-    assert verdict.values.item() == pytest.approx(0.6931471805599453, abs=1e-12)
-    assert verdict.metrics["accuracy"].item() == 0.5
-    (grad,) = torch.autograd.grad(verdict.values.sum(), errors)
+    output = judge(build("dpo", default_beta=default), errors, [0.1, 0.12], made)
+    assert output.values.item() == pytest.approx(0.6931471805599453, abs=1e-12)
+    assert output.metrics["accuracy"].item() == 0.5
+    (grad,) = torch.autograd.grad(output.values.sum(), errors)
     assert grad.tolist() == pytest.approx([slope, -slope], abs=1e-9)
 
 
 def test_dpo_numbers():
     errors, made = pairs(0.099, 0.120)
-    verdict = judge(build("dpo", beta=5000.0), errors, [0.100, 0.120], made)
-    assert verdict.metrics["margin"].item() == pytest.approx(2.5, abs=1e-9)
-    assert verdict.values.item() == pytest.approx(0.0788897, abs=1e-7)
-    assert verdict.metrics["winner_change"].item() == pytest.approx(-0.001)
-    assert verdict.metrics["winner_rise"].item() == pytest.approx(-0.01)
-    assert verdict.metrics["accuracy"].item() == 1
-    assert verdict.metrics["saturated"].item() == 0
+    output = judge(build("dpo", beta=5000.0), errors, [0.100, 0.120], made)
+    assert output.metrics["margin"].item() == pytest.approx(2.5, abs=1e-9)
+    assert output.values.item() == pytest.approx(0.0788897, abs=1e-7)
+    assert output.metrics["winner_change"].item() == pytest.approx(-0.001)
+    assert output.metrics["winner_rise"].item() == pytest.approx(-0.01)
+    assert output.metrics["accuracy"].item() == 1
+    assert output.metrics["saturated"].item() == 0
     far, _ = pairs(0.098, 0.120)
     assert judge(build("dpo", beta=5000.0), far, [0.100, 0.120], made).metrics["saturated"].item() == 1
 
@@ -163,10 +163,10 @@ def test_dpo_invariances(w, l, rw, rl, c):  # noqa: E741
 def test_the_sigmoid_comes_before_the_mean():
     """Two different pairs: an early script took the mean first, and two opposite pairs cancelled."""
     errors, made = pairs(0.1, 0.2, 0.2, 0.1)
-    verdict = judge(build("dpo", beta=100.0), errors, [0.15, 0.15, 0.15, 0.15], made)
-    assert verdict.metrics["margin"].tolist() == pytest.approx([5, -5])
-    assert verdict.values.mean().item() == pytest.approx((softplus(-5) + softplus(5)) / 2)
-    assert verdict.values.mean().item() == pytest.approx(2.506715, abs=1e-6)
+    output = judge(build("dpo", beta=100.0), errors, [0.15, 0.15, 0.15, 0.15], made)
+    assert output.metrics["margin"].tolist() == pytest.approx([5, -5])
+    assert output.values.mean().item() == pytest.approx((softplus(-5) + softplus(5)) / 2)
+    assert output.values.mean().item() == pytest.approx(2.506715, abs=1e-6)
     assert softplus(0) == pytest.approx(0.6931, abs=1e-4), "what the mistake gives"
 
 
@@ -258,9 +258,9 @@ def test_ipo_numbers():
     errors, made = pairs(0.1, 0.12)
     assert judge(build("ipo", tau=0.1), errors, [0.1, 0.12], made).values.item() == pytest.approx(25)
     at_aim, _ = pairs(0.1 - 0.003, 0.12 + 0.002)
-    verdict = judge(build("ipo", tau=100.0), at_aim, [0.1, 0.12], made)
-    assert verdict.values.item() == pytest.approx(0, abs=1e-18)
-    (grad,) = torch.autograd.grad(verdict.values.sum(), at_aim)
+    output = judge(build("ipo", tau=100.0), at_aim, [0.1, 0.12], made)
+    assert output.values.item() == pytest.approx(0, abs=1e-18)
+    (grad,) = torch.autograd.grad(output.values.sum(), at_aim)
     assert grad.abs().max() < 1e-12
     beyond, _ = pairs(0.09, 0.13)
     assert judge(build("ipo", tau=100.0), beyond, [0.1, 0.12], made).metrics["saturated"].item() == 1
@@ -271,10 +271,10 @@ def test_ipo_numbers():
 
 def test_simpo_at_equal_errors():
     errors, made = pairs(0.1, 0.1)
-    verdict = judge(build("simpo", beta=60.0), errors, [0.0, 0.0], made)
-    assert verdict.values.item() == pytest.approx(LN2, abs=1e-12)
-    assert (1 + 8) * verdict.values.item() == pytest.approx(6.238325, abs=1e-6)
-    (grad,) = torch.autograd.grad(verdict.values.sum(), errors)
+    output = judge(build("simpo", beta=60.0), errors, [0.0, 0.0], made)
+    assert output.values.item() == pytest.approx(LN2, abs=1e-12)
+    assert (1 + 8) * output.values.item() == pytest.approx(6.238325, abs=1e-6)
+    (grad,) = torch.autograd.grad(output.values.sum(), errors)
     assert grad.tolist() == pytest.approx([30, -30])
     with_margin = judge(build("simpo", beta=60.0, gamma=0.7), errors, [0.0, 0.0], made).values.item()
     assert with_margin == pytest.approx(softplus(0.7), abs=1e-12)
@@ -304,8 +304,8 @@ def test_simpos_automatic_beta_makes_a_typical_margin_one():
     for _ in range(60):
         margins = torch.randn(4, generator=generator) * 0.01
         errors, made = pairs(*[e for m in margins.tolist() for e in (0.5, 0.5 + m)])
-        verdict = simpo(errors, None, made)
-        simpo.update({k: float(v.sum()) for k, v in verdict.metrics.items()}, 4)
+        output = simpo(errors, None, made)
+        simpo.update({k: float(v.sum()) for k, v in output.metrics.items()}, 4)
         if simpo.state["pairs"] == 100:
             fixed = simpo.beta
     assert simpo.state["pairs"] == 100
@@ -339,8 +339,8 @@ def test_mapo_numbers():
     errors, made = pairs(0.1, 0.1)
     assert judge(build("mapo"), errors, [0, 0], made).values.item() == pytest.approx(0.1 + 0.1 * LN2, abs=1e-9)
     errors, made = pairs(0.10, 0.12)
-    verdict = judge(build("mapo", mapo_weight=1.0), errors, [0, 0], made)
-    assert verdict.values.item() - 0.1 == pytest.approx(0.007358, abs=2e-6)
+    output = judge(build("mapo", mapo_weight=1.0), errors, [0, 0], made)
+    assert output.values.item() - 0.1 == pytest.approx(0.007358, abs=2e-6)
     assert not build("mapo").needs_reference
 
 
@@ -351,14 +351,14 @@ def test_kto_numbers():
     made = steps.step(roles=["liked", "disliked"])
     errors = torch.tensor([0.1, 0.2], dtype=torch.float64, requires_grad=True)
     kto = build("kto", liked_weight=2.0)
-    verdict = judge(kto, errors, [0.1, 0.2], made)
-    assert verdict.values.tolist() == pytest.approx([2 * 0.5, 0.5])
-    assert verdict.metrics["accuracy"].tolist() == [0.5, 0.5]
-    (grad,) = torch.autograd.grad(verdict.values.sum(), errors)
+    output = judge(kto, errors, [0.1, 0.2], made)
+    assert output.values.tolist() == pytest.approx([2 * 0.5, 0.5])
+    assert output.metrics["accuracy"].tolist() == [0.5, 0.5]
+    (grad,) = torch.autograd.grad(output.values.sum(), errors)
     assert grad.tolist() == pytest.approx([2 * 250, -250]), "liked errors fall, disliked errors rise"
-    verdict = judge(build("kto"), errors, [0.101, 0.201], made)
+    output = judge(build("kto"), errors, [0.101, 0.201], made)
     s = 1 / (1 + math.exp(-1))
-    assert verdict.values.tolist() == pytest.approx([1 - s, s])
+    assert output.values.tolist() == pytest.approx([1 - s, s])
 
 
 def test_ktos_kl_is_a_number_from_the_steps_before_and_never_negative():

@@ -105,7 +105,7 @@ def _parts(facts: Facts) -> list[str]:
 
 
 def report() -> list[str]:
-    """The lines to print; the last one is the verdict."""
+    """The lines to print; the last one is the output."""
     return tell(gather())
 
 

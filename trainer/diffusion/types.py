@@ -209,7 +209,7 @@ class Loss(Protocol):
 
 
 @dataclass
-class Verdict:
+class ObjectiveOutput:
     """What an objective says of some errors."""
 
     values: Tensor
@@ -231,4 +231,4 @@ class Objective(Protocol):
         """Once per optimizer step: metrics summed over the effective batch. Used from the next step on."""
         ...
 
-    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict: ...
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> ObjectiveOutput: ...

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..diffusion.process import Process
-from ..diffusion.types import Step, Verdict
+from ..diffusion.types import ObjectiveOutput, Step
 from ..errors import UserError
 from ..registry import Options, option
 
@@ -110,8 +110,8 @@ def pair_weights(step: Step, errors: Tensor) -> Tensor:
     return step.batch.rows.weight[step.batch.rows.pairs()[0].to(step.batch.rows.weight.device)].to(errors)
 
 
-def weighted(values: Tensor, step: Step, metrics: dict[str, Tensor]) -> Verdict:
-    return Verdict(values * pair_weights(step, values), metrics)
+def weighted(values: Tensor, step: Step, metrics: dict[str, Tensor]) -> ObjectiveOutput:
+    return ObjectiveOutput(values * pair_weights(step, values), metrics)
 
 
 def log_loss(inside: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..diffusion.types import Step, Verdict
+from ..diffusion.types import ObjectiveOutput, Step
 from ..registry import objectives, option
 from .common import (
     SATURATED,
@@ -62,7 +62,7 @@ class Dpo:
         count = dimensions(step, self.parts)
         return min(max(-2 * math.log(AIM / (1 - AIM)) / size, 1e-3 * count), 1.0 * count)
 
-    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> ObjectiveOutput:
         o, beta = self.options, self.beta(step)
         winner, loser, error, metrics = against(errors, reference, step)
         inside = -0.5 * beta * (winner - loser)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..diffusion.types import Step, Verdict
+from ..diffusion.types import ObjectiveOutput, Step
 from ..registry import objectives, option
 from .common import ObjectiveParts, ReferenceOptions, SftAnchor, against, weighted
 
@@ -26,7 +26,7 @@ class Ipo:
         self.options = options
         self.state: dict[str, float] = {}
 
-    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> ObjectiveOutput:
         winner, loser, error, metrics = against(errors, reference, step)
         aim = 1 / (2 * self.options.tau)
         values = (-(winner - loser) - aim) ** 2 + self.options.sft_weight * error

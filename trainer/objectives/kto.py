@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..diffusion.types import Role, Step, Verdict
+from ..diffusion.types import ObjectiveOutput, Role, Step
 from ..errors import UserError
 from ..registry import objectives, option
 from .common import SATURATED, ObjectiveParts, ReferenceOptions, average, averaged
@@ -42,7 +42,7 @@ class Kto:
     def kl(self) -> float:
         return max(0.0, averaged(self.state, "reward") or 0.0)
 
-    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> ObjectiveOutput:
         assert reference is not None, "this objective needs the reference's errors"
         rows = step.batch.rows
         if not set(rows.role) <= set(SIDES):
@@ -52,7 +52,7 @@ class Kto:
         inside = side * o.beta * (g - self.kl)
         weight = rows.weight.to(errors) * torch.where(liked, o.liked_weight, o.disliked_weight)
         seen = inside.detach()
-        return Verdict(
+        return ObjectiveOutput(
             weight * torch.sigmoid(-inside),
             {
                 "accuracy": (seen > 0).float() + 0.5 * (seen == 0).float(),

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..diffusion.types import Step, Verdict
+from ..diffusion.types import ObjectiveOutput, Step
 from ..registry import objectives, option
 from .common import ObjectiveOptions, ObjectiveParts, log_loss, pair_metrics, weighted
 
@@ -39,7 +39,7 @@ class Mapo:
         self.options = options
         self.state: dict[str, float] = {}
 
-    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> ObjectiveOutput:
         w, l = (rows.to(errors.device) for rows in step.batch.rows.pairs())  # noqa: E741
         inside = T * (phi(errors[w] / 2) - phi(errors[l] / 2))
         values = errors[w] + self.options.mapo_weight * log_loss(inside)

@@ -15,7 +15,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from ..diffusion.process import Process
-from ..diffusion.types import Step, Verdict
+from ..diffusion.types import ObjectiveOutput, Step
 from ..errors import UserError
 from ..registry import objectives, option
 from .common import ObjectiveOptions, ObjectiveParts, Positive
@@ -112,12 +112,12 @@ class Sft:
         self.weights = weights
         self.state: dict[str, float] = {}
 
-    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> ObjectiveOutput:
         values = errors * step.batch.rows.weight.to(errors)
         for weight in self.weights:
             values = values * weight(step.draw.level).to(errors)
         liked = [i for i, role in enumerate(step.batch.rows.role) if role in self.valued]
-        return Verdict(values if len(liked) == len(values) else values[torch.tensor(liked, dtype=torch.long)])
+        return ObjectiveOutput(values if len(liked) == len(values) else values[torch.tensor(liked, dtype=torch.long)])
 
     def update(self, sums: dict[str, float], count: int) -> None:
         """Nothing adapts."""

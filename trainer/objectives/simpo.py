@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..diffusion.types import Step, Verdict
+from ..diffusion.types import ObjectiveOutput, Step
 from ..registry import objectives, option
 from .common import ObjectiveParts, Positive, SftAnchor, log_loss, pair_metrics, weighted
 
@@ -46,7 +46,7 @@ class Simpo:
         pairs = self.state.get("pairs", 0.0)
         return math.exp(-self.state["log_margin"] / pairs) if pairs else FIRST
 
-    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> Verdict:
+    def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> ObjectiveOutput:
         w, l = (rows.to(errors.device) for rows in step.batch.rows.pairs())  # noqa: E741
         margin = errors[l] - errors[w]
         inside = self.beta * margin

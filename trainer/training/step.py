@@ -74,10 +74,10 @@ def judge(
         if part is None:
             continue
         held = reference.get(term.name)
-        verdict = term.objective(said[term.name], None if held is None else held.to(said[term.name]), part)
+        output = term.objective(said[term.name], None if held is None else held.to(said[term.name]), part)
         units = max(1, sum(role in term.objective.valued for role in roles))
-        total.loss = total.loss + weight(term.name) / term.options.probability * verdict.values.sum() / units
-        metrics = {"error": said[term.name].detach(), "value": verdict.values.detach(), **verdict.metrics}
+        total.loss = total.loss + weight(term.name) / term.options.probability * output.values.sum() / units
+        metrics = {"error": said[term.name].detach(), "value": output.values.detach(), **output.metrics}
         for name, values in metrics.items():
             total.sums[f"{term.name}/{name}"] = float(values.double().sum())
             total.counts[f"{term.name}/{name}"] = len(values)
