@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands import adapters, kohya, pairs
-from .commands.common import print_json
+from .commands.common import configuration, print_json, print_lines, print_note
 from .errors import UserError
 from .runs.control import DEFECT, DONE, INTERRUPTED, MISTAKE, OURS
 
@@ -116,49 +116,34 @@ def dotted(rest: Sequence[str], allowed: bool) -> dict[str, Any]:
     return flags
 
 
-def _config(args: argparse.Namespace, read: Callable[..., Any] | None = None) -> Any:
-    from .config import load
-
-    if args.kohya:
-        return kohya.configuration(args)
-    if not (args.config or args.preset or args.flags):
-        raise UserError("config: neither a configuration nor --preset is given; see `python -m trainer presets`")
-    return (read or load)(args.config, args.flags, args.preset)
-
-
 def _train(args: argparse.Namespace) -> int:
-    config = _config(args)
+    config = configuration(args)
     if args.fit:
         from .commands.check import card_for, check
-        from .estimate import report as checker
+        from .estimate import report
 
         answer = check(config, card_for(config, None, None))
-        config = checker.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr))
+        config = report.apply(config, answer["fit"], print_note)
     from .training.loop import train
 
     return train(config, resume=args.resume)
 
 
 def _check(args: argparse.Namespace) -> int:
-    from .commands.check import card_for, check, configuration
-    from .estimate import report as checker
-    from .runs import check_report
+    from .commands.calibrate import calibrate
+    from .commands.check import card_for, check, load_without_model, sources
+    from .estimate import report
+    from .runs.check_report import lines
+    from .runs.files import check_target, write_atomic
 
-    config = _config(args, configuration)
+    config = configuration(args, load_without_model)
     if args.fit and args.output:
-        from .commands.check import sources
-        from .runs.files import check_target
-
         check_target(args.output, *sources(config, args), force=args.force, name="--output")
     if args.calibrate:
-        from .commands.calibrate import calibrate
-
         calibrate(config)
     answer = check(config, card_for(config, args.card, args.memory))
     if args.fit:
-        from .runs.files import write_atomic
-
-        text = checker.apply(config, answer["fit"], lambda line: print(line, file=sys.stderr)).to_toml(only_set=True)
+        text = report.apply(config, answer["fit"], print_note).to_toml(only_set=True)
         if args.output:
             write_atomic(args.output, text)
         elif not args.json:
@@ -167,27 +152,20 @@ def _check(args: argparse.Namespace) -> int:
         answer["config"] = text
     if args.json:
         return print_json(answer)
-    print("\n".join(check_report.lines(answer, Path(config.preset or args.config or "").stem)))
-    return DONE
+    return print_lines(lines(answer, Path(config.preset or args.config or "").stem))
 
 
 def _sample(args: argparse.Namespace) -> int:
-    config = _config(args)
     from .commands.sample import sample
 
-    paths = sample(config, args.adapter_file, args.output and Path(args.output))
-    if args.json:
-        return print_json({"pictures": [str(p) for p in paths]})
-    print("\n".join(map(str, paths)))
-    return DONE
+    paths = sample(configuration(args), args.adapter_file, args.output and Path(args.output))
+    return print_json({"pictures": paths}) if args.json else print_lines(list(map(str, paths)))
 
 
 def _draw(args: argparse.Namespace) -> int:
-    config = _config(args)
-    from .commands.draw import draw, read_cells
+    from .commands.sample import draw, read_cells
 
-    paths = draw(config, read_cells(Path(args.cells)))
-    return print_json({"pictures": [str(p) for p in paths]})
+    return print_json({"pictures": draw(configuration(args), read_cells(Path(args.cells)))})
 
 
 def _options(args: argparse.Namespace) -> int:
@@ -218,15 +196,13 @@ def _presets(args: argparse.Namespace) -> int:
     if args.json:
         return print_json({"presets": rows})
     width = max((len(row["name"]) for row in rows), default=0)
-    print("\n".join(f"{row['name']:{width}}  {row['purpose']}" for row in rows))
-    return DONE
+    return print_lines([f"{row['name']:{width}}  {row['purpose']}" for row in rows])
 
 
 def _doctor(args: argparse.Namespace) -> int:
     from .commands.doctor import report
 
-    print("\n".join(report()))
-    return DONE
+    return print_lines(report())
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from ..training.run_options import total_steps
 BUNDLED, BUNDLED_RESOLUTION = Path(__file__).resolve().parents[2] / "presets" / "base", 128
 
 
-def configuration(path: str | None, flags: dict[str, Any], preset: str | None) -> Config:
+def load_without_model(path: str | None, flags: dict[str, Any], preset: str | None) -> Config:
     """As for a run, but the model may be left out where its family is given: ``model.path`` is empty then."""
     try:
         return load(path, flags, preset)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
 from .common import Command, print_json, print_lines
 
 
@@ -35,18 +33,6 @@ def take_arguments(words: list[str]) -> tuple[list[str], Any]:
 
     given, left = take(words[1:])
     return [words[0], *left], given
-
-
-def configuration(args: argparse.Namespace) -> Any:
-    """The configuration of a kohya command line; notes on it go to standard error."""
-    from ..kohya.entrance import load
-
-    other = args.config or args.preset
-    if other:
-        raise UserError(f"{other}: kohya's flags are given too; give one of them, or import-kohya first")
-    config, notes = load(args.kohya)
-    print("".join(f"note: {note}\n" for note in notes), end="", file=sys.stderr)
-    return config
 
 
 def _import_kohya(args: argparse.Namespace) -> int:

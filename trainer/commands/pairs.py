@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..runs.control import DONE, MISTAKE
-from .common import Command, print_json, print_lines
-
-if TYPE_CHECKING:
-    from ..diffusion.sampling import Prompt
+from .common import Command, configuration, print_json, print_lines
 
 
 def register(command: Command, configured: Command) -> None:
@@ -34,8 +26,8 @@ def register(command: Command, configured: Command) -> None:
     checked.add_argument("--json", action="store_true")
     made = configured("pairs-generate", _generate, "Draw candidates to choose from; what is drawn already is kept.")
     made.add_argument("--adapter", dest="adapter_file", help="adapter file; without it the base model draws")
-    made.add_argument("--prompts", type=Path, required=True, help="a prompt a line; # for comments")
-    made.add_argument("-n", type=int, default=2, help="pictures a prompt")
+    made.add_argument("--prompts", type=Path, required=True, help="one prompt per line; # for comments")
+    made.add_argument("-n", type=int, default=2, help="pictures per prompt")
     made.add_argument("-o", "--output", type=Path, required=True)
 
 
@@ -77,48 +69,11 @@ def _check(args: argparse.Namespace) -> int:
     return DONE if found.sound else MISTAKE
 
 
-def _apart(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
-    """Each ``n`` candidates of a prompt with seeds of their own, also where the prompt names one."""
-    first = [prompts[i - i % n].seed for i in range(len(prompts))]
-    return [replace(p, seed=p.seed + i % n) if p.seed == first[i] else p for i, p in enumerate(prompts)]
-
-
 def _generate(args: argparse.Namespace) -> int:
-    """``NNNN_k.png`` for prompt N, and ``candidates.jsonl`` with prompt, seed and picture."""
-    from ..config import load
-    from ..diffusion.sampling import is_of, save_picture
-    from ..runs.files import make_folder, write_atomic
-    from ..training.build import build
+    from .sample import generate, read_prompts
 
     if args.n < 1:
         raise UserError(f"-n: {args.n} is no number of pictures; give 1 or more")
-    try:
-        lines = [line.strip() for line in args.prompts.read_text("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{args.prompts}: it cannot be read ({error}); give a UTF-8 text file") from None
-    texts = [line for line in lines if line and not line.startswith("#")]
-    if not texts:
-        raise UserError(f"{args.prompts}: it holds no prompt; write one a line")
-    flags = {**args.flags, "sample.prompts": [text for text in texts for _ in range(args.n)]}
-    parts = build(
-        load(args.config, flags, args.preset), lambda line: print(line, file=sys.stderr), args.adapter_file, data=False
-    )
-    parts.adapter.train(False)
-    make_folder(args.output, "--output")
-    facts = {"adapter": args.adapter_file or ""}
-    plan = [
-        (args.output / f"{i // args.n:04d}_{i % args.n}.png", prompt)
-        for i, prompt in enumerate(_apart(parts.prompts, args.n))
-    ]
-    for path, prompt in plan:
-        if path.exists() and not is_of(path, prompt, facts):
-            raise UserError(f"{path}: it has another prompt, seed or adapter; give another folder")
-    try:
-        for path, prompt in plan:
-            if not path.exists():
-                save_picture(parts.picture(prompt), path, prompt, facts)
-    finally:
-        rows = [{"prompt": p.text, "seed": p.seed, "image": path.name} for path, p in plan if path.exists()]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomic(args.output / "candidates.jsonl", lines)
-    return print_lines([f"{len(rows)} pictures of {len(texts)} prompts in {args.output}"])
+    texts = read_prompts(args.prompts)
+    count = generate(configuration(args), texts, args.n, args.output, args.adapter_file)
+    return print_lines([f"{count} pictures of {len(texts)} prompts in {args.output}"])

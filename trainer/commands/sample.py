@@ -1,32 +1,172 @@
-"""Pictures without training: what the command ``sample`` draws."""
+"""Pictures without training: what ``sample``, ``draw`` and ``pairs generate`` draw.
+
+All three load the model with an adapter once, then draw prompts into files; ``draw`` and ``pairs generate`` continue
+where an interrupted command ended.
+"""
 
 from __future__ import annotations
 
-import sys
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..config import Config
 from ..diffusion import sampling
+from ..diffusion.sampling import Prompt
 from ..errors import UserError
-from ..runs.files import make_folder
+from ..runs.files import make_folder, write_atomic
 from ..training.build import build
+from ..training.session import Parts
+from .common import print_note
 
 DEFAULT = Path("samples")
 """The folder of pictures where none is named; in it each adapter has one of its own, to compare two."""
+Picture = tuple[Path, Prompt]
+"""A file to draw, and its prompt."""
 
 
-def sample(config: Config, adapter_file: str | None, output: Path | None = None) -> list[Path]:
-    """Draw the configuration's prompts with an adapter file, or with the base alone."""
-    if output is None:
-        output = DEFAULT / Path(adapter_file).stem if adapter_file else DEFAULT
-    parts = build(config, lambda line: print(line, file=sys.stderr), adapter_file=adapter_file, data=False)
-    if not parts.prompts:
-        raise UserError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
-    paths = []
+@dataclass(frozen=True)
+class Cell:
+    """All prompts, with one adapter at one strength."""
+
+    adapter: str | None
+    strength: float
+    """What the adapter's difference is multiplied by; 1 is as trained."""
+    folder: Path
+
+    def pictures(self, prompts: int) -> list[Path]:
+        return [sampling.picture_path(self.folder, 0, index) for index in range(prompts)]
+
+
+def sample(config: Config, adapter: str | None, output: Path | None = None) -> list[Path]:
+    """Draw the configuration's prompts with an adapter file, or with the base model alone."""
+    _check_prompts(config)
+    folder = output or (DEFAULT / Path(adapter).stem if adapter else DEFAULT)
+    session = _load(config, adapter)
+    make_folder(folder, "--output")
+    pictures = [(sampling.picture_path(folder, 0, index), prompt) for index, prompt in enumerate(session.prompts)]
+    _draw(session, pictures, {"adapter": adapter or ""})
+    return [path for path, _ in pictures]
+
+
+def draw(config: Config, cells: Sequence[Cell]) -> list[Path]:
+    """Draw all cells and return their pictures. Each adapter is loaded once; what is drawn already is kept."""
+    count = _check_prompts(config)
+    missing = [cell for cell in cells if not all(path.exists() for path in cell.pictures(count))]
+    for adapter in dict.fromkeys(cell.adapter for cell in missing):
+        _draw_cells(config, adapter, [cell for cell in missing if cell.adapter == adapter])
+    return [path for cell in cells for path in cell.pictures(count)]
+
+
+def generate(config: Config, texts: Sequence[str], n: int, output: Path, adapter: str | None) -> int:
+    """Draw ``n`` candidates of each prompt and return their number: ``NNNN_k.png`` for prompt N, ``candidates.jsonl``.
+
+    Candidates of a prompt have seeds of their own. What is drawn already is kept; a UserError names a picture that was
+    drawn with another prompt, seed or adapter.
+    """
+    config = config.changed({"sample.prompts": [text for text in texts for _ in range(n)], "sample.file": None})
+    session = _load(config, adapter)
     make_folder(output, "--output")
-    with parts.evaluating():
-        for index, prompt in enumerate(parts.prompts):
-            path = sampling.picture_path(output, 0, index)
-            sampling.save_picture(parts.picture(prompt), path, prompt, {"adapter": adapter_file or ""})
-            paths.append(path)
-    return paths
+    facts = {"adapter": adapter or ""}
+    prompts = _different_seeds(session.prompts, n)
+    pictures = [(output / f"{i // n:04d}_{i % n}.png", prompt) for i, prompt in enumerate(prompts)]
+    for path, prompt in pictures:
+        if path.exists() and not sampling.is_of(path, prompt, facts):
+            raise UserError(f"{path}: it has another prompt, seed or adapter; give another folder")
+    try:
+        _draw(session, _missing(pictures), facts)
+    finally:
+        rows = [{"prompt": p.text, "seed": p.seed, "image": path.name} for path, p in pictures if path.exists()]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomic(output / "candidates.jsonl", lines)
+    return len(rows)
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """Read a JSON list ``[{"adapter": FILE or null, "strength": 1.0, "folder": FOLDER}, ...]``; null is the base model.
+
+    :raises UserError: the file is no such list, or an adapter in it does not exist.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        cells = [Cell(row["adapter"], float(row["strength"]), Path(row["folder"])) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: this is no list of cells ({error}); give objects with adapter, strength, folder"
+        ) from None
+    missing = [cell.adapter for cell in cells if cell.adapter and not Path(cell.adapter).exists()]
+    if missing:
+        raise UserError(f"{path}: there is no adapter {missing[0]}; give the path of a file")
+    return cells
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one per line; ``#`` begins a comment line."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: it cannot be read ({error}); give a UTF-8 text file") from None
+    texts = [line for line in lines if line and not line.startswith("#")]
+    if not texts:
+        raise UserError(f"{path}: it holds no prompt; write one per line")
+    return texts
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def _check_prompts(config: Config) -> int:
+    """The number of prompts; UserError before anything is loaded where there are none."""
+    count = len(sampling.prompts(config.sample, (512, 512)))
+    if not count:
+        raise UserError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
+    return count
+
+
+def _load(config: Config, adapter: str | None) -> Parts:
+    session = build(config, print_note, adapter, data=False)
+    session.adapter.train(False)
+    return session
+
+
+def _draw(session: Parts, pictures: Iterable[Picture], facts: dict[str, Any]) -> None:
+    with session.evaluating():
+        for path, prompt in pictures:
+            sampling.save_picture(session.picture(prompt), path, prompt, facts)
+
+
+def _draw_cells(config: Config, adapter: str | None, cells: Sequence[Cell]) -> None:
+    session = _load(config, adapter)
+    for cell in cells:
+        make_folder(cell.folder, "folder")
+        pictures = list(zip(cell.pictures(len(session.prompts)), session.prompts, strict=True))
+        with _strength(session, cell.strength):
+            facts = {"adapter": Path(adapter or "").name, "strength": cell.strength}
+            _draw(session, _missing(pictures), facts)
+
+
+def _missing(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    return ((path, prompt) for path, prompt in pictures if not path.exists())
+
+
+def _different_seeds(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+    """Each ``n`` candidates of a prompt with seeds of their own, also where the prompt names one."""
+    first = [prompts[i - i % n].seed for i in range(len(prompts))]
+    return [replace(p, seed=p.seed + i % n) if p.seed == first[i] else p for i, p in enumerate(prompts)]
+
+
+@contextmanager
+def _strength(session: Parts, by: float) -> Iterator[None]:
+    """Multiply the adapter's difference."""
+    layers = {id(layer): layer for one in session.adapter.mounted for layer in one.layers}
+    before = {key: dict(layer.scaling) for key, layer in layers.items()}
+    try:
+        for layer in layers.values():
+            layer.scaling.update({name: scale * by for name, scale in layer.scaling.items()})
+        yield
+    finally:
+        for key, layer in layers.items():
+            layer.scaling.update(before[key])
