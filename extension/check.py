@@ -13,7 +13,7 @@ from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
 from ..trainer.runs.control import gigabytes
-from . import draft, queue, words
+from . import draft, fields, queue, words
 from .draft import Problem
 from .page import EVENT, SLOW, Context, Screen, bar, facts, kindly, note, notes, problem_list
 from .store import write
@@ -168,7 +168,7 @@ def report(answer: dict[str, Any]) -> str:
     steps, epoch = answer.get("steps"), data.get("steps_per_epoch")
     lengths = words.PER_EPOCH.format(epoch, data.get("samples_per_epoch", "?")) if epoch else ""
     terms, size = answer.get("terms") or {}, answer.get("resolution")
-    kinds = dict.fromkeys(str(term["objective"]) for term in terms.values())
+    titles, kinds = fields.objectives(), dict.fromkeys(str(term["objective"]) for term in terms.values())
     rows = [
         (words.MODEL, model.get("title") or model.get("path")),
         (words.DATA, f"{data.get('items', '?')} {data.get('kind', '')}".strip()),
@@ -177,7 +177,7 @@ def report(answer: dict[str, Any]) -> str:
         (words.AN_EPOCH, lengths),
         (words.RESOLUTION, " × ".join(map(str, size)) if isinstance(size, list) else size),
         (words.LOSSES, ", ".join(terms)),
-        (words.LEARNS_FROM, "; ".join(words.OBJECTIVES.get(kind, kind) for kind in kinds)),
+        (words.LEARNS_FROM, "; ".join(titles.get(kind, kind) for kind in kinds)),
         (words.WRITES, (answer.get("files") or {}).get("adapter")),
     ]
     buckets = [

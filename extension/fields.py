@@ -135,6 +135,18 @@ def rows() -> dict[str, list[Row]]:
     return out
 
 
+def objectives() -> dict[str, str]:
+    """Name -> title of every objective: what learns from any data first, then by the data that it needs."""
+    entries = sorted(config.objectives, key=lambda entry: (entry.options.data, entry.name))
+    return {entry.name: entry.options.title or entry.name for entry in entries}
+
+
+def usual_data(objective: str) -> str | None:
+    """The option that gives an objective its data: ``data.pairs`` or ``data.ratings``; None where any data will do."""
+    known = next((entry.options.data for entry in config.objectives if entry.name == objective), ())
+    return f"data.{known[0]}" if known else None
+
+
 def fitting(candidates: Sequence[Row], objective: str) -> Row | None:
     """The row that belongs to the chosen objective."""
     return next((row for row in candidates if row.get("kind") in (None, objective)), None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..trainer.config import OBJECTIVE, PRESETS
 from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.events import read_object
@@ -68,7 +69,7 @@ class Recipe:
             with gr.Group(elem_classes="section"):
                 gr.HTML(f"<h3>{words.SECTIONS[section]}</h3>")
                 if section == "loss":
-                    kinds = [(words.OBJECTIVES.get(kind, kind), kind) for kind in _kinds(self.by_key)]
+                    kinds = [(title, kind) for kind, title in fields.objectives().items()]
                     self.objective = gr.Radio(
                         kinds, label=words.OBJECTIVE, info=words.OBJECTIVE_INFO, elem_id="objective"
                     )
@@ -159,7 +160,7 @@ class Recipe:
 
     @kindly
     def set_objective(self, kind: str) -> list[Any]:
-        self.context.change({"objective": None if kind == "sft" else {"kind": kind}})
+        self.context.change({"objective": None if kind == OBJECTIVE else {"kind": kind}})
         return self.show()
 
     @kindly
@@ -189,7 +190,7 @@ def _pixel_on(values: dict[str, Any]) -> bool:
 
 
 def _kind(values: dict[str, Any]) -> str:
-    return str(draft.get(values, "objective.kind", "sft"))
+    return str(draft.get(values, "objective.kind", OBJECTIVE))
 
 
 def _wire(one: Any, function: Any, inputs: list[Any], outputs: list[Any]) -> None:
@@ -203,11 +204,6 @@ def _wire(one: Any, function: Any, inputs: list[Any], outputs: list[Any]) -> Non
 
 def _fitting(by_key: Any, key: str, kind: str) -> fields.Row:
     return fields.fitting(by_key[key], kind) or by_key[key][0]
-
-
-def _kinds(by_key: Any) -> list[str]:
-    found = {row.get("kind") for key, rows in by_key.items() if key.startswith("objective.") for row in rows}
-    return [kind for kind in words.OBJECTIVES if kind in found or kind == "sft"]
 
 
 def _field(row: fields.Row, key: str, home: Any) -> gr.components.Component:
@@ -228,19 +224,12 @@ def _filled(row: fields.Row, key: str, shown: Any, values: dict[str, Any], wrong
     """The field with the recipe's value, and with what is wrong with it."""
     problem = wrong.get(key)
     hidden = (key.startswith("loss.pixel.") and not _pixel_on(values)) or (
-        key in ("data.pairs", "data.ratings") and not _preference(values, key)
+        key in ("data.pairs", "data.ratings") and key != fields.usual_data(_kind(values))
     )
     return gr.update(value=shown, visible=not hidden, **fields.dress(row, problem))
 
 
-def _preference(values: dict[str, Any], key: str) -> bool:
-    kind = draft.get(values, "objective.kind", "sft")
-    return kind != "sft" and (kind == "kto") == (key == "data.ratings")
-
-
 def _presets() -> list[tuple[str, str]]:
-    from ..trainer.config import PRESETS
-
     found = []
     for path in sorted(PRESETS.glob("*.toml")):
         first = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ").strip()

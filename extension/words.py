@@ -73,14 +73,6 @@ PIXEL_INFO = (
     "for decoding at every step."
 )
 OBJECTIVE = "What it learns from"
-OBJECTIVES = {
-    "sft": "Pictures: draw like these",
-    "dpo": "Pairs (DPO): prefer the chosen picture, stay near the base",
-    "ipo": "Pairs (IPO): like DPO, with a bounded margin",
-    "simpo": "Pairs (SimPO): no reference, quicker, easier to overdo",
-    "mapo": "Pairs (MaPO): no reference, and learns the chosen pictures too",
-    "kto": "Ratings (KTO): single pictures, liked or not",
-}
 OBJECTIVE_INFO = "Preferences refine a LoRA that already draws; they need pairs or ratings, which step 6 collects."
 SECTIONS = {
     "base": "Base",

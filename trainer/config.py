@@ -34,6 +34,8 @@ from .training.run_options import RunOptions
 from .training.validation import ValidationOptions
 
 VERSION = 1
+OBJECTIVE = "sft"
+"""The kind of objective where none is given."""
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin", ".toml", ".txt", ".json", ".parquet")
 
@@ -272,7 +274,7 @@ def _completed(raw: dict[str, Any]) -> dict[str, Any]:
         loss = {"mse": {}, **loss}
     objective = raw.get("objective", {})
     if isinstance(objective, dict):
-        objective = {"kind": "sft", **objective}
+        objective = {"kind": OBJECTIVE, **objective}
         shared = {k: v for k, v in objective.items() if not isinstance(v, dict)}
         for name, own in objective.items():
             if isinstance(own, dict):

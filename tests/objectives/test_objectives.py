@@ -16,19 +16,24 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from steps import pairs
 
-from pixelkiln.trainer.config import load
+from pixelkiln.extension import fields
+from pixelkiln.trainer.config import OBJECTIVE, load
+from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.losses import term
 from pixelkiln.trainer.objectives import common
 from pixelkiln.trainer.objectives.common import ObjectiveParts
 from pixelkiln.trainer.objectives.mapo import phi
 from pixelkiln.trainer.objectives.sft import SftOptions
 from pixelkiln.trainer.registry import objectives
-from pixelkiln.trainer.training.build import make_terms
+from pixelkiln.trainer.training.build import _fits, make_terms
 
 NAMES = objectives.names()
-PAIRED = ["dpo", "ipo", "mapo", "simpo"]
+PAIRED = [entry.name for entry in objectives if entry.options().needs_pairs]
 LN2 = math.log(2)
-ROLES: dict[str, Any] = {"kto": ["liked", "disliked"] * 2, "sft": ["plain"] * 4}
+SAMPLES: dict[str, Any] = {"ratings": ["liked", "disliked"] * 2, "pairs": ["winner", "loser"] * 2}
+ROLES: dict[str, Any] = {
+    entry.name: SAMPLES[entry.options.data[0]] if entry.options.data else ["plain"] * 4 for entry in objectives
+}
 
 
 def build(
@@ -52,7 +57,7 @@ def softplus(x: float) -> float:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_finite_value_per_sample_or_pair_with_detached_metrics(name, dtype):
-    made = steps.step(roles=ROLES.get(name, ["winner", "loser"] * 2))
+    made = steps.step(roles=ROLES[name])
     errors = torch.rand(4, dtype=dtype).requires_grad_()
     objective = build(name)
     output = objective(errors, torch.rand(4, dtype=dtype) + 0.1, made)
@@ -70,12 +75,33 @@ def test_a_finite_value_per_sample_or_pair_with_detached_metrics(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_of_rows_multiply(name):
-    made = steps.step(roles=ROLES.get(name, ["winner", "loser"] * 2))
+    made = steps.step(roles=ROLES[name])
     heavy = replace(made, batch=replace(made.batch, rows=replace(made.batch.rows, weight=torch.tensor([3.0, 1, 1, 1]))))
     errors, reference = torch.tensor([0.1, 0.2, 0.3, 0.2]), torch.tensor([0.15, 0.15, 0.25, 0.25])
     plain, weighed = (build(name)(errors, reference, m).values for m in (made, heavy))
     assert weighed[0].item() == pytest.approx(3 * plain[0].item())
     assert torch.equal(weighed[1:], plain[1:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("data", ["pictures", "pairs", "ratings"])
+def test_data_that_an_objective_cannot_learn_from_is_one_line(name, data):
+    options = objectives[name].options()
+    if not options.data or data in options.data:
+        _fits("objective", options, data)
+        return
+    with pytest.raises(UserError, match=rf"^objective: it needs .*; set data\.{options.data[0]} = .*$"):
+        _fits("objective", options, data)
+
+
+def test_the_form_lists_every_objective_and_shows_its_data():
+    assert set(fields.objectives()) == set(NAMES) and next(iter(fields.objectives())) == OBJECTIVE
+    assert [fields.usual_data(name) for name in ("sft", "dpo", "kto", "x")] == [
+        None,
+        "data.pairs",
+        "data.ratings",
+        None,
+    ]
 
 
 @pytest.mark.parametrize("name", PAIRED)
@@ -112,7 +138,8 @@ def test_descent_lowers_the_winners_error_and_raises_the_losers(name, w, l, rw, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_option_has_help(name):
+def test_every_objective_has_a_title_and_every_option_help(name):
+    assert objectives[name].options.title
     assert [n for n, f in objectives[name].options.model_fields.items() if not f.description] == []
     assert objectives[name].options().model_dump()["kind"] == name
 
@@ -482,7 +509,7 @@ def test_sft_learns_from_what_is_liked_only():
     assert build("sft")(torch.tensor([1.0, 2, 3, 4]), None, made).values.tolist() == [1, 3]
 
 
-@pytest.mark.parametrize("kind", [n for n in NAMES if n != "sft"])
+@pytest.mark.parametrize("kind", [entry.name for entry in objectives if entry.options.data])
 @pytest.mark.parametrize("option", ["min_snr_gamma", "debiased_estimation_loss", "flow_weighting"])
 def test_preference_objectives_refuse_time_weights(kind, option):
     with pytest.raises(ValidationError, match=option):

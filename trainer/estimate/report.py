@@ -63,10 +63,10 @@ def shape(config: Config, found: Found, dataset: Dataset | None) -> Shape:
         return Shape(width, height, max((item.roles for item in dataset.items), key=len), micro)
     side = config.data.resolution or found.spec.resolution
     width, height = (side, side) if isinstance(side, int) else (side[0], side[1])
-    kinds = {objective.kind for _, objective in config.terms().values()}
-    roles: tuple[Role, ...] = ("winner", "loser")
-    if kinds <= {"sft", "kto"}:
-        roles = ("liked",) if "kto" in kinds else ("plain",)
+    chosen = [objective for _, objective in config.terms().values()]
+    roles: tuple[Role, ...] = ("liked",) if any(objective.data for objective in chosen) else ("plain",)
+    if any(objective.needs_pairs for objective in chosen):
+        roles = ("winner", "loser")
     return Shape(width, height, roles, config.run.batch)
 
 

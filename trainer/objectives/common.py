@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..diffusion.types import ObjectiveOutput, Step
 from ..errors import UserError
 from ..registry import Options, option
 
+Data = Literal["pairs", "ratings"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 SATURATED = 4.0
@@ -34,8 +35,18 @@ class ObjectiveParts:
 class ObjectiveOptions(Options):
     """What the options of every objective have. A subclass gives ``kind`` its registered name as a Literal."""
 
+    title: ClassVar[str] = ""
+    """What a form calls the objective; its name where this is empty."""
+    data: ClassVar[tuple[Data, ...]] = ()
+    """The kinds of data that it can learn from, the usual one first; () is any."""
+
     if TYPE_CHECKING:  # the field is the subclass's own, since each has another Literal
         kind: Any
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether it compares the two pictures of a pair, so that they have to be in one batch."""
+        return self.data == ("pairs",)
 
     @property
     def in_x0(self) -> bool:

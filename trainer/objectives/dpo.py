@@ -8,7 +8,7 @@ when the winner gets worse than the reference, label smoothing, a supervised anc
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from ..diffusion.types import ObjectiveOutput, Step
 from ..registry import objectives, option
 from .common import (
     SATURATED,
+    Data,
     ObjectiveParts,
     Positive,
     ReferenceOptions,
@@ -33,6 +34,9 @@ AIM = 0.2
 
 
 class DpoOptions(ReferenceOptions, SftAnchor):
+    title: ClassVar[str] = "Pairs (DPO): prefer the chosen picture, stay near the base"
+    data: ClassVar[tuple[Data, ...]] = ("pairs",)
+
     kind: Literal["dpo"] = "dpo"
     """Preference pairs against a reference."""
     beta: Positive | Literal["auto"] | None = option(None, label="Beta")

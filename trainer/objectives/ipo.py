@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ..diffusion.types import ObjectiveOutput, Step
 from ..registry import objectives, option
-from .common import ObjectiveParts, ReferenceOptions, SftAnchor, against, weighted
+from .common import Data, ObjectiveParts, ReferenceOptions, SftAnchor, against, weighted
 
 
 class IpoOptions(ReferenceOptions, SftAnchor):
+    title: ClassVar[str] = "Pairs (IPO): like DPO, with a bounded margin"
+    data: ClassVar[tuple[Data, ...]] = ("pairs",)
+
     kind: Literal["ipo"] = "ipo"
     """Preference pairs against a reference, with a target margin."""
     tau: float = option(250.0, label="Tau", gt=0)

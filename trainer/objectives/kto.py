@@ -6,7 +6,7 @@ for disliked. KL = max(0, mean g) is a number: the running mean over past steps 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +14,15 @@ from torch import Tensor
 from ..diffusion.types import ObjectiveOutput, Role, Step
 from ..errors import UserError
 from ..registry import objectives, option
-from .common import SATURATED, ObjectiveParts, ReferenceOptions, average, averaged
+from .common import SATURATED, Data, ObjectiveParts, ReferenceOptions, average, averaged
 
 SIDES: dict[Role, int] = {"liked": 1, "winner": 1, "disliked": -1, "loser": -1}
 
 
 class KtoOptions(ReferenceOptions):
+    title: ClassVar[str] = "Ratings (KTO): single pictures, liked or not"
+    data: ClassVar[tuple[Data, ...]] = ("ratings", "pairs")
+
     kind: Literal["kto"] = "kto"
     """Liked and disliked pictures against a reference."""
     beta: float = option(1000.0, label="Beta", gt=0)

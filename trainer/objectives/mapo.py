@@ -6,19 +6,22 @@ The paper's second version has another knob under the name beta, from 8 to 1024;
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..diffusion.types import ObjectiveOutput, Step
 from ..registry import objectives, option
-from .common import ObjectiveOptions, ObjectiveParts, log_loss, pair_metrics, weighted
+from .common import Data, ObjectiveOptions, ObjectiveParts, log_loss, pair_metrics, weighted
 
 T = 1000
 
 
 class MapoOptions(ObjectiveOptions):
+    title: ClassVar[str] = "Pairs (MaPO): no reference, and learns the chosen pictures too"
+    data: ClassVar[tuple[Data, ...]] = ("pairs",)
+
     kind: Literal["mapo"] = "mapo"
     """Preference pairs without a reference: learns the winner and keeps a margin to the loser."""
     mapo_weight: float = option(0.1, label="Margin weight", ge=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import model_validator
@@ -22,6 +22,8 @@ from .common import ObjectiveOptions, ObjectiveParts, Positive
 
 
 class SftOptions(ObjectiveOptions):
+    title: ClassVar[str] = "Pictures: draw like these"
+
     kind: Literal["sft"] = "sft"
     """Supervised: learn the pictures."""
     min_snr_gamma: Positive | None = option(None, kohya="min_snr_gamma", label="Min-SNR gamma")

@@ -7,13 +7,13 @@ errors of the output and of the decoded pictures get a log-sigmoid each, and tho
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ..diffusion.types import ObjectiveOutput, Step
 from ..registry import objectives, option
-from .common import ObjectiveParts, Positive, SftAnchor, log_loss, pair_metrics, weighted
+from .common import Data, ObjectiveParts, Positive, SftAnchor, log_loss, pair_metrics, weighted
 
 FIRST = 100.0
 """Beta before anything is measured."""
@@ -22,6 +22,9 @@ PAIRS = 100
 
 
 class SimpoOptions(SftAnchor):
+    title: ClassVar[str] = "Pairs (SimPO): no reference, quicker, easier to overdo"
+    data: ClassVar[tuple[Data, ...]] = ("pairs",)
+
     kind: Literal["simpo"] = "simpo"
     """Preference pairs without a reference."""
     beta: Positive | Literal["auto"] = option("auto", label="Beta")

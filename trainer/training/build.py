@@ -22,7 +22,7 @@ from ..losses.decode import Decoder, decoding_dtype
 from ..losses.term import Balance, LossParts, Term
 from ..memory import apply
 from ..memory import device as memory
-from ..objectives.common import ObjectiveParts, ReferenceOptions
+from ..objectives.common import ObjectiveOptions, ObjectiveParts, ReferenceOptions
 from ..optimizers.build import build as build_optimizer
 from ..optimizers.schedules import build_schedule
 from ..registry import losses, objectives
@@ -77,14 +77,14 @@ def scan(
     if not config.terms():
         raise UserError("loss: every term has weight 0; give one of them a weight")
     for name, (_, objective) in config.terms().items():
-        _fits(f"objective ({objective.kind}, loss.{name})", objective.kind, dataset.kind)
+        _fits(f"objective ({objective.kind}, loss.{name})", objective, dataset.kind)
     if (config.validation.every or config.validation.every_epochs) and not dataset.held:
         raise UserError("validation.every: nothing is held out; set data.validation_split, for example 0.1")
     return found, dataset
 
 
-def _fits(where: str, objective: str, data: str) -> None:
-    wanted = {"sft": None, "kto": ("ratings", "pairs")}.get(objective, ("pairs",))
+def _fits(where: str, objective: ObjectiveOptions, data: str) -> None:
+    wanted = objective.data
     if wanted and data not in wanted:
         raise UserError(
             f'{where}: it needs {" or ".join(wanted)}, but [data] gives {data}; set data.{wanted[0]} = "folder"'

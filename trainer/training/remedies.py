@@ -175,4 +175,4 @@ def _decoding(config: Config) -> list[tuple[str, DecodeOptions]]:
 
 
 def _pairs(config: Config) -> bool:
-    return any(o.kind not in ("sft", "kto") for _, o in config.terms().values())
+    return any(objective.needs_pairs for _, objective in config.terms().values())
