@@ -26,7 +26,7 @@ from .losses.term import TermOptions
 from .memory.device import MemoryOptions
 from .objectives.common import ObjectiveOptions
 from .optimizers.options import OptimizerOptions, ScheduleOptions
-from .registry import Options, losses, nearest, objectives, option
+from .registry import Choices, Options, losses, nearest, objectives, option
 from .runs.files import is_file
 from .training.checkpoint import SaveOptions
 from .training.health import HealOptions
@@ -466,8 +466,10 @@ def _row(table: str, name: str, info: FieldInfo) -> dict[str, Any]:
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     bounds = {k: getattr(m, k) for m in info.metadata for k in ("ge", "gt", "le", "lt") if hasattr(m, k)}
     default = None if info.is_required() else info.get_default(call_default_factory=True)
+    named = next((m.names() for m in info.metadata if isinstance(m, Choices)), None)
+    annotation = Literal[tuple(named)] if named else info.annotation  # pyright: ignore[reportInvalidTypeForm]
     return {
-        "table": table, "name": name, "type": _type(info.annotation), "choices": _choices(info.annotation),
+        "table": table, "name": name, "type": _type(annotation), "choices": _choices(annotation),
         "default": default, "required": info.is_required(), "bounds": bounds,
         "path": "path" in info.metadata or _mentions_path(info.annotation),
         "kohya": extra.get("kohya"), "label": extra.get("label"), "help": " ".join((info.description or "").split()),

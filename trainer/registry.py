@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import core_schema
 
 from .errors import UserError
 
@@ -24,6 +25,21 @@ if TYPE_CHECKING:
 
 PathStr = Annotated[str, "path"]
 """A file or folder. In a file it is relative to that file, as a flag to the current folder; loaded, it is absolute."""
+
+
+class Choices:
+    """In an option's annotation: the texts that it may be, asked for when the option is validated or listed."""
+
+    def __init__(self, names: Callable[[], list[str]]):
+        self.names = names
+
+    def check(self, value: str) -> str:
+        if value not in self.names():
+            raise UserError(f"there is no '{value}'; {nearest(value, self.names())}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
 class Options(BaseModel):

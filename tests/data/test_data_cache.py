@@ -11,7 +11,7 @@ import pytest
 import torch
 from making import picture
 
-from pixelkiln.trainer.data.cache import Store, find_npz, read_npz
+from pixelkiln.trainer.data.cache import SdScriptsLatents, Store, find_npz, read_npz
 from pixelkiln.trainer.runs.files import NotWritten
 
 
@@ -113,7 +113,7 @@ def npz(path: Path, suffix: str = "", size: tuple[int, int] = SIZE, shape: tuple
 @pytest.mark.parametrize("suffix", ["", "_7x9"])
 def test_latents_of_sd_scripts_are_read(tmp_path, suffix):
     path = npz(tmp_path / "a_0100x0080_sd.npz", suffix)
-    plain, flipped = read_npz(path, SIZE, BUCKET, False), read_npz(path, SIZE, BUCKET, True)
+    plain, flipped = read_npz(path, SIZE, BUCKET, False, 4), read_npz(path, SIZE, BUCKET, True, 4)
     assert plain is not None and flipped is not None
     assert plain.shape == (4, 7, 9) and plain[0, 0, 2] == 2 and torch.equal(flipped, -plain)
 
@@ -122,28 +122,32 @@ def test_latents_of_sd_scripts_are_read(tmp_path, suffix):
     "wrong",
     [
         {"shape": (4, 8, 8)},
+        {"shape": (16, 7, 9)},
         {"size": (99, 80)},
         {"latents": np.full((4, 7, 9), np.nan, np.float32)},
         {"latents": np.array({"a": 1}, dtype=object)},  # a pickle, which is not opened
     ],
-    ids=["another bucket", "another picture", "not finite", "pickle"],
+    ids=["another bucket", "another family", "another picture", "not finite", "pickle"],
 )
 def test_latents_that_do_not_fit_are_not_used(tmp_path, wrong):
-    assert read_npz(npz(tmp_path / "a.npz", **wrong), SIZE, BUCKET, False) is None
+    assert read_npz(npz(tmp_path / "a.npz", **wrong), SIZE, BUCKET, False, 4) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 broken", b"\x80\x04."])
 def test_damaged_latents_files_are_not_used(tmp_path, data):
     (tmp_path / "a.npz").write_bytes(data)
-    assert read_npz(tmp_path / "a.npz", SIZE, BUCKET, False) is None
+    assert read_npz(tmp_path / "a.npz", SIZE, BUCKET, False, 4) is None
+
+
+SD, SDXL, SD3 = (SdScriptsLatents(name, name != "sd3", 4, lambda z: z) for name in ("sd", "sdxl", "sd3"))
 
 
 def test_which_file_holds_the_latents(tmp_path):
     image = picture(tmp_path / "a.b.png", SIZE)
-    assert find_npz(image, SIZE, "sd") is None
+    assert find_npz(image, SIZE, SD) is None
     new = npz(tmp_path / "a.b_0100x0080_sd.npz")
-    assert find_npz(image, SIZE, "sd") == new and find_npz(image, SIZE, "sdxl") is None
+    assert find_npz(image, SIZE, SD) == new and find_npz(image, SIZE, SDXL) is None
     old = npz(tmp_path / "a.b.npz")
-    assert find_npz(image, SIZE, "sd") == old and find_npz(image, SIZE, "sd3") is None
+    assert find_npz(image, SIZE, SD) == old and find_npz(image, SIZE, SD3) is None
     os.utime(image, (image.stat().st_mtime + 100,) * 2)  # the picture was changed after
-    assert find_npz(image, SIZE, "sd") is None
+    assert find_npz(image, SIZE, SD) is None

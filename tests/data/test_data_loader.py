@@ -15,6 +15,7 @@ from making import PRINTS, Encoder, dataset, folder, noise, picture, png
 from PIL import Image
 from torch import Tensor
 
+from pixelkiln.trainer.data.cache import SdScriptsLatents
 from pixelkiln.trainer.data.loader import Dataset
 from pixelkiln.trainer.data.options import DataOptions
 from pixelkiln.trainer.data.pairs_file import add_pair, add_rating, append_pairs, read_pairs
@@ -295,7 +296,7 @@ def test_a_rows_key_follows_all_that_its_error_depends_on(tmp_path):
     def keys(**options) -> list[str]:
         made = Dataset(DataOptions.model_validate({"path": str(path), "resolution": 64, **options}), effective_batch=2)
         encoder = Encoder()
-        made.attach(encoder.encode, None, PRINTS, sd_scripts=("sd", lambda latents: latents))
+        made.attach(encoder.encode, None, PRINTS, sd_scripts=SdScriptsLatents("sd", True, 4, lambda latents: latents))
         return sorted(made.batch(0).keys)
 
     def masked(brightness: int) -> list[str]:
@@ -348,7 +349,9 @@ def test_latents_of_sd_scripts(tmp_path):
             effective_batch=2,
         )
         encoder = Encoder()
-        made.attach(encoder.encode, None, PRINTS, sd_scripts=("sd", lambda latents: latents * 0.18215))
+        made.attach(
+            encoder.encode, None, PRINTS, sd_scripts=SdScriptsLatents("sd", True, 4, lambda latents: latents * 0.18215)
+        )
         made.prepare()
         batch = made.batch(0)
         assert encoder.pictures == (1 if allowed else 2)

@@ -23,7 +23,7 @@ from pixelkiln.trainer.diffusion.sampling import (
 from pixelkiln.trainer.diffusion.types import Conditioning
 
 EPSILON = Process("epsilon", scaled_linear())
-FLOW = Process("flow")
+FLOW = Process("flow", sampling_shift=3.0)
 NONE = Conditioning(torch.zeros(1, 1, 1))
 
 

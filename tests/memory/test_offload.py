@@ -13,9 +13,12 @@ from torch import Tensor
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
 from pixelkiln.trainer.adapters.verify import probe
+from pixelkiln.trainer.families.family import FamilySpec
+from pixelkiln.trainer.families.sd15 import SD15
 from pixelkiln.trainer.memory import activation_checkpointing, quantize
-from pixelkiln.trainer.memory.activation_checkpointing import Host, _recomputed, blocks, recompute
+from pixelkiln.trainer.memory.activation_checkpointing import Host, _recomputed, recompute
 from pixelkiln.trainer.memory.offload import Streamer
+from pixelkiln.trainer.registry import families
 
 NAMES = ["sd15", "sdxl", "sd3.5-medium"]
 
@@ -25,17 +28,18 @@ def gradients(
 ) -> tuple[Tensor, list[Tensor], Any]:
     """Output and adapter gradients of the last of several passes; each also looks at the bare model."""
     model = tiny.parts(name).denoiser.requires_grad_(False)
+    spec: FamilySpec = families[name].build()
     if levers.get("held"):
-        quantize.hold_all(model, levers["held"], torch.device(device))
+        quantize.hold_all(model, levers["held"], spec.quantized, torch.device(device))
     resident = levers.get("resident")
-    streamer = None if resident is None else Streamer(model, torch.device(device), resident)
+    streamer = None if resident is None else Streamer(spec.blocks(model, resize=True), torch.device(device), resident)
     model.to(device)
     adapter = inject(model, {}, name, AdapterOptions(kind=kind, rank=2), seed=1)
     for index, parameter in enumerate(adapter.parameters()):
         wave = torch.sin(torch.arange(parameter.numel()) + index).reshape(parameter.shape)
         parameter.data += 0.02 * wave.to(device)
     if levers.get("share"):
-        recompute(model, levers["share"], levers.get("to_host", False))
+        recompute(spec.blocks(model), levers["share"], levers.get("to_host", False))
     out = torch.empty(0)
     for _ in range(passes):
         for parameter in adapter.parameters():
@@ -83,7 +87,7 @@ def test_packed_weights_stream_too(kind):
 def test_blocks_can_be_taken_in_and_given_back_between_steps():
     model = tiny.parts("sd15").denoiser.requires_grad_(False)
     wanted = model(**probe(model)).sample
-    streamer = Streamer(model, torch.device("cpu"), 0)
+    streamer = Streamer(SD15.blocks(model, resize=True), torch.device("cpu"), 0)
     size = max(block.size for block in streamer.blocks)
     for count in (streamer.fit(2 * size), streamer.fit(10**9), 1):
         streamer.keep(count)
@@ -103,7 +107,7 @@ def test_recomputing_changes_no_bit(plain):
 def test_the_outer_blocks_come_first_and_a_share_keeps_less():
     model = tiny.parts("sdxl").denoiser
     names = {id(module): name for name, module in model.named_modules()}
-    found = [names[id(block)] for block in blocks(model)]
+    found = [names[id(block)] for block in SD15.blocks(model)]
     levels = [name.split(".")[0:2] for name in found]
     first_inner = levels.index(["down_blocks", "1"])
     assert ["up_blocks", "1"] in levels[:first_inner] and ["up_blocks", "0"] not in levels[:first_inner]
@@ -114,7 +118,7 @@ def test_the_outer_blocks_come_first_and_a_share_keeps_less():
         model = tiny.parts("sdxl").denoiser.requires_grad_(False)
         inject(model, {}, "sdxl", AdapterOptions(rank=2), seed=1)
         if share:
-            recompute(model, share)
+            recompute(SD15.blocks(model), share)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
             model(**probe(model))
         return sum(sizes)

@@ -13,6 +13,7 @@ from torch import nn
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
 from pixelkiln.trainer.adapters.verify import probe
+from pixelkiln.trainer.families.sd15 import SD15
 from pixelkiln.trainer.memory import quantize
 
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def test_no_unpacked_weight_is_kept_for_the_backward_pass():
 def test_adapters_on_a_held_model_equal_those_on_the_rounded_model(adapter, kind):
     """The network with held layers against one with the same rounded weights in plain layers: output and gradients."""
     held, rounded = tiny.parts("sdxl").denoiser, tiny.parts("sdxl").denoiser
-    assert quantize.hold_all(held, kind, CPU) > 20
+    assert quantize.hold_all(held, kind, SD15.quantized, CPU) > 20
     for name, one in held.named_modules():
         if isinstance(one, (quantize.HeldLinear, quantize.HeldConv2d)):
             rounded.get_submodule(name).weight.data = one.weight
@@ -123,7 +124,7 @@ def test_text_is_cached_anew_when_encoders_are_held_differently(tmp_path):
     before = family.fingerprints["text"]
     said = family.encode_text(["a cat"]).hidden
     del family.__dict__["fingerprints"]
-    quantize.hold_all(family.text_encoders["te"], "nf4", CPU)
+    quantize.hold_all(family.text_encoders["te"], "nf4", quantize.TEXT, CPU)
     assert family.fingerprints["text"] != before
     off = (family.encode_text(["a cat"]).hidden - said).norm() / said.norm()
     assert 0 < off < 0.3

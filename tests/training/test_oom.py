@@ -6,7 +6,7 @@ import pytest
 import short_runs as runs
 import torch
 
-from pixelkiln.trainer.memory.activation_checkpointing import blocks
+from pixelkiln.trainer.families.sd15 import SD15
 from pixelkiln.trainer.runs.folder import RunFolder
 from pixelkiln.trainer.training import loop
 from pixelkiln.trainer.training.loop import train
@@ -39,7 +39,7 @@ class Full:
 
 
 def recomputes(denoiser) -> bool:
-    return "forward" in vars(blocks(denoiser)[0])
+    return "forward" in vars(SD15.blocks(denoiser)[0])
 
 
 def ooms(config) -> list[dict]:

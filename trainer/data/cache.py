@@ -13,6 +13,8 @@ import time
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -213,11 +215,24 @@ class Index:
                 return
 
 
-def find_npz(picture: Path, size: Size, family: str) -> Path | None:
-    """The latents that sd-scripts keeps beside a picture, unless older than it. ``family``: sd, sdxl or sd3."""
+@dataclass(frozen=True)
+class SdScriptsLatents:
+    """How sd-scripts caches a family's latents."""
+
+    ending: str
+    """Of the file's name: sd, sdxl or sd3."""
+    bare: bool
+    """Whether its older versions wrote files without an ending."""
+    channels: int
+    scaled: Callable[[Tensor], Tensor]
+    """What scales its latents, which are cached unscaled."""
+
+
+def find_npz(picture: Path, size: Size, family: SdScriptsLatents) -> Path | None:
+    """The latents that sd-scripts keeps beside a picture, unless older than it."""
     stem = picture.with_suffix("").name
-    names = [f"{stem}_{size[0]:04d}x{size[1]:04d}_{family}.npz"]
-    if family != "sd3":
+    names = [f"{stem}_{size[0]:04d}x{size[1]:04d}_{family.ending}.npz"]
+    if family.bare:
         names.insert(0, f"{stem}.npz")
     for name in names:
         path = picture.with_name(name)
@@ -226,8 +241,9 @@ def find_npz(picture: Path, size: Size, family: str) -> Path | None:
     return None
 
 
-def read_npz(path: Path, size: Size, bucket: Size, flipped: bool, cell: int = 8) -> Tensor | None:
-    """sd-scripts' latents [C, h, w] float32 for a bucket, *unscaled*; None when they are for another size or damaged.
+def read_npz(path: Path, size: Size, bucket: Size, flipped: bool, channels: int, cell: int = 8) -> Tensor | None:
+    """sd-scripts' latents [C, h, w] float32 for a bucket, *unscaled*; None when they are of another size or another
+    family's number of channels, or damaged.
 
     Both spellings are read: keys with the latent size (``latents_64x64``) and without it.
     """
@@ -243,7 +259,7 @@ def read_npz(path: Path, size: Size, bucket: Size, flipped: bool, cell: int = 8)
                     continue
                 latents = np.asarray(file[name + suffix], np.float32)
                 original = [int(side) for side in np.ravel(file["original_size" + suffix])]
-                if latents.ndim == 3 and latents.shape[1:] == (height, width) and original == list(size):
+                if latents.shape == (channels, height, width) and original == list(size):
                     return torch.from_numpy(latents) if np.isfinite(latents).all() else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
         return None

@@ -17,7 +17,7 @@ from . import captions
 from .augment import Window, vary_colors, window
 from .batches import Plan, balanced, held_out, stream
 from .buckets import Size, conditioning, rules
-from .cache import digest
+from .cache import SdScriptsLatents, digest
 from .items import Item, Picture, check_unreadable
 from .options import DataOptions, SetOptions
 from .pictures import Unreadable
@@ -118,7 +118,7 @@ class Dataset:
         fingerprints: Mapping[str, str] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
-        sd_scripts: tuple[str, Encode] | None = None,
+        sd_scripts: SdScriptsLatents | None = None,
         total_steps: int = 0,
     ) -> None:
         """Say how pictures and captions are encoded.
@@ -127,7 +127,7 @@ class Dataset:
         :param fingerprints: ``"vae"``: whatever decides what ``encode`` gives (weights, precision, scaling);
             ``"text"``: the same of the text encoders and their token settings.
         :param dtype: of kept latents.
-        :param sd_scripts: the ending of its latents files (sd, sdxl or sd3), and what scales such latents.
+        :param sd_scripts: how latents that sd-scripts cached are read.
         :param total_steps: of the run, for a tag warm-up that is a fraction of it.
         """
         self.shelf.attach(encode, encode_text, fingerprints, dtype, sd_scripts)

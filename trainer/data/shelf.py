@@ -15,7 +15,7 @@ from ..errors import UserError
 from . import pictures
 from .augment import Window
 from .buckets import Size
-from .cache import Entry, Index, Store, find_npz, read_npz
+from .cache import Entry, Index, SdScriptsLatents, Store, find_npz, read_npz
 from .items import Picture
 from .options import DataOptions, Keep, SetOptions
 from .pictures import Unreadable
@@ -59,7 +59,7 @@ class Shelf:
         encode_text: EncodeText | None,
         fingerprints: Mapping[str, str] | None,
         dtype: torch.dtype = torch.float32,
-        sd_scripts: tuple[str, Encode] | None = None,
+        sd_scripts: SdScriptsLatents | None = None,
     ) -> None:
         """See ``Dataset.attach``."""
         self.encode, self.encode_text = encode, encode_text
@@ -94,13 +94,12 @@ class Shelf:
     def _npz(self, picture: Picture, flip: bool) -> tuple[Tensor, list[str]] | None:
         if self.sd_scripts is None:
             return None
-        family, scaled = self.sd_scripts
-        path = find_npz(picture.path, picture.size, family)
-        latents = read_npz(path, picture.size, picture.fit.bucket, flip) if path else None
+        path = find_npz(picture.path, picture.size, self.sd_scripts)
+        latents = read_npz(path, picture.size, picture.fit.bucket, flip, self.sd_scripts.channels) if path else None
         if path is None or latents is None:
             return None
         self.foreign.add(picture.path)
-        return scaled(latents[None])[0].float(), [self.index.sha(path)]
+        return self.sd_scripts.scaled(latents[None])[0].float(), [self.index.sha(path)]
 
     def pixels(self, picture: Picture, options: SetOptions, place: Window) -> np.ndarray:
         """uint8 [H, W, 3], as it is encoded. Unreadable when broken, OSError when gone."""

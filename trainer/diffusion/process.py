@@ -39,6 +39,8 @@ class Process:
     prediction: Prediction
     alphas: Tensor | None = None
     """[T] cumulative alphas, float64; None for a flow."""
+    sampling_shift: float = 1.0
+    """Shift of a flow's noise levels in previews: u -> s u / (1 + (s - 1) u)."""
 
     @property
     def is_flow(self) -> bool:

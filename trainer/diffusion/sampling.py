@@ -204,19 +204,22 @@ _SCHEDULERS = {
 }
 
 
+def _shifted(u: Tensor, shift: float) -> Tensor:
+    """Levels of a flow in (0, 1], shifted towards the noise as ComfyUI samples the family."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
 def sigmas(process: Process, spacing: Spacing, steps: int) -> Tensor:
     """[steps + 1] float64 noise levels from the largest to 0, spaced as ComfyUI's schedulers of the same names."""
     if process.alphas is None:
-        table = torch.arange(1, 1001, dtype=torch.float64) / 1000
-        table = 3 * table / (1 + 2 * table)  # ComfyUI samples SD3 with shift 3
+        table = _shifted(torch.arange(1, 1001, dtype=torch.float64) / 1000, process.sampling_shift)
     else:
         table = ((1 - process.alphas) / process.alphas.clamp(min=1e-8)).sqrt()
 
     def at(timestep: Tensor) -> Tensor:
         """Sigma at a fractional timestep."""
         if process.alphas is None:
-            u = (timestep + 1) / 1000
-            return 3 * u / (1 + 2 * u)
+            return _shifted((timestep + 1) / 1000, process.sampling_shift)
         low = timestep.floor().long().clamp(max=len(table) - 1)
         high, part = (low + 1).clamp(max=len(table) - 1), timestep - low
         return ((1 - part) * table[low].log() + part * table[high].log()).exp()

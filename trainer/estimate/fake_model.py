@@ -71,7 +71,7 @@ def parts(maker: Maker, config: Config, model: Family, dtype: torch.dtype) -> Pa
     own = config.memory.model_copy(update={"compile": "none", "channels_last": False, "base_weights": "full"})
     config = config.model_copy(update={"memory": own})
     adapter = make_adapter(config, model, dtype, None, lambda line: None)
-    apply.shape(own, model.denoiser, Path())
+    apply.shape(own, model.spec, model.denoiser, Path())
     for module in (model.denoiser, model.vae, *model.text_encoders.values()):
         maker.fill(module)
     trains_text = any(p.requires_grad for encoder in model.text_encoders.values() for p in encoder.parameters())

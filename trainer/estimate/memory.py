@@ -26,8 +26,8 @@ from ..families.family import Family
 from ..families.load import Found
 from ..losses.decode import decoding_dtype
 from ..losses.term import Term, counts
-from ..memory.activation_checkpointing import Host, blocks
-from ..memory.quantize import Weights, held_bytes, holdable
+from ..memory.activation_checkpointing import Host
+from ..memory.quantize import TEXT, Weights, held_bytes, holdable
 from ..objectives.common import ReferenceOptions
 from ..optimizers.build import build as build_optimizer
 from ..training import step_time
@@ -131,12 +131,13 @@ def _held(model: Family, dtype: torch.dtype) -> tuple[dict[str, dict[str, int]],
     def total(shapes: Iterable[torch.Size], kind: Weights) -> int:
         return sum(held_bytes("int8" if kind == "nf4" and len(s) == 4 else kind, tuple(s), dtype) for s in shapes)
 
-    whole = {}
+    whole: dict[str, dict[str, int]] = {}
+    inside = {"denoiser": model.spec.quantized} | dict.fromkeys(model.text_encoders, TEXT)
     for name, module in {"denoiser": model.denoiser, "vae": model.vae, **model.text_encoders}.items():
-        shapes = [layer.weight.shape for _, layer in holdable(module)] if name != "vae" else []
+        shapes = [layer.weight.shape for _, layer in holdable(module, inside[name])] if name in inside else []
         rest = size_of(_tensors(module)) - total(shapes, "full")
         whole[name] = {kind: rest + total(shapes, kind) for kind in KINDS}
-    parts = [layers(block) for block in blocks(model.denoiser, resize=True)]
+    parts = [layers(block) for block in model.spec.blocks(model.denoiser, resize=True)]
     return whole, {kind: [total(some, kind) for some in parts if some] for kind in KINDS}
 
 

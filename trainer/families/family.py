@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..diffusion.process import Prediction, Process
 from ..diffusion.types import Conditioning
+from ..memory.activation_checkpointing import blocks_of
 from ..memory.quantize import held_as
 from .options import ModelOptions
 from .sources import Files
@@ -42,8 +43,23 @@ class Encoder:
 
 
 @dataclass(frozen=True)
+class SdScripts:
+    """What sd-scripts does for a family."""
+
+    script: Literal["sd15", "sdxl", "sd3"]
+    """Its training script, as ``kohya`` calls it."""
+    latents: str
+    """The ending of its cached latents: ``NAME_0512x0512_sd.npz``."""
+    bucket_step: int
+    """Pixels that its ``bucket_reso_steps`` must be a multiple of."""
+    bare_latents: bool = True
+    """Whether its older versions wrote latents without an ending: ``NAME.npz``."""
+
+
+@dataclass(frozen=True)
 class FamilySpec:
-    """One family: all that differs from the others."""
+    """One family: all that differs from the others. How its adapter files name modules is a ``KeyMapping`` of the same
+    family (``adapters/mappings``)."""
 
     name: str
     title: str
@@ -67,11 +83,39 @@ class FamilySpec:
     run: Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
     """(denoiser, noisy, time, conditioning) -> output."""
     check: Callable[[ModelOptions], list[str]]
-    """Notes on options that do nothing here; ValueError for those that the family does not have."""
+    """Notes on options that have no effect here; UserError for those that the family does not have."""
+    compute_blocks: tuple[str, ...]
+    """Classes of the denoiser's blocks that are recomputed, compiled and streamed."""
+    quantized: tuple[str, ...]
+    """Children of the denoiser whose layers may be quantized; what lies before and after keeps its precision."""
+    dpo_beta: float
+    """DPO's beta where none is given, at mean reduction."""
+    sd_scripts: SdScripts | None
+    """None for a family that sd-scripts does not train."""
+    resize_blocks: tuple[str, ...] = ()
+    """Classes of the resampling layers between them, which are streamed too."""
+    sampling_shift: float = 1.0
+    """Shift of a flow's noise levels in previews, as ComfyUI samples the family; 1 for none."""
     multiple: int = 8
     """Pixels that width and height must be a multiple of."""
     resolution: int = 512
     """Pixels per side that the public model is made for."""
+
+    @property
+    def channels(self) -> int:
+        """C of the latents."""
+        return self.vae["latent_channels"]
+
+    @property
+    def t5(self) -> str | None:
+        """The name of the T5 text encoder, where there is one."""
+        return next((name for name, encoder in self.encoders.items() if encoder.model == "T5EncoderModel"), None)
+
+    def blocks(self, denoiser: nn.Module, resize: bool = False) -> list[nn.Module]:
+        """The compute blocks of a denoiser (with ``resize`` its resampling layers too), outermost first."""
+        found = blocks_of(denoiser, self.compute_blocks + (self.resize_blocks if resize else ()))
+        assert found, f"{self.name}: {type(denoiser).__name__} has none of {self.compute_blocks}"
+        return found
 
 
 @dataclass
@@ -111,6 +155,11 @@ class Family:
     def cell(self) -> int:
         """Pixels per latent cell and side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The denoiser's compute blocks, outermost first."""
+        return self.spec.blocks(self.denoiser)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -166,7 +215,7 @@ class Family:
         """One line per text encoder that could not read some captions whole; beside T5 the CLIPs may miss the rest."""
         lines = []
         for name, cut in self.truncated.items():
-            if "te3" in self.text_encoders and name != "te3":
+            if self.spec.t5 in self.text_encoders and name != self.spec.t5:
                 continue
             caption, most = max(cut.items(), key=lambda item: item[1])
             some = f"{len(cut)} caption{'s are' if len(cut) > 1 else ' is'}"
@@ -198,7 +247,7 @@ class Family:
 
     def encoder_places(self, device: torch.device | str) -> dict[str, tuple[nn.Module, torch.device]]:
         """Each text encoder and the device where it belongs when the rest is on ``device``."""
-        stays = ("te3",) if self.options.t5_on_cpu else ()
+        stays = (self.spec.t5,) if self.options.t5_on_cpu else ()
         places = {name: torch.device("cpu" if name in stays else device) for name in self.text_encoders}
         return {name: (module, places[name]) for name, module in self.text_encoders.items()}
 

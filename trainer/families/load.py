@@ -112,7 +112,7 @@ def assumed(options: ModelOptions) -> Found:
         raise UserError("model.family: neither a model nor its family is given; set model.path, or model.family")
     spec = families[options.family].build()
     prediction = spec.assumed or spec.predictions[0] if options.prediction == "auto" else options.prediction
-    process = Process("flow") if prediction == "flow" else Process(prediction, scaled_linear())
+    process = _flow(spec) if prediction == "flow" else Process(prediction, scaled_linear())
     notes = [f"{spec.title}: its public form is assumed, as no model is given", *spec.check(options)]
     nothing = Checkpoint(Path(), {}, {}, lambda keys: {})
     texts: dict[str, Source] = {n: nothing for n, e in spec.encoders.items() if options.use_t5 or not e.optional}
@@ -144,7 +144,7 @@ def identify(options: ModelOptions) -> Found:
 
 def _for_sd3(options: ModelOptions, spec: FamilySpec) -> list[str]:
     """Notes on what somebody changed that only SD3 looks at."""
-    if "te3" in spec.encoders:
+    if spec.t5:
         return []
     changed = options.model_dump(exclude_defaults=True)
     only = ("use_t5", "t5_max_tokens", "t5_on_cpu")
@@ -175,16 +175,6 @@ def _specs() -> list[FamilySpec]:
     return [entry.build() for entry in families]
 
 
-def _file_spec(file: Checkpoint) -> FamilySpec:
-    shapes = parts.net_shapes(file)
-    _refuse(file, shapes)
-    for spec in _specs():
-        if spec.in_file(shapes):
-            return spec
-    known = ", ".join(spec.name for spec in _specs())
-    raise UserError(f"model.path: {file.path} is no model that is known here; give a checkpoint of {known}")
-
-
 _STRANGERS = (
     (r"lora_(down|up|A|B)\b|hada_w1|lokr_w", "an adapter (LoRA), not a base model"),
     (r"^(control_model\.|controlnet_)", "a ControlNet"),
@@ -195,23 +185,42 @@ _STRANGERS = (
 )
 
 
-def _refuse(file: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """ValueError that names what the file is instead, where that is known."""
-    what = next((said for pattern, said in _STRANGERS if any(re.search(pattern, key) for key in file.shapes)), None)
-    channels = shapes.get("input_blocks.0.0.weight", (0, 4))[1]
-    if channels != 4:
-        what = "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
-    if shapes.get("label_emb.0.0.weight", (0, 0))[1] == 2560:
-        what = "the SDXL refiner, which is no base"
-    if not any(key.startswith(("input_blocks.", "joint_blocks.")) for key in shapes) and what is None:
-        if any(key.endswith("decoder.conv_in.weight") for key in file.shapes):
-            what = "an autoencoder (VAE) alone"
-        elif any("text_model." in key or key.startswith("encoder.block.") for key in file.shapes):
-            what = "a text encoder alone"
+def _file_spec(file: Checkpoint) -> FamilySpec:
+    shapes = parts.net_shapes(file)
+    what = next((line for pattern, line in _STRANGERS if any(re.search(pattern, key) for key in file.shapes)), None)
+    spec = next((one for one in _specs() if one.in_file(shapes)), None)
+    wanted = spec.channels if spec else 4
+    what = what or _other_channels(shapes.get("input_blocks.0.0.weight", (0, wanted))[1], wanted)
+    if not what and spec is None:
+        what = _other_part(file, shapes)
     if what:
-        raise UserError(
-            f"model.path: {file.path} is {what}; give a text-to-image checkpoint of SD 1.x, 2.x, SDXL or SD3"
-        )
+        raise UserError(f"model.path: {file.path} is {what}; give a text-to-image checkpoint of {_known()}")
+    assert spec
+    return spec
+
+
+def _known() -> str:
+    return ", ".join(spec.name for spec in _specs())
+
+
+def _other_channels(channels: int, wanted: int) -> str | None:
+    """What a denoiser with another number of input channels is."""
+    if channels == wanted:
+        return None
+    return "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
+
+
+def _other_part(file: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What a file without a denoiser of a known family is."""
+    if shapes.get("label_emb.0.0.weight", (0, 0))[1] == 2560:
+        return "the SDXL refiner, which is no base"
+    if any(key.startswith(("input_blocks.", "joint_blocks.")) for key in shapes):
+        return "no model that is known here"
+    if any(key.endswith("decoder.conv_in.weight") for key in file.shapes):
+        return "an autoencoder (VAE) alone"
+    if any("text_model." in key or key.startswith("encoder.block.") for key in file.shapes):
+        return "a text encoder alone"
+    return "no model that is known here"
 
 
 def _folder_spec(folder: Path) -> FamilySpec:
@@ -223,15 +232,14 @@ def _folder_spec(folder: Path) -> FamilySpec:
         )
         raise UserError(f"model.path: {folder} is no diffusers folder (no unet or transformer in it); {hint}")
     config = {"_class_name": "UNet2DConditionModel", **_json(folder / net / "config.json")}
-    channels = config.get("in_channels", 4 if net == "unet" else 16)
-    if net == "unet" and channels != 4:
-        what = "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
-        raise UserError(f"model.path: {folder} is {what}; give a text-to-image model")
-    for spec in _specs():
-        if spec.part == net and spec.in_folder(config):
-            return spec
-    known = ", ".join(spec.name for spec in _specs())
-    raise UserError(f"model.path: {folder} is a {config['_class_name']}, which is not known here; there is {known}")
+    spec = next((one for one in _specs() if one.part == net and one.in_folder(config)), None)
+    if spec is None:
+        raise UserError(
+            f"model.path: {folder} is a {config['_class_name']}, which is not known here; there is {_known()}"
+        )
+    if what := _other_channels(config.get("in_channels", spec.channels), spec.channels):
+        raise UserError(f"model.path: {folder} is {what}; give a text-to-image model of {_known()}")
+    return spec
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -272,7 +280,7 @@ def _folder_evidence(folder: Path) -> Evidence:
 def _process(options: ModelOptions, spec: FamilySpec, evidence: Evidence, notes: list[str]) -> Process:
     prediction = _prediction(options, spec, evidence, notes)
     if prediction == "flow":
-        return Process("flow")
+        return _flow(spec)
     zero = options.zero_terminal_snr if options.zero_terminal_snr is not None else evidence.zero_snr
     if zero and prediction == "epsilon":
         raise UserError(
@@ -282,6 +290,10 @@ def _process(options: ModelOptions, spec: FamilySpec, evidence: Evidence, notes:
     if zero:
         notes.append("its schedule ends in pure noise (zero terminal SNR)")
     return Process(prediction, zero_terminal_snr(evidence.alphas) if zero else evidence.alphas)
+
+
+def _flow(spec: FamilySpec) -> Process:
+    return Process("flow", sampling_shift=spec.sampling_shift)
 
 
 def _prediction(options: ModelOptions, spec: FamilySpec, evidence: Evidence, notes: list[str]) -> Prediction:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import model_validator
 
 from ..errors import UserError
-from ..registry import Options, PathStr, option
+from ..registry import Choices, Options, PathStr, families, option
 
-FamilyName = Literal["auto", "sd15", "sd2", "sdxl", "sd3-medium", "sd3.5-medium", "sd3.5-large"]
+
+def _family_names() -> list[str]:
+    return ["auto", *families.names()]
 
 
 class ModelOptions(Options):
     path: PathStr = option(kohya="pretrained_model_name_or_path", label="Base model")
     """A checkpoint file (.safetensors; .ckpt only if it holds nothing but tensors), a diffusers folder, or a hub id."""
-    family: FamilyName = option("auto", label="Family")
+    family: Annotated[str, Choices(_family_names)] = option("auto", label="Family")
     """The kind of model. ``auto`` reads it from the file; anything else must agree with the file."""
     prediction: Literal["auto", "epsilon", "v", "sample", "flow"] = option("auto", label="Prediction")
     """What the network predicts. ``auto`` reads it from the file: noise (epsilon) unless it says otherwise."""
@@ -63,10 +65,11 @@ class ModelOptions(Options):
     def _consistent(self) -> ModelOptions:
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise UserError("zero_terminal_snr: it needs prediction = 'v': no noise can be told apart in pure noise")
-        if self.prediction == "flow" and self.family in ("sd15", "sd2", "sdxl"):
-            raise UserError(f"prediction: {self.family} has no flow; use 'epsilon', 'v' or 'auto'")
-        if self.prediction not in ("auto", "flow") and self.family.startswith("sd3"):
-            raise UserError(f"prediction: {self.family} predicts a flow; use 'flow' or 'auto'")
+        if self.family != "auto" and self.prediction != "auto":
+            known = families[self.family].build().predictions
+            if self.prediction not in known:
+                listed = ", ".join(f"'{one}'" for one in known)
+                raise UserError(f"prediction: {self.family} does not predict {self.prediction}; use {listed} or 'auto'")
         if len(self.base_adapter_weights) > len(self.base_adapters):
             raise UserError("base_adapter_weights: there are more of them than base_adapters; give one for each")
         if self.t5 and not self.use_t5:

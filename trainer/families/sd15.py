@@ -11,7 +11,7 @@ from torch import Tensor
 from ..diffusion.types import Conditioning
 from ..errors import UserError
 from ..registry import families
-from .family import Encoder, Family, FamilySpec
+from .family import Encoder, Family, FamilySpec, SdScripts
 from .options import ModelOptions
 from .text import clip_states
 
@@ -89,6 +89,8 @@ SD15 = FamilySpec(
                             "openai/clip-vit-large-patch14")},
     predictions=("epsilon", "v", "sample"), assumed="epsilon", in_file=_in_file(768), in_folder=_in_folder(False),
     encode=encode, run=run, check=_check,
+    compute_blocks=("ResnetBlock2D", "BasicTransformerBlock"), resize_blocks=("Downsample2D", "Upsample2D"),
+    quantized=("down_blocks", "mid_block", "up_blocks"), dpo_beta=2000.0, sd_scripts=SdScripts("sd15", "sd", 64),
 )  # fmt: skip
 SD2 = replace(
     SD15, name="sd2", title="Stable Diffusion 2.x", config=UNET_2,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..diffusion.types import Conditioning
 from ..errors import UserError
 from ..registry import families
-from .family import Encoder, Family, FamilySpec, Shapes
+from .family import Encoder, Family, FamilySpec, SdScripts, Shapes
 from .options import ModelOptions
 from .sd15 import CLIP_L, VAE
 from .sdxl import CLIP_G, CLIP_G_ID, penultimate
@@ -102,6 +102,8 @@ MEDIUM = FamilySpec(
     },
     predictions=("flow",), assumed="flow", in_file=_in_file(24, False, False), in_folder=_in_folder(False, False),
     encode=encode, run=run, check=_check,
+    compute_blocks=("JointTransformerBlock",), quantized=("transformer_blocks",), dpo_beta=100.0,
+    sd_scripts=SdScripts("sd3", "sd3", 32, bare_latents=False), sampling_shift=3.0,
     multiple=16, resolution=1024,
 )  # fmt: skip
 MEDIUM_35 = replace(

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..diffusion.types import Conditioning
 from ..errors import UserError
 from ..registry import families
-from .family import Encoder, Family, FamilySpec, Shapes
+from .family import Encoder, Family, FamilySpec, SdScripts, Shapes
 from .options import ModelOptions
-from .sd15 import CLIP_L, VAE, refuse_sd3
+from .sd15 import CLIP_L, SD15, VAE, refuse_sd3
 from .text import clip_states
 
 UNET = {
@@ -76,7 +76,9 @@ SDXL = FamilySpec(
     },
     predictions=("epsilon", "v", "sample"), assumed="epsilon", in_file=_in_file,
     in_folder=lambda config: config.get("addition_embed_type") == "text_time",
-    encode=encode, run=run, check=_check, resolution=1024,
+    encode=encode, run=run, check=_check,
+    compute_blocks=SD15.compute_blocks, resize_blocks=SD15.resize_blocks, quantized=SD15.quantized, dpo_beta=5000.0,
+    sd_scripts=SdScripts("sdxl", "sdxl", 32), resolution=1024,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from ..families.load import identify
 from ..families.options import ModelOptions
 from ..optimizers.options import parse_args
 from .made import Made
-from .names import HARMLESS, REFUSED, arguments
+from .names import HARMLESS, REFUSED, arguments, script_of
 from .network import network
 from .read import Values
 
@@ -65,7 +65,7 @@ def _unused(values: Values, made: Made, family: str | None) -> set[str]:
     """Arguments that the script of this family does not know or does not use."""
     if family is None:
         return set()
-    script = "sd3" if family.startswith("sd3") else "sdxl" if family == "sdxl" else "sd15"
+    script = script_of(family)
     dropped = {name for name, one in arguments().items() if script not in one.families}
     dropped |= set(SD3_IGNORES) if script == "sd3" else {"clip_skip"} if script == "sdxl" else set()
     for name in sorted(dropped & set(values.given)):
@@ -128,7 +128,7 @@ def _run(values: Values, made: Made, family: str | None) -> None:
 
 def _model(values: Values, made: Made, family: str | None) -> None:
     if values["v2"]:
-        if family == "sdxl" or "sdxl" in str(values["network_module"]):
+        if script_of(family) == "sdxl" or "sdxl" in str(values["network_module"]):
             values.wrong("v2", "the model is SDXL; leave v2 out")
         made.put("model.family", "sd2", values, "v2")
     made.put("model.prediction", "v" if values["v_parameterization"] else None, values, "v_parameterization")
@@ -142,7 +142,7 @@ def _loss(values: Values, made: Made, family: str | None) -> None:
     if kind in ("huber", "smooth_l1"):
         for name, option in (("huber_c", "c"), ("huber_schedule", "schedule"), ("huber_scale", "scale")):
             made.put(f"loss.{kind}.{option}", values[name], values, name)
-    if family and family.startswith("sd3"):
+    if script_of(family) == "sd3":
         scheme = values["weighting_scheme"]
         sampling = scheme if scheme in ("logit_normal", "mode") else "uniform"
         weighting = scheme if scheme in ("sigma_sqrt", "cosmap") else "x0"
@@ -216,7 +216,7 @@ def _caches(values: Values, made: Made, family: str | None) -> None:
         if values[name]:
             values.wrong(name, "it changes the caption each time, but cache_text_encoder_outputs keeps one; leave out "
                                "one of them")  # fmt: skip
-    if family == "sdxl" and not values["network_train_unet_only"]:
+    if script_of(family) == "sdxl" and not values["network_train_unet_only"]:
         values.wrong("cache_text_encoder_outputs", "on SDXL it needs network_train_unet_only = true; set that")
 
 

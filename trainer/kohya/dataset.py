@@ -18,7 +18,7 @@ from ..config import is_broken, loads, reference
 from ..data.pictures import EXTENSIONS
 from ..errors import UserError
 from .made import Made, shown
-from .names import near
+from .names import near, sd_scripts
 from .read import Values, Wrong, line_of, read_text, size
 
 # Where a key may stand: D in [general] and a dataset, S also in a subset, s only in a subset.
@@ -139,7 +139,7 @@ def _buckets(values: Values, made: Made, sets: list[dict[str, Any]]) -> None:
 
 def bucket_step(made: Made, family: str | None) -> None:
     """sd-scripts' rule for the granularity of buckets."""
-    step = 64 if family in ("sd15", "sd2") else 32 if family else 8
+    step = sd_scripts(family).bucket_step if family else 8
     for one in ({"bucket_step": made.options.get("data.bucket_step")}, *made.options.get("data.sets", [])):
         given = one.get("bucket_step")
         if given and given % step and one.get("buckets", made.options.get("data.buckets", True)):

@@ -15,6 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
+from ..families.family import SdScripts
+from ..registry import families
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -149,3 +153,19 @@ def _one_letter(a: str, b: str) -> bool:
         start += 1
     a, b = a[start:], b[start:]
     return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[:2] == b[:2][::-1] and a[2:] == b[2:])
+
+
+# ------------------------------------------------------------------------------------------------------------ families
+
+
+def sd_scripts(family: str) -> SdScripts:
+    """What sd-scripts does for a family. UserError for one that it does not train."""
+    spec = families[family].build()
+    if spec.sd_scripts is None:
+        raise UserError(f"model.family: sd-scripts does not train {spec.title}; write its configuration by hand")
+    return spec.sd_scripts
+
+
+def script_of(family: str | None) -> str | None:
+    """The script of sd-scripts that trains a family: sd15, sdxl or sd3; None where the family is not known."""
+    return sd_scripts(family).script if family else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import reference
 from .made import Made
-from .names import arguments, near
+from .names import arguments, near, script_of
 from .read import Values, Wrong, number, whole
 
 MODULES = {"networks.lora": "lora", "networks.lora_sd3": "lora", "networks.loha": "loha", "networks.lokr": "lokr",
@@ -73,7 +73,7 @@ class Args:
 def network(values: Values, made: Made, family: str | None) -> None:
     args = Args(values, _table(values))
     kind = _kind(values, args, made)
-    _size(values, made, args, kind, convolutions=not (family or "").startswith("sd3"))
+    _size(values, made, args, kind, convolutions=script_of(family) != "sd3")
     for name in args.table:
         if name in network_aliases() and args.table[name] and name not in ("conv_dim", "conv_alpha"):
             _alias(values, made, args, name)
@@ -194,7 +194,7 @@ def _trained(values: Values, made: Made, args: Args, family: str | None) -> None
         return
     base, unet = values["learning_rate"], values["unet_lr"]
     texts = values["text_encoder_lr"] or []
-    if texts and not (family or "").startswith("sd3"):
+    if texts and script_of(family) != "sd3":
         if any(rate != texts[0] for rate in texts):
             made.notes.append(f"text_encoder_lr: sd-scripts takes the first of {texts} for all encoders")
         texts = texts[:1]

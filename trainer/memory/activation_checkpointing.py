@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,17 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-COMPUTE = ("ResnetBlock2D", "BasicTransformerBlock", "JointTransformerBlock")
-RESIZE = ("Downsample2D", "Upsample2D")
 SMALL = 2**20
 """Bytes up to which a tensor is not worth a way to the host and back."""
 
 
-def blocks(denoiser: nn.Module, resize: bool = False) -> list[nn.Module]:
-    """The resnets and transformer blocks of a U-Net or MMDiT (with ``resize`` its resampling layers), outermost first:
-    a U-Net's highest resolution, on both sides, comes before the next; an MMDiT's blocks follow in order."""
-    wanted = COMPUTE + (RESIZE if resize else ())
-    found = [(name, module) for name, module in denoiser.named_modules() if type(module).__name__ in wanted]
+def blocks_of(denoiser: nn.Module, classes: Collection[str]) -> list[nn.Module]:
+    """The modules of these classes, outermost first: a U-Net's highest resolution, on both sides, comes before the
+    next; a transformer's blocks follow in order."""
+    found = [(name, module) for name, module in denoiser.named_modules() if type(module).__name__ in classes]
     levels = len({name.split(".")[1] for name, _ in found if name.startswith("down_blocks")})
 
     def depth(entry: tuple[str, nn.Module]) -> int:
@@ -33,14 +30,13 @@ def blocks(denoiser: nn.Module, resize: bool = False) -> list[nn.Module]:
     return [module for _, module in sorted(found, key=depth)]
 
 
-def recompute(denoiser: nn.Module, share: float = 1.0, to_host: bool = False) -> int:
-    """Let the outer ``share`` of the blocks forget their activations and compute them again in the backward pass.
+def recompute(blocks: Sequence[nn.Module], share: float = 1.0, to_host: bool = False) -> int:
+    """Let the first ``share`` of the blocks forget their activations and compute them again in the backward pass.
 
     ``to_host``: what they begin from is kept in the host's memory until then. Returns how many blocks do it. The same
     numbers as without, bit for bit: nothing in a block is left to chance but what adapters draw from a step's seed.
     """
-    found = blocks(denoiser)
-    chosen = found[: round(share * len(found))]
+    chosen = blocks[: round(share * len(blocks))]
     for block in chosen:
         block.forward = _recomputed(block.forward, Host() if to_host else None)
     return len(chosen)

@@ -13,11 +13,12 @@ from torch import nn
 from ..errors import UserError
 from . import device as memory
 from . import quantize
-from .activation_checkpointing import blocks, recompute
+from .activation_checkpointing import recompute
 from .device import MemoryOptions
 from .offload import Streamer
 
 if TYPE_CHECKING:
+    from ..families.family import FamilySpec
     from ..losses.decode import Decoder
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
@@ -25,6 +26,7 @@ COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 def lighten(
     options: MemoryOptions,
+    spec: FamilySpec,
     denoiser: nn.Module,
     encoders: Mapping[str, tuple[nn.Module, torch.device]],
     device: torch.device,
@@ -36,31 +38,33 @@ def lighten(
     resident = options.resident_blocks
     streams = resident != "all" and (resident != "auto" or device.type == "cuda")
     try:
-        held = quantize.hold_all(denoiser, options.base_weights, device, torch.device("cpu") if streams else None)
+        held = quantize.hold_all(
+            denoiser, options.base_weights, spec.quantized, device, torch.device("cpu") if streams else None
+        )
         if held:
             say(f"base weights: {held} layers in {quantize.held_as(denoiser)}")
         for encoder, place in encoders.values():
-            quantize.hold_all(encoder, options.text_weights, place)
+            quantize.hold_all(encoder, options.text_weights, quantize.TEXT, place)
     except ImportError as error:
         raise UserError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
     if not streams:
         return None
-    streamer = Streamer(denoiser, device, resident if isinstance(resident, int) else 0)
+    streamer = Streamer(spec.blocks(denoiser, resize=True), device, resident if isinstance(resident, int) else 0)
     away, count = streamer.host_bytes / 2**30, len(streamer.blocks)
     say(f"streaming: {streamer.resident} of {count} blocks stay on the card, {away:.2f} GiB in the host's memory")
     return streamer
 
 
-def shape(options: MemoryOptions, denoiser: nn.Module, cache: Path) -> None:
+def shape(options: MemoryOptions, spec: FamilySpec, denoiser: nn.Module, cache: Path) -> None:
     """With the adapter in place: how the blocks of the denoiser run. ``cache``: where what is compiled is kept."""
     if options.channels_last:
         denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if options.compile in ("denoiser", "both"):
         _prepare_compile(cache)
-        for block in blocks(denoiser):
+        for block in spec.blocks(denoiser):
             block.forward = torch.compile(block.forward)
     if options.gradient_checkpointing:
-        recompute(denoiser, options.checkpoint_share, options.offload_checkpoints)
+        recompute(spec.blocks(denoiser), options.checkpoint_share, options.offload_checkpoints)
 
 
 def tune(options: MemoryOptions, decoder: Decoder, device: torch.device, cache: Path) -> None:

@@ -8,6 +8,7 @@ a piece was given to another block in between. What comes next is what came next
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .activation_checkpointing import blocks, in_backward
+from .activation_checkpointing import in_backward
 from .quantize import Parts, hold, is_held
 
 ALIGN = 256
@@ -41,10 +42,10 @@ class Block:
 class Streamer:
     """The blocks of a denoiser, some resident on the card, the rest streamed."""
 
-    def __init__(self, denoiser: nn.Module, device: torch.device, resident: int = 0):
-        """Its layers may be held already (packed) or plain. ``resident``: how many blocks stay on the card."""
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device, resident: int = 0):
+        """Their layers may be quantized already or plain. ``resident``: how many blocks stay on the card."""
         self.device = device
-        self.blocks = [_block(module) for module in blocks(denoiser, resize=True)]
+        self.blocks = [_block(module) for module in blocks]
         self.blocks = [block for block in self.blocks if block.layers]
         self.resident = len(self.blocks)
         self.copies = 0

@@ -7,7 +7,7 @@ forward or backward pass, with or without checkpointing. The arithmetic of int8 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal
@@ -23,8 +23,8 @@ Parts = dict[str, Tensor]
 """What a weight is held as."""
 BLOCK = 64
 """Numbers that share a scale in nf4."""
-INSIDE = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "encoder")
-"""The parts of a denoiser or text encoder whose layers are held; what is before and after stays as it is."""
+TEXT = ("encoder",)
+"""The part of a text encoder whose layers are held; what is before and after stays as it is."""
 
 
 def kind_for(layer: nn.Module, wanted: Weights) -> Weights:
@@ -178,10 +178,10 @@ class HeldConv2d(_Held, nn.Conv2d):  # pyright: ignore
         return conv2d_input(shape, weight, grad, *how)
 
 
-def holdable(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """The layers of a denoiser or text encoder that can be held, by name."""
+def holdable(module: nn.Module, inside: Collection[str]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """The layers that can be held, by name: those ``inside`` children of these names."""
     for name, layer in module.named_modules():
-        if any(part in INSIDE for part in name.split(".")) and type(layer) in (nn.Linear, nn.Conv2d):
+        if any(part in inside for part in name.split(".")) and type(layer) in (nn.Linear, nn.Conv2d):
             if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
                 continue
             yield name, layer  # pyright: ignore[reportReturnType]
@@ -201,12 +201,19 @@ def hold(layer: nn.Module, kind: Weights, device: torch.device | None = None, ke
         layer.register_buffer(f"held_{name}", value if keep is None else value.to(keep), persistent=False)
 
 
-def hold_all(module: nn.Module, weights: Weights, device: torch.device, keep: torch.device | None = None) -> int:
+def hold_all(
+    module: nn.Module,
+    weights: Weights,
+    inside: Collection[str],
+    device: torch.device,
+    keep: torch.device | None = None,
+) -> int:
     """Hold every layer that can be, packed on ``device`` and kept there or at ``keep``; layer by layer, so that no
     second copy is on the device. How many there are."""
     if weights == "full":
         return 0
-    layers = [layer for _, layer in holdable(module)]
+    layers = [layer for _, layer in holdable(module, inside)]
+    assert layers, f"{type(module).__name__} has no layers in {inside}"
     for layer in layers:
         hold(layer, kind_for(layer, weights), device, keep)
     return len(layers)

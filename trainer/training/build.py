@@ -11,6 +11,7 @@ import torch
 
 from ..adapters.bake import bake_all
 from ..adapters.inject import Adapter, inject, to_show
+from ..data.cache import SdScriptsLatents
 from ..data.loader import Dataset
 from ..data.progress import Progress, silent
 from ..diffusion import sampling
@@ -36,9 +37,6 @@ from .session import Parts
 if TYPE_CHECKING:
     from ..config import Config
 
-BETAS = {"sd15": 2000.0, "sd2": 2000.0, "sdxl": 5000.0}
-"""DPO's beta by family, at mean reduction."""
-FLOW_BETA = 100.0
 PARTS = {
     "unet": "denoiser",
     "te": "text_encoder",
@@ -115,13 +113,13 @@ def build(
     if config.model.base_adapters:
         for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
             say(line)
-    streamer = apply.lighten(config.memory, family.denoiser, family.encoder_places(device), device, say)
+    streamer = apply.lighten(config.memory, family.spec, family.denoiser, family.encoder_places(device), device, say)
     family.to(device)
     if instead := memory.use_attention(family.denoiser, attention):
         attention = "sdpa"
         say(instead)
     adapter = make_adapter(config, family, dtype, adapter_file, say)
-    apply.shape(config.memory, family.denoiser, Path(config.run.out) / "cache" / "compiled")
+    apply.shape(config.memory, family.spec, family.denoiser, Path(config.run.out) / "cache" / "compiled")
     trains_text = any(p.requires_grad for encoder in family.text_encoders.values() for p in encoder.parameters())
     side = config.data.resolution or family.spec.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
@@ -163,12 +161,11 @@ def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Calla
     config, family = parts.config, parts.family
     thumbnail(config.save)  # a wrong one is told before the run, not after it
     total = total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
-    ending = {"sd15": "sd", "sd2": "sd", "sdxl": "sdxl"}.get(family.name, "sd3")
     dataset.attach(
         family.encode_pixels,
         None if parts.trains_text else family.encode_text,
         family.fingerprints,
-        sd_scripts=(ending, lambda z: family.scale * (z - family.shift)),
+        sd_scripts=_sd_scripts(config, family),
         total_steps=total,
     )
     parts.dataset, parts.total = dataset, total
@@ -181,6 +178,18 @@ def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Calla
         say(line)
 
 
+def _sd_scripts(config: Config, family: Family) -> SdScriptsLatents | None:
+    """How latents that sd-scripts cached are read; UserError where they are asked for and there are none."""
+    found = family.spec.sd_scripts
+    if found is None:
+        if config.data.sd_scripts_cache:
+            raise UserError(f"data.sd_scripts_cache: sd-scripts does not train {family.spec.title}; set it to false")
+        return None
+    return SdScriptsLatents(
+        found.latents, found.bare_latents, family.channels, lambda z: family.scale * (z - family.shift)
+    )
+
+
 def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str], None]) -> None:
     """The loss terms with their objectives, and the decoder where one of them looks at pixels."""
     config, family = parts.config, parts.family
@@ -188,7 +197,6 @@ def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str],
     if any(options.decodes for options, _ in terms.values()):
         parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
         apply.tune(config.memory, parts.decoder, parts.device, Path(config.run.out) / "cache" / "compiled")
-    beta = BETAS.get(family.name, FLOW_BETA)
     weighed = family.process
     if config.run.kohya_strict and not weighed.is_flow:
         weighed = replace(weighed, alphas=scaled_linear())
@@ -197,7 +205,9 @@ def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str],
             say(f"warning: objective.{name}: it weighs errors of the output, but all terms decode: no effect")
     for name, (options, objective) in terms.items():
         loss = losses[name].build(options, LossParts(family.process, parts.decoder, objective.in_x0))
-        judge = objectives[objective.kind].build(objective, ObjectiveParts(weighed, options.decodes, beta))
+        judge = objectives[objective.kind].build(
+            objective, ObjectiveParts(weighed, options.decodes, family.spec.dpo_beta)
+        )
         parts.terms.append(Term(name, loss, judge, options))
         for line in options.warnings():
             say(f"warning: loss.{name}.{line}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..memory import apply, device
-from ..memory.activation_checkpointing import blocks
 from . import remedies
 from .build import make_terms
 from .remedies import Offer, Phase, Remedy
@@ -62,9 +61,9 @@ class Ladder:
             was.gradient_checkpointing,
             was.offload_checkpoints,
         ):
-            for block in blocks(p.family.denoiser):
+            for block in p.family.blocks:
                 vars(block).pop("forward", None)
-            apply.shape(own, p.family.denoiser, Path(p.config.run.out) / "cache" / "compiled")
+            apply.shape(own, p.family.spec, p.family.denoiser, Path(p.config.run.out) / "cache" / "compiled")
         if self.config.loss != before.loss:
             _renew_terms(p)
 
