@@ -30,8 +30,9 @@ from pixelkiln.trainer.families.text import clip_tokens
 from pixelkiln.trainer.families.words import tokenizer as read_tokenizer
 from pixelkiln.trainer.losses.term import LossParts
 from pixelkiln.trainer.objectives.sft import SftOptions, weightings
-from pixelkiln.trainer.optimizers import OptimizerOptions, ScheduleOptions, build, build_schedule
-from pixelkiln.trainer.optimizers.options import parse_args
+from pixelkiln.trainer.optimizers.build import build
+from pixelkiln.trainer.optimizers.options import OptimizerOptions, ScheduleOptions, parse_args
+from pixelkiln.trainer.optimizers.schedules import build_schedule
 from pixelkiln.trainer.registry import losses
 from pixelkiln.trainer.training.run_options import RunOptions, total_steps
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,13 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from pixelkiln.trainer.optimizers import (
-    OptimizerOptions,
-    ScheduleOptions,
-    build,
-    build_schedule,
-    evaluating,
-    learning_rates,
-    load_optimizer_state,
-    optimizer_mode,
-    optimizer_state_to_tensors,
-    parse_args,
-)
-from pixelkiln.trainer.optimizers.options import NAMED, OptimizerKind
+from pixelkiln.trainer.config import load, reference
+from pixelkiln.trainer.optimizers.build import build, evaluating, learning_rates, optimizer_mode
+from pixelkiln.trainer.optimizers.names import NAMED, PACKAGES, find
+from pixelkiln.trainer.optimizers.options import USES, OptimizerOptions, ScheduleOptions, parse_args
+from pixelkiln.trainer.optimizers.schedules import build_schedule
+from pixelkiln.trainer.optimizers.state import load_optimizer_state, optimizer_state_to_tensors
+from pixelkiln.trainer.training.remedies import PARTS, STEP, Phase, eight_bit
 
 SHAPES = ((64, 80), (8, 4, 3, 3), (7,))
 """Big enough for 8-bit states (4096 elements), four-dimensional, and small."""
@@ -72,8 +65,26 @@ def options_for(kind: str) -> OptimizerOptions:
     return options
 
 
-def test_the_schema_offers_every_short_name():
-    assert set(typing.get_args(OptimizerKind)) == set(NAMED)
+def test_the_reference_offers_every_short_name():
+    choices = {row["table"]: row["choices"] for row in reference() if row["name"] == "kind"}
+    assert (choices["optimizer"], choices["schedule"]) == (list(NAMED), list(USES))
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_a_short_name_is_read_in_any_case_and_its_package_is_known(kind):
+    assert find(kind.lower()) is find(kind.upper()) is NAMED[kind]
+    assert NAMED[kind].path.partition(".")[0] in {"torch", *PACKAGES}
+    assert (not NAMED[kind].finds_rate) == (not kind.startswith(("Prodigy", "DAdapt")))
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_an_optimizer_of_8_bits_is_offered_where_there_is_one(kind):
+    config = load(flags={"model.path": "m", "data.path": "x", "optimizer.kind": kind.lower()})
+    remedy, small = eight_bit(config, Phase(STEP, dict.fromkeys(PARTS, 1))), NAMED[kind].eight_bit
+    assert (remedy is None) == (small is None)
+    if remedy is not None and small is not None:
+        assert remedy.changes == {"optimizer.kind": small}
+        assert NAMED[small].path.startswith("bitsandbytes.") and NAMED[small].args == NAMED[kind].args
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers")

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from torch.optim import lr_scheduler
 from transformers.optimization import get_scheduler
 
-from pixelkiln.trainer.optimizers import OptimizerOptions, ScheduleOptions, build, build_schedule
+from pixelkiln.trainer.optimizers.build import build
+from pixelkiln.trainer.optimizers.options import OptimizerOptions, ScheduleOptions
+from pixelkiln.trainer.optimizers.schedules import build_schedule
 
 TOTAL, WARMUP, RATE = 40, 8, 0.01
 

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from ..config import reference
+from ..optimizers.names import Named, short
 from .made import Made
 from .names import arguments, near, script_of
 from .read import Values, Wrong, number, whole
@@ -211,8 +212,8 @@ def _trained(values: Values, made: Made, args: Args, family: str | None) -> None
              *(["text_encoder_lr"] if not trains_text else []))  # fmt: skip
     made.put("adapter.denoiser", trains_unet, values, "network_train_text_encoder_only")
     rate = (text_rates[0] if len(set(text_rates)) == 1 else text_rates) if texts and trains_text else None
-    kind = str(values["optimizer_type"] or "").lower()
-    if kind.startswith(("prodigy", "dadapt")) and trains_text and trains_unet:
+    kind = str(values["optimizer_type"] or "")
+    if (short(kind) or Named(kind)).finds_rate and trains_text and trains_unet:
         first = text_rates[0]
         if {first} != {base if unet is None else unet, *text_rates}:
             made.notes.append(f"{values['optimizer_type']} works with one rate: as sd-scripts does, with the first "

@@ -16,18 +16,8 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from ..registry import nearest
-from .options import OptimizerOptions, find
-
-PACKAGES = {
-    "bitsandbytes": "bitsandbytes",
-    "dadaptation": "dadaptation",
-    "lion_pytorch": "lion-pytorch",
-    "prodigyopt": "prodigyopt",
-    "schedulefree": "schedulefree",
-    "transformers": "transformers",
-}
-"""The pip packages of the short names' modules."""
-FINDS_RATE = ("prodigyopt.", "dadaptation.")
+from .names import PACKAGES, find
+from .options import OptimizerOptions
 
 
 def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tuple[Optimizer, list[str]]:
@@ -59,7 +49,7 @@ def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tup
             "optimizer: Adafactor with relative_step finds its own rate, so learning rates and the schedule are not "
             "used; args = { relative_step = false, scale_parameter = false } uses them"
         )
-    elif named.path.startswith(FINDS_RATE):
+    elif named.finds_rate:
         notes += _one_rate(options.kind, [rate for _, rate in kept])
     ready = [{"params": list(g["params"]), "name": g["name"], **({} if relative else {"lr": r})} for g, r in kept]
     args["lr"] = None if relative else options.learning_rate or kept[0][1]

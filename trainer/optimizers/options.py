@@ -4,79 +4,33 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, WrapValidator, field_validator, model_validator
 
 from ..errors import UserError
 from ..registry import Options, nearest, option
+from .names import NAMED, find
 
-
-@dataclass(frozen=True)
-class Named:
-    """An optimizer with a short name."""
-
-    path: str
-    """Dotted path of the class."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Arguments that belong to the name."""
-
-
-NESTEROV = {"momentum": 0.9, "nesterov": True}
-NAMED = {
-    "AdamW": Named("torch.optim.AdamW"),
-    "AdamW8bit": Named("bitsandbytes.optim.AdamW8bit"),
-    "PagedAdamW": Named("bitsandbytes.optim.PagedAdamW"),
-    "PagedAdamW8bit": Named("bitsandbytes.optim.PagedAdamW8bit"),
-    "PagedAdamW32bit": Named("bitsandbytes.optim.PagedAdamW32bit"),
-    "AdEMAMix8bit": Named("bitsandbytes.optim.AdEMAMix8bit"),
-    "PagedAdEMAMix8bit": Named("bitsandbytes.optim.PagedAdEMAMix8bit"),
-    "Lion": Named("lion_pytorch.Lion"),
-    "Lion8bit": Named("bitsandbytes.optim.Lion8bit"),
-    "PagedLion8bit": Named("bitsandbytes.optim.PagedLion8bit"),
-    "SGDNesterov": Named("torch.optim.SGD", NESTEROV),
-    "SGDNesterov8bit": Named("bitsandbytes.optim.SGD8bit", NESTEROV),
-    "Adafactor": Named("transformers.optimization.Adafactor"),
-    "Prodigy": Named("prodigyopt.Prodigy"),
-    "DAdaptation": Named("dadaptation.experimental.DAdaptAdamPreprint"),
-    "DAdaptAdamPreprint": Named("dadaptation.experimental.DAdaptAdamPreprint"),
-    "DAdaptAdaGrad": Named("dadaptation.DAdaptAdaGrad"),
-    "DAdaptAdam": Named("dadaptation.DAdaptAdam"),
-    "DAdaptAdan": Named("dadaptation.DAdaptAdan"),
-    "DAdaptAdanIP": Named("dadaptation.experimental.DAdaptAdanIP"),
-    "DAdaptLion": Named("dadaptation.DAdaptLion"),
-    "DAdaptSGD": Named("dadaptation.DAdaptSGD"),
-    "AdamWScheduleFree": Named("schedulefree.AdamWScheduleFree"),
-    "RAdamScheduleFree": Named("schedulefree.RAdamScheduleFree"),
-    "SGDScheduleFree": Named("schedulefree.SGDScheduleFree"),
+USES = {
+    "constant": set(),
+    "constant_with_warmup": {"warmup"},
+    "linear": {"warmup"},
+    "cosine": {"warmup"},
+    "cosine_with_restarts": {"warmup", "cycles"},
+    "cosine_with_min_lr": {"warmup", "cycles", "min_lr_ratio"},
+    "polynomial": {"warmup", "power"},
+    "inverse_sqrt": {"warmup", "timescale"},
+    "warmup_stable_decay": {"warmup", "decay", "cycles", "min_lr_ratio"},
+    "piecewise_constant": set(),
+    "adafactor": set(),
 }
-_BY_LOWER_NAME = {name.lower(): named for name, named in NAMED.items()}
+"""Schedules with a short name, and the options of [schedule] that each uses."""
 
-OptimizerKind = Literal[
-    "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "AdEMAMix8bit", "PagedAdEMAMix8bit",
-    "Lion", "Lion8bit", "PagedLion8bit", "SGDNesterov", "SGDNesterov8bit", "Adafactor", "Prodigy", "DAdaptation",
-    "DAdaptAdamPreprint", "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptAdanIP", "DAdaptLion", "DAdaptSGD",
-    "AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree",
-]  # fmt: skip
-ScheduleKind = Literal[
-    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial",
-    "inverse_sqrt", "warmup_stable_decay", "piecewise_constant", "adafactor",
-]  # fmt: skip
-
-
-def find(kind: str) -> Named:
-    """What a kind names: a short name in any case, a class of torch.optim, or a dotted path. ValueError otherwise."""
-    import torch
-
-    if kind.lower() in _BY_LOWER_NAME:
-        return _BY_LOWER_NAME[kind.lower()]
-    if "." in kind:
-        return Named(kind)
-    own = {name.lower(): name for name, value in vars(torch.optim).items() if isinstance(value, type)}
-    if kind.lower() in own:
-        return Named(f"torch.optim.{own[kind.lower()]}")
-    raise UserError(f"there is no '{kind}'; {nearest(kind, list(NAMED))}")
+if TYPE_CHECKING:
+    OptimizerKind = ScheduleKind = str
+else:
+    OptimizerKind, ScheduleKind = Literal[tuple(NAMED)], Literal[tuple(USES)]
 
 
 def _else(right: str) -> WrapValidator:
@@ -152,19 +106,6 @@ class OptimizerOptions(Options):
         return self
 
 
-USES = {
-    "constant": set(),
-    "constant_with_warmup": {"warmup"},
-    "linear": {"warmup"},
-    "cosine": {"warmup"},
-    "cosine_with_restarts": {"warmup", "cycles"},
-    "cosine_with_min_lr": {"warmup", "cycles", "min_lr_ratio"},
-    "polynomial": {"warmup", "power"},
-    "inverse_sqrt": {"warmup", "timescale"},
-    "warmup_stable_decay": {"warmup", "decay", "cycles", "min_lr_ratio"},
-    "piecewise_constant": set(),
-    "adafactor": set(),
-}
 WAITS = "it waits for a loss that stops falling, which a diffusion loss does not show"
 REFUSED = {
     "reduce_lr_on_plateau": WAITS,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..losses.pixel import DecodeOptions
+from ..optimizers.names import short
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 PARTS = ("weights", "adapter", "optimizer", "text encoders", "autoencoder", "activations", "decoder", "workspace")
 STEP = "training step"
 CACHING = ("encoding captions", "encoding pictures")
-EIGHT_BIT = {"adamw": "AdamW8bit", "lion": "Lion8bit", "sgdnesterov": "SGDNesterov8bit"}
 WINDOW, SMALLEST_SIDE = 128, 256
 """Pixels: how small windows and pictures are made at most."""
 
@@ -140,7 +140,8 @@ def nf4(config: Config, worst: Phase) -> Remedy | None:
 
 
 def eight_bit(config: Config, worst: Phase) -> Remedy | None:
-    small = EIGHT_BIT.get(config.optimizer.kind.lower())
+    named = short(config.optimizer.kind)
+    small = named and named.eight_bit
     if small is None or not worst.parts["optimizer"]:
         return None
     return Remedy(f"optimizer {small}", "its state is rounded to 8 bits", False, {"optimizer.kind": small})
