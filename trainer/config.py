@@ -180,11 +180,12 @@ def _refuse_broken(raw: Mapping[str, Any]) -> None:
 
 
 def _ours(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """``raw``; ValueError for a file of Kohya's tools."""
+    """``raw``; UserError for a file of Kohya's tools."""
     others = [
         table for name, table in raw.items() if isinstance(table, dict) and name not in config_model().model_fields
     ]
-    kohya = {row["kohya"] for row in reference()} & {*raw, *(key for table in others for key in table)}
+    inner = [one for table in others for one in table.values() if isinstance(one, dict)]  # of LoRA_Easy_...
+    kohya = {row["kohya"] for row in reference()} & {*raw, *(key for table in (*others, *inner) for key in table)}
     if len(kohya) > 1 or isinstance(raw.get("datasets"), list):
         flag = "--dataset_config" if "datasets" in raw else "--config_file"
         raise UserError(f"{path}: this is a file of Kohya's tools; give it as {flag} {path}, and it trains as it is")
@@ -208,6 +209,9 @@ def parse(raw: Mapping[str, Any], source: str = "configuration") -> Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() in (".json", ".yaml", ".yml"):
+        raise UserError(f"{path}: a configuration here is TOML; one of the GUI of kohya_ss, OneTrainer or ai-toolkit "
+                        f"is read by `import-kohya {path} -o mine.toml`")  # fmt: skip
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -295,12 +295,12 @@ def test_a_file_of_another_machine_imports_without_its_folders(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"flux1_checkbox": true}', "it trains FLUX, which is not here"),
+        ('{"LoRA_type": "Flux1", "flux1_checkbox": true}', "it trains FLUX, which is not here"),
         ('{"a": 1,\n}', "this is not JSON: .* line 2"),
         ("[]", "it holds no settings"),
         ('{"datasets": []}', "give it as --dataset_config"),
-        ('{"network_dmi": 4}', "network_dmi: the GUI has no such setting; did you mean network_dim?"),
-        ('{"additional_parameters": "--foo \\"x"}', "additional_parameters: No closing quotation"),
+        ('{"LoRA_type": "", "network_dmi": 4}', "network_dmi: the GUI has no such setting; did you mean network_dim?"),
+        ('{"LoRA_type": "", "additional_parameters": "--foo \\"x"}', "additional_parameters: No closing quotation"),
         ('{"LoRA_type": "Standard", "network_dim": "many"}', "'many' is no number"),
     ],
 )

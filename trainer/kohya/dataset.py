@@ -5,7 +5,6 @@ A value is looked for in the subset, the dataset, [general], the arguments, and 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,9 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..config import is_broken, loads, reference
+from ..config import is_broken, reference
 from ..data.pictures import EXTENSIONS
 from ..errors import UserError
+from .formats import is_configuration, parsed
 from .made import Made, shown
 from .names import near, sd_scripts
 from .read import Values, Wrong, line_of, read_text, size
@@ -60,10 +60,14 @@ def data(values: Values, made: Made) -> None:
     _shared(values, made)
     config = values.given.get("dataset_config")
     folders = [name for name in ("train_data_dir", "reg_data_dir", "in_json") if name in values.given]
-    if config:
+    if config or values.datasets:
         if folders:
             made.notes.append(f"{' and '.join(folders)}: not used, as dataset_config is given")
-        _config(values, made, Path(config).expanduser())
+        if config:
+            _config(values, made, Path(config).expanduser())
+        elif values.datasets:
+            path, text, tables = values.datasets
+            _tables(values, made, Reader(path, text, made), tables)
     elif "in_json" in values.given:
         _metadata(values, made)
     elif folders:
@@ -137,14 +141,20 @@ def _buckets(values: Values, made: Made, sets: list[dict[str, Any]]) -> None:
                 made.problems.append((f"{where}: {name}" if where else name, what))
 
 
-def bucket_step(made: Made, family: str | None) -> None:
-    """sd-scripts' rule for the granularity of buckets."""
+def bucket_step(values: Values, made: Made, family: str | None) -> None:
+    """sd-scripts' rule for the granularity of buckets: refused, or repaired where the file's tool has another."""
     step = sd_scripts(family).bucket_step if family else 8
-    for one in ({"bucket_step": made.options.get("data.bucket_step")}, *made.options.get("data.sets", [])):
+    shared = {"bucket_step": made.options.get("data.bucket_step")}
+    for option, one in (("data.bucket_step", shared), *(("", one) for one in made.options.get("data.sets", []))):
         given = one.get("bucket_step")
         if given and given % step and one.get("buckets", made.options.get("data.buckets", True)):
-            made.problems.append(("bucket_reso_steps", f"{given} is no multiple of {step}, which {family or 'a model'} "
-                                  f"needs; set {max(step, round(given / step) * step)}"))  # fmt: skip
+            right = max(step, round(given / step) * step)
+            what = f"no multiple of {step}, which {family or 'a model'} needs"
+            if not (values.repairs or values.elsewhere):
+                made.problems.append(("bucket_reso_steps", f"{given} is {what}; set {right}"))
+                continue
+            made.notes.append(f"bucket_reso_steps: {given} is {what}; {right} is taken")
+            (made.options if option else one)[option or "bucket_step"] = right
 
 
 # ------------------------------------------------------------------------------------------------- a dataset_config
@@ -172,6 +182,8 @@ class Reader:
         for key, value in raw.items():
             if key in ("subsets", "datasets") and place in ("dataset", "general"):
                 continue
+            if key in allowed and (value == "" or (value is False and KEYS[key][0] != "bool")):
+                continue  # what the notebooks write for not given
             if key not in KEYS:
                 hint = near(key, [*KEYS, "subsets"]) or f"there is {', '.join(sorted(allowed))}"
                 self.wrong(where, key, f"there is no such key; {hint}")
@@ -204,21 +216,23 @@ def _value(kind: str, value: Any) -> Any:
 def _config(values: Values, made: Made, path: Path) -> None:
     text = read_text(path)
     try:
-        if path.suffix.lower() == ".json":
-            raw, text = json.loads(text), ""
-        else:
-            raw = loads(text)
+        raw = parsed(path, text)
     except UserError as error:
-        made.problems.append((f"dataset_config: {path}", str(error)))
+        made.problems.append(("dataset_config", str(error)))
         return
-    except (ValueError, RecursionError) as error:
-        made.problems.append((f"dataset_config: {path}", f"this is not JSON: {error}; fix that line"))
-        return
-    read = Reader(path, text, made)
+    read = Reader(path, "" if path.suffix.lower() == ".json" else text, made)
     if not isinstance(raw, dict):
         read.wrong("", "", "it holds no tables; write [general] and [[datasets]]")
-        return
-    for key in set(raw) - {"general", "datasets"}:
+    elif is_configuration(raw):
+        more = "; its [[datasets]] are read there too" if "datasets" in raw else ", and the data set by itself"
+        read.wrong("", "", f"this is the configuration of a training; give it as --config_file{more}")
+    else:
+        _tables(values, made, read, raw)
+
+
+def _tables(values: Values, made: Made, read: Reader, raw: Mapping[str, Any]) -> None:
+    """The tables of a dataset_config."""
+    for key in sorted(set(raw) - {"general", "datasets"}):
         read.wrong("", key, f"there is no such table; {near(key, ['general', 'datasets']) or 'use [[datasets]]'}")
     general = read.table(raw.get("general", {}), "general", "general")
     datasets = raw.get("datasets", [])

@@ -15,10 +15,11 @@ from ..errors import UserError, escaped
 from ..runs.files import is_file
 from .convert import convert, find_family
 from .dataset import bucket_step, data
-from .gui import read_gui
+from .formats import read_configuration
 from .made import Made, defaults
-from .read import Values, read_file, read_flags
+from .read import Values, read_flags
 
+ENDINGS = (".toml", ".json", ".yaml", ".yml")
 OURS = ("json", "output", "adapter", "prompts", "cells", "preset")
 """Flags of our own commands that are not options."""
 
@@ -47,7 +48,9 @@ def load(given: Given) -> tuple[Config, list[str]]:
     if not raw.get("model", {}).get("path"):
         add = "it is not given; add --pretrained_model_name_or_path PATH"
         problems.append(("pretrained_model_name_or_path", add))
-    if not _has_data(raw) and not {"train_data_dir", "reg_data_dir", "dataset_config", "in_json"} & set(values.given):
+    if not _has_data(raw) and not (
+        {"train_data_dir", "reg_data_dir", "dataset_config", "in_json"} & set(values.given) or values.datasets
+    ):
         problems.append(("train_data_dir", "it is not given; add --train_data_dir PATH or --dataset_config FILE"))
     try:
         config = parse(raw, "kohya")
@@ -63,7 +66,7 @@ def _values(given: Given, file: Path | None, elsewhere: bool) -> Values:
     values = Values(elsewhere=elsewhere)
     path = _file(given, file)
     if path:
-        (read_gui if path.suffix.lower() == ".json" else read_file)(values, path)
+        read_configuration(values, path)
     values.over(given.flags)
     return values
 
@@ -72,7 +75,7 @@ def _file(given: Given, file: Path | None) -> Path | None:
     """The configuration that is given. As in sd-scripts the ending of a TOML may be left out."""
     named = given.flags.given.get("config_file") or file
     path = Path(named).expanduser() if named else None
-    if path and path.suffix.lower() not in (".toml", ".json") and not path.is_file():
+    if path and path.suffix.lower() not in ENDINGS and not path.is_file():
         return path.with_name(path.name + ".toml")
     return path
 
@@ -90,7 +93,7 @@ def _made(given: Given, file: Path | None = None, elsewhere: bool = False) -> tu
     family = find_family(values, given.dotted.get("model.family"))
     made = convert(values, family)
     data(values, made)
-    bucket_step(made, family)
+    bucket_step(values, made, family)
     return made, values
 
 

@@ -5,7 +5,6 @@ The GUI drops every 0, false and empty text, so that sd-scripts' defaults hold t
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .names import IGNORED, arguments, near
+from .names import IGNORED, arguments, elsewhere, near
 from .network import network_aliases, network_names
-from .read import Values, Wrong, line_of, number, read_flags, read_text
+from .read import Values, Wrong, line_of, number, read_flags
 
 RENAMED = {
     "optimizer": "optimizer_type", "max_resolution": "resolution", "lora_network_weights": "network_weights",
@@ -29,15 +28,29 @@ RENAMED = {
 }  # fmt: skip
 """The GUI's name -> sd-scripts'."""
 _OTHERS = """
-LoRA_type LyCORIS_preset additional_parameters caption_metadata_filename constrain conv_alphas conv_dims dynamo_mode
-dynamo_use_dynamic dynamo_use_fullgraph enable_all_linear extra_accelerate_launch_args full_path gpu_ids in_dims
-latent_metadata_filename lora_type lowvram lr_warmup main_process_port model_list multi_gpu no_token_padding
-num_cpu_threads_per_process num_machines num_processes rank_dropout_scale save_as_bool sd3_checkbox sdxl
-stop_text_encoder_training_pct t5xxl_lr train_blocks train_lora_ggpo ggpo_beta ggpo_sigma training_preset unit
-flux1_checkbox hunyuan_image_checkbox anima_checkbox lumina_checkbox
+LoRA_type LyCORIS_preset additional_parameters cache_latent caption_metadata_filename constrain conv_alphas conv_dims
+dynamo_mode dynamo_use_dynamic dynamo_use_fullgraph enable_all_linear extra_accelerate_launch_args file_path full_path
+gpu_ids in_dims latent_metadata_filename lora_type lowvram lr_warmup main_process_port model_list multi_gpu
+network_train no_token_padding num_cpu_threads_per_process num_machines num_processes rank_dropout_scale save_as
+save_as_bool sd3_checkbox sdxl stop_text_encoder_training_pct t5xxl_lr train_blocks train_lora_ggpo ggpo_beta
+ggpo_sigma training_preset unit use_wandb flux1_checkbox hunyuan_image_checkbox anima_checkbox lumina_checkbox
 """
 OTHERS = frozenset(_OTHERS.split())
-"""What else the GUI saves: its own affairs, or read below."""
+"""What else the GUI saves (all tags to v26.0.0): its own affairs, or read below."""
+NETWORK = {"network_dim", "network_alpha", "unet_lr", "text_encoder_lr"}
+"""What only a training of a network has."""
+TABS = (
+    ("Textual Inversion", {"token_string", "init_word", "num_vectors_per_token", "weights", "template"},
+     "trains an embedding"),
+    ("LECO", {"leco_denoise_guidance_scale"}, "trains without pictures"),
+    ("Fine-tuning", {"train_dir", "image_folder", "create_buckets", "create_caption", "sdxl_checkbox", "batch_size",
+                     "train_text_encoder", "use_latent_files", "generate_caption_database"}, "trains the whole model"),
+    ("DreamBooth", {"learning_rate_te", "learning_rate_te1", "learning_rate_te2", "fused_optimizer_groups",
+                    "blockwise_fused_optimizers"}, "trains the whole model"),
+)  # fmt: skip
+"""The GUI's other tabs: name, what only they save, and what they do."""
+WHOLE = 100
+"""So many settings of the GUI are in no file but one that the GUI wrote."""
 STRANGERS = {"flux1_checkbox": "FLUX", "hunyuan_image_checkbox": "HunyuanImage", "anima_checkbox": "Anima",
              "lumina_checkbox": "Lumina"}  # fmt: skip
 KINDS = {"LyCORIS/LoCon": "locon", "LoCon": "locon", "LyCORIS/LoHa": "loha", "LyCORIS/LoKr": "lokr",
@@ -45,24 +58,25 @@ KINDS = {"LyCORIS/LoCon": "locon", "LoCon": "locon", "LyCORIS/LoHa": "loha", "Ly
          "LyCORIS/Diag-OFT": "diag-oft", "LyCORIS/Native Fine-Tuning": "full"}  # fmt: skip
 MODULES = {"Standard": "networks.lora", "Kohya LoCon": "networks.lora", "Kohya LoHa": "networks.loha",
            "Kohya LoKr": "networks.lokr", "LoRA-FA": "networks.lora_fa", "Kohya DyLoRA": "networks.dylora"}  # fmt: skip
+ONLY = {"use_cp": {"lokr"}, "factor": {"lokr"}, "decompose_both": {"lokr"}, "use_tucker": {"locon", "loha", "boft",
+        "diag-oft", "dylora", "glora"}}  # fmt: skip
+"""Settings that the GUI passes on for some kinds alone."""
 LYCORIS_ARGS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "use_tucker", "use_cp", "use_scalar",
                 "dora_wd", "train_norm", "factor", "decompose_both")  # fmt: skip
 
 
-def read_gui(values: Values, path: Path) -> None:
-    """Take a file of the GUI."""
-    text = read_text(path)
-    try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: this is not JSON: {error}; mend that line") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: it holds no settings; give a .json that the GUI of kohya_ss saved")
-    if "datasets" in raw:
-        raise UserError(f"{path}: this describes a data set; give it as --dataset_config")
-    for checkbox, what in STRANGERS.items():
-        if raw.get(checkbox):
+def known_names() -> set[str]:
+    """Every setting of the GUI's LoRA tab that is known here."""
+    return {*arguments(), *RENAMED, *network_names(), *OTHERS, *IGNORED}
+
+
+def read_gui(values: Values, raw: Mapping[str, Any], path: Path, text: str) -> None:
+    """Take a file of the GUI's LoRA tab."""
+    for checkbox, value in raw.items():
+        if checkbox.endswith("_checkbox") and checkbox != "sd3_checkbox" and value is True:
+            what = STRANGERS.get(checkbox, checkbox.removesuffix("_checkbox"))
             raise UserError(f"{path}: it trains {what}, which is not here; there is SD 1.x, 2.x, SDXL and SD3")
+    values.repairs = True
     values.family = "sdxl" if raw.get("sdxl") else "sd3-medium" if raw.get("sd3_checkbox") else (
         "sd2" if raw.get("v2") else "sd15")  # fmt: skip
     gui = Gui(values, raw, path.name)
@@ -74,10 +88,7 @@ def read_gui(values: Values, path: Path) -> None:
     gui.network()
     gui.rates()
     gui.schedule()
-    known = {*arguments(), *RENAMED, *network_names(), *OTHERS, *IGNORED}
-    for name in sorted(set(raw) - known):
-        if hint := near(name, known):
-            values.problems.append((f"{path.name}{_line(text, name)}: {name}", f"the GUI has no such setting; {hint}"))
+    _unknown(values, raw, path, text)
     flags = values.own()
     try:
         _, left = read_flags(flags, shlex.split(str(raw.get("additional_parameters") or "")), ())
@@ -86,6 +97,24 @@ def read_gui(values: Values, path: Path) -> None:
     values.over(flags)
     if left:
         values.notes.append(f"additional_parameters: {' '.join(left)} is left out")
+
+
+def _unknown(values: Values, raw: Mapping[str, Any], path: Path, text: str) -> None:
+    """Settings that are not known: a slip where the setting that it is like is missing, and else of another version.
+
+    The GUI writes all of its settings, so a file with very many of them is its own, and holds no slips.
+    """
+    known, left = known_names(), []
+    whole = len(known & set(raw)) >= WHOLE
+    for name in sorted(set(raw) - known):
+        if elsewhere(name) or raw[name] in ("", None, False, 0, "0", [], {}):
+            continue
+        if hint := "" if whole else near(name, known - set(raw)):
+            values.problems.append((f"{path.name}{_line(text, name)}: {name}", f"the GUI has no such setting; {hint}"))
+        else:
+            left.append(name)
+    if left:
+        values.notes.append(f"{path.name}: {', '.join(left)}: not known here; left out")
 
 
 def _line(text: str, name: str) -> str:
@@ -116,8 +145,11 @@ class Gui:
         target = RENAMED.get(name, name)
         if target not in arguments() or name in _READ_ELSEWHERE or value in ("", None, []) or value is False:
             return
-        if name.startswith(("sdxl_", "sd3_")) and not name.startswith((self.values.family or "").split("-")[0] + "_"):
+        family = (self.values.family or "").split("-")[0]
+        if name.startswith(("sdxl_", "sd3_")) and not name.startswith(f"{family}_"):
             return
+        if ("sd15" if family == "sd2" else family) not in arguments()[target].families:
+            return  # the GUI saves the settings of all families
         original = self.raw.get("noise_offset_type", "Original") == "Original"
         if name.startswith(("multires_" if original else "noise_offset", "adaptive_noise_scale")) and not (
             original and name == "adaptive_noise_scale"
@@ -136,7 +168,8 @@ class Gui:
         if kind in KINDS:
             self.set("network_module", "lycoris.kohya")
             args = [f"algo={KINDS[kind]}", f"preset={raw.get('LyCORIS_preset') or 'full'}"]
-            args += [f"{name}={raw[name]}" for name in LYCORIS_ARGS if raw.get(name) not in (None, "", False, 0)]
+            names = [name for name in LYCORIS_ARGS if KINDS[kind] in ONLY.get(name, {KINDS[kind]})]
+            args += [f"{name}={raw[name]}" for name in names if raw.get(name) not in (None, "", False, 0)]
         elif kind in MODULES:
             module = "networks.lora_sd3" if raw.get("sd3_checkbox") and kind == "Standard" else MODULES[kind]
             self.set("network_module", module)

@@ -59,6 +59,22 @@ vae_disable_cache
 """
 IGNORED = frozenset(_IGNORED.split())
 """What the GUI of kohya_ss writes and the three scripts never read."""
+GUI = {
+    "lora_network_weights": "sd-scripts does not read it either; write network_weights",
+    **dict.fromkeys(("loraplus_lr_ratio", "loraplus_text_encoder_lr_ratio", "loraplus_unet_lr_ratio"),
+                    "sd-scripts reads it in network_args alone; write it there"),
+    "lowvram": "", "use_wandb": "",
+}  # fmt: skip
+"""What else the GUI writes into the TOML that it gives to the scripts (v24.0.0 to v25.2.2), and what to say of it."""
+_ELSEWHERE = ("flux1_", "flux_", "flux2_", "hunyuan_", "anima_", "lumina_", "hidream_", "qwen_", "chroma_", "zimage_",
+              "wan_", "img_attn_", "img_mlp_", "img_mod_", "txt_attn_", "txt_mlp_", "txt_mod_", "single_dim",
+              "single_mod_dim", "train_double_block_", "train_single_block_")  # fmt: skip
+
+
+def elsewhere(name: str) -> bool:
+    """Whether an argument or a setting belongs to a family that is not trained here."""
+    return name.startswith(_ELSEWHERE)
+
 
 _NO_UPLOAD = "nothing is uploaded from here"
 _DEEPSPEED = "it belongs to deepspeed, which is not used here"

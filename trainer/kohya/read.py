@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import BACKSLASH, is_broken, loads
+from ..config import BACKSLASH, is_broken
 from ..errors import UserError, escaped
-from .names import IGNORED, Argument, arguments, near
+from .names import GUI, IGNORED, Argument, arguments, elsewhere, near
 
 EXTRA = {"kohya_strict": Argument("kohya_strict", "flag", False, (), ("sd15", "sdxl", "sd3"))}
 """Arguments of our own that a kohya file may hold."""
@@ -51,11 +51,15 @@ class Values:
     """Options of ours that the file gives in a form that no argument has."""
     family: str | None = None
     """What the file says of the base model's family."""
+    datasets: tuple[Path, str, dict[str, Any]] | None = None
+    """What the file says of the data, as a dataset_config: the file, its text (for line numbers) and the tables."""
+    repairs: bool = False
+    """What has one sensible repair is repaired, with a note, instead of refused."""
     elsewhere: bool = False
     """The run may be meant for another machine: folders that are not here are no mistake."""
 
     def own(self) -> Values:
-        return Values(family=self.family)
+        return Values(family=self.family, elsewhere=self.elsewhere)
 
     def over(self, other: Values) -> None:
         """Lay other values over these."""
@@ -63,6 +67,7 @@ class Values:
         self.places |= other.places
         self.problems += other.problems
         self.notes += other.notes
+        self.family = other.family or self.family
 
     def __getitem__(self, name: str) -> Any:
         return self.given[name] if name in self.given else known()[name].default
@@ -71,7 +76,11 @@ class Values:
         """Take a value of an argument, in its type."""
         argument = known().get(name)
         if argument is None:
-            if name in IGNORED:
+            if name in IGNORED or elsewhere(name):
+                return
+            if name in GUI:
+                if GUI[name] and value not in (False, None, "", 0):
+                    self.notes.append(f"{place}: {name} has no effect: {GUI[name]}")
                 return
             hint = near(name, known())
             if hint and value not in (False, None, ""):
@@ -79,8 +88,8 @@ class Values:
             else:
                 self.notes.append(f"{place}: {name} is not an argument of sd-scripts' LoRA scripts; it is left out")
             return
-        if value is None or value == "":
-            return
+        if value is None or value == "" or (value is False and argument.type != "flag"):
+            return  # what sd-scripts takes for not given
         try:
             self.given[name] = typed(argument, value)
             self.places[name] = place
@@ -131,14 +140,22 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: it cannot be read: {error.strerror}; give the path of a file") from None
 
 
-def read_file(values: Values, path: Path) -> None:
-    """A ``--config_file``: its tables are laid flat, the later of two equal names counts."""
-    text = read_text(path)
-    try:
-        tables = loads(text)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+def flatten(values: Values, tables: Mapping[str, Any], path: Path, text: str) -> None:
+    """A ``--config_file``: its tables are laid flat, the later of two equal names counts. ``[[datasets]]`` are taken as
+    a dataset_config, with what [general] says of the data.
+
+    :param text: of the file, for line numbers.
+    """
     flat: dict[str, tuple[Any, str]] = {}
+    if isinstance(tables.get("datasets"), list):
+        general = tables.get("general", {})
+        shared = {k: v for k, v in general.items() if k not in known()} if isinstance(general, Mapping) else {}
+        values.datasets = (path, text, {"general": shared, "datasets": tables["datasets"]})
+        values.notes.append(f"{path.name}: [[datasets]] is read from it too, as if it were given as --dataset_config; "
+                            "sd-scripts wants it in a file of its own")  # fmt: skip
+        tables = {key: value for key, value in tables.items() if key != "datasets"}
+        if shared:
+            tables["general"] = {k: v for k, v in general.items() if k in known()}
     for key, value in tables.items():
         inner = value.items() if isinstance(value, dict) else [(key, value)]
         for name, one in inner:
