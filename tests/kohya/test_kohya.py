@@ -20,6 +20,7 @@ from pixelkiln.trainer.kohya import convert, dataset, network
 from pixelkiln.trainer.kohya.entrance import imported, load, take
 from pixelkiln.trainer.kohya.names import IGNORED, arguments, near
 from pixelkiln.trainer.kohya.read import known
+from pixelkiln.trainer.registry import families
 from pixelkiln.trainer.training.build import make_terms
 
 BASE = {"pretrained_model_name_or_path": "owner/sd_xl", "resolution": 512, "dataset_config": ""}
@@ -185,7 +186,7 @@ def test_sd3_weighs_any_loss_of_the_clean_latents(kind, scheme, folder):
     got, _ = read(folder, family="sd3-medium", **given)
     step = steps.step("flow", [0.1, 0.5, 0.9], rows=3)
     parts: Any = SimpleNamespace(
-        config=got, family=SimpleNamespace(name="sd3-medium", process=step.process), decoder=None, terms=[]
+        config=got, family=SimpleNamespace(process=step.process, spec=families["sd3-medium"].build()), decoder=None, terms=[]
     )
     make_terms(parts, None, print)
     (term,) = parts.terms

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .names import IGNORED, arguments, elsewhere, near
+from .names import IGNORED, arguments, elsewhere, near, script_of
 from .network import network_aliases, network_names
 from .read import Values, Wrong, line_of, number, read_flags
 
@@ -145,10 +145,10 @@ class Gui:
         target = RENAMED.get(name, name)
         if target not in arguments() or name in _READ_ELSEWHERE or value in ("", None, []) or value is False:
             return
-        family = (self.values.family or "").split("-")[0]
-        if name.startswith(("sdxl_", "sd3_")) and not name.startswith(f"{family}_"):
+        script = script_of(self.values.family)
+        if name.startswith(("sdxl_", "sd3_")) and not name.startswith(f"{script}_"):
             return
-        if ("sd15" if family == "sd2" else family) not in arguments()[target].families:
+        if script and script not in arguments()[target].families:
             return  # the GUI saves the settings of all families
         original = self.raw.get("noise_offset_type", "Original") == "Original"
         if name.startswith(("multires_" if original else "noise_offset", "adaptive_noise_scale")) and not (
