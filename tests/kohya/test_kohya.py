@@ -185,9 +185,8 @@ def test_sd3_weighs_any_loss_of_the_clean_latents(kind, scheme, folder):
     given = {"loss_type": kind, "weighting_scheme": scheme, "huber_schedule": "constant", "huber_c": 0.3}
     got, _ = read(folder, family="sd3-medium", **given)
     step = steps.step("flow", [0.1, 0.5, 0.9], rows=3)
-    parts: Any = SimpleNamespace(
-        config=got, family=SimpleNamespace(process=step.process, spec=families["sd3-medium"].build()), decoder=None, terms=[]
-    )
+    family = SimpleNamespace(process=step.process, spec=families["sd3-medium"].build())
+    parts: Any = SimpleNamespace(config=got, family=family, decoder=None, terms=[])
     make_terms(parts, None, print)
     (term,) = parts.terms
     d, sigma = (step.x0 - step.clean).flatten(1), step.draw.level.double()
