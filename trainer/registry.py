@@ -93,6 +93,11 @@ class Registry(Generic[OptionsT]):
         for module in pkgutil.iter_modules([str(Path(__file__).parent / self.folder)]):
             importlib.import_module(f"{package}.{module.name}")
 
+    def registered(self) -> list[Entry[OptionsT]]:
+        """The parts in the order in which they registered themselves."""
+        self._load()
+        return list(self._entries.values())
+
     def __iter__(self) -> Iterator[Entry[OptionsT]]:
         self._load()
         return iter(sorted(self._entries.values(), key=lambda entry: entry.name))

@@ -11,7 +11,9 @@ from ..registry import Choices, Options, PathStr, families, option
 
 
 def _family_names() -> list[str]:
-    return ["auto", *families.names()]
+    """The U-Nets, then the transformers, each as they came."""
+    parts = {entry.name: entry.build().part for entry in families.registered()}
+    return ["auto", *sorted(parts, key=lambda name: parts[name] == "transformer")]
 
 
 class ModelOptions(Options):
