@@ -141,6 +141,23 @@ def model_of(shapes: Mapping[str, Shape | None]) -> str:
     return ""
 
 
+_FAMILIES = {"SD1.5": "sd15", "SDXL": "sdxl", "SD3": "sd3"}
+
+
+def family_of(checkpoint: Path) -> str | None:
+    """The family of a checkpoint as presets are named after, by its header; None for one that cannot be trained."""
+    if checkpoint.suffix.lower() not in (".safetensors", ".sft"):
+        raise UserError(f"checkpoint: {checkpoint.name} is no .safetensors file; choose a preset by its name")
+    try:
+        with safe_open(str(checkpoint), "pt") as file:
+            names = {key: key.removesuffix(".weight") for key in file.keys()}  # noqa: SIM118
+            telling = {key: name for key, name in names.items() if _ATTENTION.fullmatch(name) or _MMDIT.match(name)}
+            shapes = {name: tuple(file.get_slice(key).get_shape()) for key, name in telling.items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"checkpoint: {checkpoint.name} is no whole safetensors file ({error})") from None
+    return _FAMILIES.get(model_of(shapes).partition(" (")[0])
+
+
 # ----------------------------------------------------------------------------------------------------------- metadata
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..trainer.errors import UserError
+from ..trainer.runs import control
+from ..trainer.runs.files import write_atomic
 from . import host
 from .node import In, Node, Out, Result, never_same
 
+EXAMPLES = control.ROOT / "presets" / "pictures"
+"""The demo's pictures and pairs: something to learn from in a fresh ComfyUI."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 
 
@@ -83,19 +88,30 @@ def report(folder: Path) -> Report:
 def roots() -> list[Path]:
     import folder_paths
 
-    return [*host.folders(host.DATA), Path(folder_paths.get_input_directory())]
+    return [*host.folders(host.DATA), Path(folder_paths.get_input_directory()), EXAMPLES]
 
 
 def names() -> list[str]:
-    """Folders below the pack's data folders and ComfyUI's input folder that hold files."""
+    """Folders with something to learn from, below the pack's data folders and ComfyUI's input folder; the pack's
+    examples; and none."""
     found = []
     for root in roots():
         if root.is_dir():
-            found += sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return list(dict.fromkeys(found)) or [host.NONE]
+            folders = (p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+            found += sorted(p.name for p in folders if _holds_data(p))
+    return [*dict.fromkeys(found), host.NONE]
+
+
+def _holds_data(folder: Path) -> bool:
+    """Pictures, here or below, or the files of pairs and ratings."""
+    if any((folder / name).is_file() for name in ("pairs.jsonl", "ratings.jsonl")):
+        return True
+    return any(name.lower().endswith(SUFFIXES) for _, _, files in os.walk(folder) for name in files)
 
 
 def find(name: str) -> Path:
+    if name == host.NONE:
+        raise UserError("folder: none is chosen; put a folder of pictures into ComfyUI's input folder and press R")
     for root in roots():
         folder = host.named(root, name)
         if folder.is_dir():
@@ -127,15 +143,14 @@ def write(folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
     new = other = 0
     for picture, caption in zip(pictures, captions, strict=True):
         name = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16]
-        path, aside = folder / f"{name}.png", folder / f".{name}.part"
+        path = folder / f"{name}.png"
         if not path.exists():
-            aside.write_bytes(host.png(picture))
-            aside.replace(path)
+            write_atomic(path, host.png(picture), durable=False)
             new += 1
         beside, wanted = path.with_suffix(".txt"), caption.strip()
         there = beside.read_text(encoding="utf-8", errors="replace").strip() if beside.is_file() else None
         if there is None or (wanted and not there):
-            beside.write_text(f"{wanted}\n", encoding="utf-8")
+            write_atomic(beside, f"{wanted}\n", durable=False)
         elif there != wanted:
             other += 1
     return new, other
@@ -143,11 +158,9 @@ def write(folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
 
 def _from_images(images: list[Tensor], dataset: list[str], captions: list[str], resolution: list[int]) -> Result:
     pictures = [picture for batch in images for picture in host.pictures(batch)]
-    lines = captions if len(captions) > 1 else [line.strip() for line in captions[0].split("\n") if line.strip()]
-    if len(lines) == 1:
-        lines = lines * len(pictures)
-    if len(lines) != len(pictures):
-        raise UserError(f"captions: {len(lines)} for {len(pictures)} pictures; give one line for all, or one for each")
+    if not pictures:
+        raise UserError("images: no picture came in; connect pictures")
+    lines = _captions(captions, len(pictures))
     folder = host.place(host.DATA, dataset[0])
     new, other = write(folder, pictures, lines)
     told = [f"{folder.name}: {new} new pictures, {len(pictures) - new} were there"]
@@ -156,8 +169,23 @@ def _from_images(images: list[Tensor], dataset: list[str], captions: list[str], 
     return Result((str(folder), "\n".join(told)), host.text(told))
 
 
+def _captions(given: list[str], count: int) -> list[str]:
+    """A caption for each picture: from a list, from a line each, one for all; no text at all leaves all empty."""
+    if len(given) > 1:
+        lines = [text.strip() for text in given]
+    else:
+        text = given[0] if given else ""
+        lines = [line.strip() for line in text.rstrip("\n").split("\n")]
+        if len(lines) != count:  # an empty line is an empty caption only where there is a line for each picture
+            lines = [line for line in lines if line] or [""]
+    lines = lines * count if len(lines) == 1 else lines
+    if len(lines) != count:
+        raise UserError(f"captions: {len(lines)} for {count} pictures; give one line for all, one for each, or none")
+    return lines
+
+
 _RESOLUTION = In("resolution", "INT", "Training resolution in pixels: smaller pictures are counted.", default=512,
-                 low=64, high=4096, step=8, advanced=True)  # fmt: skip
+                 low=64, high=4096, advanced=True)  # fmt: skip
 _OUTPUTS = (Out("folder", "STRING", "The folder, for Train."), Out("report", "STRING", "What lies in it."))
 FOLDER = Node(
     id="PixelkilnDatasetFolder",
@@ -181,7 +209,14 @@ IMAGES = Node(
     inputs=(
         In("images", "IMAGE", "Pictures, as batches or as a list."),
         In("dataset", "STRING", "Name of the folder, in the pack's data folder.", default="dataset"),
-        In("captions", "STRING", "One line for all pictures, a line for each, or a list.", default="", multiline=True),
+        In(
+            "captions",
+            "STRING",
+            "One line for all pictures, a line for each, a list, or nothing: Train's "
+            "trigger words alone are the captions then.",
+            default="",
+            multiline=True,
+        ),
         _RESOLUTION,
     ),
     outputs=_OUTPUTS,

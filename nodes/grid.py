@@ -196,7 +196,9 @@ def _wrapped(text: str, font: Any, width: int) -> str:
 
 def _grid(images: list[Tensor], columns: list[int], labels: list[str] | None = None) -> Result:
     pictures = [picture for batch in images for picture in host.pictures(batch)]
-    whole = assemble(pictures, labels or [], columns[0])
+    if not pictures:
+        raise UserError("images: no picture came in; connect the pictures of the plan")
+    whole = assemble(pictures, labels or [], columns[0] if columns else 0)
     shown = host.show([whole], "pixelkiln_grid")
     return Result((host.tensor([whole]),), {"images": shown})
 

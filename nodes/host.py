@@ -24,6 +24,7 @@ from ..trainer.runs.folder import safe_name
 RUNS, DATA = "pixelkiln_runs", "pixelkiln_data"
 """Folder kinds that ``extra_model_paths.yaml`` may extend."""
 NONE = "none"
+OUTPUT_LORAS, MODELS_LORAS, RUN_ONLY = "output/loras", "models/loras", "the run's folder only"
 
 
 # ------------------------------------------------------------------------------------------------------------ folders
@@ -31,16 +32,15 @@ NONE = "none"
 
 @cache
 def register() -> None:
-    """Tell ComfyUI about the pack's folders and routes; once."""
+    """Tell ComfyUI about the pack's folders; once."""
     import folder_paths
 
     base = Path(folder_paths.get_output_directory()) / "pixelkiln"
     folder_paths.add_model_folder_path(RUNS, str(base / "runs"))
     folder_paths.add_model_folder_path(RUNS, str(control.ROOT / "runs"))
     folder_paths.add_model_folder_path(DATA, str(base / "data"))
-    from . import routes
-
-    routes.add()
+    # ComfyUI of today lists this folder by itself.
+    folder_paths.add_model_folder_path("loras", str(Path(folder_paths.get_output_directory()) / "loras"))
 
 
 def folders(kind: str) -> list[Path]:
@@ -72,6 +72,24 @@ def place(kind: str, name: str) -> Path:
     """The folder of this name where there is one already; a new one belongs into the first folder of the kind."""
     found = [named(root, name) for root in folders(kind)]
     return next((folder for folder in found if folder.is_dir()), found[0])
+
+
+def lora_folder(where: str) -> Path | None:
+    """The folder, below one that ComfyUI lists adapters from, that a finished run's adapter is copied into."""
+    import folder_paths
+
+    listed = {OUTPUT_LORAS: Path(folder_paths.get_output_directory()) / "loras"}
+    if where == MODELS_LORAS:
+        listed[where] = next((f for f in folders("loras") if f != listed[OUTPUT_LORAS]), listed[OUTPUT_LORAS])
+    return listed[where] / "pixelkiln" if where in listed else None
+
+
+def gpu_gb() -> float:
+    """GB of memory of the GPU that ComfyUI uses; 0 without one."""
+    import comfy.model_management as management
+
+    device = management.get_torch_device()
+    return 0.0 if device.type == "cpu" else management.get_total_memory(device) / 2**30
 
 
 def adapters() -> list[str]:
@@ -107,11 +125,13 @@ def runs() -> dict[str, Path]:
 
 
 def run_names() -> list[str]:
-    return list(runs()) or [NONE]
+    return [*runs(), NONE]
 
 
 def run_path(name: str) -> Path:
     known = runs()
+    if name == NONE:
+        raise UserError("run: none is chosen; choose one, or start a training first and press R")
     if name not in known:
         there = ", ".join(list(known)[:10]) or "none yet"
         raise UserError(f"run: there is no '{name}'; there is: {there}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..trainer.errors import UserError
+
 Options = Sequence[str] | Callable[[], Sequence[str]]
+PRESET = "as in the preset"
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class In:
     default: Any = None
     options: Options = ()
     """Of a COMBO; a function is asked anew whenever the page asks for the nodes, so new files appear."""
+    unset: float | None = None
+    """Of a number that may be left to the preset: the value that says so where there is no text widget, and in
+    workflows saved before there was one. Elsewhere the widget is a text that reads PRESET."""
     low: float | None = None
     high: float | None = None
     step: float | None = None
@@ -31,6 +38,27 @@ class In:
     advanced: bool = False
     grows: str = ""
     """Sockets of one such name appear one after another as they are linked, where ComfyUI can do that (Autogrow)."""
+
+    def number(self, value: float | str | None) -> float | None:
+        """What a number's widget or link gives; None where it is left to the preset. UserError for anything else."""
+        text = str("" if value is None else value).strip()
+        if text.lower() in ("", PRESET):
+            return None
+        try:
+            found = float(text)
+        except ValueError:
+            found = math.nan
+        whole = self.kind == "INT"
+        if not math.isfinite(found) or (whole and found != int(found)):
+            example = "20" if whole else "0.0001 or 1e-4"
+            kind = "whole number" if whole else "number"
+            raise UserError(f"{self.name}: '{text}' is no {kind}; write for example {example}, or '{PRESET}'")
+        if found == self.unset:
+            return None
+        low, high = self.low if self.low is not None else -math.inf, self.high if self.high is not None else math.inf
+        if not low <= found <= high:
+            raise UserError(f"{self.name}: {text} is out of range; write a number from {low:g} to {high:g}")
+        return int(found) if whole else found
 
     def choices(self) -> list[str]:
         return list(self.options() if callable(self.options) else self.options)

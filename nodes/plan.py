@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,54 @@ def flag(name: str, value: Any) -> str:
 
 
 def flags(values: Mapping[str, Any]) -> list[str]:
-    """Flags of the values that say something: neither None, nor '' nor 0 of a number that means 'as in the preset'."""
-    return [flag(name, value) for name, value in values.items() if value is not None and value != "" and value != 0]
+    """Flags of the values that are given: neither None nor ''."""
+    return [flag(name, value) for name, value in values.items() if value is not None and value != ""]
+
+
+def device(preset: str, flags: Sequence[str]) -> str:
+    """The name of the queue for the device that a run trains on, from its preset's text and its flags."""
+    given = [one.partition("=")[2] for one in flags if one.startswith("--run.device=")]
+    written = re.search(r"(?m)(?:^|[{,\s])device\s*=\s*([\"'][^\"'\n]*[\"'])", preset)
+    name = (given or [written[1] if written else ""])[-1].strip().strip("\"'")
+    if name == "cpu":
+        return name
+    number = re.search(r"\d+$", name)
+    return f"gpu{number[0] if number else 0}"
+
+
+PURPOSES = ("character", "style", "concept", "detail", "preference")
+BY_CHECKPOINT = {f"{purpose} (by checkpoint)": purpose for purpose in PURPOSES}
+"""Choices that name no preset: the checkpoint's family and the GPU's memory do."""
+_NEAR = {"concept": "character", "detail": "style"}
+
+
+def suiting(purpose: str, family: str, memory_gb: float, names: Iterable[str]) -> str | None:
+    """The preset FAMILY-PURPOSE-Ngb with the largest N that fits in ``memory_gb``, else the smallest; None without one.
+
+    A family without presets for a purpose lends those of the nearest one.
+    """
+    for wanted in (purpose, _NEAR.get(purpose)):
+        matches = (re.fullmatch(rf"{family}-{wanted}-(\d+)gb", name) for name in names)
+        sizes = sorted((int(match[1]), match[0]) for match in matches if match)
+        if sizes:
+            fitting = [name for size, name in sizes if size <= memory_gb + 0.5]
+            return fitting[-1] if fitting else sizes[0][1]
+    return None
+
+
+_INPUTS = {
+    "run.name": "name", "run.steps": "steps", "run.batch": "batch", "run.seed": "run_seed", "model.path": "checkpoint",
+    "adapter.rank": "rank", "adapter.init_from": "start_from", "optimizer.learning_rate": "learning_rate",
+    "data.resolution": "resolution", "data.trigger": "trigger", "save.trigger": "trigger", "data.path": "dataset_name",
+    "data.pairs": "dataset_name", "data.ratings": "dataset_name", "sample.prompts": "prompts",
+}  # fmt: skip
+
+
+def in_inputs(line: str) -> str:
+    """A line of the trainer with its options called as the node's inputs are, where there is one."""
+    names = "|".join(map(re.escape, _INPUTS))
+    line = re.sub(rf"(?<![\w.])(?:--)?({names})(?![\w.])", lambda match: _INPUTS[match[1]], line)
+    return re.sub(r"(?<!\S)--(?=[a-z_]+\.[a-z])", "", line)
 
 
 def dataset_flags(folder: Path, learn_from: str) -> list[str]:

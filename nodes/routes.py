@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 
 from ..trainer.errors import UserError
-from . import preference
+from . import host, preference
+
+
+@cache
+def register() -> None:
+    """Tell ComfyUI about the pack's folders and routes; once."""
+    host.register()
+    add()
 
 
 def add() -> None:

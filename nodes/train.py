@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from PIL import Image
 
 from ..trainer.errors import UserError
 from ..trainer.runs import check_report, control
+from ..trainer.runs.events import read_object
 from ..trainer.runs.folder import safe_name
+from ..trainer.runs.turn import copy_adapter
 from . import adapter, dataset, host, plan, runs
-from .node import In, Node, Out, Result, never_same
+from .node import PRESET, In, Node, Out, Result, never_same
 from .watch import Watch, in_words, picture
 
-PRESET = "as in the preset"
 UNCHANGED, ALWAYS, ANEW = "go on when unchanged", "go on always", "start over"
 MARK = "comfyui.json"
 """In a run's folder: the key of the request that made it."""
@@ -28,17 +30,31 @@ _anew: dict[Path, str] = {}
 
 
 def presets() -> list[str]:
-    """Names of the presets: the pack's, and .toml files in the pack's data folder."""
+    """By the checkpoint, then the presets by name: the pack's, and .toml files in the pack's data folder."""
+    return [*plan.BY_CHECKPOINT, *_named_presets()]
+
+
+def _named_presets() -> list[str]:
     places = [control.ROOT / "presets", *host.folders(host.DATA)]
-    return [path.stem for place in places for path in sorted(place.glob("*.toml"))] or [host.NONE]
+    return [path.stem for place in places for path in sorted(place.glob("*.toml"))]
 
 
-def preset_path(name: str) -> Path:
+def preset_path(name: str, base: Path | None = None) -> Path:
+    """A preset's file; one that is chosen by the checkpoint needs the checkpoint's file ``base``."""
+    if name in plan.BY_CHECKPOINT:
+        if base is None:
+            raise UserError(f"preset: '{name}' needs a checkpoint; choose the checkpoint, or a preset by its name")
+        family = adapter.family_of(base)
+        found = plan.suiting(plan.BY_CHECKPOINT[name], family, host.gpu_gb(), _named_presets()) if family else None
+        if found is None:
+            what = f"is for {family}, for which there is none" if family else "is of no family that can be trained"
+            raise UserError(f"preset: {base.name} {what}; choose another checkpoint, or a preset by its name")
+        name = found
     for place in (control.ROOT / "presets", *host.folders(host.DATA)):
         path = place / f"{safe_name(name)}.toml"
         if path.is_file():
             return path
-    raise UserError(f"preset: there is no '{name}'; there is: {', '.join(presets())}")
+    raise UserError(f"preset: there is no '{name}'; there is: {', '.join(_named_presets())}")
 
 
 def checkpoints() -> list[str]:
@@ -52,9 +68,8 @@ def datasets() -> list[str]:
 
 
 def wanted(
-    preset: str, name: str, checkpoint: str, dataset_name: str, learn_from: str, steps: int, rank: int,
-    learning_rate: float, resolution: int, batch: int, run_seed: int, trigger: str, prompts: str, options: str,
-    folder: str | None = None, start_from: str | None = None,
+    preset: str, name: str, checkpoint: str, dataset_name: str, learn_from: str, trigger: str, prompts: str,
+    options: str, folder: str | None = None, start_from: str | None = None, **numbers: float | str,
 ) -> plan.Request:  # fmt: skip
     """The inputs of Train and Check as a request. ValueError for what a workflow may not ask for."""
     import folder_paths
@@ -62,6 +77,7 @@ def wanted(
     run_dir = host.place(host.RUNS, name)
     flags = [plan.flag("run.name", run_dir.name), plan.flag("run.out", run_dir.parent)]
     files: list[Path] = []
+    base: Path | None = None
     if checkpoint != PRESET:
         base = Path(folder_paths.get_full_path_or_raise("checkpoints", checkpoint))
         flags.append(plan.flag("model.path", base))
@@ -75,21 +91,23 @@ def wanted(
     start = host.adapter_path(host.NONE, start_from)
     if start is not None:
         files.append(start)
+    flags += plan.flags({option: NUMBERS[name].number(numbers.get(name)) for name, option in _OPTIONS.items()})
     flags += plan.flags({
-        "run.steps": steps, "run.batch": batch, "adapter.rank": rank, "data.resolution": resolution,
-        "optimizer.learning_rate": learning_rate, "data.trigger": trigger.strip(), "save.trigger": trigger.strip(),
+        "data.trigger": trigger.strip(), "save.trigger": trigger.strip(),
         "sample.prompts": plan.prompt_list(prompts) or None, "adapter.init_from": start,
     })  # fmt: skip
-    flags += [plan.flag("run.seed", run_seed)] if run_seed >= 0 else []
     flags += plan.free_options(options)
-    return plan.Request(preset_path(preset), run_dir, tuple(flags), tuple(files))
+    return plan.Request(preset_path(preset, base), run_dir, tuple(flags), tuple(files))
 
 
 # ------------------------------------------------------------------------------------------------------ start, resume
 
 
-def begin(request: plan.Request, again: str) -> str:
+def begin(request: plan.Request, again: str, copy_to: Path | None = None) -> str:
     """Start or resume what is wanted, if it does not run or is not finished: 'finished', 'running' or 'started'.
+
+    A run that others train before on its device waits for them. Once it is finished, its adapter is copied into the
+    folder ``copy_to``.
 
     For a request it is started over once; queued again, that run goes on. ValueError when the run's name was used for
     something else.
@@ -113,7 +131,10 @@ def begin(request: plan.Request, again: str) -> str:
             f"'{ALWAYS}' or '{ANEW}'"
         )
     host.free_memory()
-    control.start(request.preset, run_dir, *request.flags, resume=has_state and again != ANEW)
+    device = plan.device(request.preset.read_text(encoding="utf-8"), request.flags)
+    resume = has_state and again != ANEW
+    control.start(request.preset, run_dir, *request.flags, resume=resume, queue=device, copy_to=copy_to)
+    # In place: the new process removes leftovers of atomic writes as soon as it has the run's lock.
     (run_dir / MARK).write_text(json.dumps({"v": 1, "key": key}), encoding="utf-8")
     if again == ANEW:
         _anew[run_dir] = key
@@ -121,21 +142,22 @@ def begin(request: plan.Request, again: str) -> str:
 
 
 def _mark(run_dir: Path) -> str:
-    try:
-        return str(json.loads((run_dir / MARK).read_text(encoding="utf-8")).get("key", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+    return str(read_object(run_dir / MARK).get("key", ""))
 
 
 # --------------------------------------------------------------------------------------------------------------- nodes
 
 
-def _train(mode: str, again: str, node_id: Any = None, graph: Any = None, **inputs: Any) -> Result:
+def _train(
+    mode: str, again: str, save_to: str = host.OUTPUT_LORAS, report: str | None = None, node_id: Any = None,
+    graph: Any = None, **inputs: Any,
+) -> Result:  # fmt: skip
     request = wanted(**inputs)
     _, offset = control.events(request.run_dir)
-    begun = begin(request, again)
+    copy_to = host.lora_folder(save_to)
+    begun = begin(request, again, copy_to)
     if mode == "background" and begun != "finished":
-        return _outputs(request.run_dir, f"{request.run_dir.name}: training in the background; Run status follows it")
+        return _outputs(request.run_dir, background_line(request.run_dir))
     warnings: list[str] = []
     if begun != "finished":
         watch = Watch(request.run_dir, str(node_id), offset)
@@ -144,18 +166,32 @@ def _train(mode: str, again: str, node_id: Any = None, graph: Any = None, **inpu
             raise host.interrupted()
         if now.state != "done":
             raise UserError(failure(request.run_dir, now))
+    copy = copy_adapter(request.run_dir, copy_to) if copy_to else None
     now = control.status(request.run_dir)
-    said = now.message if begun != "finished" else f"{request.run_dir.name}: finished before with the same settings"
-    return _outputs(request.run_dir, said, warnings)
+    line = now.message if begun != "finished" else f"{request.run_dir.name}: finished before with the same settings"
+    lines = [line] if line else []
+    lines += [f"listed under loras as pixelkiln/{copy.name}"] if copy else []
+    return _outputs(request.run_dir, "\n".join(lines), warnings)
+
+
+def background_line(run_dir: Path, patience: float = 3.0) -> str:
+    """What a run that was started beside the queue does now; the process gets a moment to find its place in line."""
+    until = time.monotonic() + patience
+    while (now := control.status(run_dir)).state == "queued" and "waiting" not in now.message:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    if now.state == "queued" and "waiting" in now.message:
+        return f"{run_dir.name}: {now.message}; it starts by itself"
+    return f"{run_dir.name}: training in the background; Run status follows it"
 
 
 def failure(run_dir: Path, now: control.Status) -> str:
     """The trainer's one clear line, and the end of its log."""
     if now.state == "stopped":
         return f"run '{run_dir.name}': stopped at step {now.step} of {now.total}; queue again to go on"
-    return (
-        f"run '{run_dir.name}' failed: {now.message}\n\nthe end of {run_dir / 'log.txt'}:\n{control.tail(run_dir, 12)}"
-    )
+    line = plan.in_inputs(now.message)
+    return f"run '{run_dir.name}' failed: {line}\n\nthe end of {run_dir / 'log.txt'}:\n{control.tail(run_dir, 12)}"
 
 
 def _outputs(run_dir: Path, said: str, warnings: Sequence[str] = ()) -> Result:
@@ -179,6 +215,8 @@ def _train_stamp(mode: str | None = None, again: str | None = None, **inputs: An
     """Runs again when the request's files, the run's state or its adapter change, however that came about."""
     if None in inputs.values():
         return never_same()
+    for name in ("save_to", "report"):
+        inputs.pop(name, None)
     try:
         request = wanted(**inputs)
         key, newest = request.key(), control.checkpoints(request.run_dir)
@@ -187,8 +225,15 @@ def _train_stamp(mode: str | None = None, again: str | None = None, **inputs: An
     return f"{key} {control.status(request.run_dir).state} {host.stamp(newest[-1].path if newest else None)}"
 
 
-def _check_options(options: str | None = None) -> None:
+def _check_inputs(
+    options: str | None = None, steps: Any = None, rank: Any = None, learning_rate: Any = None, resolution: Any = None,
+    batch: Any = None, run_seed: Any = None,
+) -> None:  # fmt: skip
     plan.free_options(options or "")
+    numbers = {"steps": steps, "rank": rank, "learning_rate": learning_rate, "resolution": resolution, "batch": batch,
+               "run_seed": run_seed}  # fmt: skip
+    for name, value in numbers.items():
+        NUMBERS[name].number(value)
 
 
 def _status(run: str) -> Result:
@@ -198,7 +243,7 @@ def _status(run: str) -> Result:
     found = control.checkpoints(folder)
     last = next((e for e in reversed(events) if e["kind"] == "step"), None)
     lines = [f"{folder.name}: {now.state}" + (f", {in_words(last, now)}" if last and now.live else "")]
-    lines += [now.message] if now.message else []
+    lines += [plan.in_inputs(now.message)] if now.message else []
     lines += [f"newest adapter: {runs.label(found[-1])}"] if found else ["no adapter yet"]
     lines += [control.tail(folder, 12)] if now.state == "failed" else []
     samples = [p for e in events[-400:] if e["kind"] == "sample" and (p := picture(e.get("path")))][-4:]
@@ -227,16 +272,36 @@ def _stop(run: str, what: str) -> Result:
 
 def _check(**inputs: Any) -> Result:
     request = wanted(**inputs)
-    answer = control.ask(["check", str(request.preset), *request.flags])
-    said = "\n".join(check_report.lines(answer, request.preset.stem))
-    return Result((said,), host.text(said))
+    try:
+        answer = control.ask(["check", str(request.preset), *request.flags])
+    except control.Refused as refused:
+        raise UserError(plan.in_inputs(str(refused))) from None
+    lines = [f"preset    {request.preset.stem}", *check_report.lines(answer, request.preset.stem)]
+    text = "\n".join(map(plan.in_inputs, lines))
+    return Result((text,), host.text(text))
 
 
+_NUMBERS = (
+    In("steps", "INT", "Steps of the optimizer.", default=0, unset=0, low=0, high=1_000_000),
+    In("rank", "INT", "Rank of the adapter.", default=0, unset=0, low=0, high=1024),
+    In("learning_rate", "FLOAT", "Learning rate, such as 0.0001 or 1e-4.", default=0.0, unset=0, low=0.0, high=10.0,
+       step=1e-7),
+    In("resolution", "INT", "Pixels of a side.", default=0, unset=0, low=0, high=4096),
+    In("batch", "INT", "Pictures in a batch.", default=0, unset=0, low=0, high=256, advanced=True),
+    In("run_seed", "INT", "Seed of all randomness.", default=-1, unset=-1, low=-1, high=2**53, advanced=True),
+)  # fmt: skip
+"""Each may be left to the preset."""
+NUMBERS = {one.name: one for one in _NUMBERS}
+_OPTIONS = {
+    "steps": "run.steps", "batch": "run.batch", "rank": "adapter.rank", "resolution": "data.resolution",
+    "learning_rate": "optimizer.learning_rate", "run_seed": "run.seed",
+}  # fmt: skip
 _REQUEST = (
     In(
         "preset",
         "COMBO",
-        "Where the settings start: a preset of the pack, or a .toml file in its data folder.",
+        "Where the settings start. By checkpoint: the preset of this purpose for the checkpoint's family and the GPU's "
+        "memory. Others: a preset of the pack, or a .toml file in its data folder.",
         options=presets,
     ),
     In("name", "STRING", "Name of the run: its folder and its adapter are called so.", default="my_adapter"),
@@ -250,28 +315,7 @@ _REQUEST = (
         options=("auto", "pictures", "pairs", "ratings"),
         advanced=True,
     ),
-    In("steps", "INT", "Steps of the optimizer; 0: as in the preset.", default=0, low=0, high=1_000_000),
-    In("rank", "INT", "Rank of the adapter; 0: as in the preset.", default=0, low=0, high=1024),
-    In("learning_rate", "FLOAT", "Learning rate; 0: as in the preset.", default=0.0, low=0.0, high=10.0, step=0.00001),
-    In("resolution", "INT", "Pixels of a side; 0: as in the preset.", default=0, low=0, high=4096, step=8),
-    In(
-        "batch",
-        "INT",
-        "Pictures on the card at a time; 0: as in the preset.",
-        default=0,
-        low=0,
-        high=256,
-        advanced=True,
-    ),
-    In(
-        "run_seed",
-        "INT",
-        "Seed of all randomness; -1: as in the preset.",
-        default=-1,
-        low=-1,
-        high=2**53,
-        advanced=True,
-    ),
+    *_NUMBERS,
     In("trigger", "STRING", "Trigger words, put before every caption and into the file.", default=""),
     In(
         "prompts",
@@ -311,7 +355,7 @@ TRAIN = Node(
             "mode",
             "COMBO",
             "wait: the queue waits and the adapter can be used at once. background: the queue goes on; "
-            "sampling then shares the card.",
+            "sampling then shares the GPU. Trainings on one GPU wait for each other.",
             default="wait",
             options=("wait", "background"),
         ),
@@ -325,6 +369,21 @@ TRAIN = Node(
             advanced=True,
         ),
         *_REQUEST[-2:],
+        In(
+            "save_to",
+            "COMBO",
+            "Where the finished adapter is copied, so that every list of LoRAs has it as pixelkiln/NAME.",
+            default=host.OUTPUT_LORAS,
+            options=(host.OUTPUT_LORAS, host.MODELS_LORAS, host.RUN_ONLY),
+            optional=True,
+        ),
+        In(
+            "report",
+            "STRING",
+            "The report of Check a training, which then runs before Train; a check that fails stops the queue.",
+            optional=True,
+            socket=True,
+        ),
     ),
     outputs=(
         Out("path", "STRING", "The adapter file, for Load adapter."),
@@ -336,7 +395,7 @@ TRAIN = Node(
     group="training",
     aliases=("train lora", "dpo", "finetune"),
     fingerprint=_train_stamp,
-    check=_check_options,
+    check=_check_inputs,
     output=True,
     knows_graph=True,
 )
@@ -383,7 +442,7 @@ CHECK = Node(
     group="training",
     aliases=("vram", "fit check"),
     fingerprint=never_same,
-    check=_check_options,
+    check=_check_inputs,
     output=True,
 )
 NODES = (TRAIN, STATUS, STEER, CHECK)

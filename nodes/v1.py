@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import host
+from . import routes
 from .all import NODES
 from .node import In, Node, validator
 
@@ -61,6 +61,6 @@ def _without_hidden(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name not in ("graph", "node_id")}
 
 
-host.register()
+routes.register()
 NODE_CLASS_MAPPINGS = {node.id: node_class(node) for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.id: node.name for node in NODES}

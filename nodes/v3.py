@@ -9,9 +9,9 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host
+from . import routes
 from .all import NODES
-from .node import In, Node, validator
+from .node import PRESET, In, Node, validator
 
 _WIDGETS = {"STRING": io.String, "INT": io.Int, "FLOAT": io.Float, "BOOLEAN": io.Boolean, "COMBO": io.Combo}
 _YOUNG = ("advanced", "search_aliases")
@@ -30,6 +30,10 @@ def _made(kind: Callable[..., Any], *values: Any, **named: Any) -> Any:
 
 def _input(one: In) -> Any:
     common: dict[str, Any] = {"tooltip": one.tip, "optional": one.optional}
+    if one.unset is not None and hasattr(io, "MultiType"):
+        text = _made(io.String.Input, one.name, default=PRESET, **common, advanced=one.advanced or None)
+        links = [io.Float, io.Int] if one.kind == "FLOAT" else [io.Int]
+        return _made(io.MultiType.Input, text, links, advanced=one.advanced or None)
     if one.kind not in _WIDGETS:
         return io.Custom(one.kind).Input(one.name, **common)
     if one.kind == "COMBO":
@@ -105,7 +109,7 @@ def node_class(node: Node) -> type[io.ComfyNode]:
 
 class Extension(ComfyExtension):
     async def on_load(self) -> None:
-        host.register()
+        routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node_class(node) for node in NODES]

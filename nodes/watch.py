@@ -30,6 +30,8 @@ class Watch:
         while True:
             now = control.status(self.run_dir)
             self._news(now)
+            if now.state == "queued" and now.message and not self.presses:
+                host.progress_text(now.message, self.node_id)
             if host.take_interrupt():
                 self._press()
             if not now.live:

@@ -22,6 +22,7 @@ def to_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
         values, inputs = list(node["widgets_values"]), {}
         for name in [*known["input_order"]["required"], *known["input_order"].get("optional", [])]:
             kind, options = spec[name][0], spec[name][1] if len(spec[name]) > 1 else {}
+            kind = options.get("widgetType") or kind
             is_widget = (isinstance(kind, list) or kind in _WIDGETS) and not options.get("forceInput")
             if is_widget:
                 inputs[name] = values.pop(0)

@@ -82,7 +82,12 @@ def server(request, comfyui, tmp_path_factory) -> Iterator[Server]:
     path, python = comfyui
     base = tmp_path_factory.mktemp("comfyui")
     pack = base / "custom_nodes" / getattr(request.module, "FOLDER", "pixel-kiln.1")
-    unwanted = shutil.ignore_patterns(".*", "build", "tests", "runs", "base", "pictures", "__pycache__", "extension")
+    common = shutil.ignore_patterns(".*", "__pycache__")
+    apart = {ROOT / name for name in ("build", "tests", "runs", "presets/base", "extension")}
+
+    def unwanted(folder: str, names: list[str]) -> set[str]:
+        return {*common(folder, names), *(name for name in names if Path(folder, name) in apart)}
+
     shutil.copytree(ROOT, pack, ignore=unwanted)
     for folder in ("models/loras", "models/checkpoints", "input", "output/pixelkiln/data", "temp", "user"):
         (base / folder).mkdir(parents=True, exist_ok=True)

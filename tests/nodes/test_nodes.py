@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from pixelkiln.nodes import adapter, blocks, dataset, graph, grid, host, load, plan, preference, routes, runs, train
 from pixelkiln.nodes.all import NODES
 from pixelkiln.trainer.data import pairs_file
+from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.runs import control
 from pixelkiln.trainer.runs.folder import safe_name
 
@@ -42,7 +43,6 @@ def comfyui(tmp_path, monkeypatch) -> Path:
     }
     vars(paths).update(found)
     monkeypatch.setitem(sys.modules, "folder_paths", paths)
-    monkeypatch.setattr(routes, "add", lambda: None)
     host.register.__wrapped__()
     for folder in ("loras/a", "loras/b", "checkpoints", "more/runs", "more/data", "output/pixelkiln/data/cats"):
         (tmp_path / folder).mkdir(parents=True)
@@ -393,6 +393,49 @@ def test_what_lies_in_a_dataset_is_not_written_again(comfyui):
     assert fingerprint("DatasetFolder", folder="dogs") == before
 
 
+@pytest.mark.parametrize("captions, count, wanted", [
+    ([""], 3, ["", "", ""]), (["a"], 2, ["a", "a"]), (["a\n\n b \n"], 2, ["a", "b"]), (["a\n\nb"], 3, ["a", "", "b"]),
+    (["a", ""], 2, ["a", ""]), ([], 2, ["", ""]), (["\n \n"], 2, ["", ""]),
+])  # fmt: skip
+def test_captions_for_each_for_all_or_none(captions, count, wanted):
+    assert dataset._captions(captions, count) == wanted
+
+
+def test_captions_that_do_not_fit_the_pictures():
+    with pytest.raises(UserError, match="captions: 2 for 3 pictures"):
+        dataset._captions(["a\nb"], 3)
+
+
+def test_pictures_without_captions_are_written_for_a_trigger_word(comfyui):
+    images = [torch.zeros(2, 8, 8, 3) + torch.tensor([0.0, 1.0])[:, None, None, None]]
+    told = dataset._from_images(images, ["dogs"], [""], [64]).values[1]
+    assert told.startswith("dogs: 2 new pictures")
+    assert "without caption: 2" in told
+
+
+def test_a_list_offers_folders_with_something_to_learn_from_and_none(comfyui):
+    """A fresh ComfyUI has only its own folder for 3D files, which is no dataset; the demo's are offered."""
+    (comfyui / "input/3d").mkdir(parents=True)
+    assert dataset.names() == ["pairs", "style", host.NONE]
+    (comfyui / "input/mine/deep").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(comfyui / "input/mine/deep/a.PNG")
+    (comfyui / "output/pixelkiln/data/cats/pairs.jsonl").touch()
+    assert dataset.names() == ["cats", "mine", "pairs", "style", host.NONE]
+    assert train.datasets() == [train.PRESET, "cats", "mine", "pairs", "style"]
+    with pytest.raises(UserError, match="folder: none is chosen"):
+        dataset.find(host.NONE)
+    assert host.run_names() == [host.NONE]
+    with pytest.raises(UserError, match="run: none is chosen"):
+        host.run_path(host.NONE)
+
+
+def test_nodes_that_receive_nothing_say_so():
+    for run in (lambda: grid._grid([], []), lambda: grid._grid([torch.zeros(0, 8, 8, 3)], [0]),
+                lambda: dataset._from_images([], ["x"], [""], [64])):  # fmt: skip
+        with pytest.raises(UserError, match=r"^images: no picture came in"):
+            run()
+
+
 def test_new_things_go_into_comfyuis_output_and_known_ones_are_found(comfyui):
     own = comfyui / "output/pixelkiln"
     assert (host.folders(host.RUNS)[:2], host.folders(host.DATA)[0]) == (
@@ -519,7 +562,7 @@ def test_a_dataset_tells_what_it_is(tmp_path):
 def test_a_run_is_started_over_once_for_a_request(comfyui, monkeypatch):
     resumed: list[bool] = []
     monkeypatch.setattr(host, "free_memory", lambda: None)
-    monkeypatch.setattr(control, "start", lambda *given, resume: resumed.append(resume))
+    monkeypatch.setattr(control, "start", lambda *given, resume, **more: resumed.append(resume))
     run = has_run(comfyui / "output/pixelkiln/runs/one")
     assert train.begin(train.wanted(**TRAIN), train.ANEW) == "started"
     assert train.begin(train.wanted(**TRAIN), train.ANEW) == "finished"
@@ -572,6 +615,107 @@ def test_free_options():
     assert plan.free_options("sample.negative = 'a ~ b: c'") == ["--sample.negative='a ~ b: c'"]
     text = 'adapter.kind = "dora"\n\n# a comment\n--loss.pixel.weight=0.5\nobjective.kind = "dpo"'
     assert plan.free_options(text) == ['--adapter.kind="dora"', "--loss.pixel.weight=0.5", '--objective.kind="dpo"']
+
+
+def test_a_number_is_typed_or_left_to_the_preset(comfyui):
+    """As a text or a number; 0 and -1 are what workflows were saved with before the widget was a text."""
+    for value, flag in (("0.000004", "4e-06"), ("5e-6", "5e-06"), (4e-6, "4e-06"), (" 1e-4 ", "0.0001")):
+        flags = train.wanted(**{**TRAIN, "learning_rate": value}).flags
+        assert f"--optimizer.learning_rate={flag}" in flags
+    for value in ("as in the preset", "", 0, 0.0, "0", None):
+        request = train.wanted(**{**TRAIN, "learning_rate": value, "rank": value, "batch": value})
+        assert not [one for one in request.flags if "learning_rate" in one or "rank" in one or "batch" in one]
+    seeds = [train.wanted(**{**TRAIN, "run_seed": value}).flags for value in (0, "0", -1, "-1", "as in the preset")]
+    assert ["--run.seed=0" in flags for flags in seeds] == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("name, value, said", [
+    ("learning_rate", "x", "'x' is no number; write for example 0.0001 or 1e-4, or 'as in the preset'"),
+    ("learning_rate", "nan", "is no number"), ("learning_rate", "-1", "out of range; write a number from 0 to 10"),
+    ("learning_rate", 11, "out of range"), ("steps", "1.5", "is no whole number"), ("rank", "2048", "out of range"),
+    ("steps", "1,000", "is no whole number"), ("run_seed", -2, "out of range"),
+])  # fmt: skip
+def test_what_is_no_number_is_told_before_anything_runs(comfyui, name, value, said):
+    with pytest.raises(UserError, match=f"^{name}: .*{re.escape(said)}"):
+        train._check_inputs(**{name: value})
+    with pytest.raises(UserError, match=f"^{name}: "):
+        train.wanted(**{**TRAIN, name: value})
+
+
+def test_no_numeric_widget_changes_a_number_that_people_type():
+    """The page rounds to a widget's step: strengths have ComfyUI's own, numbers left to a preset are texts there."""
+    for node in NODES:
+        for one in node.inputs:
+            if one.kind == "INT":
+                assert one.step is None, (node.id, one.name)
+            if one.kind == "FLOAT" and one.unset is None:
+                assert one.step == 0.01, (node.id, one.name)
+
+
+def test_a_preset_is_chosen_by_the_checkpoint_and_the_gpus_memory(comfyui, monkeypatch):
+    key = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    sd3 = {f"model.diffusion_model.joint_blocks.{i}.x_block.attn.qkv.weight": torch.zeros(12, 4) for i in (0, 23)}
+    files = {
+        "sd15": {key: torch.zeros(320, 768)},
+        "sdxl": {key: torch.zeros(640, 2048)},
+        "sd3": sd3,
+        "refiner": {key: torch.zeros(640, 1280)},
+        "flux": {"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 3)},
+    }
+    for name, tensors in files.items():
+        save_file(tensors, str(comfyui / f"checkpoints/{name}.safetensors"))
+
+    def chosen(purpose: str, name: str, gb: float) -> str:
+        monkeypatch.setattr(host, "gpu_gb", lambda: gb)
+        values = {**TRAIN, "preset": f"{purpose} (by checkpoint)", "checkpoint": f"{name}.safetensors"}
+        return train.wanted(**values).preset.stem
+
+    assert chosen("character", "sd15", 24) == "sd15-character-8gb"
+    assert [chosen("style", "sdxl", gb) for gb in (0, 8, 11.7, 24)] == ["sdxl-style-12gb"] * 3 + ["sdxl-style-24gb"]
+    assert [chosen("character", "sdxl", gb) for gb in (7.8, 12)] == ["sdxl-character-8gb", "sdxl-character-12gb"]
+    assert chosen("detail", "sd3", 24) == "sd3-style-24gb", "the nearest purpose that the family has"
+    assert chosen("preference", "sd15", 0) == "sd15-preference-8gb"
+    for name in ("refiner", "flux"):
+        with pytest.raises(UserError, match=f"preset: {name}.safetensors is of no family that can be trained"):
+            chosen("character", name, 24)
+    with pytest.raises(UserError, match="needs a checkpoint"):
+        train.wanted(**{**TRAIN, "preset": "style (by checkpoint)", "checkpoint": "as in the preset"})
+    for purpose in plan.PURPOSES:
+        for family in ("sd15", "sdxl", "sd3"):
+            assert plan.suiting(purpose, family, 24, train._named_presets()), (purpose, family)
+
+
+@pytest.mark.parametrize("preset, flags, name", [
+    ("", [], "gpu0"), ("[run]\ndevice = \"cpu\"", [], "cpu"), ("run = {steps = 3, device = 'cuda:1'}", [], "gpu1"),
+    ('[run]\ndevice = "cpu"', ['--run.device="cuda:2"'], "gpu2"), ("", ["--run.device=cuda"], "gpu0"),
+    ("mydevice = 'cpu'", [], "gpu0"), ("", ['--run.device="auto"'], "gpu0"),
+])  # fmt: skip
+def test_trainings_on_one_device_share_a_queue(preset, flags, name):
+    assert plan.device(preset, flags) == name
+
+
+def test_where_the_finished_adapter_is_copied(comfyui):
+    assert host.lora_folder(host.OUTPUT_LORAS) == comfyui / "output/loras/pixelkiln"
+    assert host.lora_folder(host.MODELS_LORAS) == comfyui / "loras/pixelkiln"
+    assert host.lora_folder(host.RUN_ONLY) is None
+
+
+def test_a_run_that_was_finished_before_is_listed_too(comfyui):
+    run = has_run(comfyui / "output/pixelkiln/runs/one")
+    save_file(lora(SD15), str(run / "one.safetensors"))
+    (run / train.MARK).write_text(json.dumps({"key": train.wanted(**TRAIN).key()}), encoding="utf-8")
+    done = train._train("wait", train.UNCHANGED, **TRAIN)
+    assert "listed under loras as pixelkiln/one.safetensors" in done.values[4]
+    assert (comfyui / "output/loras/pixelkiln/one.safetensors").is_file()
+
+
+def test_the_trainers_lines_name_the_nodes_inputs():
+    assert plan.in_inputs("data.path: there is none; set --data.path=x or run.steps") == (
+        "dataset_name: there is none; set dataset_name=x or steps"
+    )
+    assert plan.in_inputs("memory.offload: see --memory.offload=blocks -- or not") == (
+        "memory.offload: see memory.offload=blocks -- or not"
+    )
 
 
 @pytest.mark.parametrize("line", [

@@ -82,7 +82,7 @@ def fit_rows(fit: Mapping[str, Any]) -> list[Row]:
 
 def _time(fit: Mapping[str, Any]) -> str:
     source, step, seconds = fit.get("pace", "unknown"), fit.get("seconds_per_step"), fit.get("seconds")
-    known = [f"about {clock(max(seconds, 1))}"] if seconds else []
+    known = [f"about {clock(max(seconds, 1))}"] if seconds is not None else []
     known += [f"{step:.2f} s a step"] if step else []
     return f"{', '.join(known)} ({source})" if known else f"unknown: {source}"
 
