@@ -7,6 +7,7 @@ ComfyUI: pytest -m browser.
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 from comfy_server import ROOT, Server, comfyui, server, until
 from PIL import Image
 
+from pixelkiln.nodes import plan
 from pixelkiln.trainer.data import pairs_file
 
 CHROMIUM = "/usr/bin/chromium"
@@ -219,6 +221,56 @@ def test_a_stack_grows_with_its_links(page):
     stack["inputs"] = [one | {"name": one["name"].removeprefix("paths.")} for one in stack["inputs"]]
     linked = {"path_1": ["2", 0], "path_2": ["3", 0]}
     assert linked.items() <= reloaded(page, saved).items()
+
+
+def test_a_learning_rate_is_typed(server, page, request):
+    """As a person types it; what the page would queue is what was typed, and the trainer gets it."""
+    renderer = request.node.callspec.params["page"]
+    values = typed(page, renderer, "0.000004")
+    assert values["learning_rate"] == "0.000004"
+    assert {name: values[name] for name in ("steps", "rank", "resolution", "batch", "run_seed")} == dict.fromkeys(
+        ("steps", "rank", "resolution", "batch", "run_seed"), "as in the preset"
+    )
+    assert plan.flag("optimizer.learning_rate", 4e-6) == f"--optimizer.learning_rate={float(values['learning_rate'])}"
+    assert typed(page, renderer, "5e-6")["learning_rate"] == "5e-6"
+
+
+def typed(page: Any, renderer: str, text: str) -> dict[str, Any]:
+    """Type into the learning rate of a new Train node; the inputs as they would be queued."""
+    page.evaluate(f"() => {{ app.graph.clear(); {ADD} add('PixelkilnTrain', [40, 40]); }}")
+    page.wait_for_timeout(500)
+    if renderer == "vue":
+        field = page.get_by_label("learning_rate").first
+        field.fill(text)
+        field.press("Enter")
+    else:
+        at = page.evaluate("""() => {
+            const node = app.graph.nodes[0], widget = node.widgets.find((w) => w.name === "learning_rate");
+            const [x, y] = app.canvas.convertOffsetToCanvas([node.pos[0] + 200, node.pos[1] + widget.last_y + 10]);
+            const box = app.canvas.canvas.getBoundingClientRect();
+            return [box.left + x, box.top + y];
+        }""")
+        page.mouse.dblclick(*at)
+        field = page.locator(".graphdialog input, .graphdialog textarea").first
+        field.fill(text)
+        field.press("Enter")
+    page.wait_for_timeout(300)
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    return next(node["inputs"] for node in prompt.values())
+
+
+def test_a_workflow_of_numbers_reads_as_in_the_preset(page):
+    """The example as it was saved when 0 and -1 meant that; a number that was set stays."""
+    saved = json.loads((ROOT / "example_workflows/train_on_preferences.json").read_text(encoding="utf-8"))
+    (train,) = (node for node in saved["nodes"] if node["type"] == "PixelkilnTrain")
+    train["widgets_values"][5:11] = [0, 16, 0.0, 0, 0, -1]
+    page.evaluate("workflow => app.loadGraphData(workflow)", saved)
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    inputs = next(node["inputs"] for node in prompt.values() if node["class_type"] == "PixelkilnTrain")
+    preset = "as in the preset"
+    names = ("steps", "rank", "learning_rate", "resolution", "batch", "run_seed")
+    assert [inputs[name] for name in names] == [preset, "16", preset, preset, preset, preset]
+    assert (inputs["mode"], inputs["again"], inputs["save_to"]) == ("wait", "go on when unchanged", "output/loras")
 
 
 def reloaded(page: Any, workflow: dict[str, Any]) -> dict[str, Any]:
