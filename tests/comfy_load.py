@@ -236,7 +236,7 @@ def against_core(model, text, path: Path) -> dict:
 
 def peft_names(tensors: dict[str, torch.Tensor], style: str) -> dict[str, torch.Tensor]:
     """A Kohya SD1.5 file of plain LoRA in the names of today's diffusers (or PEFT), with alpha = rank folded in."""
-    from pixelkiln.trainer.adapters.keys import parse
+    from pixelkiln.trainer.adapters.parse import parse
 
     found = {}
     for key, value in tensors.items():

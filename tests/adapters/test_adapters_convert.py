@@ -343,7 +343,7 @@ def test_inspect_tells_all_of_it(tmp_path: Path) -> None:
 def test_files_that_cannot_be_converted_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     files.save(path, {"model.weight": torch.zeros(2)}, {})
-    with pytest.raises(ValueError, match="that is no adapter for no family that we know"):
+    with pytest.raises(ValueError, match="it is no adapter that we know; give a lora"):
         convert.convert(path, tmp_path / "b.safetensors")
     files.save(path, a_file("sd15", "lora"), {})
     with pytest.raises(ValueError, match="PEFT keeps an adapter in a folder"):

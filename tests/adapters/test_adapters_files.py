@@ -304,7 +304,11 @@ def test_a_wrong_file_is_caught_by_name(tmp_path: Path) -> None:
     caught({k: v for k, v in good.items() if not k.startswith(qkv)}, "was trained but is not in the file", False)
     caught({**good, f"{qkv}.lora_up.weight": good[f"{qkv}.lora_up.weight"] * float("nan")}, "non-finite", False)
     short = good[f"{qkv}.lora_up.weight"][:10]
-    caught({**good, f"{qkv}.lora_up.weight": short}, f"'{qkv}' adapts 10 rows; its module has 48", False)
+    caught(
+        {**good, f"{qkv}.lora_up.weight": short},
+        f"'{qkv}' does not fit its module: it adapts 10 rows, the weight has 48",
+        False,
+    )
     caught({**good, f"{qkv}.lora_down.weight": torch.zeros(3, 9)}, f"'{qkv}' does not fit its module", False)
     caught({**good, f"{qkv}.alpha": good[f"{qkv}.alpha"] / 3}, f"'{qkv}' has another effect")
     up = good[f"{qkv}.lora_up.weight"]

@@ -23,6 +23,7 @@ from pixelkiln.trainer.adapters.names import (
     unflatten,
 )
 from pixelkiln.trainer.adapters.options import AdapterOptions
+from pixelkiln.trainer.adapters.parse import parse
 from pixelkiln.trainer.adapters.plan import plan
 from pixelkiln.trainer.families.load import meta
 
@@ -93,7 +94,7 @@ def test_sd3_embedders_and_t5() -> None:
 @pytest.mark.parametrize("family", known())
 def test_every_name_leads_back_to_its_module(family: str) -> None:
     for site in all_sites(family, full(family)):
-        ref = keys.parse(f"{site.name}.alpha")
+        ref = parse(f"{site.name}.alpha")
         if site.role == "rest" and site.component != DENOISER:
             continue
         assert ref is not None, site.name
@@ -163,20 +164,30 @@ def test_text_encoders_alone_tell_the_family_only_with_metadata() -> None:
          "lora_up.weight", "comfyui"),
         ("lora_unet_output_blocks_5_2_conv.lora_down.weight", "unet", "up_blocks.1.upsamplers.0.conv",
          "lora_down.weight", "kohya"),
+        ("unet.down_blocks.0.attentions.0.proj_in.lora_B.bias", "unet", "down_blocks.0.attentions.0.proj_in",
+         "lora_up.bias", "diffusers"),
+        ("clip_g.text_model.encoder.layers.3.mlp.fc1.lora_up.weight", "te2", "text_model.encoder.layers.3.mlp.fc1",
+         "lora_up.weight", "omi"),
+        ("transformer.joint_blocks.3.context_block.attn.qkv.1.lora_down.weight", "unet",
+         "transformer_blocks.3.attn.add_k_proj", "lora_down.weight", "diffusers"),
+        ("lora_unet_transformer_blocks_0_attn2_to_out_0_.alpha", "unet", "transformer_blocks.0.attn2.to_out.0", "alpha",
+         "kohya"),
+        ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1.to_out.0.lora_magnitude_vector", "unet",
+         "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0", "dora_scale", "kohya"),
         ("lora_te_text_model_encoder_layers_0_mlp_fc2.hada_w1_a", "te", "text_model.encoder.layers.0.mlp.fc2",
          "hada_w1_a", "kohya"),
     ],
 )  # fmt: skip
 def test_keys_of_other_programs(key: str, component: str, path: str, tensor: str, naming: str) -> None:
-    ref = keys.parse(key)
+    ref = parse(key)
     assert ref is not None
     assert (ref.component, ref.path, ref.tensor, ref.naming) == (component, path, tensor, naming)
 
 
 @pytest.mark.parametrize("key", ["lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", "epoch", "model.weight",
-                                 "unet.down_blocks.0.attentions.0.proj_in.lora_B.bias"])  # fmt: skip
+                                 "unet.down_blocks.0.attentions.0.proj_in.bias"])  # fmt: skip
 def test_keys_that_belong_to_no_adapter_of_ours(key: str) -> None:
-    assert keys.parse(key) is None
+    assert parse(key) is None
 
 
 # ------------------------------------------------------------------------------------------- any file -> Kohya's

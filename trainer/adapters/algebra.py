@@ -7,7 +7,7 @@ LoRA: arXiv:2106.09685; DoRA: 2402.09353; LoHa: 2108.06098 and LyCORIS 2309.1485
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,10 +17,14 @@ from ..errors import UserError
 Tensors = Mapping[str, Tensor]
 Shape = tuple[int, ...]
 
-OUT_ROWS = ("lora_up.weight", "dora_scale", "hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a")
+OUT_ROWS = (
+    "lora_up.weight", "dora_scale", "hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a", "diff", "diff_b", "set_weight",
+)  # fmt: skip
 """Tensors whose rows follow the rows of the weight (for LoKr: in whole blocks)."""
-
-BESIDE = ("dora_scale", "diff_b", "w_norm", "b_norm", "set_weight")
+SUMS = ("diff_b", "w_norm", "b_norm")
+"""Differences of a bias or of a norm's weight and bias."""
+BESIDE = ("dora_scale", *SUMS, "set_weight", "reshape_weight")
+"""Tensors that are no part of ``delta``."""
 
 
 def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
@@ -125,14 +129,52 @@ def on_meta(tensors: Tensors) -> dict[str, Tensor]:
     return {name: value if name == "alpha" else value.to("meta") for name, value in tensors.items()}
 
 
-def has_matrix(tensors: Mapping[str, object]) -> bool:
-    """Whether there is a difference of the weight, which ``delta`` gives."""
-    return any(name in tensors for name in ("lora_up.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff"))
+def method(tensors: Mapping[str, Tensor | Shape]) -> str | None:
+    """How a module's tensors make up the difference of its weight: lora, loha, lokr, full; None where there is none."""
+    if "diff" in tensors:
+        value = tensors["diff"]
+        return "full" if (value.dim() if isinstance(value, Tensor) else len(value)) > 1 else None
+    marks = (("lora", "lora_up.weight"), ("loha", "hada_w1_a"), ("lokr", "lokr_w1"), ("lokr", "lokr_w1_a"))
+    return next((kind for kind, mark in marks if mark in tensors), None)
 
 
-def beside(tensors: Mapping[str, object]) -> list[str]:
-    """The tensors that are no part of ``delta``: magnitudes, differences of a bias or a norm, whole new weights."""
-    return [name for name in tensors if name in BESIDE]
+def missing(names: Iterable[str]) -> str:
+    """The tensors that a module with ``names`` lacks to have an effect, in words; '' when it is whole."""
+    have = set(names)
+    wanted: list[str] = []
+    if have & {"lora_down.weight", "lora_up.weight", "lora_mid.weight", "lora_up.bias"}:
+        wanted = ["lora_down.weight", "lora_up.weight"]
+    elif any(name.startswith("hada_") for name in have):
+        wanted = ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"]
+    elif any(name.startswith("lokr_") for name in have):
+        for w in ("lokr_w1", "lokr_w2"):
+            wanted += [w] if w in have or not have & {f"{w}_a", f"{w}_b"} else [f"{w}_a", f"{w}_b"]
+    elif "b_norm" in have:
+        wanted = ["w_norm"]
+    elif not have - {"alpha", "dora_scale"}:
+        return "what it adds to the weight"
+    return " and ".join(name for name in wanted if name not in have)
+
+
+def over_inputs(tensors: Tensors) -> bool:
+    """Whether DoRA's magnitudes are those of the weight's columns (LyCORIS's wd_on_output=False), not of its rows."""
+    return "dora_scale" in tensors and tensors["dora_scale"].dim() > 1 and tensors["dora_scale"].shape[0] == 1
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, type included; float8 has no comparison of its own."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    small = a.is_floating_point() and a.element_size() == 1
+    return (
+        torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) if small else torch.equal(a, b)
+    )
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are; float8 has no isfinite of its own."""
+    small = tensor.is_floating_point() and tensor.element_size() == 1
+    return bool((tensor.half() if small else tensor).isfinite().all())
 
 
 def _product(t: Tensors, name: str, core: str) -> Tensor:
@@ -145,10 +187,10 @@ def swap_halves(tensors: Tensors) -> dict[str, Tensor]:
     """The same module with the first and second half of ``out`` exchanged."""
     swapped = dict(tensors)
     for name in OUT_ROWS:
-        if name in swapped:
+        if name in swapped and not (name == "dora_scale" and over_inputs(tensors)):
             rows = swapped[name]
             if rows.shape[0] % 2:
-                raise UserError(f"{name}: {rows.shape[0]} rows cannot be halved; use an even adapter.factor for LoKr")
+                raise UserError(f"{name}: {rows.shape[0]} rows cannot be halved; a LoKr needs an even factor here")
             first, second = rows.chunk(2)
             swapped[name] = torch.cat([second, first])
     return swapped
@@ -161,20 +203,24 @@ def tied(parts: Sequence[Tensors]) -> bool:
     """Whether q, k and v share all that is not their own rows: then they are one adapter on the fused weight."""
     first = parts[0]
     shared = [name for name in first if name not in OUT_ROWS]
-    return all(
-        set(part) == set(first) and all(torch.equal(part[name], first[name]) for name in shared) for part in parts[1:]
-    )
+    return all(set(part) == set(first) and all(equal(part[name], first[name]) for name in shared) for part in parts[1:])
 
 
 def fuse(parts: Sequence[Tensors]) -> tuple[dict[str, Tensor], bool]:
     """One adapter on the fused q, k, v from three, with the same effect; and whether they were tied.
 
-    Untied ones become block-diagonal: rank 3r, alpha 3 alpha (the ratio of alpha and rank stays). ValueError for kinds
-    that cannot: an untied LoKr.
+    Untied ones become block-diagonal: rank 3r, alpha 3 alpha (the ratio of alpha and rank stays). UserError where there
+    is no such adapter: an untied LoKr, or magnitudes over the inputs.
     """
+    if any("diff_b" in part for part in parts) and not all("diff_b" in part for part in parts):
+        parts = [part if "diff_b" in part else {**part, "diff_b": _no_bias(part)} for part in parts]
     first = parts[0]
+    if any(over_inputs(part) for part in parts):
+        raise UserError("q, k and v have magnitudes over their inputs, which no single one can stand for")
     if tied(parts):
         return {name: torch.cat([p[name] for p in parts]) if name in OUT_ROWS else first[name] for name in first}, True
+    if any(set(part) - {"alpha"} != set(first) - {"alpha"} for part in parts):
+        raise UserError("q, k and v hold adapters of several kinds, which no single one can stand for")
     scales = [scale_of(part) for part in parts]
     most = max(scales, key=abs)
     rank = sum(rank_of(part) or 0 for part in parts)
@@ -188,15 +234,22 @@ def fuse(parts: Sequence[Tensors]) -> tuple[dict[str, Tensor], bool]:
             fused[f"{name}_a"] = torch.block_diag(*[p[f"{name}_a"] for p in parts])
             fused[f"{name}_b"] = torch.cat([p[f"{name}_b"] for p in parts])
     else:
-        raise UserError("q, k and v hold adapters of their own that no single one can stand for; resize it to a LoRA")
-    if "dora_scale" in first:
-        fused["dora_scale"] = torch.cat([p["dora_scale"] for p in parts])
+        raise UserError("q, k and v hold adapters of their own that no single one can stand for")
+    for name in ("dora_scale", "diff_b"):
+        if name in first:
+            fused[name] = torch.cat([p[name] for p in parts])
     return fused, False
 
 
+def _no_bias(part: Tensors) -> Tensor:
+    return delta(on_meta(part)).new_zeros(delta(on_meta(part)).shape[0], device="cpu")
+
+
 def thirds(tensors: Tensors, parts: int) -> list[dict[str, Tensor]]:
-    """q, k and v of a fused adapter as tied ones: each its rows, and all the rest. ValueError for a LoKr whose blocks
-    cross them."""
+    """q, k and v of a fused adapter as tied ones: each its rows, and all the rest. UserError for a LoKr whose blocks
+    cross them, and for magnitudes over the inputs."""
+    if parts > 1 and over_inputs(tensors):
+        raise UserError("it has magnitudes over the inputs of q, k and v as one, which are apart here")
     if any(value.shape[0] % parts for name, value in tensors.items() if name in OUT_ROWS):
         raise UserError("the blocks of this LoKr cross q, k and v, which are apart here; resize it to a LoRA first")
     return [{n: v.chunk(parts)[i] if n in OUT_ROWS else v for n, v in tensors.items()} for i in range(parts)]

@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +19,14 @@ from torch import Tensor, nn
 from ..errors import UserError
 from . import algebra
 from .mappings.mapping import Shape, key_mapping, known, named_in
-from .mappings.unet import from_ldm
-from .names import DENOISER, all_sites, file_path, unflatten
+from .names import DENOISER, all_sites, file_path
 from .names import Site as Site
 from .names import encoder as encoder
+from .parse import Naming, parse
 
 KINDS = ("lora", "dora", "loha", "lokr")
 DORA_MARK = ("dora_norm", "bare")
 """In ss_network_args: this DoRA's magnitudes are for readers that divide by |W| instead of |W + delta|."""
-Naming = Literal["kohya", "diffusers", "peft", "comfyui"]
 
 
 # ------------------------------------------------------------------------------------------- what a run would write
@@ -61,89 +59,6 @@ def file_keys(
     return sorted(found)
 
 
-# --------------------------------------------------------------------------------------------------- reading one key
-
-
-@dataclass(frozen=True)
-class Ref:
-    """What one key of any program's file names."""
-
-    component: str
-    """``unet``, or ``te`` (the only or first), ``te1``, ``te2``, ``te3``."""
-    path: str
-    """Dotted; diffusers' for a U-Net, either network's for SD3."""
-    tensor: str
-    """By Kohya's and LyCORIS's names: ``lora_down.weight``, ``alpha``, ``hada_w1_a``, ..."""
-    naming: Naming
-
-
-_SAME = (
-    "alpha|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t[12]|diff|diff_b|w_norm|b_norm|set_weight|"
-    "reshape_weight|oft_blocks|oft_diag|rescale|a1|a2|b1|b2|on_input"
-)
-_TENSOR = re.compile(
-    rf"(?P<module>.+?)[._](?:(?P<down>lora_down|lora_A|lora\.down|lora_linear_layer\.down)"
-    rf"|(?P<up>lora_up|lora_B|lora\.up|lora_linear_layer\.up)|(?P<mid>lora_mid)"
-    rf"|(?P<dora>dora_scale|lora_magnitude_vector)|(?P<same>{_SAME}))(?:\.(?!weight$|bias$)\w+)?(?:\.weight)?"
-)
-_FLAT = re.compile(r"lora_(unet|te[123]?|transformer)_(.+)|(lycoris)_(.+)")
-_DOTTED: tuple[tuple[str, str, Naming], ...] = (
-    ("unet.", "unet", "diffusers"), ("transformer.", "unet", "diffusers"),
-    ("text_encoder.", "te", "diffusers"), ("text_encoder_2.", "te2", "diffusers"),
-    ("text_encoder_3.", "te3", "diffusers"),
-    ("model.diffusion_model.", "unet", "comfyui"), ("diffusion_model.", "unet", "comfyui"),
-    ("text_encoders.clip_l.transformer.", "te", "comfyui"), ("text_encoders.clip_h.transformer.", "te", "comfyui"),
-    ("text_encoders.clip_g.transformer.", "te2", "comfyui"),
-    ("text_encoders.t5xxl.transformer.", "te3", "comfyui"),
-)  # fmt: skip
-_NETWORKS = (
-    "down_blocks.", "up_blocks.", "mid_block.", "input_blocks.", "output_blocks.", "middle_block.", "conv_in",
-    "conv_out", "conv_norm_out", "time_embed", "add_embedding", "label_emb.", "out.",
-    "joint_blocks.", "transformer_blocks.", "context_embedder", "time_text_embed.", "t_embedder.", "x_embedder.",
-    "y_embedder.", "pos_embed.", "norm_out.", "final_layer.", "proj_out",
-    "text_model.", "encoder.", "text_projection", "embeddings.", "shared", "final_layer_norm",
-)  # fmt: skip
-"""What the paths of the networks that we know begin with."""
-
-
-def parse(key: str, layers: int = 2) -> Ref | None:
-    """A key of a Kohya, LyCORIS, diffusers (old and new), PEFT or ComfyUI file; None for anything else.
-
-    ``layers`` is the U-Net's layers_per_block, by which LDM numbers its blocks.
-    """
-    match = _TENSOR.fullmatch(key)
-    if not match:
-        return None
-    roles = (("down", "lora_down.weight"), ("up", "lora_up.weight"), ("mid", "lora_mid.weight"), ("dora", "dora_scale"))
-    tensor = match["same"] or next(name for group, name in roles if match[group])
-    module = match["module"].removesuffix("_lora").removesuffix(".lora")
-    flat = _FLAT.fullmatch(module)
-    if flat:
-        start, path, naming = flat[1] or flat[3], unflatten(flat[2] or flat[4]), "kohya"
-        component = start if start.startswith("te") else DENOISER
-    else:
-        component, path, naming = _dotted(module)
-    if not path.startswith((*_NETWORKS, *(start for one in known().values() for start in one.beginnings))):
-        return None
-    return Ref(component, from_ldm(path, layers) if component == DENOISER else path, tensor, naming)
-
-
-def _dotted(module: str) -> tuple[str, str, Naming]:
-    component, naming, path = "", "peft", module
-    for start, owner, said in _DOTTED:
-        if path.startswith(start):
-            component, naming, path = owner, said, path.removeprefix(start)
-            break
-    path = path.removeprefix("base_model.model.").replace(".processor.", ".")
-    is_text = path.startswith(("text_model.", "encoder.", "text_projection"))
-    if not component:
-        component = ("te3" if path.startswith("encoder.block.") else "te") if is_text else DENOISER
-    if component == DENOISER:
-        return component, re.sub(r"\.to_out$", ".to_out.0", path), naming
-    path = re.sub(r"\.to_(q|k|v|out)$", r".\1_proj", path)  # the oldest diffusers files
-    return component, f"text_model.{path}" if path.startswith("encoder.layers.") else path, naming
-
-
 # ------------------------------------------------------------------------------------------------- family and kind
 
 
@@ -163,10 +78,6 @@ class AdapterFacts:
     foreign: tuple[str, ...] = ()
     """Keys that belong to no adapter that we know."""
 
-    @property
-    def has_text_encoder(self) -> bool:
-        return any(component != DENOISER for component in self.modules)
-
 
 def identify(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str] | None = None) -> AdapterFacts:
     """Family and kind of a file from its keys and shapes. ``metadata`` (ss_*, modelspec) only decides a draw."""
@@ -184,24 +95,34 @@ def identify(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str] | 
     ranks = Counter(rank for tensors in grouped.values() if (rank := algebra.rank_of(tensors)) is not None)
     family = _family(grouped, metadata or {})
     modules = Counter(_component(family, component) for component, _ in grouped)
-    kind = _kind({name for tensors in grouped.values() for name in tensors})
     return AdapterFacts(
-        family, kind, namings.most_common(1)[0][0], dict(modules), dict(ranks.most_common()), tuple(foreign)
-    )
+        family, kind_of(grouped.values()), namings.most_common(1)[0][0], dict(modules), dict(ranks.most_common()),
+        tuple(foreign),
+    )  # fmt: skip
 
 
-def _kind(names: set[str]) -> str | None:
-    marks = {
-        "lora": "lora_down.weight", "loha": "hada_w1_a", "glora": "a1", "oft": "oft_blocks", "diag-oft": "oft_diag",
-        "ia3": "on_input", "full": "diff", "norm": "w_norm",
-    }  # fmt: skip
-    kinds = [kind for kind, mark in marks.items() if mark in names]
-    kinds += ["lokr"] if names & {"lokr_w1", "lokr_w1_a"} else []
-    if len(kinds) > 1:
-        return "mixed"
-    if kinds and "dora_scale" in names:
-        return "dora" if kinds == ["lora"] else f"{kinds[0]} with dora"
-    return kinds[0] if kinds else None
+_MARKS = {
+    "lora": "lora_down.weight", "loha": "hada_w1_a", "lokr": "lokr_w1", "glora": "a1", "oft": "oft_blocks",
+    "diag-oft": "oft_diag", "boft": "boft_R", "ia3": "on_input", "vera": "vera_lambda_b", "full": "diff",
+    "norm": "w_norm",
+}  # fmt: skip
+
+
+def kind_of(modules: Iterable[Mapping[str, Shape]]) -> str | None:
+    """The kind of an adapter of these modules; differences of norms and biases count where there is nothing else."""
+    kinds: dict[str, None] = {}
+    for tensors in modules:
+        names = {"lokr_w1" if n == "lokr_w1_a" else "oft_blocks" if n == "oft_R" else n for n in tensors}
+        kind = next((kind for kind, mark in _MARKS.items() if mark in names), None)
+        if kind == "full" and len(tensors["diff"]) < 2:
+            kind = "norm"
+        if kind == "oft" and len(tensors.get("oft_blocks", ())) == 4:
+            kind = "boft"
+        if kind and "dora_scale" in names:
+            kind = "dora" if kind == "lora" else f"{kind} with dora"
+        kinds[kind or ("bias" if "diff_b" in names else "")] = None
+    told = [kind for kind in kinds if kind not in ("", "norm", "bias")] or [kind for kind in kinds if kind]
+    return None if not told else told[0] if len(told) == 1 else "mixed"
 
 
 def _family(grouped: Mapping[tuple[str, str], Mapping[str, Shape]], metadata: Mapping[str, str]) -> str | None:
@@ -222,6 +143,8 @@ def matrix(tensors: Mapping[str, Shape]) -> tuple[int, int] | None:
         return tensors["lora_up.weight"][0], tensors["lora_down.weight"][1]
     if "hada_w1_a" in tensors and "hada_t1" not in tensors:
         return tensors["hada_w1_a"][0], tensors["hada_w1_b"][1]
+    if len(tensors.get("diff", ())) > 1:
+        return tensors["diff"][0], tensors["diff"][1]
     one = [tensors.get("lokr_w1") or tensors.get("lokr_w1_a"), tensors.get("lokr_w1") or tensors.get("lokr_w1_b")]
     two = [tensors.get("lokr_w2") or tensors.get("lokr_w2_a"), tensors.get("lokr_w2") or tensors.get("lokr_w2_b")]
     if one[0] and one[1] and two[0] and two[1]:
@@ -246,70 +169,151 @@ def _component(family: str | None, component: str) -> str:
 
 # ---------------------------------------------------------------------------------------------- any file -> Kohya's
 
+Module = dict[str, Tensor]
+
+
+@dataclass
+class Reading:
+    """An adapter file by Kohya's names."""
+
+    family: str
+    modules: dict[str, Module]
+    """Name in the file of Kohya's tools -> tensors."""
+    apart: dict[str, list[Module]]
+    """The same for q, k and v that no single adapter can stand for."""
+    notes: list[str]
+    left: dict[str, str]
+    """Keys that are not in ``modules`` -> why."""
+
 
 def to_kohya(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, family: str | None = None
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors under the names that Kohya's tools, A1111 and ComfyUI read, with the same effect; and notes.
 
-    Tensors that have their name already pass unchanged. ``family`` overrules what the tensors tell. ValueError where
+    Tensors that have their name already pass unchanged. ``family`` overrules what the tensors tell. UserError where
     the family cannot be told or an adapter has no such form.
     """
+    found = read(tensors, metadata, family)
+    if found.apart:
+        raise UserError(f"{next(iter(found.apart))}: {APART}")
+    flat = {f"{name}.{tensor}": value for name, module in found.modules.items() for tensor, value in module.items()}
+    return flat, found.notes
+
+
+def read(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, family: str | None = None
+) -> Reading:
+    """As ``to_kohya``, with what cannot be in one file of Kohya's apart. UserError for a damaged file too: half a
+    module, or two keys for one tensor."""
     metadata = metadata or {}
-    facts = identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata)
-    family = family or facts.family
-    notes = [f"{len(facts.foreign)} keys belong to no adapter: {', '.join(facts.foreign[:3])}"] if facts.foreign else []
+    family = family or identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata).family
     if family is None:
-        raise UserError(
-            "adapter: its tensors fit none of the families; it should be an adapter for one of " + ", ".join(known())
-        )
-    sites: dict[str, dict[int, tuple[str, dict[str, Tensor]]]] = {}
-    for (component, path), module in _modules(tensors, metadata).items():
+        raise UserError("its tensors fit none of the families that are known: " + ", ".join(known()))
+    places, left = places_of(tensors)
+    foreign = [key for key, why in left.items() if why == FOREIGN]
+    notes = [f"{len(foreign)} keys belong to no adapter: {', '.join(foreign[:3])}"] if foreign else []
+    if words := embeddings(tensors):
+        notes.append(f"it holds embeddings beside the adapter, which are left out: {', '.join(words)}")
+    config = peft_config(metadata)
+    sites: dict[str, dict[int, tuple[str, Module]]] = {}
+    for (component, path), spelled in places.items():
+        module = {tensor: tensors[key] for tensor, key in spelled.items()}
+        if lacking := algebra.missing(module):
+            names = ", ".join(spelled.values())
+            raise UserError(f"{names}: {lacking} is missing, so the module is half; copy or download the file again")
         dotted, part = _file_path(family, component, path)
         name = f"lora_{_component(family, component)}_{dotted.replace('.', '_')}"
-        sites.setdefault(name, {})[-1 if part is None else part] = (path, module)
-    split_qkv = network_args(metadata).get("split_qkv") == "True"
-    found: dict[str, Tensor] = {}
+        mine, place = sites.setdefault(name, {}), -1 if part is None else part
+        if place in mine or (mine and (place == -1) != (-1 in mine)):
+            first = next(iter(spelled.values()))
+            raise UserError(f"'{first}' is a second adapter for the same module, '{name}'; one of them is to go")
+        mine[place] = (path, normal(component, path, spelled, module, config))
+    found = Reading(family, {}, {}, notes, left)
     untied = thirds = 0
+    split_qkv = network_args(metadata).get("split_qkv") == "True"
     for name, parts in sites.items():
-        if -1 in parts:
-            path, module = parts[-1]
-            if split_qkv and name.endswith("_qkv") and "alpha" in module:
-                module, thirds = {**module, "alpha": module["alpha"] * 3}, thirds + 1
-            module = algebra.swap_halves(module) if _swaps(family, path, module) else module
-        else:
-            module, was_tied = algebra.fuse(_complete(name, {part: module for part, (_, module) in parts.items()}))
-            untied += not was_tied
-        found.update({f"{name}.{tensor}": value for tensor, value in module.items()})
+        if -1 not in parts:
+            whole = _complete(name, {part: module for part, (_, module) in parts.items()})
+            try:
+                found.modules[name], was_tied = algebra.fuse(whole)
+                untied += not was_tied
+            except UserError:
+                found.apart[name] = whole
+            continue
+        path, module = parts[-1]
+        if split_qkv and name.endswith("_qkv") and "alpha" in module:
+            module, thirds = {**module, "alpha": module["alpha"] * 3}, thirds + 1
+        found.modules[name] = algebra.swap_halves(module) if _swaps(family, path, module) else module
     if untied:
         notes.append(f"{untied} modules hold q, k, v of their own: they become one of three times the rank and alpha")
     if thirds:
         notes.append(
-            f"{thirds} modules were trained with split_qkv and say a third of their strength: alpha is tripled"
+            f"{thirds} modules were trained with split_qkv and have a third of their strength: alpha is tripled"
         )
-    return found, notes
+    return found
 
 
-def _modules(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """The tensors by module, with LyCORIS's shape of DoRA's magnitude and an alpha where the file has a say on it."""
-    grouped: dict[tuple[str, str], dict[str, Tensor]] = {}
-    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+APART = "q, k and v hold adapters of their own that no single one can stand for"
+FOREIGN = "it belongs to no adapter"
+EMBEDDING = "bundle_emb."
+"""What the keys of embeddings that OneTrainer puts beside an adapter begin with."""
+
+
+def embeddings(tensors: Iterable[str]) -> list[str]:
+    """The words of the embeddings that a file holds beside its adapter."""
+    return list(dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith(EMBEDDING) and key.count(".") > 1))
+
+
+def places_of(tensors: Mapping[str, Tensor]) -> tuple[dict[tuple[str, str], dict[str, str]], dict[str, str]]:
+    """(component, path) -> tensor by Kohya's name -> key in the file; and the other keys, with why they are left.
+
+    UserError for two keys that are one tensor of one module, unless they are equal.
+    """
+    places: dict[tuple[str, str], dict[str, str]] = {}
+    left: dict[str, str] = {}
     for key, value in tensors.items():
-        ref = parse(key)
+        ref = None if key.startswith(EMBEDDING) else parse(key)
         if ref is None:
+            left[key] = "it is an embedding" if key.startswith(EMBEDDING) else FOREIGN
             continue
-        grouped.setdefault((ref.component, ref.path), {})[ref.tensor] = value
-    for (component, path), module in grouped.items():
-        if "dora_scale" in module and module["dora_scale"].dim() != 2:
-            up = module.get("lora_up.weight")
-            ones = (1,) * (up.dim() - 1) if up is not None else (1,)
-            scale = module["dora_scale"]
-            if scale.dim() == 1 or (up is not None and scale.shape == (1, up.shape[0], 1, 1)):  # PEFT's
-                module["dora_scale"] = scale.reshape(-1, *ones)
-        rank = algebra.rank_of(module)
-        if config and "alpha" not in module and rank is not None:
-            module["alpha"] = torch.tensor(_config_alpha(config, component, path, rank))
-    return grouped
+        mine = places.setdefault((ref.component, ref.path), {})
+        other = mine.setdefault(ref.tensor, key)
+        if other != key:
+            if not algebra.equal(tensors[other], value):
+                raise UserError(f"'{other}' and '{key}' are the same tensor of one module; one of them is to go")
+            left[key] = f"it equals '{other}'"
+    return places, left
+
+
+def normal(
+    component: str, path: str, spelled: Mapping[str, str], module: Module, config: Mapping[str, object]
+) -> Module:
+    """A module's tensors as LyCORIS has them: the shape of DoRA's magnitudes, the alpha of PEFT's configuration in a
+    header, and a bias of LoRA's up matrix as a difference of the bias."""
+    rank, up = algebra.rank_of(module), module.get("lora_up.weight")
+    if "dora_scale" in module:
+        scale = module["dora_scale"]
+        if "lora_magnitude_vector" in spelled["dora_scale"] or scale.dim() == 1:  # PEFT's [out], or [1, out, 1, 1]
+            module["dora_scale"] = scale.reshape(-1, *(1,) * (up.dim() - 1 if up is not None else 1))
+    if config and "alpha" not in module and rank is not None:
+        module["alpha"] = torch.tensor(_config_alpha(config, component, path, rank))
+    if "alpha" in module and module["alpha"].numel() != 1:
+        raise UserError(f"{spelled['alpha']}: it is no number but {list(module['alpha'].shape)}; the file is damaged")
+    if "lora_up.bias" in module:
+        bias = module.pop("lora_up.bias")
+        more = module.get("diff_b", torch.zeros_like(bias, dtype=torch.float32))
+        module["diff_b"] = (bias.float() * algebra.scale_of(module) + more.float()).to(bias.dtype)
+    return module
+
+
+def peft_config(metadata: Mapping[str, str]) -> Mapping[str, object]:
+    """PEFT's configuration in a header; empty where it has none that can be read."""
+    try:
+        found = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _config_alpha(config: Mapping[str, object], component: str, path: str, rank: int) -> float:
@@ -321,14 +325,16 @@ def _config_alpha(config: Mapping[str, object], component: str, path: str, rank:
         mine = {k.removeprefix(f"{start}."): v for k, v in config.items() if k.startswith(f"{start}.")}
         if "lora_alpha" not in mine and "alpha" not in mine:
             continue
-        patterns = mine.get("alpha_pattern") or {}
-        alpha = mine.get("lora_alpha", mine.get("alpha"))
-        assert isinstance(patterns, Mapping)
+        patterns, alpha = mine.get("alpha_pattern"), mine.get("lora_alpha", mine.get("alpha"))
         bare = path.removeprefix("text_model.")  # transformers 5 has no text_model in some CLIP classes
-        for pattern, value in patterns.items():
-            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (path, bare)):
-                alpha = value
-        assert isinstance(alpha, (int, float))
+        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+            try:
+                hit = any(re.match(rf"(.*\.)?({pattern})$", name) for name in (path, bare))
+            except re.error:
+                hit = False
+            alpha = value if hit else alpha
+        if not isinstance(alpha, (int, float)):
+            raise UserError(f"the PEFT configuration in its header has the alpha '{alpha}', which is no number")
         return float(alpha) * (math.sqrt(rank) if mine.get("use_rslora") else 1)
     return float(rank)
 
@@ -340,14 +346,14 @@ def _file_path(family: str, component: str, path: str) -> tuple[str, int | None]
 
 def _swaps(family: str, path: str, module: Mapping[str, Tensor]) -> bool:
     found = matrix({name: tuple(value.shape) for name, value in module.items()})
-    return found is not None and key_mapping(family).is_swapped(path, found)
+    return key_mapping(family).is_swapped(path, found or (0, 1))
 
 
 def _complete(name: str, parts: Mapping[int, dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """q, k and v, where a missing one adds nothing."""
     some = next(iter(parts.values()))
     if len(parts) < 3 and "dora_scale" in some:
-        raise UserError(f"{name}: DoRA on some of q, k, v only has no fused form; resize it to a plain LoRA first")
+        raise UserError(f"{name}: DoRA on some of q, k, v only has no fused form; use a file that has all three")
     nothing = {n: torch.zeros_like(v) if n in algebra.OUT_ROWS else v for n, v in some.items()}
     return [parts.get(part, nothing) for part in range(3)]
 

@@ -88,6 +88,18 @@ def sites(family: str, component: str, shapes: Mapping[str, Shape]) -> list[Site
     return found
 
 
+def network_names(family: str, modules: Mapping[str, nn.Module]) -> dict[str, Shape]:
+    """Every name that a file may have: of all modules with a weight, norms too -> the weight's shape."""
+    found = {site.name: site.shape for site in all_sites(family, modules)}
+    for component, network in modules.items():
+        for path, module in network.named_modules():
+            weight = getattr(module, "weight", None)
+            if weight is not None and not isinstance(module, (nn.Linear, nn.Conv2d)):
+                name = f"lora_{component}_{file_path(family, component, path)[0].replace('.', '_')}"
+                found.setdefault(name, tuple(weight.shape))
+    return found
+
+
 def role(family: str, component: str, path: str) -> Role:
     """Which of Kohya's module classes a path lies in."""
     if component != DENOISER:
@@ -132,7 +144,7 @@ _COMPOUNDS = re.findall(
     v_proj out_proj text_projection layer_norm1 layer_norm2 final_layer_norm token_embedding
     position_embedding adaLN_modulation final_layer context_embedder t_embedder x_embedder y_embedder wi_0
     wi_1 layer_norm ff_context norm1_context time_text_embed timestep_embedder text_embedder pos_embed
-    norm_out
+    norm_out ln_q ln_k norm_q norm_k norm_added_q norm_added_k
     """,
 )
 """Names of modules that hold an underscore themselves."""
@@ -140,11 +152,14 @@ _COMPOUNDS = re.findall(
 
 @lru_cache
 def _token(compounds: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"({'|'.join(sorted(compounds, key=len, reverse=True))}|[^_]+)(?:_|$)")
+    return re.compile(rf"({'|'.join(sorted(compounds, key=len, reverse=True))}|[^_.]+)(?:[_.]|$)")
 
 
 def unflatten(flat: str) -> str:
-    """``down_blocks_0_attentions_0_proj_in`` -> ``down_blocks.0.attentions.0.proj_in``; names of any family."""
+    """``down_blocks_0_attentions_0_proj_in`` -> ``down_blocks.0.attentions.0.proj_in``; names of any family.
+
+    Dots and a last underscore, which some tools leave in, are no matter.
+    """
     own = (name for mapping in known().values() for name in mapping.compounds)
     return ".".join(match[1] for match in _token((*_COMPOUNDS, *own)).finditer(flat))
 

@@ -14,31 +14,48 @@ from .names import kernel
 
 Modules = dict[str, dict[str, Tensor]]
 """By Kohya's names: module -> tensor -> value."""
+Parts = Mapping[str, Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]]
+"""The same, or the tensors of q, k and v where no single adapter stands for them."""
 
 
-def resize(modules: Modules, rank: int, family: str) -> tuple[Modules, float]:
+def resize(modules: Parts, rank: int, family: str) -> tuple[Modules, float]:
     """Every module as a LoRA (or DoRA) of ``rank`` with the nearest effect, by singular values; and the share lost.
 
     The loss is |difference| / |effect| (Frobenius) over all modules. A larger rank is exact. A module whose weight is
-    narrower than ``rank`` gets the rank that it can have.
+    narrower than ``rank`` gets the rank that it can have; differences of biases and norms stay.
     """
     found: Modules = {}
     lost = total = 0.0
     for name, module in modules.items():
-        _numbers(name, module)
-        found[name], gone, size = _resized(module, rank, kernel(family, name))
+        whole = _as_one(module)
+        _numbers(name, whole)
+        if algebra.method(whole) is None:
+            found[name] = dict(whole)
+            continue
+        found[name], gone, size = _resized(whole, rank, kernel(family, name))
         lost, total = lost + gone**2, total + size**2
     return found, math.sqrt(lost / total) if total else 0.0
 
 
+def _as_one(module: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """One module; of q, k and v their whole difference."""
+    if isinstance(module, Mapping):
+        return module
+    if any("dora_scale" in part for part in module):
+        raise UserError("q, k and v have magnitudes of their own, which no single module can stand for")
+    whole = {"diff": torch.cat([algebra.delta(part) for part in module])}
+    biases = [part["diff_b"] for part in module if "diff_b" in part]
+    return {**whole, "diff_b": torch.cat(biases)} if len(biases) == len(module) else whole
+
+
 def _numbers(name: str, module: Mapping[str, Tensor]) -> None:
-    if not all(bool(tensor.isfinite().all()) for tensor in module.values()):
+    if not all(algebra.finite(tensor) for tensor in module.values()):
         raise UserError(f"{name}: it holds NaN or infinite values, so nothing is near to it; give a sound file")
 
 
 def _held(name: str, module: Mapping[str, Tensor]) -> None:
     """ValueError for a sum with values that its type of number cannot hold."""
-    if not all(bool(tensor.isfinite().all()) for tensor in module.values()):
+    if not all(algebra.finite(tensor) for tensor in module.values()):
         raise UserError(f"merge: {name} grows larger than its type of number holds; give smaller weights")
 
 
@@ -47,7 +64,7 @@ def _resized(
 ) -> tuple[dict[str, Tensor], float, float]:
     """(the module at ``rank``, the norm of what is lost, that of its effect); ``window`` is a convolution's kernel."""
     module, _ = algebra.as_plain(module)
-    keep = {"dora_scale": module["dora_scale"]} if "dora_scale" in module else {}
+    keep = {name: module[name] for name in algebra.BESIDE if name in module}
     if "lora_up.weight" not in module:
         return _from_delta(_shaped(algebra.delta(module), window), rank, _dtype(module), keep)
     up, down = module["lora_up.weight"], module["lora_down.weight"]
@@ -56,7 +73,7 @@ def _resized(
     u, s, v = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
     size = abs(scale) * float(s.norm())
     if rank == old:
-        return module, 0.0, size
+        return dict(module), 0.0, size
     if rank > old:
         more = down.new_empty(rank - old, *down.shape[1:])
         torch.nn.init.kaiming_uniform_(more, a=math.sqrt(5))
@@ -93,33 +110,44 @@ def _from_delta(
     return {**made, **keep}, gone, float(flat.norm())
 
 
-def join(parts: Sequence[tuple[Modules, float]], rank: int | None, family: str) -> tuple[Modules, float]:
+def join(parts: Sequence[tuple[Parts, float]], rank: int | None, family: str) -> tuple[Modules, float]:
     """The weighted sum of adapters as one LoRA, cut to ``rank`` if given; and the share lost.
 
-    LoHa and LoKr need a rank.
+    LoHa and LoKr need a rank; whole differences of a weight are added without one where nothing else is in the module.
     """
     names = list(dict.fromkeys(name for modules, _ in parts for name in modules))
     joined: Modules = {}
     lost = total = 0.0
     for name in names:
-        for modules, _ in parts:
-            _numbers(name, modules.get(name, {}))
-        mine = [(algebra.as_plain(modules[name])[0], weight) for modules, weight in parts if name in modules]
-        if all("lora_up.weight" in module for module, _ in mine):
-            ups = [m["lora_up.weight"].float() * (w * algebra.scale_of(m)) for m, w in mine]
-            downs = [m["lora_down.weight"].float() for m, _ in mine]
+        mine = [(algebra.as_plain(_as_one(modules[name]))[0], w) for modules, w in parts if name in modules]
+        for module, _ in mine:
+            _numbers(name, module)
+        dtype = _dtype(mine[0][0])
+        made: dict[str, Tensor] = {}
+        kinds = {kind for module, _ in mine if (kind := algebra.method(module))}
+        weights = [(module, w) for module, w in mine if algebra.method(module)]
+        if kinds == {"lora"}:
+            ups = [m["lora_up.weight"].float() * (w * algebra.scale_of(m)) for m, w in weights]
+            downs = [m["lora_down.weight"].float() for m, _ in weights]
             whole = {"lora_up.weight": torch.cat(ups, 1), "lora_down.weight": torch.cat(downs)}
             whole["alpha"] = torch.tensor(float(whole["lora_down.weight"].shape[0]))
             _held(name, whole)
             made, gone, size = _resized(whole, rank or whole["lora_down.weight"].shape[0], ())
-            made = {key: value if key == "alpha" else value.to(_dtype(mine[0][0])) for key, value in made.items()}
-        else:
-            assert rank is not None
+            made = {key: value if key == "alpha" else value.to(dtype) for key, value in made.items()}
+        elif kinds:
             window = kernel(family, name)
-            deltas = [_shaped(algebra.delta(m), window) * w for m, w in mine]
-            whole = {"delta": torch.stack(deltas).sum(0)}
+            deltas = [_shaped(algebra.delta(m), window) * w for m, w in weights]
+            whole = {"diff": torch.stack(deltas).sum(0)}
             _held(name, whole)
-            made, gone, size = _from_delta(whole["delta"], rank, _dtype(mine[0][0]), {})
+            if rank is None:
+                made, gone, size = {"diff": whole["diff"].to(dtype)}, 0.0, float(whole["diff"].norm())
+            else:
+                made, gone, size = _from_delta(whole["diff"], rank, dtype, {})
+        else:
+            gone = size = 0.0
+        for part in (*algebra.SUMS, *(() if kinds else ("diff",))):
+            if some := [m[part].float() * w for m, w in mine if part in m]:
+                made[part] = torch.stack(some).sum(0).to(dtype)
         _held(name, made)
         joined[name] = made
         lost, total = lost + gone**2, total + size**2

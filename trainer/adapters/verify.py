@@ -9,7 +9,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,8 @@ from . import algebra, files, keys
 from .inject import Adapter, norm_ratio
 from .layers import NAME
 from .mappings.mapping import key_mapping
-from .names import DENOISER, model_paths
+from .names import DENOISER, model_paths, network_names
+from .parse import Ref, parse
 
 SECOND = "verify"
 """PEFT's name of the adapter that diffusers loads beside the trained one."""
@@ -77,10 +78,10 @@ def _verify(path: Path, adapter: Adapter, effect: bool, found: VerifyResult) -> 
     layers = 1 + max((int(m[1]) for m in map(_RESNET.match, models.get(DENOISER, ())) if m), default=1)
     owners: dict[Place, str] = {}
     for key, value in tensors.items():
-        if not torch.isfinite(value).all():
+        if not algebra.finite(value):
             raise UserError(f"{path}: {key} holds non-finite values; the training has diverged")
         name = key.partition(".")[0]
-        ref = keys.parse(key, layers)
+        ref = parse(key, layers)
         grouped.setdefault(name, {})[ref.tensor if ref else key] = value
         if name in places:
             continue
@@ -99,7 +100,9 @@ def _verify(path: Path, adapter: Adapter, effect: bool, found: VerifyResult) -> 
     worst, swapped = 0.0, key_mapping(adapter.family).is_swapped
     for name, module in grouped.items():
         there = [models[component][p] for component, p in places[name]]
-        _fits(path, name, module, there)
+        sizes = [_weight_shape(layer) for layer in there]
+        if wrong := _misfit(module, (sum(out for out, _ in sizes), sizes[0][1])):
+            raise UserError(f"{path}: '{name}' does not fit its module: {wrong}")
         if not effect:
             continue
         wanted = {"delta": torch.cat([layer.get_delta_weight(NAME).float().flatten(1) for layer in there])}
@@ -118,6 +121,115 @@ def _verify(path: Path, adapter: Adapter, effect: bool, found: VerifyResult) -> 
         _diffusers(path, tensors, adapter, worst, found)
 
 
+# ------------------------------------------------------------------------------------------------------ any file
+
+
+@torch.no_grad()
+def verify_file(
+    path: Path, network: Callable[[str], Mapping[str, nn.Module]], family: str | None = None
+) -> VerifyResult:
+    """Look at any adapter file as hosts do: is each tensor applied, does each module fit the network of its family, and
+    has the file the same effect in diffusers' loader?
+
+    ``network``: family -> its public denoiser and text encoders, on the meta device for all we care.
+    """
+    found = VerifyResult()
+    try:
+        tensors, metadata = files.read(path)
+        found.problems += [
+            f"{key} holds non-finite values" for key, value in tensors.items() if not algebra.finite(value)
+        ]
+        read = keys.read(tensors, metadata, family)
+    except UserError as error:
+        found.problems.append(str(error))
+        return found
+    modules = network(read.family)
+    shapes = network_names(read.family, modules)
+    parts: list[tuple[str, Mapping[str, Tensor], int]] = [(name, module, 1) for name, module in read.modules.items()]
+    parts += [(name, module, len(apart)) for name, apart in read.apart.items() for module in apart]
+    moved = False
+    strange, misfits = [], []
+    for name, module, share in parts:
+        moved = moved or any(value.any() for part, value in module.items() if part in _MOVES)
+        wanted = shapes.get(name)
+        if wanted is None:
+            strange.append(name)
+        elif wrong := _misfit(module, (wanted[0] // share, *wanted[1:])):
+            misfits.append(f"{name} ({wrong})")
+    right = len(parts) - len(strange) - len(misfits)
+    found.lines.append(f"{right} of {len(parts)} modules fit the network of {read.family}")
+    _report(found, f"is no module of {read.family}: hosts leave it out", strange)
+    _report(found, "does not fit its module", misfits)
+    for why in sorted(set(read.left.values())):
+        _report(found, f"is not applied: {why}", [key for key, reason in read.left.items() if reason == why])
+    if not moved:
+        found.problems.append("its up matrices are zero: it has no effect")
+    found.lines += read.notes
+    loader = key_mapping(read.family).diffusers_loader
+    if loader and not read.apart and keys.kind_of([_sizes(m) for m in read.modules.values()]) == "lora":
+        _same_in_diffusers(tensors, read, loader, modules[DENOISER], found)
+    return found
+
+
+def _report(found: VerifyResult, what: str, names: Sequence[str]) -> None:
+    """One problem of some names: the first, and how many more."""
+    if names:
+        more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+        found.problems.append(f"{names[0]} {what}{more}")
+
+
+_MOVES = ("lora_up.weight", "hada_w1_a", "hada_w2_a", "lokr_w2", "lokr_w2_a", "diff", *algebra.SUMS, "set_weight")
+"""Tensors of which at least one is not zero where an adapter has an effect."""
+
+
+def _sizes(module: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in module.items()}
+
+
+def _misfit(module: Mapping[str, Tensor], shape: tuple[int, ...]) -> str:
+    """What is wrong with a module for a weight of ``shape``; '' where it fits."""
+    if algebra.method(module) is None:
+        rows = {name: value.numel() for name, value in module.items() if name in algebra.SUMS or name == "diff"}
+        wrong = (f"{name} has {n} values, the weight {shape[0]} rows" for name, n in rows.items() if n != shape[0])
+        return next(wrong, "")
+    out, width = shape[0], torch.Size(shape[1:]).numel()
+    try:
+        rows = algebra.applied(algebra.on_meta(module), torch.empty(width, 1, device="meta"))
+    except (RuntimeError, KeyError) as error:
+        return f"its tensors do not make up a weight of {out} x {width} ({str(error).splitlines()[0]})"
+    return "" if len(rows) == out else f"it adapts {len(rows)} rows, the weight has {out}"
+
+
+_ALPHA = re.compile(r"[._]lora\.down\.weight\.alpha$")
+"""diffusers names an alpha after the down matrix."""
+
+
+def _same_in_diffusers(
+    tensors: Mapping[str, Tensor], read: keys.Reading, loader: str, denoiser: Any, found: VerifyResult
+) -> None:
+    """Compare what diffusers' loader makes of the file with what it holds, module by module."""
+    reader: Any = getattr(importlib.import_module("diffusers.loaders.lora_pipeline"), loader)
+    try:
+        state, alphas = reader.lora_state_dict(dict(tensors), unet_config=denoiser.config)[:2]
+        scales = {_ALPHA.sub(".alpha", key): torch.tensor(value) for key, value in (alphas or {}).items()}
+        theirs = keys.read({**state, **scales}, {}, read.family)
+    except Exception as error:
+        found.problems.append(f"diffusers does not read it ({type(error).__name__}: {str(error).splitlines()[0]})")
+        return
+    if alphas and _misread(alphas):
+        found.lines.append(MISREAD)
+    _report(found, "is left out by diffusers", [name for name in read.modules if name not in theirs.modules])
+    worst, others = 0.0, []
+    for name, module in theirs.modules.items():
+        apart, wrong = difference(module, read.modules.get(name, {}))
+        worst = max(worst, apart)
+        if wrong:
+            others.append(f"{name} ({wrong})")
+    _report(found, "has another effect in diffusers", others)
+    if not others:
+        found.lines.append(f"diffusers reads {len(theirs.modules)} modules with the same effect ({worst:.1e} apart)")
+
+
 _RESNET = re.compile(r"down_blocks\.\d+\.resnets\.(\d+)\.")
 
 
@@ -131,7 +243,7 @@ def _modules(model: nn.Module) -> dict[str, Any]:
     return {path: module for path, module in found.items() if not re.search(r"\.(base_layer|lora_|hada_|lokr_)", path)}
 
 
-def _places(family: str, models: Mapping[str, Mapping[str, Any]], ref: keys.Ref) -> list[Place]:
+def _places(family: str, models: Mapping[str, Mapping[str, Any]], ref: Ref) -> list[Place]:
     """The modules of the model that a key stands for: one, or q, k and v."""
     there = models.get(ref.component, {})
     if ref.component == DENOISER:
@@ -139,17 +251,6 @@ def _places(family: str, models: Mapping[str, Mapping[str, Any]], ref: keys.Ref)
     else:  # some CLIP classes of transformers 5 have no text_model
         paths = (ref.path if ref.path in there else ref.path.removeprefix("text_model."),)
     return [(ref.component, path) for path in paths if path in there]
-
-
-def _fits(path: Path, name: str, module: Mapping[str, Tensor], layers: Sequence[Any]) -> None:
-    """UserError for tensors that do not make up the weights of ``layers``."""
-    out, width = sum(_weight_shape(layer)[0] for layer in layers), _weight_shape(layers[0])[1]
-    try:
-        rows = algebra.applied(algebra.on_meta(module), torch.empty(width, 1, device="meta"))
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: '{name}' does not fit its module ({str(error).splitlines()[0]})") from None
-    if len(rows) != out:
-        raise UserError(f"{path}: '{name}' adapts {len(rows)} rows; its module has {out}")
 
 
 def _weight_shape(layer: Any) -> tuple[int, int]:
@@ -168,15 +269,19 @@ def difference(module: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tu
 
     ``wanted`` holds ``delta`` [out, in], or a module's tensors to take it from; all else is compared tensor by tensor.
     """
+    if module.keys() == wanted.keys() and all(algebra.equal(module[name], value) for name, value in wanted.items()):
+        return 0.0, ""
     random = torch.Generator().manual_seed(0)
     apart, size, wrong = 0.0, 0.0, ""
     rows = wanted.get("delta")
-    if rows is None and algebra.has_matrix(wanted):
+    if rows is None and algebra.method(wanted):
         width = algebra.delta(algebra.on_meta(wanted)).flatten(1).shape[1]
         rows = algebra.applied(wanted, x := torch.randn(width, 4, generator=random))
     elif rows is not None:
         x = torch.randn(rows.shape[1], 4, generator=random).to(rows)
         rows = rows @ x
+    if rows is not None and not algebra.method(module):
+        return 1.0, "it has no difference of the weight"
     if rows is not None:
         t = {key: value.to(rows) for key, value in module.items()}
         mine = algebra.applied(t, x)
@@ -185,11 +290,17 @@ def difference(module: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tu
         apart, size = float((mine - rows).norm()), float(rows.norm())
         if not apart <= 1e-4 * size + 4 * rounding:
             wrong = f"{apart:.1e} of {size:.1e} apart"
-    for part in algebra.beside(wanted):
+    beside = [name for name in (*algebra.BESIDE, *(() if rows is not None else ("diff",))) if name in wanted]
+    for part in beside:
         a, b = module.get(part), wanted[part].float().flatten()
-        if a is None or not torch.allclose(a.to(b).flatten(), b, rtol=torch.finfo(a.dtype).eps + 1e-5):
+        near = a is not None and a.numel() == b.numel()
+        if a is None or not near or not torch.allclose(a.to(b).flatten(), b, rtol=_eps(a.dtype) + 1e-5):
             wrong = wrong or f"{part} is another"
     return apart / size if size else apart, wrong
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
 
 
 def _nudged(value: Tensor, dtype: torch.dtype, random: torch.Generator) -> Tensor:
@@ -225,8 +336,7 @@ def _diffusers(
             bare = denoiser(**inputs).sample
         state, alphas = reader.lora_state_dict(dict(tensors), unet_config=denoiser.config)[:2]
         if _misread(alphas):
-            found.lines.append("diffusers would give all attention layers one alpha, and here they have several: "
-                               "convert the file for it (`convert --to diffusers`)")  # fmt: skip
+            found.lines.append(MISREAD)
             return
         with _second(denoiser, adapter):
             denoiser.load_lora_adapter(
@@ -249,9 +359,17 @@ def _diffusers(
         found.lines.append(f"diffusers loads it with the trained effect ({apart / size:.1e} apart)")
 
 
+MISREAD = (
+    "diffusers would give all attention layers one alpha, and here they have several: convert the file for it "
+    "(`convert --to diffusers`)"
+)
+
+
 def _misread(alphas: Mapping[str, float]) -> bool:
     """diffusers (0.42) finds no layer for the alphas of attention's q, k, v, out, and takes the commonest instead."""
     unet = {key: alpha for key, alpha in alphas.items() if key.startswith("unet.")}
+    if not unet:
+        return False
     commonest = Counter(unet.values()).most_common(1)[0][0]
     return any(".processor." in key and alpha != commonest for key, alpha in unet.items())
 

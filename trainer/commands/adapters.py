@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from .common import Command, print_json, print_lines
@@ -21,16 +22,22 @@ def register(command: Command) -> None:
     inspect = command("inspect", _inspect, "Say what an adapter file is.")
     inspect.add_argument("file", type=Path)
     inspect.add_argument("--json", action="store_true")
+    inspect.add_argument(
+        "--verify", action="store_true", help="compare with the family's network and diffusers' loader"
+    )
+    inspect.add_argument("--family", help="for a file that does not tell it")
     convert = command("convert", _convert, "Write an adapter in another form or at another rank.")
     convert.add_argument("source", type=Path)
     convert.add_argument("target", type=Path)
     convert.add_argument("--to", choices=["kohya", "diffusers", "peft"], default="kohya")
     convert.add_argument("--rank", type=int, help="resize by singular values")
+    convert.add_argument("--family", help="for a file that does not tell it, such as one of text encoders only")
     convert.add_argument("--force", action="store_true", help="replace what is there already")
     merge = command("merge", _merge, "Join several adapters into one: merge OUT A.safetensors B.safetensors=0.5")
     merge.add_argument("target", type=Path)
     merge.add_argument("sources", nargs="+", help="FILE or FILE=WEIGHT")
     merge.add_argument("--rank", type=int)
+    merge.add_argument("--family", help="for files that do not tell it")
     merge.add_argument("--force", action="store_true", help="replace what is there already")
 
 
@@ -67,16 +74,38 @@ def _keys(args: argparse.Namespace) -> int:
     return print_lines([f"{name} {list(shape)}" for name, shape in found])
 
 
+def _network(family: str) -> dict[str, Any]:
+    """The modules of a family's public model that an adapter may be for, without weights."""
+    from ..families.load import meta
+
+    denoiser, encoders = meta(family)
+    return {"unet": denoiser, **encoders}
+
+
+def _names(family: str) -> dict[str, tuple[int, ...]]:
+    from ..adapters.names import network_names
+
+    return network_names(family, _network(family))
+
+
 def _inspect(args: argparse.Namespace) -> int:
     from ..adapters.convert import inspect
 
     facts = inspect(args.file)
+    if args.verify:
+        from ..adapters.verify import verify_file
+
+        found = verify_file(args.file, _network, args.family)
+        facts["verified"], facts["problems"] = found.lines, found.problems
+    code = 2 if facts.get("problems") else 0
     if args.json:
-        return print_json(facts)
+        print_json(facts)
+        return code
     strange = facts["does_not_belong"]
     if len(strange) > 10:  # a whole model, perhaps
         facts["does_not_belong"] = f"{', '.join(strange[:10])} and {len(strange) - 10} more"
-    return print_lines([f"{name:16} {value}" for name, value in facts.items() if value not in (None, [], {}, "")])
+    print_lines([f"{name:16} {value}" for name, value in facts.items() if value not in (None, [], {}, "")])
+    return code
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -84,7 +113,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     _sound(rank=args.rank)
     _free(args.target, [args.source], args.to == "peft", args.force, "convert IN OUT")
-    return print_lines([*convert(args.source, args.target, args.to, args.rank), str(args.target)])
+    return print_lines([*convert(args.source, args.target, args.to, args.rank, args.family, _names), str(args.target)])
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -101,4 +130,4 @@ def _merge(args: argparse.Namespace) -> int:
         if not math.isfinite(sources[-1][1]):
             raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5")
     _free(args.target, [path for path, _ in sources], False, args.force, "merge OUT A B=0.5")
-    return print_lines([*merge(sources, args.target, args.rank), str(args.target)])
+    return print_lines([*merge(sources, args.target, args.rank, args.family, _names), str(args.target)])

@@ -20,6 +20,9 @@ _MMDIT_BLOCK = {
     "norm1_context.linear": ("context_block.adaLN_modulation.1", None),
     "ff.net.0.proj": ("x_block.mlp.fc1", None), "ff.net.2": ("x_block.mlp.fc2", None),
     "ff_context.net.0.proj": ("context_block.mlp.fc1", None), "ff_context.net.2": ("context_block.mlp.fc2", None),
+    "attn.norm_q": ("x_block.attn.ln_q", None), "attn.norm_k": ("x_block.attn.ln_k", None),
+    "attn.norm_added_q": ("context_block.attn.ln_q", None), "attn.norm_added_k": ("context_block.attn.ln_k", None),
+    "attn2.norm_q": ("x_block.attn2.ln_q", None), "attn2.norm_k": ("x_block.attn2.ln_k", None),
 }  # fmt: skip
 _MMDIT_ENDS = {
     "context_embedder": "context_embedder", "x_embedder.proj": "pos_embed.proj",
