@@ -6,8 +6,8 @@
     python install.py ui              # set-up with the user interface, then the interface
     python install.py doctor          # set-up, then a report of what this machine can train with
 
-Without a command it prints one line and installs nothing: ComfyUI-Manager and A1111 call it so, in the host's Python.
-Standard library only. pip's own settings (PIP_INDEX_URL, pip.conf, ...) are honoured.
+Without a command it prints one line and installs nothing: ComfyUI-Manager and A1111 call it that way, in the host's
+Python. Standard library only. pip's own settings (PIP_INDEX_URL, pip.conf, ...) apply.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ NO_NETWORK = (
 )  # fmt: skip
 
 
-class Trouble(Exception):
-    """What a person has to know and can mend: one line."""
+class UserError(Exception):
+    """A problem that the user can fix, as one line."""
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(f"install.py: {text}", flush=True)
 
 
@@ -63,8 +63,8 @@ def say(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Card:
-    """An NVIDIA card: its name, compute capability and the driver's version."""
+class Gpu:
+    """An NVIDIA GPU: its name, compute capability and the driver's version."""
 
     name: str
     capability: float
@@ -77,20 +77,20 @@ class Facts:
     """Linux, Windows or Darwin."""
     machine: str
     """x86_64, AMD64, arm64, aarch64."""
-    nvidia: tuple[Card, ...] = ()
+    nvidia: tuple[Gpu, ...] = ()
     nvidia_problem: str = ""
-    """What nvidia-smi said, where it is there but names no card."""
+    """The output of nvidia-smi where it is installed but lists no GPU."""
     amd: tuple[str, ...] = ()
-    """The architectures of AMD cards that the kernel offers for computing: gfx1100."""
+    """Architectures of the AMD GPUs that the kernel offers for compute: gfx1100."""
 
 
 class Attempt(NamedTuple):
-    """One thing for pip to try."""
+    """One requirement for pip to try."""
 
     requirement: str
     arguments: tuple[str, ...] = ()
     note: str = ""
-    """Said before it is tried."""
+    """Logged before the attempt."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ class Plan:
     """cpu, cuda or rocm: the constraints file."""
     because: str
     attempts: tuple[Attempt, ...]
-    """Tried in this order until one succeeds; none means that there is no torch for this machine."""
+    """Tried in this order until one succeeds; empty where there is no torch for this machine."""
 
 
 def choose(facts: Facts, index: str | None = None) -> Plan:
-    """Which torch this machine gets. ``index`` overrides: exactly that package index, whatever the machine is.
+    """Choose the torch build for this machine. ``index`` overrides it: exactly that package index.
 
-    CUDA 13.0 builds need driver 580 and a Turing card (7.5) or newer; CUDA 12.6 builds run from driver 525 on, from
+    CUDA 13.0 builds need driver 580 and a Turing GPU (7.5) or newer; CUDA 12.6 builds run from driver 525 on, from
     Maxwell to Hopper (9.0). Source: PyTorch's CUDA support matrix for 2.13, NVIDIA's CUDA compatibility guide.
     """
     found = _choose(facts)
@@ -118,17 +118,17 @@ def choose(facts: Facts, index: str | None = None) -> Plan:
 
 def _choose(facts: Facts) -> Plan:
     if facts.nvidia and facts.system != "Darwin":
-        card = max(facts.nvidia, key=lambda c: c.capability)
-        driver = int(card.driver.split(".")[0])
-        told = f"{card.name}, driver {card.driver}"
-        if driver >= 580 and card.capability >= 7.5:
+        gpu = max(facts.nvidia, key=lambda g: g.capability)
+        driver = int(gpu.driver.split(".")[0])
+        found = f"{gpu.name}, driver {gpu.driver}"
+        if driver >= 580 and gpu.capability >= 7.5:
             # PyPI's own torch for Linux is the CUDA 13.0 build, for Windows it is a CPU build.
-            plain = Attempt(f"torch=={TORCH}", (), "PyTorch's own index failed; trying the usual one")
-            return Plan("cuda", told, (_from("cu130"), plain) if facts.system == "Linux" else (_from("cu130"),))
-        if driver >= 525 and card.capability < 10:
-            return Plan("cuda", told, (_from("cu126"),))
-        wanted = 580 if card.capability >= 7.5 else 525
-        return _cpu(facts, f"{told}: the driver is too old; update it to {wanted} or newer and run this again")
+            plain = Attempt(f"torch=={TORCH}", (), "PyTorch's own index failed; trying pip's default index")
+            return Plan("cuda", found, (_from("cu130"), plain) if facts.system == "Linux" else (_from("cu130"),))
+        if driver >= 525 and gpu.capability < 10:
+            return Plan("cuda", found, (_from("cu126"),))
+        wanted = 580 if gpu.capability >= 7.5 else 525
+        return _cpu(facts, f"{found}: the driver is too old; update it to {wanted} or newer and run this again")
     if facts.nvidia_problem:
         return _cpu(facts, f"an NVIDIA driver is installed but does not answer ({facts.nvidia_problem})")
     if facts.amd and facts.system == "Linux":
@@ -138,8 +138,8 @@ def _choose(facts: Facts) -> Plan:
         return _cpu(facts, f"PyTorch has no ROCm build for AMD {facts.amd[0]}; --torch-index can name another source")
     if facts.system == "Darwin":
         if facts.machine != "arm64":
-            return Plan("cpu", "PyTorch is no longer built for Intel Macs; nothing here can train on this machine", ())
-        return _cpu(facts, "Apple silicon; torch brings its GPU (MPS) along, which nobody has tried here yet")
+            return Plan("cpu", "PyTorch is no longer built for Intel Macs, so this machine cannot train", ())
+        return _cpu(facts, "Apple silicon; torch includes MPS, which is untested here")
     return _cpu(facts, "no NVIDIA or AMD driver found")
 
 
@@ -150,19 +150,19 @@ def _from(build: str) -> Attempt:
 def _cpu(facts: Facts, because: str) -> Plan:
     if facts.system != "Linux":
         return Plan("cpu", because, (Attempt(f"torch=={TORCH}"),))
-    # On Linux PyPI's torch brings gigabytes of CUDA; so first a CPU build, from the user's own sources or PyTorch's.
+    # On Linux PyPI's torch pulls in gigabytes of CUDA: first try a CPU build, from the user's own index or PyTorch's.
     build = _from("cpu")
-    note = "no CPU build of torch can be reached, so the usual one, which is several GB larger"
+    note = "no CPU build of torch can be reached; installing the default build, which is several GB larger"
     return Plan("cpu", because, (Attempt(build.requirement), build, Attempt(f"torch=={TORCH}", (), note)))
 
 
 def look() -> Facts:
-    """The facts of this machine, by its drivers alone."""
-    cards, problem = _nvidia()
-    return Facts(platform.system(), platform.machine(), cards, problem, _amd(Path("/sys/class/kfd/kfd/topology/nodes")))
+    """Detect this machine's GPUs from its drivers."""
+    gpus, problem = _nvidia()
+    return Facts(platform.system(), platform.machine(), gpus, problem, _amd(Path("/sys/class/kfd/kfd/topology/nodes")))
 
 
-def _nvidia() -> tuple[tuple[Card, ...], str]:
+def _nvidia() -> tuple[tuple[Gpu, ...], str]:
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path="/usr/lib/wsl/lib")
     if not program:
         return (), ""
@@ -171,15 +171,15 @@ def _nvidia() -> tuple[tuple[Card, ...], str]:
         answer = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return (), str(error)
-    cards = read_nvidia(answer.stdout) if answer.returncode == 0 else ()
-    said = (answer.stdout + answer.stderr).strip().splitlines()
-    return cards, "" if cards else (said or ["no card"])[0]
+    gpus = read_nvidia(answer.stdout) if answer.returncode == 0 else ()
+    output = (answer.stdout + answer.stderr).strip().splitlines()
+    return gpus, "" if gpus else (output or ["no GPU"])[0]
 
 
-def read_nvidia(text: str) -> tuple[Card, ...]:
-    """nvidia-smi's lines ``NVIDIA GeForce RTX 3060, 8.6, 580.95.05``; lines of another form are left out."""
+def read_nvidia(text: str) -> tuple[Gpu, ...]:
+    """Parse nvidia-smi's lines ``NVIDIA GeForce RTX 3060, 8.6, 580.95.05``; other lines are skipped."""
     lines = (re.fullmatch(r"(.+), (\d+\.\d+), (\d+[\d.]*)", line.strip()) for line in text.splitlines())
-    return tuple(Card(line[1], float(line[2]), line[3]) for line in lines if line)
+    return tuple(Gpu(line[1], float(line[2]), line[3]) for line in lines if line)
 
 
 def _amd(nodes: Path) -> tuple[str, ...]:
@@ -198,35 +198,37 @@ def _amd(nodes: Path) -> tuple[str, ...]:
 # -------------------------------------------------------------------------------------------------- the environment
 
 
-def set_up(needed: Iterable[str], python: str | None = None, index: str | None = None, anew: bool = False) -> Path:
-    """Make, update or repair ``.venv`` so that it holds these extras and whatever it held; -> its Python. Quick when
-    nothing changed. An update that fails leaves a working environment as it was."""
+def set_up(needed: Iterable[str], python: str | None = None, index: str | None = None, repair: bool = False) -> Path:
+    """Make, update or repair ``.venv`` with these extras and those it already has, and return its Python.
+
+    It returns at once when nothing changed. An update that fails leaves a working environment as it was.
+    """
     mark = _read_mark()
     inside = python_in(VENV)
-    sound = not anew and mark.get("state") != "making" and _runs(inside) and _same_python(python, inside)
+    complete = not repair and mark.get("state") != "making" and _runs(inside) and _same_python(python, inside)
     index = index or mark.get("torch_index")
     plan = choose(look(), index)
     if not plan.attempts:
-        raise Trouble(plan.because)
+        raise UserError(plan.because)
     extras = sorted({*needed, *mark.get("extras", ())})
     wanted = {"state": "ready", "key": fingerprint(plan), "extras": extras, "torch_index": index}
-    if sound and wanted.items() <= mark.items() and set(mark["packages"]) <= _packages():
+    if complete and wanted.items() <= mark.items() and set(mark["packages"]) <= _packages():
         return inside
     constraints = ROOT / "constraints" / f"{plan.kind}.txt"
     tested = constraints.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-    say(f"this machine: {plan.kind} ({plan.because})")
-    say(f"versions: constraints/{plan.kind}.txt, {tested}")
-    if not sound:
-        say("repairing .venv: it is half made, broken or unwanted" if VENV.exists() else "making .venv")
+    log(f"this machine: {plan.kind} ({plan.because})")
+    log(f"versions: constraints/{plan.kind}.txt, {tested}")
+    if not complete:
+        log("repairing .venv: it is incomplete, broken or to be replaced" if VENV.exists() else "making .venv")
         _make(python)
     _write_mark({**wanted, "state": "making"})
     try:
         _install(inside, plan, extras, constraints)
-    except Trouble:
-        _write_mark(mark if sound else {"state": "empty"})
+    except UserError:
+        _write_mark(mark if complete else {"state": "empty"})
         raise
     _write_mark({**wanted, "packages": sorted(_packages())})
-    say(f"ready: {VENV}")
+    log(f"ready: {VENV}")
     return inside
 
 
@@ -235,7 +237,7 @@ def python_in(venv: Path, windows: bool = os.name == "nt") -> Path:
 
 
 def fingerprint(plan: Plan) -> str:
-    """Changes when the environment would: other pins, other requirements, another torch, another place."""
+    """A hash of all that the environment depends on: pins, requirements, torch and its location."""
     files = [ROOT / "pyproject.toml", *sorted((ROOT / "constraints").glob("*.txt"))]
     parts = [str(ROOT).encode(), repr(plan.attempts).encode(), *(file.read_bytes() for file in files)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
@@ -256,7 +258,7 @@ def _write_mark(mark: dict[str, Any]) -> None:
 
 
 def _packages() -> set[str]:
-    """The installed packages with their versions, as their folders are named."""
+    """Names of the installed packages' dist-info folders, which include the versions."""
     return {
         folder.name for place in ("lib/python*", "Lib") for folder in VENV.glob(f"{place}/site-packages/*.dist-info")
     }
@@ -276,7 +278,7 @@ def _version(python: str) -> tuple[int, int]:
         answer = subprocess.run(command, capture_output=True, text=True, env=_environment()).stdout.split()
         return int(answer[0]), int(answer[1])
     except (OSError, ValueError, IndexError):
-        raise Trouble(f"--python {python}: it is no Python that runs; give the path of python.exe or python3") from None
+        raise UserError(f"--python {python}: it does not run; give the path of python.exe or python3") from None
 
 
 def _same_python(asked: str | None, inside: Path) -> bool:
@@ -287,24 +289,24 @@ def _make(asked: str | None) -> None:
     python = asked or getattr(sys, "_base_executable", None) or sys.executable
     version = _version(python)
     if version < OLDEST:
-        raise Trouble(
+        raise UserError(
             f"training needs Python {_dotted(OLDEST)} or newer, and {python} is {_dotted(version)}; "
-            "run install.py with a newer one, or name it: --python PATH"
+            "run install.py with a newer one, or give its path: --python PATH"
         )
     if version > NEWEST:
-        say(f"Python {_dotted(version)} is newer than any that was tried ({_dotted(OLDEST)} to {_dotted(NEWEST)})")
+        log(f"Python {_dotted(version)} is newer than any tested version ({_dotted(OLDEST)} to {_dotted(NEWEST)})")
     try:
         if VENV.exists():
             shutil.rmtree(VENV)
         VENV.mkdir()
     except OSError as error:
-        raise Trouble(f".venv: it cannot be replaced ({error}); close what uses it, or remove the folder") from None
+        raise UserError(f".venv: it cannot be replaced ({error}); close what uses it, or remove the folder") from None
     _write_mark({"state": "making"})
     made = subprocess.run([python, "-m", "venv", str(VENV)], capture_output=True, text=True, env=_environment())
     if made.returncode or not _runs(python_in(VENV)):
-        raise Trouble(
-            f"{python} cannot make environments (its modules venv and ensurepip are needed); on Debian and Ubuntu: "
-            "sudo apt install python3-venv; else name another Python: --python PATH"
+        raise UserError(
+            f"{python} cannot make environments (it lacks venv or ensurepip); on Debian and Ubuntu: "
+            "sudo apt install python3-venv; otherwise give another Python: --python PATH"
         )
 
 
@@ -313,46 +315,44 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def _install(python: Path, plan: Plan, extras: list[str], constraints: Path) -> None:
-    said: str | None = None
+    errors: str | None = None
     for attempt in plan.attempts:
         if attempt.note:
-            say(attempt.note)
-        said = _pip(python, attempt.requirement, *attempt.arguments, "-c", str(constraints))
-        if said is None or (offline(said) and not attempt.arguments):
+            log(attempt.note)
+        errors = _pip(python, attempt.requirement, *attempt.arguments, "-c", str(constraints))
+        if errors is None or (offline(errors) and not attempt.arguments):
             break
-    said = said or _pip(python, "-e", f".[{','.join(extras)}]", "-c", str(constraints))
-    if said is not None:
-        raise Trouble(explain(said))
+    errors = errors or _pip(python, "-e", f".[{','.join(extras)}]", "-c", str(constraints))
+    if errors is not None:
+        raise UserError(explain(errors))
 
 
 def _pip(python: Path, *arguments: str) -> str | None:
-    """None, or what pip said when it failed."""
+    """None, or pip's error output when it failed."""
     quiet = () if sys.stdout.isatty() else ("--quiet",)
     command = [str(python), "-m", "pip", "install", *quiet, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=_environment(), stderr=subprocess.PIPE, text=True, errors="replace")
     return done.stderr if done.returncode else None
 
 
-def offline(said: str) -> bool:
-    return any(sign in said for sign in NO_NETWORK)
+def offline(errors: str) -> bool:
+    return any(sign in errors for sign in NO_NETWORK)
 
 
-def explain(said: str) -> str:
-    """pip's complaint as one line."""
-    if offline(said):
-        host = re.search(r"host='([^']+)'|Failed to resolve '([^']+)'", said)
+def explain(output: str) -> str:
+    """pip's error output as one line."""
+    if offline(output):
+        host = re.search(r"host='([^']+)'|Failed to resolve '([^']+)'", output)
         where = f" ({host[1] or host[2]})" if host else ""
-        return f"no network: pip cannot reach its package index{where}; connect, or set PIP_INDEX_URL, and run it again"
-    if "No space left on device" in said or "[Errno 28]" in said:
-        return (
-            "the disk is full: the environment takes about 3 GB for a CPU, 10 GB for a GPU; make room and run it again"
-        )
-    errors = [line.strip() for line in said.splitlines() if line.lower().lstrip().startswith("error:")]
-    return "pip failed: " + (errors[0] if errors else (said.strip().splitlines() or ["it said nothing"])[-1])
+        return f"no network: pip cannot reach its package index{where}; connect or set PIP_INDEX_URL, and try again"
+    if "No space left on device" in output or "[Errno 28]" in output:
+        return "the disk is full: the environment takes 3 GB for a CPU, 10 GB for a GPU; free some space and try again"
+    lines = [line.strip() for line in output.splitlines() if line.lower().lstrip().startswith("error:")]
+    return "pip failed: " + (lines[0] if lines else (output.strip().splitlines() or ["no output"])[-1])
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment without what would lead pip or Python out of ``.venv``."""
+    """This process's environment without variables that point pip or Python outside ``.venv``."""
     away = {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
     kept = {name: value for name, value in os.environ.items() if name not in away}
     return {
@@ -368,7 +368,7 @@ def _environment() -> dict[str, str]:
 
 
 def run(python: Path, arguments: list[str]) -> int:
-    """Run Python in the repository; Ctrl-C is the child's to obey (it saves), and this waits for it."""
+    """Run Python in the repository and wait for it, also on Ctrl-C: the child handles it and saves."""
     child = subprocess.Popen([str(python), *arguments], cwd=ROOT, env=_environment())
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     while True:
@@ -387,20 +387,20 @@ def main(arguments: list[str]) -> int:
         prog="install.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("command", choices=list(EXTRAS))
-    parser.add_argument("--torch-index", metavar="URL", help="take torch from this index, whatever the machine is")
+    parser.add_argument("--torch-index", metavar="URL", help="install torch from this index, whatever the machine is")
     parser.add_argument("--python", metavar="PATH", help="make .venv with this Python")
-    parser.add_argument("--repair", action="store_true", help="make .venv anew, even if it looks sound")
+    parser.add_argument("--repair", action="store_true", help="rebuild .venv even if it looks complete")
     args, rest = parser.parse_known_args(arguments)
     if rest and args.command in ("trainer", "doctor"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         python = set_up(EXTRAS[args.command], args.python, args.torch_index, args.repair)
         return run(python, [*RUNS[args.command], *rest]) if args.command in RUNS else 0
-    except Trouble as trouble:
-        print(f"install.py: {trouble}", file=sys.stderr)
+    except UserError as error:
+        print(f"install.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("install.py: stopped; the same command goes on", file=sys.stderr)
+        print("install.py: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
 
 

@@ -1,4 +1,4 @@
-"""install.py: which torch a machine gets (pure), and the life of an environment with a real pip, offline."""
+"""install.py: which torch a machine gets (pure), and the lifecycle of an environment with a real pip, offline."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pathlib import Path
 import pytest
 
 from pixelkiln import install
-from pixelkiln.install import Card, Facts, Trouble, choose, explain, read_nvidia
+from pixelkiln.install import Facts, Gpu, UserError, choose, explain, read_nvidia
 
 SCRIPT = Path(install.__file__)
 AMPERE, PASCAL, BLACKWELL = ("NVIDIA GeForce RTX 3060", 8.6), ("NVIDIA GeForce GTX 1080", 6.1), ("RTX 5090", 12.0)
 
 
-def box(*cards: tuple[str, float], driver: str = "580.95.05", system: str = "Linux") -> Facts:
-    return Facts(system, "x86_64", tuple(Card(name, capability, driver) for name, capability in cards))
+def box(*gpus: tuple[str, float], driver: str = "580.95.05", system: str = "Linux") -> Facts:
+    return Facts(system, "x86_64", tuple(Gpu(name, capability, driver) for name, capability in gpus))
 
 
 @pytest.mark.parametrize(
     ("facts", "kind", "requirements"),
     [
         (box(AMPERE), "cuda", ["torch==2.13.0+cu130", "torch==2.13.0"]),
-        (box(AMPERE, system="Windows"), "cuda", ["torch==2.13.0+cu130"]),  # PyPI's torch for Windows knows no card
+        (box(AMPERE, system="Windows"), "cuda", ["torch==2.13.0+cu130"]),  # PyPI's torch for Windows is a CPU build
         (box(AMPERE, driver="550.54.14"), "cuda", ["torch==2.13.0+cu126"]),
         (box(PASCAL), "cuda", ["torch==2.13.0+cu126"]),
         (box(PASCAL, BLACKWELL), "cuda", ["torch==2.13.0+cu130", "torch==2.13.0"]),
@@ -52,7 +52,7 @@ def test_each_machine_gets_its_torch(facts: Facts, kind: str, requirements: list
         assert not attempt.arguments or attempt.arguments[1].endswith(f"/whl/{build}")
 
 
-def test_what_a_person_can_mend_is_said():
+def test_problems_that_the_user_can_fix_are_reported():
     assert "update it to 580" in choose(box(BLACKWELL, driver="570.1")).because
     assert "update it to 525" in choose(box(PASCAL, driver="470.1")).because
     assert (
@@ -78,7 +78,7 @@ def test_an_index_overrides_the_machine(index: str, kind: str):
 
 def test_nvidia_smi_is_read():
     text = "NVIDIA GeForce RTX 3060, 8.6, 580.95.05\nTesla, of old, 3.5, 470.1\nNo devices\n[N/A], [N/A], 580\n"
-    assert read_nvidia(text) == (Card("NVIDIA GeForce RTX 3060", 8.6, "580.95.05"), Card("Tesla, of old", 3.5, "470.1"))
+    assert read_nvidia(text) == (Gpu("NVIDIA GeForce RTX 3060", 8.6, "580.95.05"), Gpu("Tesla, of old", 3.5, "470.1"))
 
 
 def test_amd_cards_are_read(tmp_path: Path):
@@ -88,7 +88,7 @@ def test_amd_cards_are_read(tmp_path: Path):
     assert install._amd(tmp_path) == ("gfx90a", "gfx1030", "gfx1151", "gfx1201")
 
 
-def test_pips_complaints_become_one_line():
+def test_pips_errors_become_one_line():
     resolve = (
         "HTTPSConnectionPool(host='pypi.org', port=443): Max retries exceeded (Caused by NameResolutionError(...))"
     )
@@ -98,28 +98,28 @@ def test_pips_complaints_become_one_line():
     )
     odd = "WARNING: x\nERROR: No matching distribution found for torch==2.13.0\nnote: y"
     assert explain(odd) == "pip failed: ERROR: No matching distribution found for torch==2.13.0"
-    assert explain("") == "pip failed: it said nothing"
+    assert explain("") == "pip failed: no output"
 
 
-def test_without_a_command_it_says_one_line_and_installs_nothing(tmp_path: Path):
+def test_without_a_command_it_prints_one_line_and_installs_nothing(tmp_path: Path):
     copy = shutil.copy(SCRIPT, tmp_path)
     done = subprocess.run([sys.executable, str(copy)], capture_output=True, text=True, cwd=tmp_path.parent)
     assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
     assert [path.name for path in tmp_path.iterdir()] == ["install.py"]
 
 
-def test_an_old_or_absent_python_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_old_or_missing_python_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(install, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(install, "MARK", tmp_path / ".venv" / "pixelkiln.json")
     monkeypatch.setattr(install, "OLDEST", (99, 0))
-    with pytest.raises(Trouble, match=r"needs Python 99\.0 or newer.*--python PATH"):
+    with pytest.raises(UserError, match=r"needs Python 99\.0 or newer.*--python PATH"):
         install.set_up(["train"])
-    with pytest.raises(Trouble, match="it is no Python that runs"):
+    with pytest.raises(UserError, match="it does not run"):
         install.set_up(["train"], python=str(tmp_path / "nowhere"))
     assert not (tmp_path / ".venv").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a test cannot press Ctrl-C for a child on Windows")
+@pytest.mark.skipif(os.name == "nt", reason="a test cannot send Ctrl-C to a child on Windows")
 def test_ctrl_c_is_left_to_the_child(tmp_path: Path):
     child = (
         "import signal, sys, time\n"
@@ -138,7 +138,7 @@ def test_ctrl_c_is_left_to_the_child(tmp_path: Path):
     assert process.returncode == 130
 
 
-# ------------------------------------------------------------------------------------------- the life of an environment
+# -------------------------------------------------------------------------------------- the lifecycle of an environment
 
 PROJECT = """
 [build-system]
@@ -147,24 +147,24 @@ build-backend = "backend"
 backend-path = ["."]
 
 [project]
-name = "house"
+name = "project"
 """
 BACKEND = '''
-"""The least that pip needs to install a folder as editable."""
+"""The smallest build backend that pip accepts for an editable install."""
 import zipfile
 
 
 def build_editable(folder, config_settings=None, metadata_directory=None):
-    info = "house-1.dist-info"
-    with zipfile.ZipFile(f"{folder}/house-1-py3-none-any.whl", "w") as wheel:
+    info = "project-1.dist-info"
+    with zipfile.ZipFile(f"{folder}/project-1-py3-none-any.whl", "w") as wheel:
         extras = "".join(f"Provides-Extra: {x}\\nRequires-Dist: {y}; extra == '{x}'\\n" for x, y in
                          {"train": "kiln", "ui": "kiln", "test": "pytest"}.items())
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\\nName: house\\nVersion: 1\\n{extras}")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\\nName: project\\nVersion: 1\\n{extras}")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         wheel.writestr(f"{info}/RECORD", "")
-    return "house-1-py3-none-any.whl"
+    return "project-1-py3-none-any.whl"
 '''
-TELL = "import json, os, sys; print(json.dumps([os.getcwd(), *sys.argv[1:]])); sys.exit(7)"
+ECHO = "import json, os, sys; print(json.dumps([os.getcwd(), *sys.argv[1:]])); sys.exit(7)"
 
 
 def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
@@ -178,48 +178,48 @@ def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Path:
-    """A project of the shape of this one, with stand-in packages as wheels in ``links``."""
+def project(tmp_path: Path) -> Path:
+    """A project laid out like this one, with stand-in packages as wheels in ``links``."""
     root = tmp_path / "a folder"
     for name in ("constraints", "links", "trainer"):
         (root / name).mkdir(parents=True)
     shutil.copy(SCRIPT, root)
     (root / "pyproject.toml").write_text(PROJECT)
     (root / "backend.py").write_text(BACKEND)
-    (root / "trainer" / "__main__.py").write_text(TELL)
+    (root / "trainer" / "__main__.py").write_text(ECHO)
     for kind in ("cpu", "cuda", "rocm"):
         (root / "constraints" / f"{kind}.txt").write_text("# tested: here\nkiln==2\n")
     for build in ("cpu", "cu126", "cu130", "rocm7.2"):
         wheel(root / "links", "torch", f"2.13.0+{build}", {"torch.py": ""})
-    wheel(root / "links", "pytest", "1", {"pytest/__init__.py": "", "pytest/__main__.py": TELL})
+    wheel(root / "links", "pytest", "1", {"pytest/__init__.py": "", "pytest/__main__.py": ECHO})
     for version in ("1", "2", "3"):
         wheel(root / "links", "kiln", version, {"kiln.py": ""})
     return root
 
 
-def test_the_life_of_an_environment(house: Path):
+def test_the_lifecycle_of_an_environment(project: Path):
     def call(*arguments: str, links: bool = True) -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        nowhere = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
-        env = {**kept, **nowhere, **({"PIP_FIND_LINKS": (house / "links").as_uri()} if links else {})}
-        command = [sys.executable, str(house / "install.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=house.parent, env=env)
+        offline = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
+        env = {**kept, **offline, **({"PIP_FIND_LINKS": (project / "links").as_uri()} if links else {})}
+        command = [sys.executable, str(project / "install.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=project.parent, env=env)
 
     def mark() -> dict[str, object]:
-        return json.loads((house / ".venv" / "pixelkiln.json").read_text())
+        return json.loads((project / ".venv" / "pixelkiln.json").read_text())
 
-    (house / ".venv" / "bin").mkdir(parents=True)
-    (house / ".venv" / "bin" / "junk").touch()
-    done = call("trainer", links=False)  # half made, and no network
+    (project / ".venv" / "bin").mkdir(parents=True)
+    (project / ".venv" / "bin" / "junk").touch()
+    done = call("trainer", links=False)  # incomplete, and no network
     assert done.returncode == 2
     assert "repairing .venv" in done.stdout
-    assert not (house / ".venv" / "bin" / "junk").exists()
+    assert not (project / ".venv" / "bin" / "junk").exists()
     assert done.stderr.startswith("install.py: no network") and done.stderr.count("\n") == 1
 
-    done = call("demo", "--fast")  # the child's words and exit code come through
+    done = call("demo", "--fast")  # the child's output and exit code come through
     assert "constraints/" in done.stdout and "tested: here" in done.stdout
-    assert "repairing" not in done.stdout  # pip had left nothing behind
-    assert json.loads(done.stdout.splitlines()[-1]) == [str(house), "demo", "--fast"]
+    assert "repairing" not in done.stdout  # the failed pip had changed nothing
+    assert json.loads(done.stdout.splitlines()[-1]) == [str(project), "demo", "--fast"]
     assert done.returncode == 7, done.stderr
     packages = mark()["packages"]
     assert isinstance(packages, list) and "kiln-2.dist-info" in packages and "pytest-1.dist-info" not in packages
@@ -227,26 +227,26 @@ def test_the_life_of_an_environment(house: Path):
     done = call("demo")  # nothing changed: nothing is done
     assert done.stdout.count("\n") == 1
 
-    shutil.rmtree(next((house / ".venv").rglob("kiln-2.dist-info")))  # something went away: it comes back
+    shutil.rmtree(next((project / ".venv").rglob("kiln-2.dist-info")))  # a package that disappeared is installed again
     done = call("test", "-k", "a or b", "-x", "tests/test_a.py")
     assert json.loads(done.stdout.splitlines()[-1]) == [
-        str(house), "-n", "auto", "--maxprocesses=4", "-k", "a or b", "-x", "tests/test_a.py"
+        str(project), "-n", "auto", "--maxprocesses=4", "-k", "a or b", "-x", "tests/test_a.py"
     ]  # fmt: skip
     assert mark()["extras"] == ["test", "train", "ui"]
     assert mark()["packages"] == sorted(["pytest-1.dist-info", *packages])
-    assert call("demo").stdout.count("\n") == 1  # and the extras stay
+    assert call("demo").stdout.count("\n") == 1  # the extras stay
 
-    pins = {file: file.read_text() for file in (house / "constraints").iterdir()}
+    pins = {file: file.read_text() for file in (project / "constraints").iterdir()}
     for file, text in pins.items():
         file.write_text(text.replace("kiln==2", "kiln==4"))
     done = call("demo")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     for file, text in pins.items():
         file.write_text(text)
-    assert call("demo").stdout.count("\n") == 1  # the update that failed left all as it was
+    assert call("demo").stdout.count("\n") == 1  # the failed update changed nothing
 
 
-def test_a_broken_python_is_seen(tmp_path: Path):
+def test_a_broken_python_is_detected(tmp_path: Path):
     assert install._runs(Path(sys.executable))
     assert not install._runs(tmp_path / "python")
     empty = tmp_path / "broken"
