@@ -190,11 +190,11 @@ def _lines(path: Path, prompt: str | None) -> Iterator[Candidate | Reject]:
 
 def _candidate(row: dict[str, Any], where: str, root: Path, prompt: str | None) -> Candidate | Reject:
     """A pair of any tabular form. ``root`` holds the pictures that are named by path."""
-    output = _verdict(row)
-    if isinstance(output, str):
-        return Reject(where, output)
+    verdict = _verdict(row)
+    if isinstance(verdict, str):
+        return Reject(where, verdict)
     found = []
-    for name in (*output, "mask"):
+    for name in (*verdict, "mask"):
         picture = _picture(row.get(name), root)
         if picture is None and name != "mask":
             return Reject(where, f"there is no picture {row.get(name)!r:.80}")
@@ -208,7 +208,7 @@ def _candidate(row: dict[str, Any], where: str, root: Path, prompt: str | None) 
 
 
 def _verdict(row: dict[str, Any]) -> tuple[str, str] | str:
-    """The names of the columns with the chosen and the rejected picture; or why there is no output."""
+    """The names of the columns with the chosen and the rejected picture; or why there is no verdict."""
     tie = "a tie"
     if "chosen" in row and "rejected" in row:
         return tie if row.get("tie") is True else ("chosen", "rejected")

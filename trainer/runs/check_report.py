@@ -59,10 +59,10 @@ def fit_rows(fit: Mapping[str, Any]) -> list[Row]:
     """Memory and time, and what would make the run fit."""
     if not fit.get("gb"):
         return []
-    output = "it fits" if fit.get("fits", True) else "it does NOT fit"
+    verdict = "it fits" if fit.get("fits", True) else "it does NOT fit"
     free = f" of {gigabytes(fit['of_gb'])} free on {fit.get('card', 'the GPU')}" if fit.get("of_gb") else ""
     precision = f", {fit['precision']}" if fit.get("precision") else ""
-    found: list[Row] = [("memory", f"{gigabytes(fit['gb'])} GB{free}{precision}: {output}")]
+    found: list[Row] = [("memory", f"{gigabytes(fit['gb'])} GB{free}{precision}: {verdict}")]
     parts = ", ".join(f"{name} {gigabytes(gb)}" for name, gb in (fit.get("parts") or {}).items() if gb >= 0.005)
     found += [("", f"at its peak ({fit.get('at', '?')}): {parts}")] if parts else []
     phases = ", ".join(f"{one['name']} {gigabytes(one['gb'])}" for one in fit.get("phases") or [])
