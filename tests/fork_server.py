@@ -192,7 +192,7 @@ def _at_step(count: int, act: Callable[[Any], object]) -> None:
     step = engine.Loop.step
 
     def counted(self: engine.Loop) -> dict[str, Any]:
-        if self.at == count:
+        if self.steps_done == count:
             act(self)
         return step(self)
 
@@ -231,7 +231,7 @@ def _jump_at_step(what: list[int]) -> None:
 
 
 def _stop_at_step(count: int) -> None:
-    _at_step(count, lambda loop: loop.asked.set())
+    _at_step(count, lambda loop: loop.stop_requested.set())
 
 
 def _wait_for(path: str) -> None:

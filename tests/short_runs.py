@@ -95,8 +95,8 @@ def stop_after(monkeypatch, count: int) -> None:
 
     def counted(self):
         facts = step(self)
-        if self.at + 1 == count:
-            self.asked.set()
+        if self.steps_done + 1 == count:
+            self.stop_requested.set()
         return facts
 
     monkeypatch.setattr(loop.Loop, "step", counted)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..config import Config
 from ..runs.folder import RunFolder
-from ..training.build import build
+from ..training.build import build_session
 from ..training.loop import Loop
-from ..training.oom import settle
-from ..training.progress_writer import Writer
+from ..training.oom import fill_with_blocks
+from ..training.progress_writer import ProgressWriter
 
 
 def calibrate(config: Config, steps: int = 3) -> None:
@@ -19,13 +19,14 @@ def calibrate(config: Config, steps: int = 3) -> None:
     data = config.data.model_copy(update={"cache_dir": config.data.cache_dir or str(Path(config.run.out) / "cache")})
     with tempfile.TemporaryDirectory() as aside:
         folder = RunFolder(Path(aside))
-        with Writer(folder.path) as writer:
-            parts = build(config.model_copy(update={"data": data}), writer.say)
-            loop = Loop(parts, folder, writer, threading.Event())
-            loop.parts.prepare(writer.progress)
-            loop.parts.free_encoders()
+        with ProgressWriter(folder.path) as writer:
+            session = build_session(config.model_copy(update={"data": data}), writer.log)
+            loop = Loop(session, folder, writer, threading.Event())
+            session.prepare(writer.progress)
+            session.offload_encoders()
             for _ in range(steps):
                 loop.step()
-                loop.at += 1
-                settle(loop)
-            loop.remember_pace()
+                loop.steps_done += 1
+                if loop.steps_done == 2:
+                    fill_with_blocks(session)
+            loop.remember_step_time()

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..adapters.inject import Adapter
 from ..config import Config
 from ..diffusion import sampling
 from ..diffusion.sampling import Prompt
 from ..errors import UserError
 from ..runs.files import make_folder, write_atomic
-from ..training.build import build
-from ..training.session import Parts
+from ..training.build import build_model, build_previews
+from ..training.previews import Previews
 from .common import print_note
 
 DEFAULT = Path("samples")
@@ -45,10 +46,10 @@ def sample(config: Config, adapter: str | None, output: Path | None = None) -> l
     """Draw the configuration's prompts with an adapter file, or with the base model alone."""
     _check_prompts(config)
     folder = output or (DEFAULT / Path(adapter).stem if adapter else DEFAULT)
-    session = _load(config, adapter)
+    previews = _load(config, adapter)
     make_folder(folder, "--output")
-    pictures = [(sampling.picture_path(folder, 0, index), prompt) for index, prompt in enumerate(session.prompts)]
-    _draw(session, pictures, {"adapter": adapter or ""})
+    pictures = [(sampling.picture_path(folder, 0, index), prompt) for index, prompt in enumerate(previews.prompts)]
+    _draw(previews, pictures, {"adapter": adapter or ""})
     return [path for path, _ in pictures]
 
 
@@ -68,16 +69,16 @@ def generate(config: Config, texts: Sequence[str], n: int, output: Path, adapter
     drawn with another prompt, seed or adapter.
     """
     config = config.changed({"sample.prompts": [text for text in texts for _ in range(n)], "sample.file": None})
-    session = _load(config, adapter)
+    previews = _load(config, adapter)
     make_folder(output, "--output")
     facts = {"adapter": adapter or ""}
-    prompts = _different_seeds(session.prompts, n)
+    prompts = _different_seeds(previews.prompts, n)
     pictures = [(output / f"{i // n:04d}_{i % n}.png", prompt) for i, prompt in enumerate(prompts)]
     for path, prompt in pictures:
         if path.exists() and not sampling.is_of(path, prompt, facts):
             raise UserError(f"{path}: it has another prompt, seed or adapter; give another folder")
     try:
-        _draw(session, _missing(pictures), facts)
+        _draw(previews, _missing(pictures), facts)
     finally:
         rows = [{"prompt": p.text, "seed": p.seed, "image": path.name} for path, p in pictures if path.exists()]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -126,26 +127,23 @@ def _check_prompts(config: Config) -> int:
     return count
 
 
-def _load(config: Config, adapter: str | None) -> Parts:
-    session = build(config, print_note, adapter, data=False)
-    session.adapter.train(False)
-    return session
+def _load(config: Config, adapter: str | None) -> Previews:
+    return build_previews(config, build_model(config, print_note, adapter)[0])
 
 
-def _draw(session: Parts, pictures: Iterable[Picture], facts: dict[str, Any]) -> None:
-    with session.evaluating():
-        for path, prompt in pictures:
-            sampling.save_picture(session.picture(prompt), path, prompt, facts)
+def _draw(previews: Previews, pictures: Iterable[Picture], facts: dict[str, Any]) -> None:
+    for path, prompt in pictures:
+        sampling.save_picture(previews.picture(prompt), path, prompt, facts)
 
 
 def _draw_cells(config: Config, adapter: str | None, cells: Sequence[Cell]) -> None:
-    session = _load(config, adapter)
+    previews = _load(config, adapter)
     for cell in cells:
         make_folder(cell.folder, "folder")
-        pictures = list(zip(cell.pictures(len(session.prompts)), session.prompts, strict=True))
-        with _strength(session, cell.strength):
+        pictures = list(zip(cell.pictures(len(previews.prompts)), previews.prompts, strict=True))
+        with _strength(previews.model.adapter, cell.strength):
             facts = {"adapter": Path(adapter or "").name, "strength": cell.strength}
-            _draw(session, _missing(pictures), facts)
+            _draw(previews, _missing(pictures), facts)
 
 
 def _missing(pictures: Iterable[Picture]) -> Iterator[Picture]:
@@ -159,9 +157,9 @@ def _different_seeds(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
 
 
 @contextmanager
-def _strength(session: Parts, by: float) -> Iterator[None]:
+def _strength(adapter: Adapter, by: float) -> Iterator[None]:
     """Multiply the adapter's difference."""
-    layers = {id(layer): layer for one in session.adapter.mounted for layer in one.layers}
+    layers = {id(layer): layer for one in adapter.mounted for layer in one.layers}
     before = {key: dict(layer.scaling) for key, layer in layers.items()}
     try:
         for layer in layers.values():

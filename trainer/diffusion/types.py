@@ -1,4 +1,4 @@
-"""The words of the house: Batch, Draw, Conditioning, Rows, Step; and what a family, a loss and an objective are.
+"""The data of a training step: Batch, Draw, Conditioning, Rows, Step; and the interfaces of losses and objectives.
 
 Shapes: B rows, C latent channels, h x w latent cells, H x W pixels (H = 8h). Latents are scaled: z = s (E(x) - m).
 Pixels are in [-1, 1]. A *level* is a row's place in the noise schedule: the integer timestep (as float) of a DDPM
@@ -64,7 +64,7 @@ class Rows:
         return Rows(["plain"] * count, torch.ones(count), torch.arange(first, first + count))
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """Row numbers of winners and of losers, aligned pair by pair. ValueError when a row has no partner."""
+        """Row numbers of winners and of losers, aligned pair by pair. UserError when a row has no partner."""
         at = {(role, int(g)): i for i, (role, g) in enumerate(zip(self.role, self.group.tolist(), strict=True))}
         winners = [i for i, role in enumerate(self.role) if role == "winner"]
         losers = [at.get(("loser", int(self.group[i]))) for i in winners]
@@ -75,7 +75,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the network hears beside the noisy latents."""
+    """What the network receives beside the noisy latents."""
 
     hidden: Tensor
     """[B, tokens, width] text-encoder states."""
@@ -113,7 +113,7 @@ class Batch:
     target: Tensor | None = None
     """[B, C, h, w] clean latents to predict where they are not the input (dense prediction)."""
     preserve: Tensor | None = None
-    """[B] bool: rows that hold the network to what it says without the adapter; None is none of them."""
+    """[B] bool: rows whose target is the network's own output without the adapter; None is none of them."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -155,7 +155,7 @@ Decode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What the network saw and said. Views are computed when first asked for."""
+    """The network's input and output of a step. The properties are computed when first used."""
 
     batch: Batch
     draw: Draw
@@ -165,26 +165,26 @@ class Step:
     process: Process
     decoder: Any = None
     """A ``losses.pixel.Decoder``; None when no term looks at pixels."""
-    bare: Tensor | None = None
+    base_out: Tensor | None = None
     """[B, C, h, w] the output without the adapter, where ``batch.preserve`` has rows."""
 
     @cached_property
     def clean(self) -> Tensor:
         """z0: what should be predicted, [B, C, h, w]."""
         wanted = self.batch.latents if self.batch.target is None else self.batch.target
-        if self.bare is None:
+        if self.base_out is None:
             return wanted
-        return self._preserved(self.process.x0(self.noisy, self.bare, self.draw.level), wanted)
+        return self._preserved(self.process.x0(self.noisy, self.base_out, self.draw.level), wanted)
 
     @cached_property
     def target(self) -> Tensor:
         wanted = self.batch.latents if self.batch.target is None else self.batch.target
         target = self.process.target(wanted, self.draw.noise, self.draw.level)
-        return target if self.bare is None else self._preserved(self.bare, target)
+        return target if self.base_out is None else self._preserved(self.base_out, target)
 
-    def _preserved(self, bare: Tensor, wanted: Tensor) -> Tensor:
+    def _preserved(self, base: Tensor, wanted: Tensor) -> Tensor:
         assert self.batch.preserve is not None
-        return torch.where(self.batch.preserve.to(bare.device)[:, None, None, None], bare.to(wanted.dtype), wanted)
+        return torch.where(self.batch.preserve.to(base.device)[:, None, None, None], base.to(wanted.dtype), wanted)
 
     @cached_property
     def x0(self) -> Tensor:
@@ -199,7 +199,7 @@ class Step:
     def pick(self, rows: Tensor) -> Step:
         """The same step for some of its rows."""
         return Step(self.batch.pick(rows), self.draw.pick(rows), self.noisy[rows], self.out[rows], self.process,
-                    self.decoder, None if self.bare is None else self.bare[rows])  # fmt: skip
+                    self.decoder, None if self.base_out is None else self.base_out[rows])  # fmt: skip
 
 
 class Loss(Protocol):
@@ -210,7 +210,7 @@ class Loss(Protocol):
 
 @dataclass
 class ObjectiveOutput:
-    """What an objective says of some errors."""
+    """An objective's values for some errors."""
 
     values: Tensor
     """[n] one value per sample or pair: their sum over the effective batch, divided by their number, is minimised."""

@@ -17,8 +17,9 @@ from ..families.parts import bare
 from ..families.sources import Files
 from ..families.text import CHUNK, Tokens
 from ..memory import apply
-from ..training.build import make_adapter, make_terms
-from ..training.session import Parts
+from ..training.build import build_adapter, build_terms
+from ..training.loss_terms import LossTerms
+from ..training.model import Model
 from .fake_tensors import Maker
 
 CPU = torch.device("cpu")
@@ -66,34 +67,41 @@ def family(config: Config, found: Found, dtype: torch.dtype, vae_dtype: torch.dt
     )  # fmt: skip
 
 
-def parts(maker: Maker, config: Config, model: Family, dtype: torch.dtype) -> Parts:
-    """What ``build`` makes of a configuration, without data and optimizer. ValueError as there."""
+@dataclass
+class FakeSession:
+    """What a step needs of a session."""
+
+    config: Config
+    model: Model
+    terms: LossTerms
+
+
+def session(maker: Maker, config: Config, family: Family, dtype: torch.dtype) -> FakeSession:
+    """What ``training.build`` makes of a configuration, without data and optimizer. UserError as there."""
     own = config.memory.model_copy(update={"compile": "none", "channels_last": False, "base_weights": "full"})
     config = config.model_copy(update={"memory": own})
-    adapter = make_adapter(config, model, dtype, None, lambda line: None)
-    apply.shape(own, model.spec, model.denoiser, Path())
-    for module in (model.denoiser, model.vae, *model.text_encoders.values()):
+    adapter = build_adapter(config, family, dtype, None, lambda line: None)
+    apply.shape(own, family.spec, family.denoiser, Path())
+    for module in (family.denoiser, family.vae, *family.text_encoders.values()):
         maker.fill(module)
-    trains_text = any(p.requires_grad for encoder in model.text_encoders.values() for p in encoder.parameters())
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    made = Parts(config, model, adapter, CPU, dtype, 0, 1, trains_text, [], scaler)
-    make_terms(made, None, lambda line: None)
+    model = Model(family, adapter, CPU, dtype)
+    terms = build_terms(config, model, None, lambda line: None)
     always = {"probability": 1.0, "min_level": 0.0, "max_level": 1.0}
-    made.terms = [replace(t, options=t.options.model_copy(update=always)) for t in made.terms]
-    return made
+    terms.terms = [replace(t, options=t.options.model_copy(update=always)) for t in terms.terms]
+    return FakeSession(config, model, terms)
 
 
-def batch(maker: Maker, parts: Parts, shape: Shape, heard: Conditioning | None) -> Batch:
+def batch(maker: Maker, session: FakeSession, shape: Shape, heard: Conditioning | None) -> Batch:
     """A micro-batch: winners before losers, as the data layer has it. ``heard``: of one caption, when it is kept."""
-    samples, cell = shape.samples, parts.family.cell
+    samples, cell = shape.samples, session.model.family.cell
     count = samples * len(shape.roles)
-    latents = maker.empty(count, parts.family.channels, shape.height // cell, shape.width // cell)
+    latents = maker.empty(count, session.model.family.channels, shape.height // cell, shape.width // cell)
     roles: list[Role] = [role for role in shape.roles for _ in range(samples)]
     group = torch.arange(samples).repeat(len(shape.roles))
     size = torch.tensor([[shape.height, shape.width, 0, 0, shape.height, shape.width]] * count, dtype=torch.float32)
     said = None if heard is None else _repeat(heard, count)
     keys = [str(i) for i in range(count)]
-    mask = maker.empty(count, 1, shape.height, shape.width) if masked(parts.config) else None
+    mask = maker.empty(count, 1, shape.height, shape.width) if masked(session.config) else None
     return Batch(latents, [""] * count, size, Rows(roles, torch.ones(count), group), keys, said, mask)
 
 

@@ -31,13 +31,13 @@ from ..memory.quantize import TEXT, Weights, held_bytes, holdable
 from ..objectives.common import ReferenceOptions
 from ..optimizers.build import build as build_optimizer
 from ..training import step_time
-from ..training.build import groups
+from ..training.build import parameter_groups
 from ..training.remedies import PARTS, STEP, Phase
-from ..training.score import Remembers, score, score_one_by_one
-from ..training.session import Parts
-from ..training.step import Errors
+from ..training.loss_terms import LossTerms
+from ..training.model import Model
+from ..training.step import Errors, ReferenceErrors, backward_row_by_row, compute_loss
 from . import fake_model
-from .fake_model import Shape
+from .fake_model import FakeSession, Shape
 from .fake_tensors import HOST, Ledger, Maker, card_lists, size_of
 
 GIB = 2**30
@@ -94,25 +94,25 @@ def measure(
     vae_dtype = torch.float32 if dtype == torch.float16 else decoding_dtype(dtype, torch.device("cpu"))[0]
     model = fake_model.family(config, found, dtype, vae_dtype)
     held, streamed = _held(model, dtype)
-    p = fake_model.parts(maker, config, model, dtype)
-    if p.decoder is not None and room is not None:
-        p.decoder.room = room - sum(kinds["full"] for kinds in held.values())
-    mine = p.adapter.parameters()
+    p = fake_model.session(maker, config, model, dtype)
+    if p.model.decoder is not None and room is not None:
+        p.model.decoder.room = room - sum(kinds["full"] for kinds in held.values())
+    mine = p.model.adapter.parameters()
     adapted = {id(t) for t in mine}
     modules = {"denoiser": model.denoiser, "vae": model.vae, **model.text_encoders}
     tensors = {name: [t for t in _tensors(module) if id(t) not in adapted] for name, module in modules.items()}
     result = Measured(held, streamed, size_of(mine))
     result.arch, result.trained = step_time.arch(model.denoiser), _trained(p)
-    result.largest = 4 * max(torch.Size(one.plan.site.shape).numel() for one in p.adapter.mounted)
-    result.trains_text, result.decodes = p.trains_text, p.decoder is not None
+    result.largest = 4 * max(torch.Size(one.plan.site.shape).numel() for one in p.model.adapter.mounted)
+    result.trains_text, result.decodes = p.model.trains_text, p.model.decoder is not None
     ledger.leave_out([*mine, *(t for some in tensors.values() for t in some)])
     for parameter in mine:
         parameter.register_post_accumulate_grad_hook(lambda q: ledger.relabel(_grad(q), "adapter"))
-    p.terms = [_watched(term, ledger) for term in p.terms]
+    p.terms.terms = [_watched(term, ledger) for term in p.terms.terms]
     with ledger, card_lists() if device == "cuda" else nullcontext(), _to_host(ledger):
         heard = _captions(p, ledger, result)
         _pictures(p, ledger, result, maker, shape)
-        micro = fake_model.batch(maker, p, shape, None if p.trains_text else heard)
+        micro = fake_model.batch(maker, p, shape, None if p.model.trains_text else heard)
         _training(p, ledger, result, micro)
         if config.data.validation_split:
             with torch.no_grad():
@@ -180,35 +180,35 @@ def _watched(term: Term, ledger: Ledger) -> Term:
     return Term(term.name, loss, term.objective, term.options)
 
 
-def _captions(p: Parts, ledger: Ledger, result: Measured) -> Conditioning:
+def _captions(p: FakeSession, ledger: Ledger, result: Measured) -> Conditioning:
     with torch.no_grad(), ledger.labelled("text encoders"):
         ledger.begin()
-        heard = p.family.encode_text([""])
+        heard = p.model.family.encode_text([""])
         result.phases["captions"] = ledger.peak
     return heard
 
 
-def _pictures(p: Parts, ledger: Ledger, result: Measured, maker: Maker, shape: Shape) -> None:
+def _pictures(p: FakeSession, ledger: Ledger, result: Measured, maker: Maker, shape: Shape) -> None:
     with ledger.labelled("autoencoder"):
         ledger.begin()
-        p.family.encode_pixels(maker.empty(1, 3, shape.height, shape.width))
+        p.model.family.encode_pixels(maker.empty(1, 3, shape.height, shape.width))
         result.phases["pictures"] = ledger.peak
 
 
-def _training(p: Parts, ledger: Ledger, result: Measured, batch: Batch) -> None:
-    p.adapter.train(True)
+def _training(p: FakeSession, ledger: Ledger, result: Measured, batch: Batch) -> None:
+    p.model.adapter.train(True)
     ledger.begin()
     with ledger.labelled("adapter"):
-        for parameter in p.adapter.parameters() if p.config.run.accumulation > 1 else ():
+        for parameter in p.model.adapter.parameters() if p.config.run.accumulation > 1 else ():
             parameter.grad = torch.zeros_like(parameter)
     cached = any(isinstance(o, ReferenceOptions) and o.reference_draws for _, o in p.config.terms().values())
     remembered = _Remembered(ledger) if cached else None
     _judge(p, batch, remembered, lambda: setattr(result, "kept", sum(ledger.live.values())))
     result.phases["training step"], result.flops = ledger.peak, ledger.flops.total()
     result.decoding = {name: count for name, count in ledger.flops.items() if name}
-    for parameter in p.adapter.parameters():
+    for parameter in p.model.adapter.parameters():
         parameter.grad = None
-    p.adapter.train(False)
+    p.model.adapter.train(False)
     ledger.begin()
 
 
@@ -218,7 +218,7 @@ class _Remembered:
 
     ledger: Ledger
 
-    def get(self, p: Parts, batch: Batch, chance: Draw, compute: Callable[[], Errors]) -> Errors:
+    def get(self, model: Model, terms: LossTerms, batch: Batch, draw: Draw, compute: Callable[[], Errors]) -> Errors:
         before = self.ledger.flops.copy()
         errors = compute()
         self.ledger.flops = before
@@ -226,45 +226,45 @@ class _Remembered:
 
 
 def _judge(
-    p: Parts, batch: Batch, references: Remembers | None = None, between: Callable[[], None] = lambda: None
+    p: FakeSession, batch: Batch, references: ReferenceErrors | None = None, between: Callable[[], None] = lambda: None
 ) -> None:
     """Forward and, where there are gradients, backward of a micro-batch, as the engine does it.
 
     A pixel window lies in the middle, where its halo is cut off by no edge: there it takes the most.
     """
-    chance = draw(batch, 0, 0, p.process, p.config.noise)
+    chance = draw(batch, 0, 0, p.model.process, p.config.noise)
     chance = replace(chance, window=torch.full_like(chance.window, 0.5))
     roles = batch.rows.role
     if p.config.memory.one_by_one and torch.is_grad_enabled():
-        score_one_by_one(p, references, batch, chance, roles, 0)
+        backward_row_by_row(p.model, p.terms, batch, chance, roles, 0, torch.amp.GradScaler("cpu", enabled=False), references)
         return
-    judged = score(p, references, batch, chance, roles, 0)
+    judged = compute_loss(p.model, p.terms, batch, chance, roles, 0, references)
     between()
     if judged.loss.requires_grad:
         judged.loss.backward()
 
 
 @torch.no_grad()
-def _preview(p: Parts, ledger: Ledger, result: Measured, maker: Maker, heard: Conditioning) -> None:
-    side = p.config.data.resolution or p.family.spec.resolution
+def _preview(p: FakeSession, ledger: Ledger, result: Measured, maker: Maker, heard: Conditioning) -> None:
+    side = p.config.data.resolution or p.model.family.spec.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
-    prompts = sampling.prompts(p.config.sample, native, p.family.spec.multiple)
+    prompts = sampling.prompts(p.config.sample, native, p.model.family.spec.multiple)
     if not prompts:
         return
     largest = max(prompts, key=lambda prompt: prompt.width * prompt.height)
     ledger.begin()
-    z = maker.empty(1, p.family.channels, largest.height // p.family.cell, largest.width // p.family.cell)
-    with p.autocast():
-        p.family.predict(z, torch.full((1,), 0.5 if p.process.is_flow else 500.0), heard)
+    z = maker.empty(1, p.model.family.channels, largest.height // p.model.family.cell, largest.width // p.model.family.cell)
+    with p.model.autocast():
+        p.model.family.predict(z, torch.full((1,), 0.5 if p.model.process.is_flow else 500.0), heard)
     with ledger.labelled("decoder"):
-        p.family.decode(z)
+        p.model.family.decode(z)
     result.phases["previews"] = ledger.peak
 
 
-def _trained(p: Parts) -> list[tuple[str, list[int], str, int]]:
+def _trained(p: FakeSession) -> list[tuple[str, list[int], str, int]]:
     counts = Counter(
         (group["name"], tuple(one.shape), str(one.dtype).removeprefix("torch."))
-        for group in groups(p.adapter)
+        for group in parameter_groups(p.model.adapter)
         for one in group["params"]
     )
     return [(name, list(shape), dtype, count) for (name, shape, dtype), count in counts.items()]

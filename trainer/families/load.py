@@ -49,12 +49,13 @@ def load(
     dtype: torch.dtype = torch.float32,
     vae_dtype: torch.dtype | None = None,
     text_dtype: torch.dtype | None = None,
+    found: Found | None = None,
 ) -> Family:
     """The model of ``options``, frozen, on the CPU. The autoencoder is never float16, which overflows: float32 instead.
 
     Raises ValueError, one line, for whatever is missing, damaged, of another kind, or contradicts the options.
     """
-    found = identify(options)
+    found = found or identify(options)
     spec, source = found.spec, found.source
     if (vae_dtype or dtype) == torch.float16:
         vae_dtype = torch.float32

@@ -1,4 +1,4 @@
-"""What an adapter file says of its training: Kohya's ss_* names and modelspec, from the parts of a run."""
+"""The metadata of an adapter file: Kohya's ss_* names and modelspec, from a session."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ..adapters import files
 from ..data.buckets import rules
 from ..objectives.sft import SftOptions
 from . import checkpoint
-from .session import Parts
+from .session import Session
 
 
-def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
+def metadata(session: Session, step: int, started: float) -> dict[str, str]:
     """The header of the file saved after ``step`` steps of a run that began at ``started`` (seconds since 1970)."""
-    config, adapter, data = parts.config, parts.adapter, parts.dataset
+    config, adapter, data = session.config, session.model.adapter, session.dataset
     run, save, optimizer = config.run, config.save, config.optimizer
     report = data.report
     shared = config.data.shared()
     sft = next((o for _, o in config.terms().values() if isinstance(o, SftOptions)), None)
-    name = type(parts.optimizer)
+    name = type(session.optimization.optimizer)
     arguments = ",".join(
         f"{k}={v}" for k, v in {"weight_decay": optimizer.weight_decay, **optimizer.args}.items() if v is not None
     )
     size, low, high = data.resolution, shared.bucket_min, shared.bucket_max
     huber = config.loss.terms().get("huber")
-    said = [one for _, one in config.data.named_sets()]
+    sets = [one for _, one in config.data.named_sets()]
     facts: dict[str, Any] = {
         "session_id": int(started),
         "training_started_at": started,
@@ -39,16 +39,16 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
         "num_validation_images": report["held_out"],
         "num_reg_images": sum(f["samples"] for f in report["folders"] if f["is_reg"]),
         "num_batches_per_epoch": data.batches_per_epoch(run.accumulation),
-        "num_epochs": -(-parts.total // data.steps_per_epoch),
+        "num_epochs": -(-session.total // data.steps_per_epoch),
         "epoch": -(-step // data.steps_per_epoch),
         "steps": step,
-        "max_train_steps": parts.total,
+        "max_train_steps": session.total,
         "gradient_checkpointing": config.memory.gradient_checkpointing,
         "gradient_accumulation_steps": run.accumulation,
         "lr_warmup_steps": config.schedule.warmup,
         "lr_scheduler": config.schedule.kind,
         "network_dropout": config.adapter.dropout or None,
-        "mixed_precision": {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(parts.dtype), "no"),
+        "mixed_precision": {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(session.model.dtype), "no"),
         "full_fp16": False,
         "clip_skip": config.model.clip_skip,
         "max_token_length": None if config.model.max_tokens == 75 else config.model.max_tokens,
@@ -67,7 +67,7 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
         "caption_dropout_rate": shared.caption_dropout,
         "caption_dropout_every_n_epochs": shared.caption_dropout_every_n_epochs,
         "caption_tag_dropout_rate": shared.tag_dropout,
-        "face_crop_aug_range": next((one.face_crop for one in said if one.face_crop), None),
+        "face_crop_aug_range": next((one.face_crop for one in sets if one.face_crop), None),
         "prior_loss_weight": config.data.prior_loss_weight,
         "min_snr_gamma": sft and sft.min_snr_gamma,
         "scale_weight_norms": config.adapter.scale_weight_norms,
@@ -87,13 +87,13 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
         "bucket_no_upscale": shared.no_upscale,
         "min_bucket_reso": low or min(size) // 2,
         "max_bucket_reso": high or 2 * max(size),
-        "color_aug": any(one.color for one in said),
-        "flip_aug": any(one.flip for one in said),
-        "random_crop": any(one.random_crop for one in said),
-        "shuffle_caption": any(one.shuffle for one in said),
-        "keep_tokens": max(one.keep_tokens for one in said),
+        "color_aug": any(one.color for one in sets),
+        "flip_aug": any(one.flip for one in sets),
+        "random_crop": any(one.random_crop for one in sets),
+        "shuffle_caption": any(one.shuffle for one in sets),
+        "keep_tokens": max(one.keep_tokens for one in sets),
         "batch_size_per_device": run.batch,
-        "total_batch_size": run.batch * run.accumulation * parts.world,
+        "total_batch_size": run.batch * run.accumulation * session.world,
         "tag_frequency": data.tag_frequency(),
         "dataset_dirs": _folders(report, False),
         "reg_dataset_dirs": _folders(report, True),
@@ -104,10 +104,10 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
             },
             "mean_img_ar_error": report["mean_aspect_error"],
         },
-        **({"datasets": _datasets(parts)} if len({one.pool for one in said}) > 1 else {}),
+        **({"datasets": _datasets(session)} if len({one.pool for one in sets}) > 1 else {}),
         **{
             k.removeprefix("ss_"): v
-            for k, v in parts.family.metadata().items()
+            for k, v in session.model.family.metadata().items()
             if k.startswith(("ss_sd_", "ss_new_", "ss_vae_"))
         },
     }
@@ -128,7 +128,7 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
         "is_negative_embedding": save.is_negative_embedding,
     }
     return files.metadata(
-        parts.family.name,
+        session.model.family.name,
         adapter.kind,
         facts,
         rank=adapter.rank,
@@ -136,7 +136,7 @@ def metadata(parts: Parts, step: int, started: float) -> dict[str, str]:
         network_args=adapter.network_args(),
         spec=spec,
         config=json.loads(config.model_dump_json(exclude_none=True)),
-        prediction=parts.process.prediction,
+        prediction=session.model.process.prediction,
         strip=save.strip,
         minimal=save.minimal,
     )
@@ -153,9 +153,9 @@ def _folders(report: dict[str, Any], reg: bool) -> dict[str, Any]:
     return found
 
 
-def _datasets(parts: Parts) -> list[dict[str, Any]]:
+def _datasets(session: Session) -> list[dict[str, Any]]:
     """Kohya's ss_datasets: what each pool of sets is."""
-    data, found = parts.dataset, []
+    data, found = session.dataset, []
     tags, folders = data.tag_frequency(), data.report["folders"]
     for pool in dict.fromkeys(one.pool for one in data.scan.sets):
         mine = [(i, one) for i, one in enumerate(data.scan.sets) if one.pool == pool]
@@ -163,7 +163,7 @@ def _datasets(parts: Parts) -> list[dict[str, Any]]:
         rows = [row for row in data.plan.rows if row[4] == (pool, first.batch or 0)]
         found.append({
             "is_dreambooth": first.metadata is None,
-            "batch_size_per_device": first.batch or parts.config.run.batch,
+            "batch_size_per_device": first.batch or session.config.run.batch,
             "num_train_images": sum(folders[i]["samples"] for i, one in mine if not one.is_reg),
             "num_reg_images": sum(folders[i]["samples"] for i, one in mine if one.is_reg),
             "resolution": list(shape.resolution),

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: model, data, adapter, terms, optimizer. Here options are unpacked."""
+"""From a configuration to a session: model, data, adapter, terms, optimizer. Here options are unpacked."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ from ..registry import losses, objectives
 from . import distributed
 from .checkpoint import thumbnail
 from .ema import Average
-from .monitors import Watch
+from .loss_terms import LossTerms
+from .model import Model
+from .monitors import PreferenceMonitor
+from .optimization import Optimization
+from .previews import Previews
 from .run_options import total_steps
-from .session import Parts
+from .session import Session
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -47,15 +51,12 @@ PARTS = {
 """The adapter's components by the names of [optimizer]."""
 
 
-# ------------------------------------------------------------------------------------------------------------- making
-
-
 def scan(
     config: Config, world: int = 1, found: Found | None = None, progress: Progress = silent
 ) -> tuple[Found, Dataset]:
-    """What the model's file says it is, and the data; no weight is read. ValueError where options contradict them.
+    """Identify the model and scan the data; no weight is read. UserError where options contradict them.
 
-    ``found``: the model, where it is known already.
+    ``found``: the model, where it is identified already.
     """
     found = found or identify(config.model)
     draws = {o.reference_draws if isinstance(o, ReferenceOptions) else 0 for _, o in config.terms().values()}
@@ -89,93 +90,36 @@ def _fits(where: str, objective: ObjectiveOptions, data: str) -> None:
         )
 
 
-def build(
-    config: Config,
-    say: Callable[[str], None],
-    adapter_file: str | None = None,
-    data: bool = True,
-    progress: Progress = silent,
-) -> Parts:
-    """Load the model, scan the data, inject the adapter. ``data=False`` makes what previews need and nothing else."""
-    rank, world, device = distributed.join(config.run.device)
-    dtype = memory.choose_precision(config.run.precision, device)
-    if config.run.full and dtype == torch.float16:
-        raise UserError("run.full: it needs bfloat16, which this card does not have; set full = false")
-    dataset = scan(config, world, progress=progress)[1] if data else None
-    for line in dataset.warnings if dataset else ():
-        say(f"warning: {line}")
-    vae_dtype, note = decoding_dtype(dtype, device)
-    family = load(config.model, dtype, vae_dtype=vae_dtype)
-    for line in [*family.notes, *([note] if note else [])]:
-        say(line)
-    attention, why = memory.choose_attention(device, config.memory.attention)
-    say(f"training on {device}, {str(dtype).removeprefix('torch.')}, attention: {why}")
-    if config.model.base_adapters:
-        for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
-            say(line)
-    streamer = apply.lighten(config.memory, family.spec, family.denoiser, family.encoder_places(device), device, say)
-    family.to(device)
-    if instead := memory.use_attention(family.denoiser, attention):
-        attention = "sdpa"
-        say(instead)
-    adapter = make_adapter(config, family, dtype, adapter_file, say)
-    apply.shape(config.memory, family.spec, family.denoiser, Path(config.run.out) / "cache" / "compiled")
-    trains_text = any(p.requires_grad for encoder in family.text_encoders.values() for p in encoder.parameters())
-    side = config.data.resolution or family.spec.resolution
-    native = (side, side) if isinstance(side, int) else (side[0], side[1])
-    if config.run.kohya_strict:
-        config = config.model_copy(update={"noise": config.noise.model_copy(update={"whole_timesteps": True})})
-    shown = sampling.prompts(config.sample, native, family.spec.multiple)
-    scaler = _scaler(device, dtype)
-    parts = Parts(config, family, adapter, device, dtype, rank, world, trains_text, shown, scaler, attention, streamer)
-    if not trains_text:
-        texts = {text for prompt in parts.prompts for text in (prompt.text, prompt.negative)}
-        with torch.no_grad():
-            parts.heard = {text: family.encode_text([text]).to(torch.device("cpu")) for text in sorted(texts)}
-    if dataset:
-        _training(parts, dataset, vae_dtype, say)
-    return parts
+def build_session(
+    config: Config, log: Callable[[str], None], progress: Progress = silent, found: Found | None = None
+) -> Session:
+    """Load the model, scan the data, inject the adapter, and make what trains it.
 
-
-def _scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    scaler.scale(torch.zeros((), device=device))  # it has its scale from here on, whatever the first step computes
-    return scaler
-
-
-def make_adapter(
-    config: Config, family: Family, dtype: torch.dtype, file: str | None, say: Callable[[str], None]
-) -> Adapter:
-    options = config.adapter if file is None else to_show(config.adapter, file)
-    own = dtype if dtype == torch.float64 or config.run.full else torch.float32
-    adapter = inject(family.denoiser, family.text_encoders, family.name, options, dtype=own, seed=config.run.seed)
-    if any(isinstance(o, ReferenceOptions) and o.reference == "start" for _, o in config.terms().values()):
-        adapter.keep_start()
-    for line in adapter.notes:
-        say(line)
-    return adapter
-
-
-def _training(parts: Parts, dataset: Dataset, vae_dtype: torch.dtype, say: Callable[[str], None]) -> None:
-    """What only training needs: encoded data, terms, optimizer, schedule."""
-    config, family = parts.config, parts.family
-    thumbnail(config.save)  # a wrong one is told before the run, not after it
+    Args:
+        log: receives one line per note.
+        progress: wraps what takes long, such as reading the sizes of pictures.
+        found: the model, where it is identified already.
+    """
+    rank, world, _ = distributed.initialize(config.run.device)
+    found, dataset = scan(config, world, found=found, progress=progress)
+    for line in dataset.warnings:
+        log(f"warning: {line}")
+    thumbnail(config.save)  # a wrong one is reported before the run, not after it
+    config = _kohya_strict(config)
+    model, vae_dtype = build_model(config, log, found=found)
+    family = model.family
+    previews = build_previews(config, model)
     total = total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
     dataset.attach(
         family.encode_pixels,
-        None if parts.trains_text else family.encode_text,
+        None if model.trains_text else family.encode_text,
         family.fingerprints,
         sd_scripts=_sd_scripts(config, family),
         total_steps=total,
     )
-    parts.dataset, parts.total = dataset, total
-    make_terms(parts, vae_dtype, say)
-    parts.optimizer, notes = build_optimizer(config.optimizer, groups(parts.adapter))
-    if config.save.ema:
-        parts.average = Average(parts.parameters(), config.save.ema)
-    parts.schedule, more = build_schedule(config.schedule, parts.total, parts.optimizer)
-    for line in [*notes, *more]:
-        say(line)
+    terms = build_terms(config, model, vae_dtype, log)
+    optimization = _build_optimization(config, model, total, log)
+    return Session(config, model, terms, optimization, dataset, previews, total, rank, world)
 
 
 def _sd_scripts(config: Config, family: Family) -> SdScriptsLatents | None:
@@ -190,35 +134,109 @@ def _sd_scripts(config: Config, family: Family) -> SdScriptsLatents | None:
     )
 
 
-def make_terms(parts: Parts, vae_dtype: torch.dtype | None, say: Callable[[str], None]) -> None:
-    """The loss terms with their objectives, and the decoder where one of them looks at pixels."""
-    config, family = parts.config, parts.family
-    terms = config.terms()
+def build_model(
+    config: Config, log: Callable[[str], None], adapter_file: str | None = None, found: Found | None = None
+) -> tuple[Model, torch.dtype]:
+    """The networks with an adapter on them, a new one or that of a file; and the dtype in which latents are decoded."""
+    _, _, device = distributed.initialize(config.run.device)
+    dtype = memory.choose_precision(config.run.precision, device)
+    if config.run.full and dtype == torch.float16:
+        raise UserError("run.full: it needs bfloat16, which this GPU does not have; set full = false")
+    vae_dtype, note = decoding_dtype(dtype, device)
+    family = load(config.model, dtype, vae_dtype=vae_dtype, found=found)
+    for line in [*family.notes, *([note] if note else [])]:
+        log(line)
+    attention, why = memory.choose_attention(device, config.memory.attention)
+    log(f"training on {device}, {str(dtype).removeprefix('torch.')}, attention: {why}")
+    if config.model.base_adapters:
+        for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
+            log(line)
+    streamer = apply.lighten(config.memory, family.spec, family.denoiser, family.encoder_places(device), device, log)
+    family.to(device)
+    if instead := memory.use_attention(family.denoiser, attention):
+        attention = "sdpa"
+        log(instead)
+    adapter = build_adapter(config, family, dtype, adapter_file, log)
+    apply.shape(config.memory, family.spec, family.denoiser, compile_cache(config))
+    return Model(family, adapter, device, dtype, attention, streamer), vae_dtype
+
+
+def build_previews(config: Config, model: Model) -> Previews:
+    """The prompts of [sample], at the training resolution where they name none."""
+    spec = model.family.spec
+    side = config.data.resolution or spec.resolution
+    native = (side, side) if isinstance(side, int) else (side[0], side[1])
+    return Previews(model, sampling.prompts(config.sample, native, spec.multiple), config.memory)
+
+
+def build_adapter(
+    config: Config, family: Family, dtype: torch.dtype, file: str | None, log: Callable[[str], None]
+) -> Adapter:
+    options = config.adapter if file is None else to_show(config.adapter, file)
+    own = dtype if dtype == torch.float64 or config.run.full else torch.float32
+    adapter = inject(family.denoiser, family.text_encoders, family.name, options, dtype=own, seed=config.run.seed)
+    if any(isinstance(o, ReferenceOptions) and o.reference == "start" for _, o in config.terms().values()):
+        adapter.keep_start()
+    for line in adapter.notes:
+        log(line)
+    return adapter
+
+
+def build_terms(config: Config, model: Model, vae_dtype: torch.dtype | None, log: Callable[[str], None]) -> LossTerms:
+    """The loss terms with their objectives; the model gets a decoder where one of them looks at pixels."""
+    family, terms = model.family, config.terms()
     if any(options.decodes for options, _ in terms.values()):
-        parts.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
-        apply.tune(config.memory, parts.decoder, parts.device, Path(config.run.out) / "cache" / "compiled")
+        model.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
+        apply.tune(config.memory, model.decoder, model.device, compile_cache(config))
     weighed = family.process
     if config.run.kohya_strict and not weighed.is_flow:
         weighed = replace(weighed, alphas=scaled_linear())
     if all(options.decodes for options, _ in terms.values()):
         for name in sorted({name for _, o in terms.values() for name in o.weighed_by}):
-            say(f"warning: objective.{name}: it weighs errors of the output, but all terms decode: no effect")
+            log(f"warning: objective.{name}: it weighs errors of the output, but all terms decode: no effect")
+    made = []
     for name, (options, objective) in terms.items():
-        loss = losses[name].build(options, LossParts(family.process, parts.decoder, objective.in_x0))
-        judge = objectives[objective.kind].build(
-            objective, ObjectiveParts(weighed, options.decodes, family.spec.dpo_beta)
-        )
-        parts.terms.append(Term(name, loss, judge, options))
+        loss = losses[name].build(options, LossParts(family.process, model.decoder, objective.in_x0))
+        given = ObjectiveParts(weighed, options.decodes, family.spec.dpo_beta)
+        compare = objectives[objective.kind].build(objective, given)
+        made.append(Term(name, loss, compare, options))
         for line in options.warnings():
-            say(f"warning: loss.{name}.{line}")
+            log(f"warning: loss.{name}.{line}")
     for line in config.notes():
-        say(line)
-    parts.balance = Balance(parts.terms)
-    parts.watch = Watch({name: objective for name, (_, objective) in terms.items()})
+        log(line)
+    return LossTerms(
+        made, Balance(made), PreferenceMonitor({name: objective for name, (_, objective) in terms.items()})
+    )
 
 
-def groups(adapter: Adapter) -> list[dict[str, Any]]:
-    """The adapter's parameter groups, by the optimizer's names for the parts."""
+def compile_cache(config: Config) -> Path:
+    """Where compiled code is kept for the next run."""
+    return Path(config.run.out) / "cache" / "compiled"
+
+
+def _build_optimization(config: Config, model: Model, total: int, log: Callable[[str], None]) -> Optimization:
+    optimizer, notes = build_optimizer(config.optimizer, parameter_groups(model.adapter))
+    schedule, more = build_schedule(config.schedule, total, optimizer)
+    for line in [*notes, *more]:
+        log(line)
+    scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
+    scaler.scale(
+        torch.zeros((), device=model.device)
+    )  # it has its scale from here on, whatever the first step computes
+    made = Optimization(optimizer, schedule, scaler, config.optimizer.max_grad_norm)
+    if config.save.ema:
+        made.average = Average(made.parameters(), config.save.ema)
+    return made
+
+
+def _kohya_strict(config: Config) -> Config:
+    if not config.run.kohya_strict:
+        return config
+    return config.model_copy(update={"noise": config.noise.model_copy(update={"whole_timesteps": True})})
+
+
+def parameter_groups(adapter: Adapter) -> list[dict[str, Any]]:
+    """The adapter's parameter groups, by the names of [optimizer]."""
     made = []
     for group in adapter.parameter_groups():
         part = PARTS[group["component"]]

@@ -1,8 +1,8 @@
-"""[heal]: what a run does about numbers that are none, and what it notes about losses that stand out.
+"""[heal]: what a run does about non-finite losses and gradients, and which losses it reports as spikes.
 
-A step whose loss or gradient is NaN or infinite teaches nothing and is skipped. When too many come in a row the weights
-have run away: the run goes back to the last state from which it still took good steps, lowers the learning rate, and
-goes on. When that does not help either, it stops and says so.
+A step whose loss or gradient is NaN or infinite is skipped. When too many come in a row the run has diverged: it goes
+back to the last state from which it still took good steps, lowers the learning rate, and continues. When that does not
+help either, it stops with an error.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 from ..registry import Options, option
 
-WINDOW, ENOUGH = 128, 32
+WINDOW, WARM_UP = 128, 32
 SIGMAS, LEAST = 6.0, 3.0
 
 
 class HealOptions(Options):
     skip_limit: int = option(10, label="Skipped steps in a row", ge=1)
-    """After so many steps in a row whose loss or gradient is no number, go back to the last good state."""
+    """After this many consecutive steps with a non-finite loss or gradient, go back to the last good state."""
     rollbacks: int = option(1, label="Times to go back", ge=0)
     """How often a run goes back before it stops; 0 stops at once."""
     rate_factor: float = option(0.5, label="Rate after going back", gt=0, le=1)
@@ -30,7 +30,7 @@ class HealOptions(Options):
 
 @dataclass
 class Health:
-    """How a run is doing. The same on all processes."""
+    """Counts skipped steps and watches losses. The same on all processes."""
 
     options: HealOptions
     streak: int = 0
@@ -41,18 +41,18 @@ class Health:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     """Logarithms of the last losses."""
 
-    def good(self, loss: float) -> float | None:
-        """A step was learned from. The usual loss, when this one stands out."""
+    def record_step(self, loss: float) -> float | None:
+        """A step was learned from. Returns the usual loss when this one is a spike."""
         self.streak = 0
         return self._spike(loss)
 
-    def skip(self, counts: bool = True) -> None:
-        """``counts``: it says something of the weights, and not only of the scale of float16's gradients."""
+    def record_skip(self, counts: bool = True) -> None:
+        """``counts``: it shows something of the weights, and not only of the scale of float16's gradients."""
         self.streak += counts
         self.skipped += 1
 
     @property
-    def ill(self) -> bool:
+    def diverged(self) -> bool:
         return self.streak >= self.options.skip_limit
 
     @property
@@ -65,7 +65,7 @@ class Health:
         if loss <= 0:
             return None
         value, usual = math.log(loss), None
-        if len(self.recent) >= ENOUGH:
+        if len(self.recent) >= WARM_UP:
             middle = statistics.median(self.recent)
             spread = 1.4826 * statistics.median(abs(x - middle) for x in self.recent)
             if value > middle + max(SIGMAS * spread, math.log(LEAST)):
@@ -78,6 +78,6 @@ class Health:
     def state(self) -> dict[str, Any]:
         return {"skipped": self.skipped, "rolled_back": self.rolled_back, "recent": list(self.recent)}
 
-    def load(self, told: dict[str, Any]) -> None:
-        self.skipped, self.rolled_back = told.get("skipped", 0), told.get("rolled_back", 0)
-        self.recent = deque(told.get("recent", []), maxlen=WINDOW)
+    def load(self, state: dict[str, Any]) -> None:
+        self.skipped, self.rolled_back = state.get("skipped", 0), state.get("rolled_back", 0)
+        self.recent = deque(state.get("recent", []), maxlen=WINDOW)

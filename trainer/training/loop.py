@@ -1,4 +1,4 @@
-"""The training loop: batches in, events out, and nothing lost on the way."""
+"""The training loop: a run from start to end, its checkpoints, previews and validation, and what goes wrong in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,57 +14,64 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..adapters.files import save as save_adapter
-from ..adapters.verify import prove
+from ..adapters.verify import verify
 from ..diffusion import sampling
 from ..diffusion.timesteps import draw, fixed_draw
 from ..diffusion.types import Batch, Role
 from ..errors import UserError
-from ..memory import device
-from ..optimizers.build import learning_rates
+from ..memory import device as memory
 from ..runs.control import DONE, INTERRUPTED, lock
 from ..runs.files import write_atomic
 from ..runs.folder import RunFolder
-from . import checkpoint, distributed, recovery, step, step_time
+from . import checkpoint, distributed, step_time
 from .adapter_metadata import metadata
-from .build import build
+from .build import build_session
 from .health import Health
-from .oom import Ladder, settle, smaller
-from .progress_writer import Writer
-from .pulse import Pulse
+from .monitors import StepTimeMonitor
+from .oom import OutOfMemoryFallback, fill_with_blocks
+from .progress_writer import ProgressWriter
+from .recovery import Diverged, roll_back
+from .reference_cache import ReferenceCache
 from .resume import with_its_mse
 from .run_options import RunOptions, epochs
-from .score import References, score, score_one_by_one
-from .session import Parts
-from .signals import Stopped, stop_if, stop_signals, until
+from .session import Session
+from .signals import StoppedEarly, stop_if, stop_signals, stoppable
+from .step import StepLoss, backward_row_by_row, compute_loss, micro_batches
 
 if TYPE_CHECKING:
     from ..config import Config
 
-LEFT = 2
+PEER_DIED = 2
+SAVED_AFTER = (OSError, RuntimeError, ValueError)
+"""Errors after which the steps taken so far are saved."""
 
 
 def train(config: Config, resume: bool = False) -> int:
-    """Run a whole training; returns the exit code. UserError is a person's mistake, shown in one line."""
+    """Run a whole training; returns the exit code. Raises UserError for a person's mistake, shown in one line."""
     folder = RunFolder(Path(config.run.out) / config.run.name)
     try:
-        return _lead(config, folder, resume) if distributed.place()[0] == 0 else _follow(config, folder, resume)
+        return (
+            _lead(config, folder, resume) if distributed.rank_and_world()[0] == 0 else _follow(config, folder, resume)
+        )
     finally:
-        distributed.leave()
+        distributed.finalize()
 
 
 def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
     """As the only process, or the first of several: the one that writes."""
     folder.make()
-    with lock(folder.path), Writer(folder.path, board=_board(config.run, folder)) as writer, stop_signals() as asked:
+    board = _tensorboard_folder(config.run, folder)
+    with lock(folder.path), ProgressWriter(folder.path, board=board) as writer, stop_signals() as stop_requested:
         try:
             if not (resume or config.run.resume_from) and (folder.final.exists() or checkpoint.states(folder.state)):
-                writer.warning(f"{folder.path} holds an earlier run; this begins anew, --resume would go on with it")
+                writer.warning(f"{folder.path} holds an earlier run. Starting over; use --resume to continue")
             writer.status("running", message="loading", now=True)
             config = with_its_mse(config, folder.state if resume else config.run.resume_from, writer.warning)
-            with _fitting():
-                parts = build(config, writer.say, progress=until(asked, writer.progress, whole=True))
-                return Loop(parts, folder, writer, asked).run(resume)
-        except Stopped as stopped:
+            with _out_of_memory_is_one_line():
+                progress = stoppable(writer.progress, stop_requested, whole=True)
+                session = build_session(config, writer.log, progress)
+                return Loop(session, folder, writer, stop_requested).run(resume)
+        except StoppedEarly as stopped:
             writer.end("stopped", writer.at, str(stopped), INTERRUPTED)
             return INTERRUPTED
         except BaseException as error:
@@ -73,33 +80,32 @@ def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
 
 
 @contextmanager
-def _fitting() -> Iterator[None]:
-    """Memory that runs out where no smaller way is left to try is said in one line."""
+def _out_of_memory_is_one_line() -> Iterator[None]:
+    """Where no smaller way is left to try."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        said = f"train: out of memory ({_first_line(error)}); `check --fit` proposes what takes less"
-        raise UserError(f"{said}, and --resume goes on from what is saved") from error
+        line = f"train: out of memory ({_first_line(error)}); `check --fit` proposes what takes less"
+        raise UserError(f"{line}, and --resume continues from what is saved") from error
 
 
 def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
-    """As one of the others, which write nothing unless the first is dead."""
+    """As one of the other processes, which write nothing unless the first is dead."""
     loop = None
-    with Writer(folder.path, main=False) as quiet, stop_signals() as asked:
+    with ProgressWriter(folder.path, main=False) as quiet, stop_signals() as stop_requested:
         try:
             config = with_its_mse(config, folder.state if resume else config.run.resume_from, quiet.warning)
-            loop = Loop(build(config, quiet.say), folder, quiet, asked)
+            loop = Loop(build_session(config, quiet.log), folder, quiet, stop_requested)
             return loop.run(resume)
-        except distributed.Lost as error:
-            if loop is None or not recovery.take_over(loop, error):
-                return LEFT
+        except distributed.ProcessLost as error:
+            if loop is None or not loop.save_for_the_first(error):
+                return PEER_DIED
             raise
         except UserError as error:
-            raise UserError(f"process {distributed.place()[0]}: {error}") from error
+            raise UserError(f"process {distributed.rank_and_world()[0]}: {error}") from error
 
 
-def _board(options: RunOptions, folder: RunFolder) -> Path:
-    """Where TensorBoard's curves go."""
+def _tensorboard_folder(options: RunOptions, folder: RunFolder) -> Path:
     if not options.log_dir:
         return folder.path / "tensorboard"
     return Path(options.log_dir) / f"{options.log_prefix}{time.strftime('%Y%m%d%H%M%S')}" / "network_train"
@@ -113,286 +119,373 @@ def _first_line(error: torch.OutOfMemoryError) -> str:
 class Loop:
     """The state of a running training."""
 
-    parts: Parts
+    session: Session
     folder: RunFolder
-    writer: Writer
-    asked: threading.Event
-    at: int = 0
+    writer: ProgressWriter
+    stop_requested: threading.Event
+    steps_done: int = 0
     """Optimizer steps taken."""
     health: Health = field(init=False)
-    ladder: Ladder = field(init=False)
-    pulse: Pulse = field(default_factory=Pulse)
-    torn: bool = False
-    """An optimizer step is under way: the adapter is neither of this step nor of the next."""
+    fallback: OutOfMemoryFallback = field(init=False)
+    step_times: StepTimeMonitor = field(default_factory=StepTimeMonitor)
+    in_optimizer_step: bool = False
+    """The adapter is neither of this step nor of the next."""
+    adapter_moved: bool = False
+    """Whether any step of this process had a gradient and a learning rate other than 0."""
     began: float = field(default_factory=time.monotonic)
     started: float = field(default_factory=time.time)
     times: list[float] = field(default_factory=list)
-    references: References | None = None
-    proven: bool = False
-    """Whether a saved file was shown to have the trained adapter's effect; once per run."""
+    """Seconds of the last 50 steps."""
+    references: ReferenceCache | None = None
+    verified: bool = False
+    """Whether a saved file was compared with the trained adapter's effect; once per run."""
 
     def __post_init__(self) -> None:
-        self.health = Health(self.parts.config.heal)
-        self.ladder = Ladder(self.parts.config)
+        self.health = Health(self.session.config.heal)
+        self.fallback = OutOfMemoryFallback(self.session.config)
 
     # ------------------------------------------------------------------------------------------------- the run
 
     def run(self, resume: bool) -> int:
-        p, config = self.parts, self.parts.config
-        told: dict[str, Any] = {}
+        s, config = self.session, self.session.config
+        resumed: dict[str, Any] = {}
         if resume:
-            told = self._restore(self.folder.state)
+            resumed = self._load_state(self.folder.state)
         elif config.run.resume_from:
-            told = self._restore(Path(config.run.resume_from))
-            if p.is_main:  # of what came after, in another life
-                checkpoint.drop_after(self.folder.state, self.at)
+            resumed = self._load_state(Path(config.run.resume_from))
+            if s.is_main:  # states of steps that came after, in an earlier run
+                checkpoint.drop_after(self.folder.state, self.steps_done)
         self._prepare()
-        if p.is_main:
-            if not told and (earlier := self.folder.set_aside()):
-                self.writer.say(f"states, checkpoints and pictures of the earlier run are now in {earlier}")
+        if s.is_main:
+            if not resumed and (earlier := self.folder.set_aside()):
+                self.writer.log(f"states, checkpoints and pictures of the earlier run are now in {earlier}")
             out = {"run": config.run.model_copy(update={"out": str(Path(config.run.out).absolute())})}
             write_atomic(self.folder.config, config.model_copy(update=out).to_toml().encode())
-        if told and told.get("data") != p.dataset.signature:
+        if resumed and resumed.get("data") != s.dataset.signature:
             self.writer.warning(
-                "the data, its batches or the seed are not what this run began with; the new ones count from here on"
+                "the data, its batches or the seed are not those that this run began with; the new ones are used from "
+                "here on"
             )
-        for line in p.family.warnings():
+        for line in s.model.family.warnings():
             self.writer.warning(line)
-        p.free_encoders()
-        if p.dataset.fixed_draws:
-            self.references = References(p)
-        self.writer.start(step=self.at, total=p.total, report=p.dataset.report)
-        if self.at == 0 and config.save.state_every:
+        s.offload_encoders()
+        if s.dataset.fixed_draws:
+            self.references = ReferenceCache(s)
+        self.writer.start(step=self.steps_done, total=s.total, report=s.dataset.report)
+        if self.steps_done == 0 and config.save.state_every:
             self._save_state()  # so that there is always something to go back to
-        if self.at == 0 and config.sample.at_start:
+        if self.steps_done == 0 and config.sample.at_start:
             self._sample()
-        device.reset_peak(p.device)
-        with recovery.saving(self):
-            with self.writer.bar(p.total, self.at):
+        memory.reset_peak(s.model.device)
+        try:
+            with self.writer.bar(s.total, self.steps_done):
                 stopped = self._train()
-            return self._stop() if stopped and self.at < p.total else self._finish()
+            return self._stop() if stopped and self.steps_done < s.total else self._finish()
+        except Diverged:
+            raise
+        except SAVED_AFTER:  # the steps taken are not lost with the error that ends the run
+            if s.is_main:
+                self._save_after_error()
+            raise
 
     def _train(self) -> bool:
-        """All steps; whether somebody asked to stop before the last."""
-        p, stopped = self.parts, False
-        while self.at < p.total and not stopped:
+        """All steps; returns whether a stop was requested before the last."""
+        s, stopped = self.session, False
+        while self.steps_done < s.total and not stopped:
             facts = self.step()
-            self.at += 1
-            self.torn = False
-            self.writer.event("step", self.at, **facts)
+            self.steps_done += 1
+            self.in_optimizer_step = False
+            self.writer.event("step", self.steps_done, **facts)
             self.writer.tick(facts)
-            for line in p.watch.see(facts["terms"]):
+            for line in s.terms.monitor.update(facts["terms"]):
                 self.writer.warning(line)
-            requests = self.folder.take_requests() if p.is_main else set()
-            stopped = p.any_rank(self.asked.is_set() or "stop" in requests or p.watch.stop)
-            if self.health.ill:
-                recovery.roll_back(self)
+            requests = self.folder.take_requests() if s.is_main else set()
+            stopped = s.any_rank(self.stop_requested.is_set() or "stop" in requests or s.terms.monitor.stop)
+            if self.health.diverged:
+                self._roll_back()
             else:
-                self._due(requests, stopped)
-            settle(self)
+                self._save_what_is_due(requests, stopped)
+            if len(self.times) == 2 and (line := fill_with_blocks(s)):
+                self.writer.log(line)
         return stopped
 
     def _prepare(self) -> None:
         """Fill the caches, together where there are several processes, which then have to agree on what there is."""
-        p, progress = self.parts, until(self.asked, self.writer.progress, whole=False)
-        shared = p.world > 1 and p.config.data.cache_latents == "disk"
-        for share in ((p.rank, p.world), (0, 1)) if shared else ((0, 1),):
-            p.prepare(progress, share=share)
-            stop_if(p.any_rank(self.asked.is_set()))
-        distributed.same({"model": p.family.fingerprints["model"], "data": p.dataset.signature, "steps": str(p.total)})
+        s, progress = self.session, stoppable(self.writer.progress, self.stop_requested, whole=False)
+        shared = s.world > 1 and s.config.data.cache_latents == "disk"
+        for share in ((s.rank, s.world), (0, 1)) if shared else ((0, 1),):
+            s.prepare(progress, share=share)
+            stop_if(s.any_rank(self.stop_requested.is_set()))
+        facts = {"model": s.model.family.fingerprints["model"], "data": s.dataset.signature, "steps": str(s.total)}
+        distributed.require_equal(facts)
 
-    def _due(self, requests: set[str], stopped: bool) -> None:
-        """What falls due after a step: adapter files, the rolling state, previews, validation."""
-        config, last = self.parts.config, self.at >= self.parts.total
+    def _save_what_is_due(self, requests: set[str], stopped: bool) -> None:
+        """After a step: the rolling state, adapter files, previews, validation."""
+        config, last = self.session.config, self.steps_done >= self.session.total
         if last or stopped:
             return
         save, sample, validation = config.save, config.sample, config.validation
-        epoch, within = divmod(self.at, self.parts.dataset.steps_per_epoch)
+        epoch, within = divmod(self.steps_done, self.session.dataset.steps_per_epoch)
 
         def due(steps: int, per_epochs: int) -> bool:
             """By epochs where that is given, else by steps."""
-            return not within and epoch % per_epochs == 0 if per_epochs else _every(steps, self.at)
+            return not within and epoch % per_epochs == 0 if per_epochs else _every(steps, self.steps_done)
 
         files = []
-        if due(0, max(1, epochs(self.parts.total, self.parts.dataset.steps_per_epoch) // save.times) if save.times
+        if due(0, max(1, epochs(self.session.total, self.session.dataset.steps_per_epoch) // save.times) if save.times
                else save.every_epochs):  # fmt: skip
             files.append(self.folder.epoch(epoch))
-        if _every(save.every, self.at) or "save" in requests:
-            files.append(self.folder.checkpoint(self.at))
-        for path in files:
-            self._save_adapter(path)
-        rolling = _every(save.state_every, self.at) and not self.health.streak
+        if _every(save.every, self.steps_done) or "save" in requests:
+            files.append(self.folder.checkpoint(self.steps_done))
+        rolling = _every(save.state_every, self.steps_done) and not self.health.streak
         if rolling or "save" in requests or (files and save.state_with_files):
             self._save_state()
+        for path in files:
+            self._save_adapter(path)
         if due(sample.every, sample.every_epochs) or "sample" in requests:
             self._sample()
         if due(validation.every, validation.every_epochs):
             self._validate()
 
-    def remember_pace(self) -> None:
-        """For ``check``: how long a step took here."""
-        if (p := self.parts).is_main:
-            step_time.remember(p.config, p.family.denoiser, p.dataset.plan.largest[0], p.device, p.dtype, self.times)
+    def remember_step_time(self) -> None:
+        """For ``check``: how long a step took on this machine."""
+        if (s := self.session).is_main:
+            size, model = s.dataset.plan.largest[0], s.model
+            step_time.remember(s.config, model.family.denoiser, size, model.device, model.dtype, self.times)
 
     def _stop(self) -> int:
-        self.remember_pace()
+        self.remember_step_time()
         self.writer.status("saving", message="saving, then stopping")
         self._save_state()
-        self._save_adapter(self.folder.checkpoint(self.at))
-        why = " by objective.winner_stop" if self.parts.watch.stop else ""
-        self.writer.end("stopped", self.at, f"stopped at step {self.at}{why}; go on with --resume", INTERRUPTED)
+        self._save_adapter(self.folder.checkpoint(self.steps_done))
+        why = " by objective.winner_stop" if self.session.terms.monitor.stop else ""
+        message = f"stopped at step {self.steps_done}{why}; continue with --resume"
+        self.writer.end("stopped", self.steps_done, message, INTERRUPTED)
         return INTERRUPTED
 
     def _finish(self) -> int:
-        p = self.parts
-        self.remember_pace()
+        s = self.session
+        self.remember_step_time()
         self.writer.status("saving", message="saving")
-        self._save_adapter(self.folder.final)
         self._save_state()
+        self._save_adapter(self.folder.final)
         self._validate()
         self._sample()
-        texts = [prompt.text for prompt in p.prompts]
-        if p.is_main and texts:
+        texts = [prompt.text for prompt in s.previews.prompts]
+        if s.is_main and texts:
             sampling.before_after(self.folder.samples, texts, self.folder.before_after)
+        if self.times and not self.adapter_moved:
+            self.writer.warning(
+                "the adapter has not changed, as every gradient or learning rate was 0: check masks, alpha channels, "
+                "and the learning rates"
+            )
         seconds = time.monotonic() - self.began
         skipped = f" ({self.health.skipped} skipped)" if self.health.skipped else ""
-        self.writer.end("done", self.at, f"{self.at} steps{skipped} in {_clock(seconds)}: {self.folder.final}", DONE)
+        message = f"{self.steps_done} steps{skipped} in {_clock(seconds)}: {self.folder.final}"
+        self.writer.end("done", self.steps_done, message, DONE)
         return DONE
 
     # ------------------------------------------------------------------------------------------------- a step
 
     def step(self) -> dict[str, Any]:
-        """One optimizer step, in a smaller way when memory runs out. The facts of its event."""
-        p, started = self.parts, time.monotonic()
-        rate = p.set_rate(self.at)
-        while (total := self._gradients()) is None:
+        """One optimizer step, in a smaller way when memory runs out. Returns the facts of its event."""
+        s, optimization, started = self.session, self.session.optimization, time.monotonic()
+        rate = optimization.set_learning_rate(self.steps_done)
+        while (local := self._gradients()) is None:
             pass
-        sums = p.reduce(total)
-        loss = sums.pop("loss")
-        norm = p.gradient_norm()
+        total = s.reduce(local)
+        loss, norm = float(total.loss), optimization.clip_gradients()
         if math.isfinite(loss) and math.isfinite(norm):
-            self.torn = True
-            p.optimizer_step()
-            p.adapt(sums)
-            if (usual := self.health.good(loss)) is not None:
-                self.writer.event("spike", self.at + 1, loss=loss, usual=usual)
+            self.in_optimizer_step = True
+            s.optimizer_step()
+            s.terms.update(total.sums, total.counts)
+            self.adapter_moved |= norm > 0 and rate > 0
+            if (usual := self.health.record_step(loss)) is not None:
+                self.writer.event("spike", self.steps_done + 1, loss=loss, usual=usual)
         else:
             self._skip(loss, norm)
-        means = p.means(sums)
         self.times = [*self.times[-49:], time.monotonic() - started]
-        for line in self.pulse.see(self.times[-1], device.spilled(p.device)):
+        for line in self.step_times.update(self.times[-1], memory.spilled(s.model.device)):
             self.writer.warning(line)
         each = sum(self.times) / len(self.times)
         return {
-            "loss": loss, "lr": rate, "rates": learning_rates(p.optimizer),
-            "grad_norm": norm, "epoch": self.at // p.dataset.steps_per_epoch, "terms": means,
-            "seconds": self.times[-1], "eta": each * (p.total - self.at - 1), "gb": round(device.peak_gb(p.device), 3),
+            "loss": loss, "lr": rate, "rates": optimization.learning_rates(),
+            "grad_norm": norm, "epoch": self.steps_done // s.dataset.steps_per_epoch, "terms": total.means(),
+            "seconds": self.times[-1], "eta": each * (s.total - self.steps_done - 1),
+            "gb": round(memory.peak_gb(s.model.device), 3),
         }  # fmt: skip
 
-    def _gradients(self) -> step.Judged | None:
+    def _gradients(self) -> StepLoss | None:
         """Forward and backward; None when memory ran out and the step is to be done again, smaller (by one process)."""
-        p = self.parts
-        batch = p.dataset.batch(self.at)
-        p.adapter.train(True)
-        p.optimizer.zero_grad(set_to_none=True)
-        total = step.Judged(torch.zeros((), dtype=torch.float64))
-        size = -(-(p.dataset.micro_batch(self.at) or p.config.run.batch) // self.ladder.split)
+        s = self.session
+        batch = s.dataset.batch(self.steps_done)
+        s.model.adapter.train(True)
+        s.optimization.optimizer.zero_grad(set_to_none=True)
+        total = StepLoss.zero()
+        size = -(-(s.dataset.micro_batch(self.steps_done) or s.config.run.batch) // self.fallback.split)
         try:
-            for micro in step.micro_batches(batch, size, p.rank, p.world):
-                total.add(self._micro(micro.to(p.device), batch.rows.role))
+            for micro in micro_batches(batch, size, s.rank, s.world):
+                total.add(self._micro_batch(micro.to(s.model.device), batch.rows.role))
             return total
         except torch.OutOfMemoryError as error:
-            if p.world > 1:
+            if s.world > 1:
                 raise
-            said = _first_line(error)
-        smaller(self, said)  # out here, as an error holds on to all that its step has made
+            message = _first_line(error)
+        self._make_smaller(message)  # out here, as an error holds on to all that its step has made
         return None
 
-    def _micro(self, batch: Batch, roles: Sequence[Role]) -> step.Judged:
+    def _micro_batch(self, batch: Batch, roles: Sequence[Role]) -> StepLoss:
         """Forward and backward of one micro-batch of an effective batch with these roles."""
-        p = self.parts
-        seed, noise, draws = p.config.run.seed, p.config.noise, p.dataset.fixed_draws
+        s, model = self.session, self.session.model
+        seed, noise, draws = s.config.run.seed, s.config.noise, s.dataset.fixed_draws
         if draws:
-            visits = p.dataset.visits(self.at)
+            visits = s.dataset.visits(self.steps_done)
             part = [visits[group] for group in batch.rows.group.tolist()]
-            chance = fixed_draw(batch, part, draws, seed, p.process, noise, jitter=True)
+            random = fixed_draw(batch, part, draws, seed, model.process, noise, jitter=True)
         else:
-            chance = draw(batch, seed, self.at, p.process, noise)
-        masks = seed + (self.at << 20)
-        if p.config.memory.one_by_one:
-            return score_one_by_one(p, self.references, batch, chance, roles, masks)
-        judged = score(p, self.references, batch, chance, roles, masks)
-        if judged.loss.requires_grad:
-            p.scaler.scale(judged.loss).backward()
-        judged.loss = judged.loss.detach()
-        return judged
+            random = draw(batch, seed, self.steps_done, model.process, noise)
+        masks = seed + (self.steps_done << 20)
+        if s.config.memory.one_by_one:
+            scaler = s.optimization.scaler
+            return backward_row_by_row(model, s.terms, batch, random, roles, masks, scaler, self.references)
+        result = compute_loss(model, s.terms, batch, random, roles, masks, self.references)
+        s.optimization.backward(result.loss)
+        result.loss = result.loss.detach()
+        return result
 
     def _skip(self, loss: float, norm: float) -> None:
-        scale = self.parts.scaler.get_scale()
-        seeking = math.isfinite(loss) and scale > 1
-        self.health.skip(counts=not seeking)
-        if seeking:
-            said = f"its gradients overflow float16 at a scale of {scale:g}; it is skipped, and the scale halved"
-            self.writer.say(f"step {self.at + 1}: {said}")
+        scale = self.session.optimization.scaler.get_scale()
+        searching = math.isfinite(loss) and scale > 1
+        self.health.record_skip(counts=not searching)
+        at = f"step {self.steps_done + 1}"
+        if searching:
+            why = f"its gradients overflow float16 at a scale of {scale:g}; it is skipped, and the scale halved"
+            self.writer.log(f"{at}: {why}")
         else:
-            said = f"loss {loss}, gradient norm {norm}: not a number, so the step is skipped"
-            self.writer.warning(f"step {self.at + 1}: {said}")
-        self.parts.skip_step()
+            self.writer.warning(f"{at}: loss {loss}, gradient norm {norm}: non-finite, so the step is skipped")
+        self.session.optimization.skip()
+
+    # -------------------------------------------------------------------------------------------- what goes wrong
+
+    def _make_smaller(self, message: str) -> None:
+        """Memory ran out in a step: take the next remedy and report it. UserError where none is left."""
+        s = self.session
+        s.optimization.optimizer.zero_grad(set_to_none=True)
+        memory.release(s.model.device)
+        taken = self.fallback.take_next(s)
+        if taken is None:
+            raise UserError(
+                f"train: out of memory at step {self.steps_done + 1}, and nothing smaller is left to try ({message}); "
+                "lower data.resolution or adapter.rank, or see what `check --fit` proposes, then continue with --resume"
+            )
+        same = "the numbers stay the same" if taken.exact else "from here on not the same numbers"
+        self.writer.event(
+            "oom", self.steps_done, did=taken.label, exact=taken.exact, options=taken.changes, message=message
+        )
+        self.writer.warning(
+            f"step {self.steps_done + 1}: out of memory ({message}); repeated with {taken.label} ({taken.cost}; {same})"
+        )
+        if self.references and not taken.exact:
+            self.references = ReferenceCache(s)
+        self.step_times.restart()
+
+    def _roll_back(self) -> None:
+        back = roll_back(self.session, self.health, self.steps_done, self.folder.state)
+        self.steps_done = back.step
+        self.writer.warning(back.message)
+        self.writer.event("rollback", back.step, failed=back.failed + 1, rate_factor=back.lr_factor)
+        self.writer.rewind(back.step)
+
+    def _save_after_error(self) -> None:
+        """Save the steps taken, though an error ends the run, and report where it can continue."""
+        if self.in_optimizer_step:
+            return
+        try:
+            if not checkpoint.state_path(self.folder.state, self.steps_done).exists():
+                self._write_state()
+            self.writer.log(f"the state of step {self.steps_done} is saved; --resume continues from there")
+        except SAVED_AFTER as error:
+            self.writer.log(f"the state of step {self.steps_done} could not be saved: {error}")
+
+    def save_for_the_first(self, error: distributed.ProcessLost) -> bool:
+        """As one of the processes that write nothing: save what the first, if it is dead, cannot save any more. Returns
+        whether it is dead, or its folder out of reach; if not, it reports for all."""
+        if not self.folder.path.is_dir():
+            return True
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock(self.folder.path))
+            except UserError:
+                return False
+            self.writer = stack.enter_context(ProgressWriter(self.folder.path))
+            self.writer.at, self.writer.total = self.steps_done, self.session.total
+            self._save_after_error()
+            self.writer.fail(error)
+        return True
 
     # ----------------------------------------------------------------------------------------------- side work
 
     def _save_adapter(self, path: Path) -> None:
-        p = self.parts
-        if not p.is_main:
+        s, adapter = self.session, self.session.model.adapter
+        if not s.is_main:
             return
-        with p.evaluating():
-            save_adapter(path, p.adapter.for_file(p.config.save.dtype), metadata(p, self.at, self.started))
-            said = prove(path, p.adapter, effect=not self.proven)
-        if p.average is not None:
+        average = s.optimization.average
+        with s.evaluating():
+            save_adapter(path, adapter.for_file(s.config.save.dtype), metadata(s, self.steps_done, self.started))
+            self._verify(path, effect=not self.verified)
+        if average is not None:
             second = checkpoint.averaged(path)
-            with p.evaluating(), p.average.shown():
-                save_adapter(second, p.adapter.for_file(p.config.save.dtype), metadata(p, self.at, self.started))
-                prove(second, p.adapter, effect=False)
-        if not self.proven:
-            self.writer.say(f"saved and read back: {'; '.join(said)}")
-        self.proven = True
+            with s.evaluating(), average.shown():
+                save_adapter(second, adapter.for_file(s.config.save.dtype), metadata(s, self.steps_done, self.started))
+                self._verify(second, effect=False)
+        self.verified = True
         if path.parent == self.folder.checkpoints:
-            checkpoint.prune_checkpoints(self.folder.checkpoints, self.folder.path.name, p.config.save)
-        self.writer.event("checkpoint", self.at, path=str(path))
+            checkpoint.prune_checkpoints(self.folder.checkpoints, self.folder.path.name, s.config.save)
+        self.writer.event("checkpoint", self.steps_done, path=str(path))
+
+    def _verify(self, path: Path, effect: bool) -> None:
+        """Compare the file with the trained adapter. A difference is a warning: the run has trained, and is saved."""
+        result = verify(path, self.session.model.adapter, effect=effect)
+        for line in result.problems:
+            self.writer.warning(line)
+        if effect and result.lines:
+            self.writer.log(f"saved and read back: {'; '.join(result.lines)}")
 
     def _save_state(self) -> None:
-        if self.parts.is_main:
-            self.write_state()
+        if self.session.is_main:
+            self._write_state()
 
-    def write_state(self) -> None:
-        tensors, facts = self.parts.state()
-        facts, save = {**facts, "health": self.health.state()}, self.parts.config.save
-        checkpoint.save_state(self.folder.state, self.at, tensors, facts, save.keep_states, save.keep_states_steps)
+    def _write_state(self) -> None:
+        tensors, facts = self.session.state()
+        facts, save = {**facts, "health": self.health.state()}, self.session.config.save
+        checkpoint.save_state(
+            self.folder.state, self.steps_done, tensors, facts, save.keep_states, save.keep_states_steps
+        )
         if self.references:
             self.references.save()
 
-    def _restore(self, state: Path) -> dict[str, Any]:
-        """Take up the last state of a folder; its facts."""
-        tensors, facts = distributed.of_the_first(lambda: checkpoint.load_state(state))
-        self.at = int(facts["step"])
-        notes = [f"{name} in {state} is damaged; going on from an older state" for name in facts["damaged"]]
-        notes += self.parts.load_state(tensors, facts)
+    def _load_state(self, state: Path) -> dict[str, Any]:
+        """Continue from the last state of a folder; returns its facts."""
+        tensors, facts = distributed.broadcast(lambda: checkpoint.load_state(state))
+        self.steps_done = int(facts["step"])
+        notes = [f"{name} in {state} is damaged; continuing from an older state" for name in facts["damaged"]]
+        notes += self.session.load_state(tensors, facts)
         self.health.load(facts.get("health", {}))
         for note in notes:
             self.writer.warning(note)
-        self.writer.say(f"resumed at step {self.at}")
+        self.writer.log(f"resumed at step {self.steps_done}")
         return facts
 
     def _sample(self) -> None:
-        if self.parts.is_main and self.parts.prompts:
+        if self.session.is_main and self.session.previews.prompts:
             self._if_it_fits("previews", "sample.width and sample.height", self._draw_previews)
 
     def _validate(self) -> None:
-        """The loss on held-out pictures, per level, at noise that never changes."""
-        batches = self.parts.dataset.validation_batches(self.parts.config.run.batch)
-        batches = batches[: self.parts.config.validation.max_batches]
-        if batches and self.parts.is_main:
-            self._if_it_fits("validation", "run.batch", lambda: self._hold_out(batches))
+        """The loss on held-out pictures, per noise level, at noise that never changes."""
+        batches = self.session.dataset.validation_batches(self.session.config.run.batch)
+        batches = batches[: self.session.config.validation.max_batches]
+        if batches and self.session.is_main:
+            self._if_it_fits("validation", "run.batch", lambda: self._held_out_loss(batches))
 
     def _if_it_fits(self, what: str, lower: str, work: Callable[[], None]) -> None:
         """Work that a run can do without, left out when memory runs out in it."""
@@ -400,45 +493,46 @@ class Loop:
             work()
             return
         except torch.OutOfMemoryError as error:
-            said = _first_line(error)
-        device.release(self.parts.device)
-        self.writer.warning(f"step {self.at}: out of memory ({said}): no {what} this time; a lower {lower} takes less")
+            message = _first_line(error)
+        memory.release(self.session.model.device)
+        self.writer.warning(
+            f"step {self.steps_done}: out of memory ({message}): no {what} this time; a lower {lower} takes less"
+        )
 
     def _draw_previews(self) -> None:
-        p = self.parts
-        p.adapter.train(False)
-        with p.evaluating():
-            for index, prompt in enumerate(p.prompts):
-                if self.asked.is_set() and self.at < p.total:
-                    stop_if(p.world == 1 and not self.at)
+        s, previews = self.session, self.session.previews
+        with s.evaluating():
+            for index, prompt in enumerate(previews.prompts):
+                if self.stop_requested.is_set() and self.steps_done < s.total:
+                    stop_if(s.world == 1 and not self.steps_done)
                     return
-                path = sampling.picture_path(self.folder.samples, self.at, index)
-                facts = {"run": p.config.run.name, "step": self.at}
-                sampling.save_picture(p.picture(prompt), path, prompt, facts)
-                self.writer.event("sample", self.at, path=str(path), prompt=prompt.text, seed=prompt.seed)
-        sampling.grid(self.folder.samples, [prompt.text for prompt in p.prompts])
+                path = sampling.picture_path(self.folder.samples, self.steps_done, index)
+                facts = {"run": s.config.run.name, "step": self.steps_done}
+                sampling.save_picture(previews.picture(prompt), path, prompt, facts)
+                self.writer.event("sample", self.steps_done, path=str(path), prompt=prompt.text, seed=prompt.seed)
+        sampling.grid(self.folder.samples, [prompt.text for prompt in previews.prompts])
 
-    def _hold_out(self, batches: list[Batch]) -> None:
-        p, options = self.parts, self.parts.config.validation
-        p.adapter.train(False)
+    def _held_out_loss(self, batches: list[Batch]) -> None:
+        s, model, options = self.session, self.session.model, self.session.config.validation
+        model.adapter.train(False)
         found: dict[str, Any] = {}
         roles: list[Role] = [role for batch in batches for role in batch.rows.role]
-        with torch.no_grad(), p.evaluating():
+        with torch.no_grad(), s.evaluating():
             for part in range(options.levels):
-                total, level = step.Judged(torch.zeros((), dtype=torch.float64)), 0.0
+                total, level = StepLoss.zero(), 0.0
                 for cpu_batch in batches:
-                    batch = cpu_batch.to(p.device)
-                    chance = fixed_draw(batch, part, options.levels, options.seed, p.process, p.config.noise)
-                    level = float(chance.level[0])
-                    total.add(score(p, None, batch, chance, roles, options.seed))
-                found[f"{level:g}"] = {**p.means(total.sums, total.counts), "loss": float(total.loss)}
+                    batch = cpu_batch.to(model.device)
+                    random = fixed_draw(batch, part, options.levels, options.seed, model.process, s.config.noise)
+                    level = float(random.level[0])
+                    total.add(compute_loss(model, s.terms, batch, random, roles, options.seed))
+                found[f"{level:g}"] = {**total.means(), "loss": float(total.loss)}
         each = {name: [row[name] for row in found.values() if name in row] for row in found.values() for name in row}
         means = {name: sum(values) / len(values) for name, values in each.items()}
-        self.writer.held_out(self.at, means, found)
+        self.writer.held_out(self.steps_done, means, found)
 
 
-def _every(period: int, at: int) -> bool:
-    return period > 0 and at % period == 0
+def _every(period: int, step: int) -> bool:
+    return period > 0 and step % period == 0
 
 
 def _clock(seconds: float) -> str:

@@ -1,41 +1,29 @@
-"""When memory runs out during a run: the next smaller way to do the same step, in the order of ``remedies``."""
+"""The out-of-memory fallback: the next smaller way to do the same step, in the order of ``remedies``."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
-from ..memory import apply, device
+from ..memory import apply
+from ..memory import device as memory
 from . import remedies
-from .build import make_terms
+from .build import build_terms, compile_cache
 from .remedies import Offer, Phase, Remedy
-from .score import References
-from .session import Parts
+from .session import Session
 
 if TYPE_CHECKING:
     from ..config import Config
-    from .loop import Loop
 
 OFFERS: tuple[Offer, ...] = (
     remedies.decode_one, remedies.checkpointing, remedies.offload, remedies.micro_batches, remedies.one_by_one,
     remedies.midcrop, remedies.window,
 )  # fmt: skip
-"""Those that a run can take up between two tries of a step, those that keep the numbers first."""
+"""Those that a run can take between two tries of a step, those that keep the numbers first."""
 SHORT = Phase(remedies.STEP, dict.fromkeys(remedies.PARTS, 1))
 
 
-def fewer_blocks(p: Parts) -> Remedy | None:
-    """Half of the blocks that streaming had left on the card."""
-    if p.streamer is None or not p.streamer.resident:
-        return None
-    count = p.streamer.resident // 2
-    label = f"{count} of {len(p.streamer.blocks)} blocks on the card"
-    return Remedy(label, "more is copied in every step", True, {"memory.resident_blocks": count})
-
-
-class Ladder:
-    """The levers that are left to a running training."""
+class OutOfMemoryFallback:
+    """The remedies that are left to a running training."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -43,65 +31,47 @@ class Ladder:
         self.split = 1
         """Into how many parts a micro-batch is divided."""
 
-    def down(self, p: Parts) -> Remedy | None:
-        """Take the next lever; None when there is none left."""
-        found = fewer_blocks(p) or next((remedy for offer in OFFERS if (remedy := offer(self.config, SHORT))), None)
-        if found:
-            self._apply(found, p)
-        return found
+    def take_next(self, session: Session) -> Remedy | None:
+        """Apply the next remedy to the session; None when none is left."""
+        offers = (remedy for offer in OFFERS if (remedy := offer(self.config, SHORT)))
+        remedy = fewer_blocks(session) or next(offers, None)
+        if remedy:
+            self._apply(remedy, session)
+        return remedy
 
-    def _apply(self, found: Remedy, p: Parts) -> None:
-        before, self.config = self.config, self.config.changed(found.changes)
+    def _apply(self, remedy: Remedy, session: Session) -> None:
+        before, self.config = self.config, self.config.changed(remedy.changes)
         self.split *= before.run.batch // self.config.run.batch
-        p.config = p.config.model_copy(update={"memory": self.config.memory, "loss": self.config.loss})
-        own, was = self.config.memory, before.memory
-        if p.streamer and isinstance(own.resident_blocks, int) and own.resident_blocks != was.resident_blocks:
-            p.streamer.keep(own.resident_blocks)
-        if (own.gradient_checkpointing, own.offload_checkpoints) != (
-            was.gradient_checkpointing,
-            was.offload_checkpoints,
-        ):
-            for block in p.family.blocks:
+        session.config = session.config.model_copy(update={"memory": self.config.memory, "loss": self.config.loss})
+        model, now, was = session.model, self.config.memory, before.memory
+        if model.streamer and isinstance(now.resident_blocks, int) and now.resident_blocks != was.resident_blocks:
+            model.streamer.keep(now.resident_blocks)
+        recomputed = (now.gradient_checkpointing, now.offload_checkpoints)
+        if recomputed != (was.gradient_checkpointing, was.offload_checkpoints):
+            for block in model.family.blocks:
                 vars(block).pop("forward", None)
-            apply.shape(own, p.family.spec, p.family.denoiser, Path(p.config.run.out) / "cache" / "compiled")
+            apply.shape(now, model.family.spec, model.family.denoiser, compile_cache(session.config))
         if self.config.loss != before.loss:
-            _renew_terms(p)
+            adapted = session.terms.state_dict()
+            session.terms = build_terms(session.config, model, None, lambda line: None)
+            session.terms.load_state_dict(adapted)
 
 
-def _renew_terms(p: Parts) -> None:
-    """The terms by the options as they are now, with what has adapted so far."""
-    old, balance, watch, p.terms = p.terms, p.balance.state, p.watch, []
-    make_terms(p, None, lambda line: None)
-    for term, was in zip(p.terms, old, strict=True):
-        term.objective.state.update(was.objective.state)
-    p.balance.state.update(balance)
-    p.watch = watch
+def fewer_blocks(session: Session) -> Remedy | None:
+    """Half of the blocks that streaming had left on the GPU."""
+    streamer = session.model.streamer
+    if streamer is None or not streamer.resident:
+        return None
+    count = streamer.resident // 2
+    label = f"{count} of {len(streamer.blocks)} blocks on the GPU"
+    return Remedy(label, "more is copied in every step", True, {"memory.resident_blocks": count})
 
 
-def smaller(loop: Loop, said: str) -> None:
-    """Memory ran out in a step: take the next lever, and say it. ValueError where none is left."""
-    p = loop.parts
-    p.optimizer.zero_grad(set_to_none=True)
-    device.release(p.device)
-    taken = loop.ladder.down(p)
-    if taken is None:
-        raise UserError(
-            f"train: out of memory at step {loop.at + 1}, and nothing smaller is left to try ({said}); lower "
-            "data.resolution or adapter.rank, or see what `check --fit` proposes, then go on with --resume"
-        )
-    same = "the numbers stay the same" if taken.exact else "from here on not the same numbers"
-    loop.writer.event("oom", loop.at, did=taken.label, exact=taken.exact, options=taken.changes, message=said)
-    loop.writer.warning(
-        f"step {loop.at + 1}: out of memory ({said}); repeated with {taken.label} ({taken.cost}; {same})"
-    )
-    if loop.references and not taken.exact:
-        loop.references = References(p)
-    loop.pulse.restart()
-
-
-def settle(loop: Loop) -> None:
-    """After two steps of this process the room that it needs is known: what is left takes in streamed blocks."""
-    p, options = loop.parts, loop.parts.config.memory
-    if p.streamer and options.resident_blocks == "auto" and len(loop.times) == 2:
-        count = p.streamer.fit(device.spare_bytes(p.device, options.limit_gb))
-        loop.writer.say(f"streaming: {count} of {len(p.streamer.blocks)} blocks stay on the card from now on")
+def fill_with_blocks(session: Session) -> str | None:
+    """Once the memory that a step needs is known, move streamed blocks to the GPU as far as they fit; returns a line
+    for the log. None where blocks are not streamed by ``auto``."""
+    streamer, options = session.model.streamer, session.config.memory
+    if not streamer or options.resident_blocks != "auto":
+        return None
+    count = streamer.fit(memory.spare_bytes(session.model.device, options.limit_gb))
+    return f"streaming: {count} of {len(streamer.blocks)} blocks stay on the GPU from now on"

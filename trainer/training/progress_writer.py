@@ -1,10 +1,11 @@
-"""What a run says while it runs: to a person (bar, lines), to hosts (events, status) and to TensorBoard."""
+"""Reports a run while it runs: to a person (bar, lines), to hosts (events, status) and to TensorBoard."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -22,14 +23,14 @@ STATUS_SECONDS = 0.5
 T = TypeVar("T")
 
 
-class Writer:
-    """The one voice of a run. Quiet on all processes but the first."""
+class ProgressWriter:
+    """Writes everything that a run reports. Writes nothing on all processes but the first."""
 
     def __init__(self, folder: Path, main: bool = True, board: Path | None = None):
         """``board``: where TensorBoard's curves go; unset, beside the run's events."""
         self.folder, self.main = folder, main
         self._board_folder = board or folder / "tensorboard"
-        self._log = EventLog(folder / "events.jsonl") if main else None
+        self._events = EventLog(folder / "events.jsonl") if main else None
         self._board: Any = None
         self._average: deque[float] = deque(maxlen=1)
         self._last_status = 0.0
@@ -38,40 +39,44 @@ class Writer:
         started_by_host = bool(os.environ.get(STARTED_AS))  # its log.txt is this process's output already
         self._lines = (folder / "log.txt").open("a", encoding="utf-8") if main and not started_by_host else None
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> ProgressWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (self._log, self._lines, self._board):
+        for file in (self._events, self._lines, self._board):
             if file:
                 with suppress(OSError):  # what a full disk did not take
                     file.close()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line for the person and the log."""
         if self.main:
             tqdm.write(text, file=sys.stderr)
+        self._write_line(text)
+
+    def _write_line(self, text: str) -> None:
+        """To the log alone."""
         if self._lines:
-            with suppress(OSError):  # a full disk is told by whatever needs the space
+            with suppress(OSError):  # a full disk is reported by whatever needs the space
                 self._lines.write(text + "\n")
                 self._lines.flush()
 
     def warning(self, text: str) -> None:
-        self.say(f"warning: {text}")
+        self.log(f"warning: {text}")
         self.event("warning", self.at, message=text)
 
     def event(self, kind: str, step: int, **facts: Any) -> None:
         self.at = step
-        if not self._log:
+        if not self._events:
             return
-        self._log.write(kind, step, **facts)
+        self._events.write(kind, step, **facts)
         if self._board and kind in ("step", "validation"):
             try:
                 for name, value in _curves(kind, facts, self._average):
                     self._board.add_scalar(name, value, step)
             except OSError as error:
                 self._board = None
-                self.say(f"warning: no more curves for TensorBoard, they cannot be written ({error.strerror})")
+                self.log(f"warning: no more curves for TensorBoard, they cannot be written ({error.strerror})")
 
     def status(self, state: State, *, message: str = "", eta: float | None = None, now: bool = False) -> None:
         """``status.json``, at most twice a second while running."""
@@ -93,7 +98,7 @@ class Writer:
         self.status("running", message="training", now=True)
 
     def progress(self, items: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
-        """Hands on what it is given: a bar over preparations, also told in the status."""
+        """Yields the items, with a bar; also shown in the status."""
         for done, item in enumerate(tqdm(items, desc=text, total=total, disable=not self.main, leave=False)):
             self.status("running", message=f"{text}: {done + 1}" + (f" of {total}" if total else ""))
             yield item
@@ -115,8 +120,8 @@ class Writer:
     def held_out(self, step: int, means: Mapping[str, float], levels: Mapping[str, Mapping[str, float]]) -> None:
         """A validation: the means over all levels, and each level."""
         self.event("validation", step, loss=means["loss"], levels=levels)
-        told = {"loss": f"{means['loss']:.4f}", **{k: f"{v:.3g}" for k, v in _headline(means)}}
-        self.say(f"held out at step {step}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
+        shown = {"loss": f"{means['loss']:.4f}", **{k: f"{v:.3g}" for k, v in _headline(means)}}
+        self.log(f"held-out loss at step {step}: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
 
     def rewind(self, step: int) -> None:
         """The run went back to a step."""
@@ -130,16 +135,19 @@ class Writer:
         self.event("end", step, state=state, message=message, exit_code=code)
         if self.main:
             write_status(self.folder, state, step=step, total=self.total, eta=0, message=message, exit_code=code)
-        self.say(message)
+        self.log(message)
 
     def fail(self, error: BaseException) -> None:
-        """The run ends with an error; the person is told by whoever started it."""
+        """The run ends with an error; whoever started it shows the message."""
+        line = f"error: {error}"
         if isinstance(error, KeyboardInterrupt):
             state, code, message = "stopped", INTERRUPTED, "interrupted twice, so nothing more was saved"
         elif isinstance(error, UserError):
             state, code, message = "failed", MISTAKE, str(error)
         else:
             state, code, message = "failed", OURS, f"{type(error).__name__}: {error}"
+            line = "".join(traceback.format_exception(error)).rstrip()
+        self._write_line(line if state == "failed" else message)
         self.event("end", self.at, state=state, message=message, exit_code=code)
         if self.main:
             write_status(self.folder, state, step=self.at, total=self.total, message=message, exit_code=code)

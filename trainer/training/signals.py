@@ -19,36 +19,36 @@ T = TypeVar("T")
 
 SAME_PRESS = 1.0
 """Seconds within which signals are one request: torchrun passes on the Ctrl-C that its processes met already."""
-ASKED = "stopping soon: what is under way is finished, steps taken are saved; Ctrl-C again ends at once, unsaved"
+STOPPING = "stopping soon: what is under way is finished, steps taken are saved; Ctrl-C again ends at once, unsaved"
 AT_ONCE = "ending at once: nothing more is saved"
 EARLY = "stopped before the first step; what was encoded is kept in the cache"
 
 
-class Stopped(KeyboardInterrupt):
-    """Somebody asked to stop, and no step was taken yet."""
+class StoppedEarly(KeyboardInterrupt):
+    """A stop was requested before the first step."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event; a second one, a second later or more, interrupts at once. Each is told."""
-    asked, last = threading.Event(), -math.inf
+    """Ctrl-C and SIGTERM set the event; a second one, a second later or more, interrupts at once. Each is reported."""
+    requested, last = threading.Event(), -math.inf
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request(number: int, frame: FrameType | None) -> None:
         nonlocal last
         again, last = time.monotonic() - last > SAME_PRESS, time.monotonic()
         if again:
-            _acknowledge(AT_ONCE if asked.is_set() else ASKED)
-        if again and asked.is_set():
+            _acknowledge(AT_ONCE if requested.is_set() else STOPPING)
+        if again and requested.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        requested.set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield requested
         return
     wanted = (signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else []))
-    old = {number: signal.signal(number, ask) for number in wanted}
+    old = {number: signal.signal(number, request) for number in wanted}
     try:
-        yield asked
+        yield requested
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -56,27 +56,27 @@ def stop_signals() -> Iterator[threading.Event]:
 
 def _acknowledge(line: str) -> None:
     """A line of its own for the person, below a progress bar; safe in a signal's handler, where ``print`` is not."""
-    if distributed.place()[0] == 0:
-        with suppress(OSError):  # nobody listens any more
+    if distributed.rank_and_world()[0] == 0:
+        with suppress(OSError):  # standard error is closed
             os.write(2, f"\n{line}\n".encode())
 
 
-def stop_if(asked: bool) -> None:
-    if asked:
-        raise Stopped(EARLY)
+def stop_if(requested: bool) -> None:
+    if requested:
+        raise StoppedEarly(EARLY)
 
 
-def until(asked: threading.Event, progress: Progress, whole: bool) -> Progress:
-    """A progress that hands nothing on once somebody asked to stop.
+def stoppable(progress: Progress, requested: threading.Event, whole: bool) -> Progress:
+    """A progress that ends once a stop is requested.
 
-    ``whole``: half of the work is worth nothing, so the run is stopped there. Of several processes none leaves the
-    others alone like that: they agree to stop later.
+    ``whole``: half of the work is useless, so the run stops there. One of several processes never stops alone: they
+    agree to stop later.
     """
 
-    def told(items: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
+    def bar(items: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
         for item in progress(items, text, total):
-            if asked.is_set() and not (whole and distributed.place()[1] > 1):
+            if requested.is_set() and not (whole and distributed.rank_and_world()[1] > 1):
                 return stop_if(whole)
             yield item
 
-    return told
+    return bar

@@ -1,91 +1,210 @@
-"""One step, a pure function of (batch, draw): what the network says, each term's errors, and one number to minimise."""
+"""A training step from batch to loss, to be read downwards. Given (batch, draw) it is a pure function.
+
+    compute_loss     the reference's errors, the policy's errors, the objectives over both
+    forward          add the noise, run the network                                -> Step
+    compute_errors   each loss term measures each row                              -> errors [n]
+    apply_objectives each term's objective turns errors into values, and adds up   -> StepLoss
+
+The optimizer's part is in ``optimization.py``, the loop around it in ``loop.py``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..diffusion.process import Process
-from ..diffusion.types import Batch, Conditioning, Draw, Role, Step
+from ..diffusion.types import Batch, Draw, Role, Step
 from ..losses.term import Term
+from .loss_terms import LossTerms
+from .model import Model
 
-Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 Errors = dict[str, Tensor]
 """Term name -> [n] errors of the rows that the term applies to in this draw."""
 
 
-def observe(
-    process: Process, predict: Predict, batch: Batch, draw: Draw, conditioning: Conditioning, decoder: Any
-) -> Step:
-    """Add the noise and ask the network."""
-    noisy = process.noisy(batch.latents, draw.added, draw.level)
-    return Step(batch, draw, noisy, predict(noisy, draw.level, conditioning), process, decoder)
+@dataclass
+class StepLoss:
+    """The loss of one micro-batch, or of several added up."""
+
+    loss: Tensor
+    """Scalar: this share of the effective batch's loss."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Metrics summed over samples, ``term/metric``; divide by ``counts``."""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def zero() -> StepLoss:
+        return StepLoss(torch.zeros((), dtype=torch.float64))
+
+    def add(self, other: StepLoss) -> None:
+        self.loss = self.loss + other.loss
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + other.counts[name]
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.counts[name] for name, value in self.sums.items() if self.counts.get(name)}
 
 
-def errors(terms: Sequence[Term], step: Step) -> Errors:
+class ReferenceErrors(Protocol):
+    """Gives the errors of the reference model: cached ones, or those that ``compute`` finds now."""
+
+    def get(
+        self, model: Model, terms: LossTerms, batch: Batch, draw: Draw, compute: Callable[[], Errors]
+    ) -> Errors: ...
+
+
+def compute_loss(
+    model: Model,
+    terms: LossTerms,
+    batch: Batch,
+    draw: Draw,
+    roles: Sequence[Role],
+    seed: int,
+    references: ReferenceErrors | None = None,
+) -> StepLoss:
+    """The loss of one micro-batch at one draw; without gradient where the caller switched it off.
+
+    ``roles`` are those of the whole effective batch, ``seed`` is the step's, for dropout.
+    """
+    reference = reference_errors(model, terms, batch, draw, references)
+    seed_dropout(model, batch, seed)
+    step = forward(model, batch, draw)
+    return apply_objectives(terms, step, compute_errors(terms.terms, step), reference, roles)
+
+
+def reference_errors(
+    model: Model, terms: LossTerms, batch: Batch, draw: Draw, references: ReferenceErrors | None
+) -> Errors:
+    """Errors of the reference model at the same draw; {} where no objective compares with one.
+
+    It runs before the policy, so that a recomputation under gradient checkpointing never meets a disabled adapter.
+    """
+    if not terms.needs_reference:
+        return {}
+
+    @torch.no_grad()
+    def compute() -> Errors:
+        with model.adapter.reference():
+            return compute_errors(terms.terms, forward(model, batch, draw))
+
+    return references.get(model, terms, batch, draw, compute) if references else compute()
+
+
+def seed_dropout(model: Model, batch: Batch, seed: int) -> None:
+    """Dropout masks for the rows of a batch. They follow from the step and the row alone, however rows are batched."""
+    groups = batch.rows.group.tolist()
+    torch.manual_seed(seed + groups[0])  # for the dropout inside a text encoder
+    model.adapter.new_step(seed, [f"{role} {group}" for role, group in zip(batch.rows.role, groups, strict=True)])
+
+
+def forward(model: Model, batch: Batch, draw: Draw) -> Step:
+    """Add the noise and run the network, with its adapter as it stands."""
+    base_out = None
+    if batch.preserve is not None and bool(batch.preserve.any()):  # before the policy, as the reference
+        with torch.no_grad(), model.adapter.reference("base"):
+            base_out = forward(model, replace(batch, preserve=None), draw).out
+    conditioning = model.conditioning(batch)
+    with model.autocast():
+        noisy = model.process.noisy(batch.latents, draw.added, draw.level)
+        out = model.family.predict(noisy, draw.level, conditioning)
+    return Step(batch, draw, noisy, out, model.process, model.decoder, base_out)
+
+
+def compute_errors(terms: Sequence[Term], step: Step) -> Errors:
     """Every term's errors. Which rows a term sees depends on the draw alone, so a reference pass sees the same."""
-    return {term.name: term.loss(part) for term in terms if (part := _part(term, step)) is not None}
+    return {term.name: term.loss(part) for term in terms if (part := _active_rows(term, step)) is not None}
 
 
-def _part(term: Term, step: Step) -> Step | None:
+def _active_rows(term: Term, step: Step) -> Step | None:
     active = term.active(step.draw, step.process)
     if not bool(active.any()):
         return None
     return step if bool(active.all()) else step.pick(active.nonzero().flatten())
 
 
-@dataclass
-class Judged:
-    """The judgement of one micro-batch."""
+def apply_objectives(
+    terms: LossTerms, step: Step, errors: Errors, reference: Mapping[str, Tensor], roles: Sequence[Role]
+) -> StepLoss:
+    """Sum over terms of weight / probability x sum of the objective's values / number of rows that get one.
 
-    loss: Tensor
-    """Scalar: this micro-batch's share of the effective batch's loss."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """Metrics summed over samples, ``term/metric``; divide by ``counts``."""
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, other: Judged) -> None:
-        self.loss = self.loss + other.loss
-        for name, value in other.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + other.counts[name]
-
-
-def judge(
-    terms: Sequence[Term],
-    step: Step,
-    said: Errors,
-    reference: Mapping[str, Tensor],
-    weight: Callable[[str], float],
-    roles: Sequence[Role],
-) -> Judged:
-    """Objectives over errors: sum over terms of weight / probability x sum of values / number of rows that get one.
-
-    ``weight`` gives a term's weight by its name (``Balance.weight``). ``roles`` are those of the whole effective batch,
-    so that micro-batches and processes add up to the same number however the batch was split.
+    ``roles`` are those of the whole effective batch, so that micro-batches and processes add up to the same number
+    however the batch was split.
     """
-    total = Judged(step.out.new_zeros((), dtype=torch.promote_types(step.out.dtype, torch.float32)))
-    for term in terms:
-        part = _part(term, step)
+    total = StepLoss(step.out.new_zeros((), dtype=torch.promote_types(step.out.dtype, torch.float32)))
+    for term in terms.terms:
+        part = _active_rows(term, step)
         if part is None:
             continue
-        held = reference.get(term.name)
-        output = term.objective(said[term.name], None if held is None else held.to(said[term.name]), part)
+        own, other = errors[term.name], reference.get(term.name)
+        output = term.objective(own, None if other is None else other.to(own), part)
         units = max(1, sum(role in term.objective.valued for role in roles))
-        total.loss = total.loss + weight(term.name) / term.options.probability * output.values.sum() / units
-        metrics = {"error": said[term.name].detach(), "value": output.values.detach(), **output.metrics}
+        total.loss = total.loss + terms.weight(term.name) / term.options.probability * output.values.sum() / units
+        metrics = {"error": own.detach(), "value": output.values.detach(), **output.metrics}
         for name, values in metrics.items():
             total.sums[f"{term.name}/{name}"] = float(values.double().sum())
             total.counts[f"{term.name}/{name}"] = len(values)
     return total
 
 
-def needs_reference(terms: Sequence[Term]) -> bool:
-    return any(term.objective.needs_reference for term in terms)
+def backward_row_by_row(
+    model: Model,
+    terms: LossTerms,
+    batch: Batch,
+    draw: Draw,
+    roles: Sequence[Role],
+    seed: int,
+    scaler: torch.amp.GradScaler,
+    references: ReferenceErrors | None = None,
+) -> StepLoss:
+    """As ``compute_loss`` with its backward pass: the same gradients from one row's activations at a time.
+
+    This is gradient caching (arXiv 2101.06983): the slope of the objectives with respect to every row's error is taken
+    from errors without gradient; then each row goes through the network again and is weighted by its slope. It costs
+    one more forward pass per row, under the same dropout masks.
+    """
+    reference = reference_errors(model, terms, batch, draw, references)
+    rows = [torch.tensor([i]) for i in range(len(batch))]
+
+    def alone(row: Tensor) -> Step:
+        one = batch.pick(row)
+        seed_dropout(model, one, seed)
+        return forward(model, one, draw.pick(row))
+
+    with torch.no_grad():
+        steps = [alone(row) for row in rows]
+        single = [compute_errors(terms.terms, step) for step in steps]
+    base_out = torch.cat([s.out if s.base_out is None else s.base_out for s in steps])
+    whole = replace(
+        steps[0],
+        batch=batch,
+        draw=draw,
+        noisy=torch.cat([s.noisy for s in steps]),
+        out=torch.cat([s.out for s in steps]),
+        base_out=None if batch.preserve is None else base_out,
+    )
+    names = list(dict.fromkeys(name for errors in single for name in errors))
+    leaves = {name: torch.cat([errors[name] for errors in single if name in errors]).requires_grad_() for name in names}
+    total = apply_objectives(terms, whole, leaves, reference, roles)
+    if total.loss.requires_grad:
+        total.loss.backward()
+    slopes = {
+        name: iter(leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)) for name, leaf in leaves.items()
+    }
+    for row in rows:
+        errors = compute_errors(terms.terms, alone(row))
+        loss = sum(
+            (error.squeeze() * next(slopes[name]) for name, error in errors.items()),
+            torch.zeros((), device=model.device),
+        )
+        if loss.requires_grad:
+            scaler.scale(loss).backward()
+    total.loss = total.loss.detach()
+    return total
 
 
 def micro_batches(batch: Batch, size: int, rank: int = 0, world: int = 1) -> list[Batch]:

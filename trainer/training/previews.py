@@ -1,0 +1,60 @@
+"""Pictures of the configuration's prompts, drawn with the model as it stands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..diffusion import sampling
+from ..diffusion.sampling import Prompt
+from ..diffusion.types import Conditioning
+from ..memory import apply
+from ..memory.device import MemoryOptions
+from .model import Model
+
+
+class Previews:
+    """Prompts, and the text conditioning of each while the text encoders are not trained."""
+
+    def __init__(self, model: Model, prompts: list[Prompt], memory: MemoryOptions):
+        self.model, self.prompts, self.memory = model, prompts, memory
+        self.cached: dict[str, Conditioning] = {}
+        if not model.trains_text:
+            texts = {text for prompt in prompts for text in (prompt.text, prompt.negative)}
+            with torch.no_grad():
+                encode = model.family.encode_text
+                self.cached = {text: encode([text]).to(torch.device("cpu")) for text in sorted(texts)}
+
+    @torch.no_grad()
+    def picture(self, prompt: Prompt) -> Image.Image:
+        """One picture; the adapter is in evaluation mode."""
+        model, family = self.model, self.model.family
+        model.adapter.train(False)
+
+        def predict(noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
+            with model.autocast():
+                return family.predict(noisy, level, conditioning)
+
+        with apply.uncompiled(self.memory):
+            latents = sampling.draw(
+                model.process,
+                predict,
+                prompt,
+                self._conditioning(prompt, prompt.text),
+                self._conditioning(prompt, prompt.negative),
+                family.channels,
+                model.device,
+                family.cell,
+            )
+            family.vae.to(model.device)
+            return sampling.to_image(family.decode(latents)[0])
+
+    def _conditioning(self, prompt: Prompt, text: str) -> Conditioning:
+        cached = self.cached.get(text)
+        with self.model.autocast():
+            found = (self.model.family.encode_text([text]) if cached is None else cached).to(self.model.device)
+        size = torch.tensor([[prompt.height, prompt.width, 0, 0, prompt.height, prompt.width]], dtype=torch.float32)
+        return replace(found, size=size.to(self.model.device))

@@ -1,0 +1,69 @@
+"""Reference errors of fixed draws: one number per row and term, computed once and cached on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..diffusion.types import Batch, Draw
+from ..memory.quantize import held_as
+from ..runs.files import write_atomic
+from .loss_terms import LossTerms
+from .model import Model
+from .session import Session
+from .step import Errors
+
+
+class ReferenceCache:
+    """The cache file is named by a digest of everything that the errors depend on."""
+
+    def __init__(self, session: Session):
+        config, model = session.config, session.model
+        start = config.adapter.init_from if model.adapter.anchor == "start" else None
+        depends = {
+            "fingerprints": model.family.fingerprints,
+            "process": model.process.digest,
+            "dtype": str(model.dtype),
+            "attention": model.attention,
+            "weights": held_as(model.family.denoiser),
+            "seed": config.run.seed,
+            "draws": session.dataset.fixed_draws,
+            "noise": config.noise.model_dump(),
+            "start": hashlib.sha256(Path(start).read_bytes()).hexdigest() if start else "",
+            "terms": {name: options.model_dump() for name, (options, _) in config.terms().items()},
+        }
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
+        self.path = Path(config.run.out) / "cache" / "references" / f"{digest[:24]}.json"
+        try:
+            self._errors: dict[str, dict[str, float]] = json.loads(self.path.read_text("utf-8"))
+        except (OSError, ValueError):  # there is none yet, or it is torn: computed again
+            self._errors = {}
+        self._changed = False
+
+    def save(self) -> None:
+        if self._changed:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path, json.dumps(self._errors))
+            self._changed = False
+
+    def get(self, model: Model, terms: LossTerms, batch: Batch, draw: Draw, compute: Callable[[], Errors]) -> Errors:
+        """The errors of these rows, from the cache where all are known."""
+        rows_of = zip(batch.rows.role, batch.keys, draw.level.tolist(), strict=True)
+        keys = [f"{role} {key} {level!r}" for role, key, level in rows_of]
+        places = {t.name: t.active(draw, model.process).nonzero().flatten().tolist() for t in terms.terms}
+        if not all(name in self._errors.get(keys[row], {}) for name, rows in places.items() for row in rows):
+            for name, errors in compute().items():
+                for row, value in zip(places[name], errors.tolist(), strict=True):
+                    self._errors.setdefault(keys[row], {})[name] = value
+            self._changed = True
+        return {
+            name: torch.tensor(
+                [self._errors[keys[row]][name] for row in rows], dtype=torch.float64, device=model.device
+            )
+            for name, rows in places.items()
+            if rows
+        }
