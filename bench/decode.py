@@ -37,14 +37,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
 from pixelkiln.trainer.diffusion.timesteps import NoiseOptions, fixed_draw
-from pixelkiln.trainer.diffusion.types import Batch, Rows
+from pixelkiln.trainer.diffusion.types import Batch, Rows, Step
 from pixelkiln.trainer.estimate.fake_tensors import count_attention
 from pixelkiln.trainer.families.family import Family
 from pixelkiln.trainer.families.load import load
 from pixelkiln.trainer.families.options import ModelOptions
 from pixelkiln.trainer.losses.decode import Decoder, Plan
 from pixelkiln.trainer.losses.pixel import latents
-from pixelkiln.trainer.training.step import observe
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,7 +134,9 @@ def noise(
     steps: list[tuple[Tensor, Tensor]] = []
     for level in range(levels):
         chance = fixed_draw(batch, level, levels, 0, family.process, NoiseOptions())
-        steps.append(latents(observe(family.process, family.predict, batch, chance, said, decoder), "mixed")[:2])
+        noisy = family.process.noisy(batch.latents, chance.added, chance.level)
+        out = family.predict(noisy, chance.level, said)
+        steps.append(latents(Step(batch, chance, noisy, out, family.process, decoder), "mixed")[:2])
     count_attention()
     first: list[float] = []
     for name, plan in named:

@@ -20,12 +20,12 @@ from pixelkiln.trainer.estimate.report import Checker
 from pixelkiln.trainer.families.load import identify
 from pixelkiln.trainer.memory import device as memory
 from pixelkiln.trainer.runs.folder import RunFolder
-from pixelkiln.trainer.training.build import build
+from pixelkiln.trainer.training.build import build_session
 from pixelkiln.trainer.training.loop import Loop
-from pixelkiln.trainer.training.progress_writer import Writer
+from pixelkiln.trainer.training.progress_writer import ProgressWriter
+from pixelkiln.trainer.training.reference_cache import ReferenceCache
 from pixelkiln.trainer.training.remedies import STEP
-from pixelkiln.trainer.training.score import References
-from pixelkiln.trainer.training.session import Parts
+from pixelkiln.trainer.training.session import Session
 
 from .models import random_vgg
 from .plain import Plain
@@ -58,48 +58,50 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         config = load(flags={**base, **flags})
         folder = RunFolder(Path(out) / "bench")
         folder.make()
-        with Writer(folder.path) as writer:
-            parts = build(config, lambda line: None)
-            foretold = {} if plain else {"foretold_gb": _foretold(config, parts)}
-            return foretold | _timed(config, parts, folder, writer, case["steps"], plain)
+        with ProgressWriter(folder.path) as writer:
+            session = build_session(config, lambda line: None)
+            foretold = {} if plain else {"foretold_gb": _foretold(config, session)}
+            return foretold | _timed(config, session, folder, writer, case["steps"], plain)
 
 
-def _timed(config: Config, parts: Parts, folder: RunFolder, writer: Writer, steps: int, plain: bool) -> dict[str, Any]:
-    loop = Loop(parts, folder, writer, Event())
-    parts.prepare()
-    parts.free_encoders()
-    if parts.dataset.fixed_draws:
-        loop.references = References(parts)
-    low = parts.dtype
-    other = Plain(parts, config.memory.gradient_checkpointing, low) if plain else None
+def _timed(
+    config: Config, session: Session, folder: RunFolder, writer: ProgressWriter, steps: int, plain: bool
+) -> dict[str, Any]:
+    loop = Loop(session, folder, writer, Event())
+    session.prepare()
+    session.offload_encoders()
+    if session.dataset.fixed_draws:
+        loop.references = ReferenceCache(session)
+    low = session.model.dtype
+    other = Plain(session, config.memory.gradient_checkpointing, low) if plain else None
 
     def one() -> None:
         # the same step again, so that a cached reference is met from the second on
         other.step(0) if other else loop.step()
-        memory.wait(parts.device)
+        memory.wait(session.model.device)
 
-    before = memory.used_gb(parts.device)
+    before = memory.used_gb(session.model.device)
     one()
     flops = _flops(one)
-    if parts.streamer and config.memory.resident_blocks == "auto":
-        parts.streamer.fit(memory.spare_bytes(parts.device, config.memory.limit_gb))
-    memory.reset_peak(parts.device)
-    seconds, clock = [], _clock(parts.device)
+    if session.model.streamer and config.memory.resident_blocks == "auto":
+        session.model.streamer.fit(memory.spare_bytes(session.model.device, config.memory.limit_gb))
+    memory.reset_peak(session.model.device)
+    seconds, clock = [], _clock(session.model.device)
     for _ in range(steps):
         start = clock()
         one()
         seconds.append(clock() - start)
-    if loop.ladder.config != config:
+    if loop.fallback.config != config:
         return {"failed": "out of memory"}  # it went on with another case than this
     took = statistics.median(seconds)
     return {
         "seconds": took,
-        "peak_gb": memory.peak_gb(parts.device),
+        "peak_gb": memory.peak_gb(session.model.device),
         "before_gb": before,
         "flops": flops,
-        "of_matmul_peak": flops / took / _matmul_peak(parts.device, low),
-        "attention": parts.attention,
-        "device": str(parts.device),
+        "of_matmul_peak": flops / took / _matmul_peak(session.model.device, low),
+        "attention": session.model.attention,
+        "device": str(session.model.device),
     }
 
 
@@ -108,10 +110,10 @@ def _clock(device: torch.device) -> Callable[[], float]:
     return time.process_time if device.type == "cpu" else time.perf_counter
 
 
-def _foretold(config: Config, parts: Parts) -> float:
+def _foretold(config: Config, session: Session) -> float:
     """GiB that ``check`` expects of the steps; without a card's context, which torch does not count."""
-    fit = Checker(config, identify(config.model), parts.dataset, gpus.here(config.run.device))(config)
-    context = CONTEXT["cuda"] if parts.device.type == "cuda" else 0
+    fit = Checker(config, identify(config.model), session.dataset, gpus.here(config.run.device))(config)
+    context = CONTEXT["cuda"] if session.model.device.type == "cuda" else 0
     return (max(phase.total for phase in fit.phases if phase.name in (STEP, "optimizer step")) - context) / gpus.GIB
 
 

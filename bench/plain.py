@@ -8,26 +8,27 @@ from typing import Any
 import torch
 
 from pixelkiln.trainer.families.load import load
-from pixelkiln.trainer.training.session import Parts
+from pixelkiln.trainer.training.session import Session
 
 
 class Plain:
-    """One LoRA step on the bare denoiser of ``parts``: same modules, rank, optimizer, precision, batch and pictures.
+    """One LoRA step on the bare denoiser of ``session``: same modules, rank, optimizer, precision, batch and pictures.
 
     PEFT injects the adapter, diffusers' own gradient checkpointing recomputes, autocast and AdamW are torch's. Latents
     and text come from the same caches. There is no pixel term, no preference, no held or streamed weight.
     """
 
-    def __init__(self, parts: Parts, checkpointing: bool, dtype: torch.dtype):
+    def __init__(self, session: Session, checkpointing: bool, dtype: torch.dtype):
         import peft
 
-        adapter = parts.adapter
+        adapter = session.model.adapter
         paths = [path for one in adapter.mounted for path in one.plan.site.paths if one.component == "unet"]
         config = peft.LoraConfig(r=adapter.rank, lora_alpha=int(adapter.alpha), target_modules=paths)
-        parts.adapter = parts.optimizer = adapter = None  # pyright: ignore[reportAttributeAccessIssue]
-        parts.family.denoiser = None  # the one that carries our adapter goes
+        family, device = session.model.family, session.model.device
+        session.model.adapter = session.optimization = adapter = None  # pyright: ignore[reportAttributeAccessIssue]
+        family.denoiser = None  # the one that carries our adapter goes
         gc.collect()
-        denoiser: Any = load(parts.config.model, dtype).denoiser.to(parts.device)
+        denoiser: Any = load(session.config.model, dtype).denoiser.to(device)
         self.model = peft.inject_adapter_in_model(config, denoiser)
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
@@ -35,13 +36,13 @@ class Plain:
         if checkpointing:
             denoiser.enable_gradient_checkpointing()
         denoiser.train()
-        self.parts = parts
+        self.session = session
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4)
 
     def step(self, index: int) -> None:
-        p = self.parts
-        batch = p.dataset.batch(index).to(p.device)
+        p = self.session.model
+        batch = self.session.dataset.batch(index).to(p.device)
         assert batch.conditioning is not None
         noise, clean = torch.randn_like(batch.latents), batch.latents
         size = len(batch)

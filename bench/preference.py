@@ -88,22 +88,23 @@ def measured(name: str, folder: Path, file: Path | None, base: dict[str, Any] | 
     if known.exists():
         return json.loads(known.read_text("utf-8"))
     from pixelkiln.trainer.diffusion import sampling
-    from pixelkiln.trainer.training.build import build, scan
+    from pixelkiln.trainer.training.build import build_session, scan
 
     captions = [item.caption for item in scan(configuration(folder.parent, {}))[1].held]
     asked = {"sample.prompts": captions, "sample.steps": 12, "loss.pixel.probability": 1.0}
     config = configuration(folder.parent, asked)
-    parts = build(config, lambda line: print(line, file=sys.stderr), str(file) if file else None)
-    parts.dataset.prepare()
-    parts.adapter.train(False)
+    start = {"adapter.init_from": str(file)} if file else {}
+    session = build_session(config.changed(start), lambda line: print(line, file=sys.stderr))
+    session.dataset.prepare()
+    session.model.adapter.train(False)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    for index, prompt in enumerate(parts.prompts):
+    for index, prompt in enumerate(session.previews.prompts):
         path = sampling.picture_path(folder, 0, index)
         if not path.exists():
-            sampling.save_picture(parts.picture(prompt), path, prompt, {"adapter": name})
+            sampling.save_picture(session.previews.picture(prompt), path, prompt, {"adapter": name})
         drawn.append(path)
-    errors = held_out(parts)
+    errors = held_out(session)
     row = {"arm": name, "errors": errors, "pictures": [str(p) for p in drawn], "minutes": minutes(folder)}
     row["accuracy"] = {term: interval(in_order(errors[term], (base or row)["errors"][term])) for term in errors}
     row |= judged(drawn, captions)
@@ -112,21 +113,21 @@ def measured(name: str, folder: Path, file: Path | None, base: dict[str, Any] | 
 
 
 @torch.no_grad()
-def held_out(parts: Any) -> dict[str, list[list[tuple[float, float]]]]:
+def held_out(session: Any) -> dict[str, list[list[tuple[float, float]]]]:
     """Term -> for each held-out pair and level the errors of winner and loser."""
     from pixelkiln.trainer.diffusion.timesteps import fixed_draw
     from pixelkiln.trainer.training import step
-    from pixelkiln.trainer.training.score import observe
 
-    found: dict[str, list[list[tuple[float, float]]]] = {term.name: [] for term in parts.terms}
-    for batch in parts.dataset.validation_batches(1):
+    model, terms_ = session.model, session.terms.terms
+    found: dict[str, list[list[tuple[float, float]]]] = {term.name: [] for term in terms_}
+    for batch in session.dataset.validation_batches(1):
         for each in found.values():
             each.append([])
         for level in range(LEVELS):
-            chance = fixed_draw(batch, level, LEVELS, 0, parts.process, parts.config.noise)
-            terms = [term for term in parts.terms if term.name == "mse" or level % APART == APART // 2]
-            for term, said in step.errors(terms, observe(parts, batch, chance)).items():
-                found[term][-1].append((float(said[0]), float(said[1])))
+            chance = fixed_draw(batch, level, LEVELS, 0, model.process, session.config.noise)
+            terms = [term for term in terms_ if term.name == "mse" or level % APART == APART // 2]
+            for term, errors in step.compute_errors(terms, step.forward(model, batch, chance)).items():
+                found[term][-1].append((float(errors[0]), float(errors[1])))
     return found
 
 

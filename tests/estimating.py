@@ -13,7 +13,7 @@ from pixelkiln.trainer.estimate import memory, report
 from pixelkiln.trainer.estimate.fake_tensors import size_of
 from pixelkiln.trainer.families.load import identify
 from pixelkiln.trainer.training import step
-from pixelkiln.trainer.training.build import build
+from pixelkiln.trainer.training.build import build_session
 
 SIDE = 128
 FULL = {"loss.pixel.mode": "mixed", "loss.pixel.decode": "full"}
@@ -29,13 +29,13 @@ def wanted(home: Path, name: str, flags: dict, data: str = "data.path") -> Confi
 
 def compare(config: Config) -> tuple[int, int, int, memory.Measured]:
     """Bytes that autograd saves, bytes at the peak of a real step with its inputs, and the estimate of both."""
-    p = build(config, lambda line: None)
+    p = build_session(config, lambda line: None)
     p.dataset.prepare()
     batch = step.micro_batches(p.dataset.batch(0), config.run.batch)[0]
-    known = (p.family.denoiser, p.family.vae, *p.family.text_encoders.values())
+    known = (p.model.family.denoiser, p.model.family.vae, *p.model.family.text_encoders.values())
     said = batch.conditioning
     inputs = size_of(t for t in (batch.latents, said and said.hidden, said and said.pooled) if t is not None)
-    p.family.predict(batch.latents, torch.zeros(len(batch)), p.conditioning(batch))
+    p.model.family.predict(batch.latents, torch.zeros(len(batch)), p.model.conditioning(batch))
     with measured.Saved(*known) as saved:
         loss = measured.forward(p, batch)
     del loss

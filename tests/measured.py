@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pixelkiln.trainer.diffusion.timesteps import draw
 from pixelkiln.trainer.diffusion.types import Batch
-from pixelkiln.trainer.training.score import score, score_one_by_one
-from pixelkiln.trainer.training.session import Parts
+from pixelkiln.trainer.training.session import Session
+from pixelkiln.trainer.training.step import backward_row_by_row, compute_loss
 
 
 def peak(run: Callable[[], Any]) -> int:
@@ -57,9 +57,11 @@ class Saved:
         self._hooks.__exit__(*what)
 
 
-def forward(p: Parts, batch: Batch) -> Tensor:
+def forward(session: Session, batch: Batch) -> Tensor:
     """A micro-batch's loss as the engine makes it; with ``one_by_one`` its backward is behind it too."""
-    p.adapter.train(True)
-    chance = draw(batch, 0, 0, p.process, p.config.noise)
-    run = score_one_by_one if p.config.memory.one_by_one else score
-    return run(p, None, batch, chance, batch.rows.role, 0).loss
+    model, terms, roles = session.model, session.terms, batch.rows.role
+    model.adapter.train(True)
+    random = draw(batch, 0, 0, model.process, session.config.noise)
+    if session.config.memory.one_by_one:
+        return backward_row_by_row(model, terms, batch, random, roles, 0, session.optimization.scaler).loss
+    return compute_loss(model, terms, batch, random, roles, 0).loss

@@ -20,8 +20,8 @@ from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.data import scan
 from pixelkiln.trainer.data.shelf import Shelf
 from pixelkiln.trainer.runs import control, files
-from pixelkiln.trainer.training import session as parts
 from pixelkiln.trainer.training import signals
+from pixelkiln.trainer.training.previews import Previews
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +74,17 @@ def test_candidates_go_on_after_an_interrupt_and_are_never_mixed(home, tmp_path,
     prompts.write_text("a cat\na dog\n", "utf-8")
     words = [*start(home, "pairs"), *flags(home), "--sample.steps=1", "--prompts", str(prompts), "-o", str(out)]
     words[1:1] = ["generate"]
-    whole = parts.Parts.picture
+    whole = Previews.picture
 
-    def interrupted(parts, prompt):
+    def interrupted(previews, prompt):
         if prompt.text == "a dog":
             raise KeyboardInterrupt
-        return whole(parts, prompt)
+        return whole(previews, prompt)
 
     def listed() -> list[dict]:
         return [json.loads(line) for line in (out / "candidates.jsonl").read_text("utf-8").splitlines()]
 
-    monkeypatch.setattr(parts.Parts, "picture", interrupted)
+    monkeypatch.setattr(Previews, "picture", interrupted)
     assert main(words) == 130
     assert [row["image"] for row in listed()] == ["0000_0.png", "0000_1.png"]
     first = (out / "0000_0.png").stat().st_mtime_ns
@@ -333,7 +333,7 @@ def test_check_says_what_train_says(home, tmp_path, capsys, more):
 
 
 PHASES = {"files": (scan, "place"), "captions": (Shelf, "words"), "pictures": (Shelf, "make"),
-          "previews": (parts.Parts, "picture")}  # fmt: skip
+          "previews": (Previews, "picture")}  # fmt: skip
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -19,7 +19,7 @@ from pixelkiln.trainer.estimate.fake_tensors import size_of
 from pixelkiln.trainer.families.load import identify
 from pixelkiln.trainer.runs import user_cache
 from pixelkiln.trainer.training import step_time
-from pixelkiln.trainer.training.build import build, scan
+from pixelkiln.trainer.training.build import build_session, scan
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,16 @@ def test_state_of_the_optimizer(home, kind):
     Prodigy keeps no copy of what begins at zero, as the up matrices do; 8-bit ones share a code book.
     """
     config = wanted(home, "sd15", {"optimizer.kind": kind, "adapter.rank": 64})
-    p = build(config, lambda line: None)
-    for parameter in p.parameters():
+    p = build_session(config, lambda line: None)
+    for parameter in p.optimization.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
-    p.optimizer.step()
-    held = [v for s in p.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.numel() > 1]
+    p.optimization.optimizer.step()
+    held = [
+        v
+        for s in p.optimization.optimizer.state.values()
+        for v in s.values()
+        if isinstance(v, torch.Tensor) and v.numel() > 1
+    ]
     foretold = memory.optimizer_bytes(config, memory._trained(p))
     shared = {id(v) for v in held if list(v.shape) == [256] and v.dtype == torch.float32}  # bitsandbytes' code books
     actual = size_of(v for v in held if id(v) not in shared)
@@ -202,16 +207,16 @@ def test_two_rows_take_more_than_one_and_less_than_twice(home):
 
 def test_text_encoders_leave_before_pictures_are_encoded(tmp_path, monkeypatch):
     """On a card the caches are filled with one kind of encoder at a time; here the same moves go nowhere."""
-    p = build(wanted(tmp_path, "sdxl", {}), lambda line: None)
+    p = build_session(wanted(tmp_path, "sdxl", {}), lambda line: None)
     moves: list[str] = []
 
     def noted(module, name: str, method: str) -> None:
         own = getattr(module, method)
         monkeypatch.setattr(module, method, lambda *args: moves.append(f"{name}.{method}") or own(*args))
 
-    for name, encoder in p.family.text_encoders.items():
+    for name, encoder in p.model.family.text_encoders.items():
         noted(encoder, name, "to")
-    noted(p.family.vae, "vae", "encode")
+    noted(p.model.family.vae, "vae", "encode")
     p.prepare()
-    p.free_encoders()
+    p.offload_encoders()
     assert moves[:3] == ["te1.to", "te2.to", "vae.encode"]

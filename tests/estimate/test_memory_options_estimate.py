@@ -19,7 +19,7 @@ from pixelkiln.trainer.families.load import identify
 from pixelkiln.trainer.losses.pixel import plan_for
 from pixelkiln.trainer.memory import activation_checkpointing as blocks
 from pixelkiln.trainer.memory.activation_checkpointing import Host
-from pixelkiln.trainer.training.build import build
+from pixelkiln.trainer.training.build import build_session
 
 RECOMPUTE = {"memory.gradient_checkpointing": True}
 
@@ -33,15 +33,17 @@ def home(tmp_path_factory):
 def test_streamed_weights(home, blocks):
     """On the device: what is no block's, the resident blocks, and the two places for those that come and go."""
     config = wanted(home, "sd15", {**RECOMPUTE, "memory.resident_blocks": blocks})
-    p = build(config, lambda line: None)
+    p = build_session(config, lambda line: None)
     _, peak, _, found = compare(config)
-    assert p.streamer is not None and p.streamer.resident == blocks
-    adapter = {id(t) for t in p.adapter.parameters()}
-    here = size_of(t for t in (*p.family.denoiser.parameters(), *p.family.denoiser.buffers()) if id(t) not in adapter)
-    actual = here + size_of(p.streamer._slots)
+    assert p.model.streamer is not None and p.model.streamer.resident == blocks
+    adapter = {id(t) for t in p.model.adapter.parameters()}
+    here = size_of(
+        t for t in (*p.model.family.denoiser.parameters(), *p.model.family.denoiser.buffers()) if id(t) not in adapter
+    )
+    actual = here + size_of(p.model.streamer._slots)
     whole = found.modules["denoiser"]["full"]
     assert memory.weights_bytes(config, found, "cuda") == pytest.approx(actual, rel=0.1) and actual < whole
-    assert memory.weights_bytes(config, found, "cpu") == whole + size_of(p.streamer._slots)  # there is one memory
+    assert memory.weights_bytes(config, found, "cpu") == whole + size_of(p.model.streamer._slots)  # there is one memory
     assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
 
 
@@ -97,16 +99,16 @@ def test_auto_takes_the_plan_that_the_room_allows(home, monkeypatch):
     """The forecast decides with the room that a card will have, and holds what a step with that plan holds."""
     in_the_middle(monkeypatch)
     config = wanted(home, "sd15", {**LARGE, "loss.pixel.window": 256})
-    p = build(config, lambda line: None)
-    assert p.decoder is not None
+    p = build_session(config, lambda line: None)
+    assert p.model.decoder is not None
     p.dataset.prepare()
     batch = p.dataset.batch(0)
     found, at = identify(config.model), Shape(512, 512, ("plain",), 1)
-    p.decoder.room = p.decoder.need(40**2)  # of 64 x 64 cells
-    assert plan_for(config.terms()["pixel"][0], p.decoder, 64, 64).window == 16
+    p.model.decoder.room = p.model.decoder.need(40**2)  # of 64 x 64 cells
+    assert plan_for(config.terms()["pixel"][0], p.model.decoder, 64, 64).window == 16
     peak = measured.peak(lambda: measured.forward(p, batch).backward())
     weights = sum(kinds["full"] for kinds in memory.measure(config, found, at, torch.float32, "cpu").modules.values())
-    small = memory.measure(config, found, at, torch.float32, "cpu", p.decoder.room + weights)
+    small = memory.measure(config, found, at, torch.float32, "cpu", p.model.decoder.room + weights)
     assert estimated_peak(small) == pytest.approx(peak, rel=0.1)
 
 
@@ -135,10 +137,10 @@ def test_operations_of_a_step(home):
     config = wanted(home, "sd15", {**RECOMPUTE, **FULL, "loss.pixel.probability": 0.25, "loss.pixel.min_level": 0.5})
     found = identify(config.model)
     m = memory.measure(config, found, Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
-    p = build(wanted(home, "sd15", {**RECOMPUTE, **FULL}), lambda line: None)
+    p = build_session(wanted(home, "sd15", {**RECOMPUTE, **FULL}), lambda line: None)
     p.dataset.prepare()
     batch = p.dataset.batch(0)
-    p.conditioning(batch)
+    p.model.conditioning(batch)
     assert m.flops == counted(lambda: measured.forward(p, batch).backward())
     whole, decoding = memory.operations(config, m, found.process)
     assert decoding == pytest.approx(m.decoding["pixel"] / 8, rel=1e-6)

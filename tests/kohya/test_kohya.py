@@ -21,7 +21,7 @@ from pixelkiln.trainer.kohya.entrance import imported, load, take
 from pixelkiln.trainer.kohya.names import IGNORED, arguments, near
 from pixelkiln.trainer.kohya.read import known
 from pixelkiln.trainer.registry import families
-from pixelkiln.trainer.training.build import make_terms
+from pixelkiln.trainer.training.build import build_terms
 
 BASE = {"pretrained_model_name_or_path": "owner/sd_xl", "resolution": 512, "dataset_config": ""}
 
@@ -186,9 +186,8 @@ def test_sd3_weighs_any_loss_of_the_clean_latents(kind, scheme, folder):
     got, _ = read(folder, family="sd3-medium", **given)
     step = steps.step("flow", [0.1, 0.5, 0.9], rows=3)
     family = SimpleNamespace(process=step.process, spec=families["sd3-medium"].build())
-    parts: Any = SimpleNamespace(config=got, family=family, decoder=None, terms=[])
-    make_terms(parts, None, print)
-    (term,) = parts.terms
+    model: Any = SimpleNamespace(family=family, decoder=None)
+    (term,) = build_terms(got, model, None, print).terms
     d, sigma = (step.x0 - step.clean).flatten(1), step.draw.level.double()
     soft = 2 * ((d**2 + 0.09).sqrt() - 0.3)
     elements = {"l2": d**2, "l1": d.abs(), "huber": 0.3 * soft, "smooth_l1": soft}[kind]

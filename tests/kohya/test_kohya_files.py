@@ -9,7 +9,7 @@ import torch
 from short_runs import config
 
 from pixelkiln.trainer.adapters import files
-from pixelkiln.trainer.training.build import build
+from pixelkiln.trainer.training.build import build_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -18,7 +18,7 @@ def test_a_kohya_file_comes_back_bit_by_bit(tmp_path, name, dtype) -> None:
     """With convolutions (SD1.5), text encoders, and a rank and an alpha of each module's own, as block_dims makes."""
     whole = {"adapter.text_encoders": True, "run.precision": "fp32"}
     conv = {"adapter.conv_rank": 2} if name == "sd15" else {}  # the tiny SDXL has its samplers in other places
-    names = build(config(tmp_path, {**whole, **conv}, name), print, data=False).adapter
+    names = build_model(config(tmp_path, {**whole, **conv}, name), print)[0].adapter
     generator, tensors = torch.Generator().manual_seed(3), {}
     for i, one in enumerate(names.mounted):
         rank = 2 + i % 3
@@ -32,7 +32,7 @@ def test_a_kohya_file_comes_back_bit_by_bit(tmp_path, name, dtype) -> None:
             tensors[f"{one.plan.site.name}.{key}"] = made.to(dtype)
     file = tmp_path / "theirs.safetensors"
     safetensors.torch.save_file(tensors, file)
-    again = build(config(tmp_path, {**whole, "adapter.init_from": str(file)}, name), print, data=False).adapter
+    again = build_model(config(tmp_path, {**whole, "adapter.init_from": str(file)}, name), print)[0].adapter
     back = again.for_file(dtype)
     assert set(back) == set(tensors)
     assert all(torch.equal(back[key], value) and back[key].dtype == dtype for key, value in tensors.items())

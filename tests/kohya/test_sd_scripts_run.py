@@ -24,7 +24,7 @@ from short_runs import events
 
 from pixelkiln.trainer.config import load
 from pixelkiln.trainer.kohya import entrance
-from pixelkiln.trainer.training.build import build
+from pixelkiln.trainer.training.build import build_model
 from pixelkiln.trainer.training.loop import train
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "sd_scripts_run.json").read_text("utf-8"))
@@ -76,7 +76,7 @@ def test_ten_steps_as_sd_scripts_takes_them(tmp_path, monkeypatch) -> None:
         picture(tmp_path / "reg" / "1_cat" / f"r{i}.png", (128, 128), 20 + i, f"a cat {i}")
     flags = {"model.path": str(model), "data.path": "data", "adapter.text_encoders": True, "adapter.rank": 4,
              "adapter.alpha": 2.0, "run.device": "cpu", "run.precision": "fp32"}  # fmt: skip
-    start = started(build(load(flags=flags), print, data=False).adapter.for_file(torch.float32))
+    start = started(build_model(load(flags=flags), print)[0].adapter.for_file(torch.float32))
     safetensors.torch.save_file(start, tmp_path / "start.safetensors")
     (tmp_path / "theirs.toml").write_text(THEIRS, "utf-8")
     given, _ = entrance.take(["--config_file", "theirs.toml", "--run.device=cpu"])

@@ -1,7 +1,8 @@
-"""What is different on a card, as far as a machine without one can tell; and, with the mark ``gpu``, on a card."""
+"""What is different on a GPU, as far as a machine without one can show; and, with the mark ``gpu``, on one."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,10 +17,10 @@ from pixelkiln.trainer.families import sdxl
 from pixelkiln.trainer.losses.decode import decoding_dtype
 from pixelkiln.trainer.memory import device as memory
 from pixelkiln.trainer.memory import offload, quantize
-from pixelkiln.trainer.training import build
-from pixelkiln.trainer.training import loop as engine
-from pixelkiln.trainer.training import session as parts
-from pixelkiln.trainer.training.oom import settle
+from pixelkiln.trainer.training import build, oom
+from pixelkiln.trainer.training import loop as loop_module
+from pixelkiln.trainer.training.optimization import Optimization
+from pixelkiln.trainer.training.session import Session
 
 NO_TERM = {"loss.mse.max_level": 1e-6}
 
@@ -39,7 +40,7 @@ def scaled(monkeypatch, first: float = 65536.0) -> None:
         made.scale(torch.zeros(()))
         return made
 
-    monkeypatch.setattr(build, "_scaler", scaler)
+    monkeypatch.setattr(build, "grad_scaler", scaler)
 
 
 def warnings(config) -> list[str]:
@@ -89,37 +90,37 @@ def test_a_scale_being_sought_is_no_divergence(tmp_path, monkeypatch):
                 parameter.register_hook(lambda grad: torch.where(grad.abs() < 1e30, grad * seen[0], grad))
         return make(options, groups)
 
-    seen, judge = [1.0], engine.Loop._gradients
+    seen, whole = [1.0], loop_module.Loop._gradients
 
     def gradients(self):
-        seen[0] = float("inf") if self.parts.scaler.get_scale() > 32 else 1.0
-        return judge(self)
+        seen[0] = float("inf") if self.session.optimization.scaler.get_scale() > 32 else 1.0
+        return whole(self)
 
     monkeypatch.setattr(build, "build_optimizer", overflowing)
-    monkeypatch.setattr(engine.Loop, "_gradients", gradients)
+    monkeypatch.setattr(loop_module.Loop, "_gradients", gradients)
     config = runs.config(tmp_path, {"run.steps": 14, "run.batch": 1, "heal.skip_limit": 4})
     assert len(runs.trajectory(config)) == 14
     log = (tmp_path / "runs" / "t" / "log.txt").read_text("utf-8")
-    assert log.count("gradients overflow float16 at a scale of") == 11 and "not a number" not in log
+    assert log.count("gradients overflow float16 at a scale of") == 11 and "non-finite" not in log
 
 
 def test_going_back_keeps_the_lower_scale(tmp_path, monkeypatch):
     scaled(monkeypatch, 16.0)
-    reduce, seen = parts.Parts.reduce, []
+    reduce, seen = Session.reduce, []
 
-    def told(self, total):
-        seen.append(self.scaler.get_scale())
-        bad = 3 <= len(seen) <= 6
-        return {**reduce(self, total), **({"loss": float("nan")} if bad else {})}
+    def reduced(self, local):
+        seen.append(self.optimization.scaler.get_scale())
+        total = reduce(self, local)
+        return replace(total, loss=torch.tensor(float("nan"))) if 3 <= len(seen) <= 6 else total
 
-    monkeypatch.setattr(parts.Parts, "reduce", told)
-    halved = parts.Parts.skip_step
+    monkeypatch.setattr(Session, "reduce", reduced)
+    halved = Optimization.skip
 
     def skip(self):
         halved(self)
         self.scaler.update(self.scaler.get_scale() / 2)
 
-    monkeypatch.setattr(parts.Parts, "skip_step", skip)
+    monkeypatch.setattr(Optimization, "skip", skip)
     flags = {"run.steps": 6, "heal.skip_limit": 4, "save.state_every": 1}
     runs.trajectory(runs.config(tmp_path, flags))
     assert seen[2] == 16.0 and seen[6:] == [1.0] * len(seen[6:])
@@ -130,7 +131,7 @@ def test_without_room_for_it_the_run_goes_on(tmp_path, monkeypatch, what):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has none left.")
 
-    monkeypatch.setattr(engine.Loop, {"previews": "_draw_previews", "validation": "_hold_out"}[what], full)
+    monkeypatch.setattr(loop_module.Loop, {"previews": "_draw_previews", "validation": "_held_out_loss"}[what], full)
     flags = {"sample.prompts": ["a cat"], "data.validation_split": 0.5, "validation.every": 4}
     config = runs.config(tmp_path, flags)
     assert len(runs.trajectory(config)) == 6
@@ -142,30 +143,31 @@ def test_no_room_at_all_is_one_line(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has none left.")
 
-    monkeypatch.setattr(parts.Parts, "optimizer_step", full)
+    monkeypatch.setattr(Session, "optimizer_step", full)
     config = runs.config(tmp_path)
     with pytest.raises(ValueError, match=r"train: out of memory \(CUDA out of memory\. Tried.*\); `check --fit`"):
-        engine.train(config)
+        loop_module.train(config)
     assert "check --fit" in runs.events(config)[-1]["message"]
 
 
 def test_half_of_the_resident_blocks_are_the_first_to_go(tmp_path, monkeypatch):
     flags = {"run.steps": 4, "run.name": "plain"}
     plain = runs.trajectory(runs.config(tmp_path, flags))
-    make, kept = engine.build, []
+    make, kept = loop_module.build_session, []
 
     def built(*args, **kwargs):
-        parts = make(*args, **kwargs)
+        session = make(*args, **kwargs)
+        streamer = session.model.streamer
 
         def look(*_):
-            kept.append(parts.streamer.resident)
-            if torch.is_grad_enabled() and parts.streamer.resident > 1:
+            kept.append(streamer.resident)
+            if torch.is_grad_enabled() and streamer.resident > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
-        parts.family.denoiser.conv_in.register_forward_pre_hook(look)
-        return parts
+        session.model.family.denoiser.conv_in.register_forward_pre_hook(look)
+        return session
 
-    monkeypatch.setattr(engine, "build", built)
+    monkeypatch.setattr(loop_module, "build_session", built)
     config = runs.config(tmp_path, {"run.steps": 4, "memory.resident_blocks": 4, "run.name": "short"})
     short = runs.trajectory(config)
     assert kept[:3] == [4, 2, 1] and short == [pytest.approx(pair, rel=1e-9) for pair in plain]
@@ -174,16 +176,14 @@ def test_half_of_the_resident_blocks_are_the_first_to_go(tmp_path, monkeypatch):
     assert all(e["exact"] for e in told)
 
 
-def test_a_resumed_run_also_takes_in_blocks(monkeypatch):
+def test_streamed_blocks_fill_the_memory_that_a_step_leaves(monkeypatch):
     monkeypatch.setattr(memory, "spare_bytes", lambda *_: 100)
     asked = []
     streamer = SimpleNamespace(blocks=[1, 2], fit=lambda spare: asked.append(spare) or 2)
     options = SimpleNamespace(resident_blocks="auto", limit_gb=None)
-    parts = SimpleNamespace(streamer=streamer, config=SimpleNamespace(memory=options), device=None, total=900)
-    loop: Any = SimpleNamespace(parts=parts, at=250, times=[], writer=SimpleNamespace(say=lambda line: None))
-    for _ in range(4):
-        loop.at, loop.times = loop.at + 1, [*loop.times, 1.0]
-        settle(loop)
+    model = SimpleNamespace(streamer=streamer, device=None)
+    session: Any = SimpleNamespace(model=model, config=SimpleNamespace(memory=options))
+    assert oom.fill_with_blocks(session) == "streaming: 2 of 2 blocks stay on the GPU from now on"
     assert asked == [100]
 
 
@@ -229,7 +229,7 @@ def test_training_all_weights_needs_bfloat16(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "choose_precision", lambda *_: torch.float16)
     config = runs.config(tmp_path, {"run.full": True, "run.precision": "auto"})
     with pytest.raises(ValueError, match=r"run\.full: it needs bfloat16, which this card does not have"):
-        engine.train(config)
+        loop_module.train(config)
 
 
 def test_sizes_are_told_to_sdxl_as_they_are():

@@ -25,7 +25,7 @@ from pixelkiln.trainer.objectives.common import ObjectiveParts
 from pixelkiln.trainer.objectives.mapo import phi
 from pixelkiln.trainer.objectives.sft import SftOptions
 from pixelkiln.trainer.registry import objectives
-from pixelkiln.trainer.training.build import _fits, make_terms
+from pixelkiln.trainer.training.build import _fits, build_terms
 
 NAMES = objectives.names()
 PAIRED = [entry.name for entry in objectives if entry.options().needs_pairs]
@@ -499,8 +499,8 @@ def test_a_time_weight_without_a_term_to_weigh_is_told():
     for weight, told in ((0.0, ["objective.min_snr_gamma"]), (1.0, [])):
         said: list[str] = []
         config = load(flags={**base, "loss.mse.weight": weight})
-        parts: Any = SimpleNamespace(config=config, family=family, device=torch.device("cpu"), terms=[])
-        make_terms(parts, torch.float32, said.append)
+        model: Any = SimpleNamespace(family=family, device=torch.device("cpu"))
+        build_terms(config, model, torch.float32, said.append)
         assert [line.split(": ")[1] for line in said if "all terms decode" in line] == told
 
 

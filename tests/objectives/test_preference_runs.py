@@ -13,8 +13,9 @@ from short_runs import DROPOUT, config, events, steps, stop_after, trajectory
 
 from pixelkiln.trainer.config import merge, parse
 from pixelkiln.trainer.registry import objectives
-from pixelkiln.trainer.training import score, step
+from pixelkiln.trainer.training import step
 from pixelkiln.trainer.training.loop import train
+from pixelkiln.trainer.training.reference_cache import ReferenceCache
 
 DPO = {"objective.kind": "dpo", "loss.pixel.mode": "anchored", "loss.pixel.weight": 1.0}
 
@@ -27,19 +28,19 @@ def test_a_remembered_reference_is_the_reference(tmp_path, monkeypatch):
     flags = {"objective.reference_draws": 2, "adapter.dropout": 0.1, "data.flip": True, "data.caption_dropout": 0.3}
     remembered = run(tmp_path, "remembered", **flags)
     asked = []
-    compute = score.References.get
+    compute = ReferenceCache.get
 
-    def counted(self, p, batch, chance, make):
-        return compute(self, p, batch, chance, lambda: asked.append(1) or make())
+    def counted(self, model, terms, batch, draw, make):
+        return compute(self, model, terms, batch, draw, lambda: asked.append(1) or make())
 
-    monkeypatch.setattr(score.References, "get", counted)
+    monkeypatch.setattr(ReferenceCache, "get", counted)
     first = trajectory(remembered)
     assert 0 < len(asked) < 8  # 6 pairs, 3 steps an epoch, 2 draws each: all known after 6 steps
     count = len(asked)
     again = trajectory(run(tmp_path, "again", **flags))
     assert again == first
     assert len(asked) == count  # found on the disk
-    monkeypatch.setattr(score.References, "get", lambda self, p, batch, chance, make: make())
+    monkeypatch.setattr(ReferenceCache, "get", lambda self, model, terms, batch, draw, make: make())
     assert trajectory(run(tmp_path, "computed", **flags)) == first
 
 
@@ -49,7 +50,7 @@ def test_another_schedule_of_noise_has_its_own_references(tmp_path, monkeypatch)
     trajectory(run(tmp_path, "before", **flags))
     stretched = {**flags, "model.zero_terminal_snr": True}
     remembered = trajectory(run(tmp_path, "remembered", **stretched))
-    monkeypatch.setattr(score.References, "get", lambda self, p, batch, chance, make: make())
+    monkeypatch.setattr(ReferenceCache, "get", lambda self, model, terms, batch, draw, make: make())
     assert trajectory(run(tmp_path, "computed", **stretched)) == remembered
 
 
@@ -105,14 +106,14 @@ def test_dpo_begins_at_ln_2_and_learns_the_pairs(tmp_path):
 def test_the_reference_sees_the_same_noise(tmp_path, monkeypatch, family, prediction, redrawn):
     """While the adapter adds nothing every margin is exactly 0; with noise of its own, a published bug, it is not."""
     tiny.write(tmp_path / family, tiny.parts(family, **({} if prediction == "flow" else {"prediction": prediction})))
-    observe = score.observe
+    forward = step.forward
 
-    def anew(p, batch, chance):
-        noise = chance.noise if torch.is_grad_enabled() else torch.randn_like(chance.noise)
-        return observe(p, batch, replace(chance, noise=noise, added=noise))
+    def redrawing(model, batch, draw):
+        noise = draw.noise if torch.is_grad_enabled() else torch.randn_like(draw.noise)
+        return forward(model, batch, replace(draw, noise=noise, added=noise))
 
     if redrawn:
-        monkeypatch.setattr(score, "observe", anew)
+        monkeypatch.setattr(step, "forward", redrawing)
     flags = {**DPO, "run.name": "first", "run.steps": 1, "run.batch": 2, "run.precision": "fp32"}
     done = config(tmp_path, flags, name=family, data="data.pairs")
     trajectory(done)
@@ -173,14 +174,14 @@ def test_every_kind_of_adapter_is_its_own_reference(tmp_path, kind):
 
 
 def test_a_step_that_is_no_number_is_skipped_and_the_pairs_go_on(tmp_path, monkeypatch):
-    errors = step.errors
+    errors = step.compute_errors
     calls = []
 
     def broken(terms, seen):
         calls.append(1)
         return {name: e * math.nan if len(calls) in (3, 4) else e for name, e in errors(terms, seen).items()}
 
-    monkeypatch.setattr(step, "errors", broken)  # the second step: its reference, then its policy
+    monkeypatch.setattr(step, "compute_errors", broken)  # the second step: its reference, then its policy
     done = run(tmp_path, "nan", **{"run.precision": "fp32", "run.steps": 4, "objective.beta": "auto"})
     assert train(done) == 0
     assert [math.isfinite(loss or math.nan) for loss, _ in steps(done)] == [True, False, True, True]

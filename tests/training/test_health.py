@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,29 +13,31 @@ import torch
 from short_runs import stop_after
 
 from pixelkiln.trainer.cli import main
-from pixelkiln.trainer.training import checkpoint, session
+from pixelkiln.trainer.training import checkpoint
 from pixelkiln.trainer.training.ema import Average
 from pixelkiln.trainer.training.health import HealOptions, Health
 from pixelkiln.trainer.training.loop import train
+from pixelkiln.trainer.training.optimization import Optimization
+from pixelkiln.trainer.training.session import Session
 
 RATE = 1e-3
 
 
 def broken(monkeypatch, steps: set[int], lowered_helps: bool = True) -> None:
-    """The loss of these steps (from 1) is no number; after the rate was lowered it is, if that helps."""
-    reduce, set_rate, now = session.Parts.reduce, session.Parts.set_rate, [0, 0.0]
+    """The loss of these steps (from 1) is NaN, until the rate was lowered where that helps."""
+    reduce, set_rate, now = Session.reduce, Optimization.set_learning_rate, [0, 0.0]
 
     def at(self, step):
         now[:] = [step + 1, set_rate(self, step)]
         return now[1]
 
-    def told(self, total):
-        sums = reduce(self, total)
+    def reduced(self, local):
+        total = reduce(self, local)
         bad = now[0] in steps and not (lowered_helps and now[1] < RATE)
-        return {**sums, "loss": math.nan} if bad else sums
+        return replace(total, loss=torch.tensor(math.nan)) if bad else total
 
-    monkeypatch.setattr(session.Parts, "set_rate", at)
-    monkeypatch.setattr(session.Parts, "reduce", told)
+    monkeypatch.setattr(Optimization, "set_learning_rate", at)
+    monkeypatch.setattr(Session, "reduce", reduced)
 
 
 def made(root: Path, **more: object):
@@ -65,7 +68,7 @@ def test_a_run_goes_back_and_lowers_its_rate(tmp_path, monkeypatch):
     assert train(config) == 0
     (back,) = of_kind(config, "rollback")
     assert (back["step"], back["failed"]) == (4, 6), "the state of step 5 leads straight to step 6, that of 4 does not"
-    told = [e["message"] for e in of_kind(config, "warning") if "run away" in e["message"]]
+    told = [e["message"] for e in of_kind(config, "warning") if "diverged" in e["message"]]
     assert told == [
         "train: 3 steps in a row, from 6 on, gave no number (a loss or gradient of NaN): the weights have run away. "
         "Back to step 4, from where the learning rate is 0.5 times what it was; if this comes back, the run stops"
@@ -147,18 +150,18 @@ def test_a_rate_that_makes_the_weights_run_away(tmp_path, factor, code):
 def test_spikes_stand_out_and_ordinary_losses_do_not():
     """Losses of batch 1 are spread like their noise levels: lognormal with a deviation of 1 here, e^6 is 6 of them."""
     rng, health = random.Random(1), Health(HealOptions())
-    noted = [health.good(math.exp(rng.gauss(-2, 1))) for _ in range(20000)]
+    noted = [health.record_step(math.exp(rng.gauss(-2, 1))) for _ in range(20000)]
     assert noted.count(None) == 20000
-    usual = health.good(math.exp(-2 + 9))
+    usual = health.record_step(math.exp(-2 + 9))
     assert usual is not None and math.exp(-2.4) < usual < math.exp(-1.6)
 
 
 def test_losses_that_hardly_vary_need_a_factor_of_three():
     health = Health(HealOptions())
-    assert all(health.good(0.5) is None for _ in range(40))
-    assert health.good(1.4) is None
-    assert health.good(1.6) == pytest.approx(0.5)
-    assert health.good(-1.0) is None
+    assert all(health.record_step(0.5) is None for _ in range(40))
+    assert health.record_step(1.4) is None
+    assert health.record_step(1.6) == pytest.approx(0.5)
+    assert health.record_step(-1.0) is None
 
 
 # --------------------------------------------------------------------------------------------------------------- ema

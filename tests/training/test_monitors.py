@@ -8,57 +8,57 @@ from short_runs import config, events
 from pixelkiln.trainer.objectives.dpo import DpoOptions
 from pixelkiln.trainer.objectives.simpo import SimpoOptions
 from pixelkiln.trainer.training.loop import train
-from pixelkiln.trainer.training.monitors import ENOUGH, Watch
+from pixelkiln.trainer.training.monitors import WARM_UP, PreferenceMonitor
 
 
-def seen(watch: Watch, steps: int, reference: float = 0.1, **metrics: float) -> list[str]:
+def seen(monitor: PreferenceMonitor, steps: int, reference: float = 0.1, **metrics: float) -> list[str]:
     """What is said over so many equal steps; the winner's error is the reference's plus the change."""
     change = metrics.get("winner_change", 0.0)
     told = {f"mse/{name}": value for name, value in {**metrics, "winner": reference + change}.items()}
-    return [line for _ in range(steps) for line in watch.see(told)]
+    return [line for _ in range(steps) for line in monitor.update(told)]
 
 
 def test_winners_that_get_worse_are_said_once_until_it_is_over():
-    watch = Watch({"mse": DpoOptions()})
-    assert not seen(watch, 50, winner_change=0.0049)  # 4.9 %
-    (line,) = seen(watch, 50, winner_change=0.0060)
+    monitor = PreferenceMonitor({"mse": DpoOptions()})
+    assert not seen(monitor, 50, winner_change=0.0049)  # 4.9 %
+    (line,) = seen(monitor, 50, winner_change=0.0060)
     assert "% above the reference" in line
-    assert not seen(watch, 50, winner_change=0.0060)
-    assert not seen(watch, 100, winner_change=-0.01)
-    assert len(seen(watch, 80, winner_change=0.0060)) == 1
-    assert not watch.stop
+    assert not seen(monitor, 50, winner_change=0.0060)
+    assert not seen(monitor, 100, winner_change=-0.01)
+    assert len(seen(monitor, 80, winner_change=0.0060)) == 1
+    assert not monitor.stop
 
 
 def test_a_few_bad_steps_are_no_alarm():
-    watch = Watch({"mse": DpoOptions()})
-    assert not seen(watch, ENOUGH - 1, winner_change=0.05)
-    watch = Watch({"mse": DpoOptions()})
-    seen(watch, 50, winner_change=-0.001)
-    assert not seen(watch, 2, winner_change=0.05)
+    monitor = PreferenceMonitor({"mse": DpoOptions()})
+    assert not seen(monitor, WARM_UP - 1, winner_change=0.05)
+    monitor = PreferenceMonitor({"mse": DpoOptions()})
+    seen(monitor, 50, winner_change=-0.001)
+    assert not seen(monitor, 2, winner_change=0.05)
 
 
 def test_the_alarm_can_stop_be_moved_and_be_switched_off():
-    stops = Watch({"mse": DpoOptions(winner_stop=True)})
+    stops = PreferenceMonitor({"mse": DpoOptions(winner_stop=True)})
     seen(stops, 40, winner_change=0.01)
     assert stops.stop
     for options in (DpoOptions(winner_stop=True, winner_limit=0.2), DpoOptions(winner_limit=0.0)):
-        watch = Watch({"mse": options})
-        assert not seen(watch, 40, winner_change=0.01)
-        assert not watch.stop
+        monitor = PreferenceMonitor({"mse": options})
+        assert not seen(monitor, 40, winner_change=0.01)
+        assert not monitor.stop
     with pytest.raises(ValueError, match="winner_stop: winner_limit is 0, so nothing would stop"):
         DpoOptions(winner_stop=True, winner_limit=0.0)
 
 
 def test_pairs_that_are_learned_are_said():
-    watch = Watch({"mse": SimpoOptions()})  # without a reference there is nothing that a winner could rise above
-    assert not seen(watch, 60, accuracy=0.9, winner_change=1.0)
-    (line,) = seen(watch, 60, accuracy=1.0)
+    monitor = PreferenceMonitor({"mse": SimpoOptions()})  # it has no reference
+    assert not seen(monitor, 60, accuracy=0.9, winner_change=1.0)
+    (line,) = seen(monitor, 60, accuracy=1.0)
     assert "teach little more" in line
-    assert not seen(watch, 60, accuracy=0.96)
+    assert not seen(monitor, 60, accuracy=0.96)
 
 
 def test_a_resumed_watch_goes_on():
-    one, other = Watch({"mse": DpoOptions()}), Watch({"mse": DpoOptions()})
+    one, other = PreferenceMonitor({"mse": DpoOptions()}), PreferenceMonitor({"mse": DpoOptions()})
     seen(one, 30, winner_change=0.01)
     other.state.update(one.state)
     assert not seen(other, 30, winner_change=0.01)
@@ -81,4 +81,4 @@ def test_a_run_stops_and_says_why(tmp_path, objective):
     (end,) = [e for e in events(stopped) if e["kind"] == "end"]
     assert "winner_stop" in end["message"]
     assert any("above the reference" in e["message"] for e in events(stopped) if e["kind"] == "warning")
-    assert ENOUGH <= end["step"] < 60
+    assert WARM_UP <= end["step"] < 60

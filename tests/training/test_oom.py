@@ -10,32 +10,33 @@ from pixelkiln.trainer.families.sd15 import SD15
 from pixelkiln.trainer.runs.folder import RunFolder
 from pixelkiln.trainer.training import loop
 from pixelkiln.trainer.training.loop import train
-from pixelkiln.trainer.training.pulse import Pulse
+from pixelkiln.trainer.training.monitors import StepTimeMonitor
 
 STEPS = 4
 PIXEL = {"loss.pixel.mode": "mixed", "loss.pixel.decode": "full", "loss.pixel.decode_batch": 4}
 
 
 class Full:
-    """A card that is full: the denoiser of a run raises torch's own error while ``too_much(denoiser, rows)``."""
+    """A GPU that is full: the denoiser of a run raises torch's own error while ``too_much(denoiser, rows)``."""
 
     def __init__(self, monkeypatch, too_much, after: int = 0):
         self.raised, self.calls = 0, 0
-        build = loop.build
+        build = loop.build_session
 
         def built(*args, **kwargs):
-            parts = build(*args, **kwargs)
+            session = build(*args, **kwargs)
+            denoiser = session.model.family.denoiser
 
             def look(_, inputs):
                 self.calls += 1
-                if torch.is_grad_enabled() and self.calls > after and too_much(parts.family.denoiser, len(inputs[0])):
+                if torch.is_grad_enabled() and self.calls > after and too_much(denoiser, len(inputs[0])):
                     self.raised += 1
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has none left.")
 
-            parts.family.denoiser.conv_in.register_forward_pre_hook(look)
-            return parts
+            denoiser.conv_in.register_forward_pre_hook(look)
+            return session
 
-        monkeypatch.setattr(loop, "build", built)
+        monkeypatch.setattr(loop, "build_session", built)
 
 
 def recomputes(denoiser) -> bool:
@@ -98,23 +99,23 @@ def test_nothing_left_is_one_line_and_the_state_is_kept(tmp_path, monkeypatch):
 
 
 def test_a_jump_is_named_once_until_it_is_over():
-    pulse = Pulse()
-    assert not [line for _ in range(20) for line in pulse.see(1.0)]
-    said = [line for _ in range(10) for line in pulse.see(4.0)]
+    monitor = StepTimeMonitor()
+    assert not [line for _ in range(20) for line in monitor.update(1.0)]
+    said = [line for _ in range(10) for line in monitor.update(4.0)]
     assert len(said) == 1 and "4.0 times as long as before" in said[0]
-    assert not pulse.see(1.0) and not pulse.see(9.0)
-    assert len([line for _ in range(3) for line in pulse.see(9.0)]) == 1
+    assert not monitor.update(1.0) and not monitor.update(9.0)
+    assert len([line for _ in range(3) for line in monitor.update(9.0)]) == 1
 
 
 def test_one_slow_step_is_nothing_and_a_new_way_has_its_own_pace():
-    pulse = Pulse()
+    monitor = StepTimeMonitor()
     times = [1.0] * 12 + [30.0] + [1.0] * 5
-    assert not [line for seconds in times for line in pulse.see(seconds)]
-    pulse.restart()
-    assert not [line for _ in range(20) for line in pulse.see(5.0)]
+    assert not [line for seconds in times for line in monitor.update(seconds)]
+    monitor.restart()
+    assert not [line for _ in range(20) for line in monitor.update(5.0)]
 
 
 def test_a_full_card_is_named():
-    pulse = Pulse()
-    (said,) = pulse.see(1.0, (7.9, 8.0))
-    assert "7.9 of 8.0 GB" in said and not pulse.see(1.0, (7.9, 8.0))
+    monitor = StepTimeMonitor()
+    (said,) = monitor.update(1.0, (7.9, 8.0))
+    assert "7.9 of 8.0 GB" in said and not monitor.update(1.0, (7.9, 8.0))

@@ -147,10 +147,10 @@ def test_a_start_that_fails_leaves_the_earlier_run_alone(tmp_path, monkeypatch) 
         raise ValueError("data.cache_dir: it cannot be written")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pixelkiln.trainer.training.session.Parts.prepare", full)
+        patch.setattr("pixelkiln.trainer.training.session.Session.prepare", full)
         with pytest.raises(ValueError, match=r"cannot be written"):
             train(config)
-    assert any("begins anew, --resume would go on" in str(e) for e in short_runs.events(config))
+    assert any("Starting over; use --resume to continue" in str(e) for e in short_runs.events(config))
     longer = short_runs.config(tmp_path, {"run.steps": 7})
     assert train(longer, resume=True) == 0 and short_runs.events(longer)[-1]["step"] == 7
 

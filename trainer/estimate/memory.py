@@ -32,9 +32,9 @@ from ..objectives.common import ReferenceOptions
 from ..optimizers.build import build as build_optimizer
 from ..training import step_time
 from ..training.build import parameter_groups
-from ..training.remedies import PARTS, STEP, Phase
 from ..training.loss_terms import LossTerms
 from ..training.model import Model
+from ..training.remedies import PARTS, STEP, Phase
 from ..training.step import Errors, ReferenceErrors, backward_row_by_row, compute_loss
 from . import fake_model
 from .fake_model import FakeSession, Shape
@@ -236,7 +236,9 @@ def _judge(
     chance = replace(chance, window=torch.full_like(chance.window, 0.5))
     roles = batch.rows.role
     if p.config.memory.one_by_one and torch.is_grad_enabled():
-        backward_row_by_row(p.model, p.terms, batch, chance, roles, 0, torch.amp.GradScaler("cpu", enabled=False), references)
+        backward_row_by_row(
+            p.model, p.terms, batch, chance, roles, 0, torch.amp.GradScaler("cpu", enabled=False), references
+        )
         return
     judged = compute_loss(p.model, p.terms, batch, chance, roles, 0, references)
     between()
@@ -253,7 +255,9 @@ def _preview(p: FakeSession, ledger: Ledger, result: Measured, maker: Maker, hea
         return
     largest = max(prompts, key=lambda prompt: prompt.width * prompt.height)
     ledger.begin()
-    z = maker.empty(1, p.model.family.channels, largest.height // p.model.family.cell, largest.width // p.model.family.cell)
+    z = maker.empty(
+        1, p.model.family.channels, largest.height // p.model.family.cell, largest.width // p.model.family.cell
+    )
     with p.model.autocast():
         p.model.family.predict(z, torch.full((1,), 0.5 if p.model.process.is_flow else 500.0), heard)
     with ledger.labelled("decoder"):

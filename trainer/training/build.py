@@ -229,6 +229,13 @@ def _build_optimization(config: Config, model: Model, total: int, log: Callable[
     return made
 
 
+def grad_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """It has its scale from the start, whatever the first step computes."""
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaler.scale(torch.zeros((), device=device))
+    return scaler
+
+
 def _kohya_strict(config: Config) -> Config:
     if not config.run.kohya_strict:
         return config
