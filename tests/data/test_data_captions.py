@@ -28,7 +28,7 @@ def options(**values) -> PictureOptions:
         (
             APPLE,
             {"prefix": "pre", "wildcards": True, "shuffle": True, "separator": ";", "secondary_separator": ";;;"},
-            21, 1, 400, "pre one blue apple, {brace}, x, , , y, z",
+            21, 1, 400, "pre one blue apple, {brace}, x; ; ; y, z",
         ),
         (
             "{a|b},{c|d|e},{{f}}, , g",
@@ -175,3 +175,18 @@ def test_what_varies_and_what_drops():
     assert captions.varies(options(shuffle=True)) and captions.varies(options(wildcards=True))
     assert captions.drops(options(caption_dropout=0.1)) and not captions.drops(options())
     assert captions.tags(" Red , blue,,") == ["red", "blue"]
+
+
+@pytest.mark.parametrize("separator", [",", ".", ";", "|", " ", ", ", "\n"])
+def test_tags_are_joined_by_what_they_were_split_by(separator):
+    """In training, and as validation and previews see them; a trigger word too."""
+    tags = ["b", "c", "d"]
+    chosen = options(separator=separator, shuffle=True, keep_tokens=1, trigger="zz")
+    text = separator.join(["a", *tags]) if separator != "\n" else "a b c d"
+    joiner = separator if separator[-1].isspace() else f"{separator} "
+    drawn = captions.draw(text, chosen, random.Random(1))
+    plain = captions.plain(text, chosen)
+    assert plain == (joiner.join(["zz", "a", *tags]) if separator != "\n" else "zz\na b c d")
+    assert sorted(drawn.split(joiner)) == sorted(plain.split(joiner))
+    assert captions.plain("a,b", options(separator=",", shuffle=True)) == "a, b"
+    assert captions.plain("a,b", options()) == captions.draw("a,b", options(), random.Random(1)) == "a,b"

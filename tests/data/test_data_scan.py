@@ -126,7 +126,7 @@ def test_only_unreadable_pictures(tmp_path):
         ({"path": "nowhere"}, r"^data\.path: there is no folder .*nowhere; give the folder"),
         ({"path": "empty"}, r"^data: .*empty holds no pictures; looked for \.png \.jpg"),
         ({"path": "above"}, r"holds no pictures; its subfolders do: set recursive = true"),
-        ({"sets": [{"path": "pics"}, {"path": "empty"}]}, r"^data\.sets\[1\]: .*empty holds no pictures"),
+        ({"sets": [{"path": "empty"}, {"path": "above"}]}, r"^data\.sets\[0\]: .*empty holds no pictures"),
         ({"path": "pics", "masks": "nowhere"}, r"^data\.masks: there is no folder"),
         ({"path": "pics", "metadata": "none.json"}, r"^data\.metadata: .*none\.json cannot be read \(No such file"),
         ({"sets": [{"path": "pics", "is_reg": True}]}, "all sets are regularisation pictures"),
@@ -214,6 +214,68 @@ METADATA = {
     "002.png": {"caption": "one\ntwo", "tags": "x\ny"},
     "gone.png": {"caption": "z"},
 }
+
+
+def test_an_empty_folder_among_others_is_noted(tmp_path):
+    """As sd-scripts does; one of regularisation pictures too. A folder of other files counts as empty."""
+    folder(tmp_path / "pics", 2)
+    for name in ("empty", "reg", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "other" / "a.gif").write_bytes(b"GIF89a")
+    sets = [{"path": str(tmp_path / name)} for name in ("empty", "pics", "other")]
+    found = look(sets=[*sets, {"path": str(tmp_path / "reg"), "is_reg": True}])
+    assert len(found.items) == 2 and notes(found)["empty folder"] == 3
+    assert {item.set for item in found.items} == {0} and found.names == ["pics"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"C:\\train\\img\\p0.png": {"tags": "a"}}, r"none of the 1 pictures that m\.json names is there: C:\\train"),
+        (
+            {"/gone/p0.png": {"tags": "a"}},
+            r"none of the 1 pictures that m\.json names is there: /gone/p0\.png; names are",
+        ),
+        (
+            {f"old/{i}.png": {} for i in range(5)},
+            r"none of the 5 pictures .* \.\.\.; names are relative to image_dir, ",
+        ),
+        ({}, r"m\.json names no pictures"),
+    ],
+)
+def test_metadata_that_names_other_pictures_is_told_as_that(tmp_path, content, message):
+    folder(tmp_path / "pics", 2)
+    (tmp_path / "m.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        look(tmp_path / "pics", metadata=str(tmp_path / "m.json"))
+    assert "holds no pictures" not in str(caught.value) and "recursive" not in str(caught.value)
+
+
+def test_linked_folders_are_read_once_and_loops_are_noted(tmp_path):
+    pics, outside = folder(tmp_path / "pics" / "real", 2).parent, folder(tmp_path / "outside", 1, first=5)
+    folder(pics / ".store" / "deep", 1, first=9)
+    for name, target in (("a", outside), ("b", outside), ("again", pics / "real"), ("self", pics), ("up", tmp_path),
+                         ("hidden", pics / ".store" / "deep")):  # fmt: skip
+        (pics / name).symlink_to(target, target_is_directory=True)
+    (outside / "back").symlink_to(pics, target_is_directory=True)
+    found = look(pics, recursive=True)
+    names = [item.name for item in found.items]
+    assert names == ["pics/a/005.png", "pics/hidden/009.png", "pics/real/000.png", "pics/real/001.png"]
+    assert notes(found)["linked twice"] == 5
+    assert look(pics / "real").notes.count("linked twice") == 0
+
+
+@pytest.mark.parametrize("mark", [True, False])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["a red cat, solo", "猫, 赤い\nねこ", "кошка", "a"])
+def test_captions_and_metadata_in_the_encodings_of_editors(tmp_path, text, encoding, mark):
+    pics = folder(tmp_path / "pics", 1)
+    data = (("\ufeff" if mark else "") + text).encode(encoding)
+    (pics / "000.txt").write_bytes(data)
+    assert look(pics).items[0].caption == text
+    entry = json.dumps({"000.png": {"caption": text}}, ensure_ascii=False)
+    (tmp_path / "m.json").write_bytes((("\ufeff" if mark else "") + entry).encode(encoding))
+    assert look(pics, metadata=str(tmp_path / "m.json")).items[0].caption == text
 
 
 def rgba(path: Path, alpha: np.ndarray, mask: Path | None = None) -> None:

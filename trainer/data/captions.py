@@ -9,6 +9,7 @@ import math
 import random
 import re
 
+from ..runs.files import decode
 from .options import PictureOptions
 
 EXTENSIONS = (".txt", ".caption", ".cap", ".tags")
@@ -17,11 +18,9 @@ EXTENSIONS = (".txt", ".caption", ".cap", ".tags")
 def read(data: bytes) -> str:
     """The text of a caption file: lines without their margins, empty lines left out.
 
-    :raises UnicodeDecodeError: not UTF-8 (nor UTF-16 with its mark, as Windows' editors write).
+    :raises UnicodeDecodeError: neither UTF-8 nor UTF-16.
     """
-    utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-    text = data.decode("utf-16" if utf16 else "utf-8-sig")
-    lines = text.replace("\r", "\n").split("\n")
+    lines = decode(data).replace("\r", "\n").split("\n")
     return "\n".join(line.strip() for line in lines if line.strip())
 
 
@@ -59,7 +58,7 @@ def draw(
     warmup = options.token_warmup_steps
     if warmup < 1:
         warmup = math.floor(warmup * total_steps)
-    if options.shuffle or options.token_warmup_steps > 0 or options.tag_dropout > 0 or _marked(text, options):
+    if _joins(text, options):
         head, middle, tail = _parts(text, options)
         if step < warmup:
             count = math.floor(step * ((len(middle) - options.token_warmup_min) / warmup)) + options.token_warmup_min
@@ -68,16 +67,26 @@ def draw(
             rng.shuffle(middle)
         if options.tag_dropout > 0:
             middle = [tag for tag in middle if rng.random() >= options.tag_dropout]
-        text = ", ".join(head + middle + tail)
+        text = _joiner(options).join(head + middle + tail)
     return _finished(text, options)
 
 
 def plain(text: str, options: PictureOptions) -> str:
-    """The caption without chance: for measuring."""
+    """The caption without chance: for measuring. Its tags are joined as those of training are."""
     text = _framed(text, options).split("\n")[0]
-    if _marked(text, options):
-        text = ", ".join(tag for part in _parts(text, options) for tag in part)
+    if _joins(text, options):
+        text = _joiner(options).join(tag for part in _parts(text, options) for tag in part)
     return _finished(text, options)
+
+
+def _joins(text: str, options: PictureOptions) -> bool:
+    """Whether the caption is taken apart into its tags and joined again."""
+    return options.shuffle or options.token_warmup_steps > 0 or options.tag_dropout > 0 or _marked(text, options)
+
+
+def _joiner(options: PictureOptions) -> str:
+    """What stands between joined tags: the separator that they were split by, and a space."""
+    return options.separator if options.separator[-1].isspace() else f"{options.separator} "
 
 
 def _framed(text: str, options: PictureOptions) -> str:
@@ -90,7 +99,7 @@ def _finished(text: str, options: PictureOptions) -> str:
     if options.secondary_separator:
         text = text.replace(options.secondary_separator, options.separator)
     if options.trigger and not re.search(rf"(?<!\w){re.escape(options.trigger)}(?!\w)", text):
-        text = f"{options.trigger}, {text}" if text else options.trigger
+        text = f"{options.trigger}{_joiner(options)}{text}" if text else options.trigger
     return text
 
 

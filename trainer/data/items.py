@@ -31,6 +31,8 @@ NOTES = {
     "mask size": ("masks of another size than their picture, stretched to it", ""),
     "other kind": ("files of a kind that is not read here, left out", "save them as PNG, JPEG or WebP"),
     "missing": ("pictures that the metadata names but that are not there", "restore them"),
+    "empty folder": ("folders without pictures, left out", ""),
+    "linked twice": ("linked folders that are read already or lead back, left out", ""),
     "repeated set": ("sets of the same folder and size as an earlier one, left out", "raise repeats instead"),
     "repeats = 0": ("sets with repeats = 0, left out", ""),
     "tie": ("pairs that are ties, left out", ""),

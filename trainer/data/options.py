@@ -52,7 +52,7 @@ class PictureOptions(Options):
     suffix: str | None = option(None, kohya="caption_suffix", label="Caption suffix")
     """Text put after every caption, with a space between."""
     separator: str = option(",", kohya="caption_separator", label="Tag separator", min_length=1)
-    """What separates the tags of a caption. Shuffled tags are joined by a comma and a space."""
+    """What separates the tags of a caption. Shuffled tags are joined by it and a space."""
     secondary_separator: str | None = option(None, kohya="secondary_separator", label="Secondary separator")
     """Joins tags that must stay together while tags are shuffled; replaced by ``separator`` afterwards."""
     keep_tokens: int = option(0, kohya="keep_tokens", label="Keep first tags", ge=0, le=10_000)

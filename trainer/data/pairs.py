@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..runs.files import is_file, write_atomic
+from ..runs.files import decode, is_file, write_atomic
 from . import captions, pictures
 from .pairs_file import PAIRS, Pair, add_picture, append_pairs, contradictions, read_pairs
 from .pictures import EXTENSIONS, Unreadable
@@ -169,7 +169,7 @@ def _table(files: list[Path], prompt: str | None) -> Iterator[Candidate | Reject
 def _lines(path: Path, prompt: str | None) -> Iterator[Candidate | Reject]:
     """JSON Lines, or one JSON list."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decode(path.read_bytes())
         listed = json.loads(text) if path.suffix.lower() == ".json" else text.split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path.as_posix()}: byte {error.start} is not UTF-8; save it as UTF-8") from error

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UserError
-from ..runs.files import make_folder
+from ..runs.files import decode, make_folder
 from ..runs.process import wait_for_lock
 
 PAIRS = "pairs.jsonl"
@@ -92,7 +92,7 @@ def read(path: Path, kind: type[Row]) -> tuple[list[tuple[int, Row]], list[str]]
     :raises ValueError: the file is not there or is no text.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decode(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path.as_posix()}: cannot be read ({error.strerror or error}); give the folder that holds "
                          f"{path.name}") from error  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
-from ..runs.files import is_file
+from ..runs.files import decode, is_file
 from . import captions
 from .buckets import rules
 from .cache import Index
@@ -64,6 +64,7 @@ def _folders(found: Scan, options: DataOptions, native: int, index: Index, progr
     if not named:
         raise UserError('data: nothing to train on; give [data] path = "folder of pictures", or pairs, or ratings')
     seen: set[tuple] = set()
+    empty: list[tuple[str, SetOptions, NoPictures]] = []
     for where, one in named:
         source = (one.path or "", one.metadata or "", rules(one, native, where), one.is_reg, one.pool)
         if one.repeats == 0 or source in seen:
@@ -71,10 +72,18 @@ def _folders(found: Scan, options: DataOptions, native: int, index: Index, progr
             continue
         seen.add(source)
         before = len(found.items)
-        _folder(found, where, one, options, native, index, progress)
+        try:
+            _folder(found, where, one, options, native, index, progress)
+        except NoPictures as error:
+            empty.append((where, one, error))
+            continue
         if len(found.items) == before and not found.notes.count("unreadable"):
             raise UserError(f"{where}: no picture in {_posix(one.path or one.metadata)} can be used; "
                              f"{'; '.join(found.notes.lines())}")  # fmt: skip
+    for _, one, error in empty:
+        if not found.items:
+            raise error
+        found.notes.add("empty folder", _posix(one.path or one.metadata))
     if not any(not item.is_reg for item in found.items) and found.items:
         raise UserError("data: all sets are regularisation pictures; add a set with is_reg = false")
     _mark_duplicates(found, index)
@@ -88,12 +97,12 @@ def _folder(
     if root is not None and not root.is_dir():
         raise UserError(f"{where}.path: there is no folder {_posix(root)}; give the folder that holds the pictures")
     files = Files(root, one.recursive, one.masks) if root else Files(None)
+    for name in files.loops:
+        found.notes.add("linked twice", f"{_posix(root)}/{name}")
     texts = _metadata(where, one, files, found.notes) if one.metadata else None
     paths = files.pictures(found.notes) if texts is None else sorted(texts, key=_order)
     if not paths:
-        below = root is not None and _below(root)
-        hint = "its subfolders do: set recursive = true" if below else f"looked for {' '.join(EXTENSIONS)}"
-        raise UserError(f"{where}: {_posix(root or one.metadata)} holds no pictures; {hint}")
+        raise _no_pictures(where, one, found.notes)
     masks = Files(Path(one.masks)) if one.masks else None
     if masks is not None and not Path(one.masks or "").is_dir():
         raise UserError(f"{where}.masks: there is no folder {_posix(one.masks)}; give the folder that holds the masks")
@@ -121,19 +130,56 @@ def _folder(
                          f"{' ...' if len(bad_text) > 3 else ''}; save them as UTF-8")  # fmt: skip
 
 
+class NoPictures(UserError):
+    """A folder without pictures: passed over with a note where other folders have some."""
+
+
+def _no_pictures(where: str, one: SetOptions, notes: Notes) -> UserError:
+    """Why a set has none."""
+    place = _posix(one.path or one.metadata)
+    if one.metadata:
+        file, missing = Path(one.metadata).name, notes.count("missing")
+        if not missing:
+            return UserError(f"{where}: {file} names no pictures; write {{picture: {{caption: ...}}}} into it")
+        names = "image_dir" if one.path else "the folder of the file"
+        return UserError(
+            f"{where}: none of the {missing} pictures that {file} names is there: "
+            f"{', '.join(notes.names('missing')[:3])}{' ...' if missing > 3 else ''}; names are relative to {names}"
+            f"{f', {place}' if one.path else ''}"
+        )
+    below = one.path is not None and not one.recursive and _below(Path(one.path))
+    hint = "its subfolders do: set recursive = true" if below else f"looked for {' '.join(EXTENSIONS)}"
+    return NoPictures(f"{where}: {place} holds no pictures; {hint}")
+
+
 class Files:
     """The files below a folder by their name, in an order and with a spelling that do not depend on the system."""
 
     def __init__(self, root: Path | None, recursive: bool = False, without: str | None = None):
         self._exact: dict[str, str] = {}  # plain strings: there may be very many
-        for folder, below, names in os.walk(root) if root else ():
+        self.loops: list[str] = []
+        """Links to folders that were read already, or that lead back to the folder itself."""
+        seen = {os.path.realpath(root)} if root else set()
+        for folder, below, names in os.walk(root, followlinks=True) if root else ():
             here = Path(folder)
-            below[:] = [one for one in below if recursive and not one.startswith(".") and str(here / one) != without]
             above = "" if here == root else here.relative_to(root or here).as_posix() + "/"
+            wanted = [one for one in below if recursive and not one.startswith(".") and str(here / one) != without]
+            below[:] = [one for one in sorted(wanted) if self._opens(here / one, above + one, root or here, seen)]
             for name in names:
                 if not name.startswith("."):
                     self._exact[unicodedata.normalize("NFC", above + name)] = f"{folder}{os.sep}{name}"
         self._folded = {name.casefold(): path for name, path in sorted(self._exact.items(), reverse=True)}
+
+    def _opens(self, folder: Path, name: str, root: Path, seen: set[str]) -> bool:
+        """Whether a folder is read: each once, and a linked one not where it is, or holds, one that is read anyway."""
+        real, top = Path(os.path.realpath(folder)), Path(os.path.realpath(root))
+        inside = folder.is_symlink() and top in (real, *real.parents)
+        hidden = inside and any(piece.startswith(".") for piece in real.relative_to(top).parts)
+        if str(real) in seen or (inside and not hidden) or real in top.parents:
+            self.loops.append(name)
+            return False
+        seen.add(str(real))
+        return True
 
     def find(self, relative: str) -> Path | None:
         name = unicodedata.normalize("NFC", relative)
@@ -248,7 +294,7 @@ def _metadata(where: str, one: SetOptions, files: Files, notes: Notes) -> dict[t
 
 def _entries(where: str, path: Path) -> list[tuple[str, dict]]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decode(path.read_bytes())
         if path.suffix.lower() == ".jsonl":
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
             entries = [(row.get("image_path") or row.get("file_name"), row) for row in rows]
@@ -259,8 +305,9 @@ def _entries(where: str, path: Path) -> list[tuple[str, dict]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: {_posix(path)} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except (ValueError, AttributeError, RecursionError) as error:
+        remedy = "write a backslash twice, or /" if "escape" in str(error) else "fix it"
         raise UserError(f"{where}: {_posix(path)} is not JSON of the form {{picture: {{caption: ...}}}} ({error}); "
-                         "mend it") from error  # fmt: skip
+                         f"{remedy}") from error  # fmt: skip
     if not all(isinstance(key, str) and isinstance(entry, dict) for key, entry in entries):
         raise UserError(f"{where}: {_posix(path)} has an entry without a picture's name; write image_path")
     return entries

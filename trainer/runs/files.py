@@ -134,6 +134,25 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def decode(data: bytes) -> str:
+    """The text of a file that a person wrote: UTF-8, or UTF-16 as Windows' editors write it, with its mark or without.
+
+    :raises UnicodeDecodeError: it is neither.
+    """
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-32" if data[:4] == b"\xff\xfe\0\0" else "utf-16")
+    controls = len(data) % 2 == 0 and any(byte < 32 and byte not in b"\t\n\v\f\r\x1b" for byte in data)
+    try:
+        if not controls:
+            return data.decode("utf-8-sig")
+        # Text has no control characters, UTF-16 has them for every space. The half with fewer bytes is the high one.
+        first, second = ((len(set(half)), sum(half)) for half in (data[0::2], data[1::2]))
+        text = data.decode("utf-16-be" if first < second else "utf-16-le")
+        return text if "\0" not in text else data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("utf-8-sig")
+
+
 def sweep(folder: str | Path) -> int:
     """Remove what a killed ``write_atomic`` left below a folder that nobody writes to now; how many files."""
     leftovers = [p for p in Path(folder).rglob(".*.tmp") if _ASIDE.fullmatch(p.name)]
