@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m trainer", description="Train adapters for Stable Diffusion.")
+    top.add_argument("--version", action="version", version=f"pixelkiln {_version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -29,7 +30,10 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     def configured(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = command(name, run, f"{text} Any option also as a flag: --adapter.rank=16.")
+        kohyas = "Kohya's arguments stand in for a configuration: --config_file, --dataset_config, " if (
+            name in kohya.KOHYA) else ""  # fmt: skip
+        kohyas += "--network_dim 32 and all others of train_network.py, also a whole pasted line." if kohyas else ""
+        added = command(name, run, f"{text} Any option also as a flag: --adapter.rank=16. {kohyas}".rstrip())
         added.add_argument("config", nargs="?", help="a .toml configuration")
         added.add_argument("--preset", help="start from a preset, by name or path")
         return added
@@ -65,6 +69,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _version() -> str:
+    """Of the installed package, or of the source tree it runs from."""
+    from importlib import metadata
+
+    import tomllib
+
+    project = ROOT / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    return metadata.version("pixelkiln")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -74,12 +90,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given, arguments_of_kohya = kohya.take_arguments(given)
         args, rest = parser().parse_known_args(given)
         args.kohya, args.flags = arguments_of_kohya, dotted(rest, allowed=hasattr(args, "preset"))
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # `presets | head -1`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except Exception:  # the process edge
         return _ours()
 

@@ -27,7 +27,7 @@ from .memory.device import MemoryOptions
 from .objectives.common import ObjectiveOptions
 from .optimizers.options import OptimizerOptions, ScheduleOptions
 from .registry import Choices, Options, losses, nearest, objectives, option
-from .runs.files import is_file
+from .runs.files import decode, is_file
 from .training.checkpoint import SaveOptions
 from .training.health import HealOptions
 from .training.run_options import RunOptions
@@ -213,7 +213,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: a configuration here is TOML; one of the GUI of kohya_ss, OneTrainer or ai-toolkit "
                         f"is read by `import-kohya {path} -o mine.toml`")  # fmt: skip
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = decode(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give the path of a .toml configuration") from None
     except IsADirectoryError:
@@ -255,7 +255,7 @@ BACKSLASH = "write a Windows path with / or in single quotes, as a backslash in 
 
 def find_preset(name: str) -> Path:
     """A preset by its name in ``presets/`` or by path."""
-    if Path(name).suffix == ".toml" and Path(name).is_file():
+    if Path(name).suffix.lower() == ".toml" and Path(name).is_file():
         return Path(name).resolve()
     known = {p.stem: p for p in sorted(PRESETS.glob("*.toml"))}
     if name not in known:
@@ -355,7 +355,7 @@ def _path(value: Any, base: Path) -> Any:
     if not isinstance(value, str) or not value or value.startswith("data:"):
         return value
     path = base / Path(value).expanduser()
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not path.exists() and path.suffix not in WEIGHTS:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not path.exists() and path.suffix.lower() not in WEIGHTS:
         return value  # perhaps an id on the Hugging Face hub; who opens it says so when it is neither
     return str(path.resolve())
 

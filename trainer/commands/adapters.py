@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,8 +105,25 @@ def _inspect(args: argparse.Namespace) -> int:
     strange = facts["does_not_belong"]
     if len(strange) > 10:  # a whole model, perhaps
         facts["does_not_belong"] = f"{', '.join(strange[:10])} and {len(strange) - 10} more"
-    print_lines([f"{name:16} {value}" for name, value in facts.items() if value not in (None, [], {}, "")])
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, dict) and any(isinstance(one, dict) for one in value.values()):  # a configuration
+            lines += [name, *(f"    {line}" for line in _flat(value))]
+        elif value not in (None, [], {}, ""):
+            lines.append(f"{name:16} {value}")
+    print_lines(lines)
     return code
+
+
+def _flat(table: dict[str, Any], above: str = "") -> list[str]:
+    """The values of nested tables, one per line: ``adapter.rank = 8``. What is not set is left out."""
+    lines = []
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            lines += _flat(value, f"{above}{name}.")
+        elif value is not None:
+            lines.append(f"{above}{name} = {json.dumps(value, ensure_ascii=False, default=str)}")
+    return lines
 
 
 def _convert(args: argparse.Namespace) -> int:

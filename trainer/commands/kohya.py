@@ -25,9 +25,14 @@ KOHYA_BEGINS = {"--config_file", "--dataset_config", "--pretrained_model_name_or
 
 def take_arguments(words: list[str]) -> tuple[list[str], Any]:
     """A command line without its kohya flags, and these, where it has any."""
+    from ..kohya.launcher import is_launcher
+
+    if words and is_launcher(words[0]):  # a line that was pasted whole, without a command
+        words = ["train", *words]
     if not words or words[0] not in (*KOHYA, "import-kohya"):
         return words, None
-    if words[0] != "import-kohya" and not any(word.partition("=")[0] in KOHYA_BEGINS for word in words):
+    pasted = len(words) > 1 and is_launcher(words[1])
+    if words[0] != "import-kohya" and not pasted and not any(word.partition("=")[0] in KOHYA_BEGINS for word in words):
         return words, None
     from ..kohya.entrance import take
 

@@ -18,7 +18,7 @@ from ..config import Config
 from ..diffusion import sampling
 from ..diffusion.sampling import Prompt
 from ..errors import UserError
-from ..runs.files import make_folder, write_atomic
+from ..runs.files import decode, make_folder, write_atomic
 from ..training.build import build_model, build_previews
 from ..training.previews import Previews
 from .common import print_note
@@ -107,7 +107,7 @@ def read_cells(path: Path) -> list[Cell]:
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one per line; ``#`` begins a comment line."""
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in decode(path.read_bytes()).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: it cannot be read ({error}); give a UTF-8 text file") from None
     texts = [line for line in lines if line and not line.startswith("#")]

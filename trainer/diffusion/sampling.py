@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..registry import Options, PathStr, nearest, option
-from ..runs.files import write_atomic
+from ..runs.files import decode, write_atomic
 from .process import Process
 from .types import Conditioning
 
@@ -62,7 +62,7 @@ class SampleOptions(Options):
     """Pixels; the training resolution when not given."""
     height: int | None = option(None, label="Height", ge=64)
     """Pixels; the training resolution when not given."""
-    seed: int = option(42, label="Seed", ge=0)
+    seed: int = option(42, label="Seed", ge=0, lt=2**64)
     """Seed of the first prompt; each following prompt takes the next."""
 
     @field_validator("sampler", mode="before")
@@ -97,7 +97,10 @@ class Prompt:
 def prompts(options: SampleOptions, resolution: tuple[int, int], cell: int = 8) -> list[Prompt]:
     """The prompts of the options and of their file, flags applied. ValueError names a flag that is not known."""
     asked = [_flags(line) for line in options.prompts] + (_read(Path(options.file)) if options.file else [])
-    return [_prompt(text, given, options, resolution, options.seed + i, cell) for i, (text, given) in enumerate(asked)]
+    return [
+        _prompt(text, given, options, resolution, (options.seed + i) % 2**64, cell)
+        for i, (text, given) in enumerate(asked)
+    ]
 
 
 Given = dict[str, Any]
@@ -118,7 +121,7 @@ FOREIGN = ("ctr", "rcfg", "fs", "cfg_trunc_ratio", "renorm_cfg", "flow_shift")
 def _read(path: Path) -> list[tuple[str, Given]]:
     """The prompts of a file."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = decode(path.read_bytes())
         if path.suffix.lower() == ".toml":
             import toml
 
@@ -141,7 +144,8 @@ def _read(path: Path) -> list[tuple[str, Given]]:
 
 def _flags(line: str) -> tuple[str, Given]:
     """``a cat --n blurry --d 7`` taken apart."""
-    text, *flags = line.strip().split(" --")
+    text, *flags = f" {line.strip()}".split(" --")
+    text = text.strip()
     given: Given = {}
     for flag in flags:
         name, _, value = flag.strip().partition(" ")
@@ -182,8 +186,11 @@ def _prompt(
         max(cell, int(given.get(side) or getattr(options, side) or default) // cell * cell)
         for side, default in zip(("width", "height"), resolution, strict=True)
     )
+    seed = given.get("seed", seed)
+    if not -(2**63) <= seed < 2**64:
+        raise UserError(f"sample prompt '{text}': {seed} is no seed; give a number from 0 to 2^64 - 1")
     return Prompt(
-        text, given.get("negative", options.negative), given.get("seed", seed), width, height,
+        text, given.get("negative", options.negative), seed, width, height,
         min(1000, max(1, given.get("steps", options.steps))), given.get("guidance", options.guidance), sampler,
         options.scheduler,
     )  # fmt: skip
@@ -266,7 +273,7 @@ def draw(
             x = x + (following - sigma) * said(x, torch.full((1,), sigma, device=device))
         return x
     scheduler = _scheduler(process, prompt, levels)
-    ancestral = torch.Generator().manual_seed(prompt.seed + 1)
+    ancestral = torch.Generator().manual_seed((prompt.seed + 1) % 2**64)
     x = noise.to(device)
     if prompt.sampler in ("euler", "euler_ancestral", "heun"):
         x = x * (1 + levels[0] ** 2) ** 0.5

@@ -363,6 +363,8 @@ def _folders(values: Values, made: Made) -> None:
             pictures = sum(p.suffix.lower() in EXTENSIONS for p in root.iterdir())
             own = f"it holds {pictures} pictures itself: move them into {root.name}/10_{root.name}" if pictures else (
                 "name the folders with pictures in it like 10_cat, for 10 repeats")  # fmt: skip
+            if pictures and re.fullmatch(r"\d+_.*", root.name):
+                own = f"it is such a folder itself: give its parent, {root.resolve().parent.as_posix()}"
             values.wrong(name, f"{root.as_posix()} has no folder named REPEATS_WORDS; {own}")
         sets += found
     if sets:

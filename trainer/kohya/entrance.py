@@ -16,6 +16,7 @@ from ..runs.files import is_file
 from .convert import convert, find_family
 from .dataset import bucket_step, data
 from .formats import read_configuration
+from .launcher import launched
 from .made import Made, defaults
 from .read import Values, read_flags
 
@@ -35,7 +36,8 @@ class Given:
 
 def take(words: Sequence[str]) -> tuple[Given, list[str]]:
     """Kohya's flags and native ones; what remains is for the command's own parser."""
-    given = Given()
+    words, flags = launched(words)
+    given = Given(flags)
     given.dotted, left = read_flags(given.flags, words, OURS)
     return given, left
 

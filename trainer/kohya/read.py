@@ -16,6 +16,7 @@ from typing import Any
 
 from ..config import BACKSLASH, is_broken
 from ..errors import UserError, escaped
+from ..runs.files import decode
 from .names import GUI, IGNORED, Argument, arguments, elsewhere, near
 
 EXTRA = {"kohya_strict": Argument("kohya_strict", "flag", False, (), ("sd15", "sdxl", "sd3"))}
@@ -131,7 +132,7 @@ def known() -> Mapping[str, Argument]:
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return decode(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give the path of a kohya configuration") from None
     except UnicodeDecodeError as error:

@@ -474,6 +474,10 @@ class Loop:
         for note in notes:
             self.writer.warning(note)
         self.writer.log(f"resumed at step {self.steps_done}")
+        if self.steps_done >= self.session.total:
+            self.writer.log(
+                f"nothing is left to do: the run has {self.session.total} steps; raise run.steps to train on"
+            )
         return facts
 
     def _sample(self) -> None:
