@@ -37,7 +37,7 @@ def launched(words: Sequence[str]) -> tuple[list[str], Values]:
 
     found = Values()
     kept = [word for word in words if word.strip() not in CONTINUATIONS]
-    following = [*kept[1:], "--"]
+    following = [*kept, "--"][1:]
     kept = [re.sub(r"[\^`]\s*$|\\?\n\s*$", "", word) if after.startswith("--") else word
             for word, after in zip(kept, following, strict=True)]  # fmt: skip
     if len(kept) != len(words):
