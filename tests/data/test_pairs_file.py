@@ -104,7 +104,7 @@ def test_no_file_and_no_text(tmp_path):
         ValueError, match=r"ratings\.jsonl: cannot be read .*; give the folder that holds ratings\.jsonl"
     ):
         pairs_file.read_ratings(tmp_path)
-    (tmp_path / "pairs.jsonl").write_bytes(b"\xff\xfe")
+    (tmp_path / "pairs.jsonl").write_bytes(b"\xe9t\xe9")
     with pytest.raises(ValueError, match="byte 0 is not UTF-8"):
         pairs_file.read_pairs(tmp_path)
 
