@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..trainer.adapters import keys
+from ..trainer.adapters import files, keys
 from ..trainer.errors import UserError
 
 Shape = tuple[int, ...]
@@ -30,19 +30,15 @@ class AdapterFile:
 
 
 def read(path: Path) -> AdapterFile:
-    """The whole file. ValueError: not there, not safetensors, or cut off."""
-    if path.suffix.lower() != ".safetensors":
-        raise UserError(
-            f"{path.name}: only .safetensors is read, since other files can run code; convert it with the trainer: "
-            "python -m trainer convert"
-        )
+    """The whole file: .safetensors, or a pickled one of tensors only, as core reads it. UserError: not there, damaged,
+    or with code in it."""
+    if not path.exists():
+        raise UserError(f"{path.name}: there is no such file any more; press R and choose again")
     try:
-        with safe_open(str(path), "pt") as file:
-            return AdapterFile(path, {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path.name}: there is no such file any more; press R and choose again") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path.name}: it is no whole safetensors file ({error}); copy or save it again") from None
+        tensors, metadata = files.read(path)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), path.name)) from None
+    return AdapterFile(path, tensors, metadata)
 
 
 # ------------------------------------------------------------------------------------------------------------ modules
@@ -74,8 +70,11 @@ def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return modules
 
 
+_TEXT = re.compile(r"lora_(te\d?|clip_[lg]|t5|prior_te)_|(text_encoders?(_\d)?|te\d?|clip_[lgh]|t5|t5xxl)\.")
+
+
 def is_text_encoder(module: str) -> bool:
-    return re.match(r"(lora_te\d?_|lora_prior_te_|text_encoders?(_\d)?\.|te\d?\.)", module) is not None
+    return _TEXT.match(module) is not None
 
 
 def weight_shape(parts: Mapping[str, Tensor]) -> Shape | None:
@@ -121,27 +120,37 @@ def _kronecker(parts: Mapping[str, Tensor]) -> Shape | None:
 
 _WIDTHS = {768: "SD1.5", 1024: "SD2", 2048: "SDXL", 1280: "SDXL refiner"}
 _ATTENTION = re.compile(r".*attn2[._](?:processor[._])?to_k$")
-_MMDIT = re.compile(r".*(joint_blocks[._]\d+|(?<!single_)transformer_blocks[._]\d+[._]attn[._]add_k_proj)")
+_MMDIT = re.compile(
+    r".*(joint_blocks[._]\d+"
+    r"|(?<!single_)(?<!\d[._])transformer_blocks[._]\d+[._](attn[._]add_k_proj|attn2?[._]to_[qkv]_?$|norm1_context))"
+)
 
 
 def model_of(shapes: Mapping[str, Shape | None]) -> str:
     """What the shapes of named weights say of the network: 'SDXL (cross-attention 2048)', or ''."""
-    for name, shape in shapes.items():
-        if shape and _ATTENTION.fullmatch(name):
-            return f"{_WIDTHS.get(shape[1], 'a network')} (cross-attention {shape[1]})"
     blocks = {
         int(m[1])
         for m in (re.search(r"(?:joint|transformer)_blocks[._](\d+)", n) for n in shapes if _MMDIT.match(n))
         if m
     }
-    widths = [s[0] // 3 for n, s in shapes.items() if s and re.search(r"x_block[._]attn[._]qkv$", n)]
     if blocks:
-        width = f", width {widths[0]}" if widths else ""
-        return f"SD3 (MMDiT, {max(blocks) + 1} blocks{width})"
+        widths = [w for name, shape in shapes.items() if shape and (w := _mmdit_width(name, shape))]
+        second = any(re.search(r"blocks[._]\d+[._](x_block[._])?attn2", name) for name in shapes)
+        kind = "SD3.5 medium" if second else "SD3.5 large" if 2432 in widths or max(blocks) > 23 else "SD3 medium"
+        return f"{kind} (MMDiT, {max(blocks) + 1} blocks{f', width {widths[0]}' if widths else ''})"
+    for name, shape in shapes.items():
+        if shape and _ATTENTION.fullmatch(name):
+            return f"{_WIDTHS.get(shape[1], 'a network')} (cross-attention {shape[1]})"
     return ""
 
 
-_FAMILIES = {"SD1.5": "sd15", "SDXL": "sdxl", "SD3": "sd3"}
+def _mmdit_width(name: str, shape: Shape) -> int | None:
+    if re.search(r"x_block[._]attn[._]qkv$", name):
+        return shape[0] // 3
+    return shape[0] if re.search(r"[._]attn2?[._]to_[qkv]_?$", name) else None
+
+
+_FAMILIES = {"SD1.5": "sd15", "SDXL": "sdxl", "SD3 medium": "sd3", "SD3.5 medium": "sd3", "SD3.5 large": "sd3"}
 
 
 def family_of(checkpoint: Path) -> str | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..trainer.adapters import keys
+from ..trainer.adapters.loading import HostFile, for_host
+from ..trainer.adapters.recognize import what_is
 from ..trainer.errors import UserError
 from . import adapter, blocks, host
 from .blocks import parse as parse_blocks
@@ -41,30 +42,35 @@ class Match:
     asleep: list[str]
     """Text-encoder modules, when no CLIP is connected; denoiser modules when no MODEL is."""
     notes: list[str]
+    lost: list[str] = field(default_factory=list)
+    """Modules that are damaged, or of a method that nothing here can patch."""
+    problems: list[str] = field(default_factory=list)
+    """What else of the file is not applied, in words."""
 
     @property
     def total(self) -> int:
-        return len(self.fits) + len(self.unknown) + len(self.shaped)
+        return len(self.fits) + len(self.unknown) + len(self.shaped) + len(self.lost)
 
 
 def apply(
     model: Any, clip: Any, path: Path, strength_model: float, strength_clip: float, words: str, check: str
 ) -> Loaded:
-    """The patched model and CLIP. ValueError, with ``check`` at error, when the adapter does not fit whole."""
+    """The patched model and CLIP. UserError, with ``check`` at error, when the adapter does not fit whole."""
     file = adapter.read(path)
-    targets = _targets(model, clip)
+    targets, biased = _targets(model, clip)
     shapes = {name: shape for name, (_, shape) in targets.items()}
-    converted, notes = (file.tensors, []) if check == COMFYUI else kohya_names(file, set(targets))
-    match = compare(converted, shapes, model is not None, clip is not None, notes)
+    found = HostFile(file.tensors) if check == COMFYUI else for_host(file.tensors, file.metadata, set(targets))
+    match = compare(found.tensors, shapes, model is not None, clip is not None, found.notes)
+    if check != COMFYUI:
+        match.lost.extend(found.lost)
+        match.problems.extend([*found.problems, *_without_bias(match, biased)])
+        _unpatched(match, targets)
     problem = _problem(file, match, shapes)
     if problem and check == ERROR:
         raise UserError(f"{path.name}: {problem}; choose another adapter or model, or set check to '{WARN}'")
     if problem:
         host.warn(f"{path.name}: {problem}")
-    if check != COMFYUI:
-        kept = set(match.fits)
-        converted = {k: v for name, parts in adapter.by_module(converted).items() if name in kept
-                     for k, v in _full_names(name, parts, converted)}  # fmt: skip
+    converted = file.tensors if check == COMFYUI else _only(match.tensors, set(match.fits))
     new_model, new_clip, used = _patch(model, clip, converted, targets, strength_model, strength_clip, words)
     for patcher in (new_model, getattr(new_clip, "patcher", None)):
         if patcher is not None and file.metadata and hasattr(patcher, "set_attachments"):
@@ -82,32 +88,6 @@ def apply(
 
 
 # ------------------------------------------------------------------------------------------------------- fit and names
-
-
-def kohya_names(file: adapter.AdapterFile, known: set[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors as ComfyUI reads them whole. Files in Kohya's names stay as they are."""
-    facts = keys.identify({key: tuple(value.shape) for key, value in file.tensors.items()}, file.metadata)
-    thirds = "split_qkv" in file.metadata.get("ss_network_args", "")
-    if facts.family is None or (facts.naming not in ("diffusers", "peft") and not thirds):
-        return _with_magnitudes(file.tensors), []
-    found, notes = keys.to_kohya(file.tensors, file.metadata)
-    direct = sum(name in known for name in adapter.by_module(file.tensors))
-    if sum(name in known for name in adapter.by_module(found)) < direct and len(found) < len(file.tensors):
-        return file.tensors, []
-    return found, ([f"read {facts.naming} names", *notes] if facts.naming != "kohya" else notes)
-
-
-def _with_magnitudes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DoRA's magnitudes by the name and in the shape that ComfyUI reads; without them it would patch a plain LoRA."""
-    mark = ".lora_magnitude_vector"
-    if not any(mark in key for key in tensors):
-        return tensors
-    found = {}
-    for key, value in tensors.items():
-        if mark in key:
-            key, value = f"{key.partition(mark)[0]}.dora_scale", value.reshape(-1, *(1,) * max(value.ndim - 1, 1))
-        found[key] = value
-    return found
 
 
 def compare(
@@ -132,31 +112,75 @@ def compare(
     return match
 
 
+def _without_bias(match: Match, biased: set[str]) -> list[str]:
+    """Take out the differences of biases that the model has no bias for, and name them."""
+    odd = []
+    for name in match.fits:
+        for part in ("diff_b", "b_norm"):
+            key = f"{name}.{part}"
+            if key in match.tensors and name not in biased:
+                odd.append(name)
+                del match.tensors[key]
+    return [f"{len(odd)} differences of biases have no bias in this model to be added to, as {odd[0]}"] if odd else []
+
+
+def _unpatched(match: Match, targets: Mapping[str, tuple[Any, Any]]) -> None:
+    """Take out of ``match.fits`` what ComfyUI makes no patch of."""
+    import comfy.lora
+
+    mine = {name: targets[name][0] for name in match.fits}
+    made = set(comfy.lora.load_lora(_converted_by_comfyui(_only(match.tensors, set(mine))), mine))
+    lost = [name for name, target in mine.items() if not made & {target, _bias_of(target)}]
+    if lost:
+        match.fits[:] = [name for name in match.fits if name not in set(lost)]
+        match.lost.extend(lost)
+        match.problems.append(f"ComfyUI makes no patch of {len(lost)} modules, as {lost[0]}")
+
+
+def _bias_of(target: Any) -> str:
+    """ComfyUI's name of the bias beside a weight; '' where there is none to be patched, as for a part of a weight."""
+    return f"{target.removesuffix('.weight')}.bias" if isinstance(target, str) else ""
+
+
 def _problem(file: adapter.AdapterFile, match: Match, shapes: Mapping[str, tuple[int, ...] | None]) -> str:
     """What is wrong, in words; '' when all is well."""
+    sizes = {key: tuple(value.shape) for key, value in file.tensors.items()}
     mine = adapter.model_of({name: adapter.weight_shape(p) for name, p in adapter.by_module(file.tensors).items()})
     theirs = adapter.model_of(shapes)
+    what = what_is(sizes)
     if mine and theirs and mine != theirs and (match.shaped or match.unknown):
         return f"this adapter is for {mine}, the model is {theirs}"
-    if not match.total and not match.asleep:
-        return "it holds no adapter"
+    if not match.fits and not match.asleep and (not match.total or what.startswith(NO_ADAPTER)):
+        return f"it is {what}" if match.total else "it holds no adapter"
     if not match.fits and match.total:
-        return f"none of its {match.total} modules fits this model" + (f" ({theirs})" if theirs else "")
+        reasons = "".join(f"; {line}" for line in match.problems)
+        model = f" ({theirs})" if theirs else ""
+        return f"it is {what}: none of its {match.total} modules fits this model{model}{reasons}"
+    problems = []
     if match.shaped:
-        return f"{len(match.shaped)} of its {match.total} modules have another shape, as {match.shaped[0]}"
+        problems.append(f"{len(match.shaped)} of its {match.total} modules have another shape, as {match.shaped[0]}")
     if match.unknown:
-        return f"{len(match.unknown)} of its {match.total} modules have no place in this model, as {match.unknown[0]}"
-    return ""
+        problems.append(
+            f"{len(match.unknown)} of its {match.total} modules have no place in this model, as {match.unknown[0]}"
+        )
+    return "; ".join([*problems, *match.problems])
+
+
+NO_ADAPTER = ("a whole", "the weights", "a VAE", "a text encoder", "an embedding", "a Control", "an IP-", "a motion",
+              "no adapter")  # fmt: skip
+"""What ``what_is`` calls files that are no adapters begins with one of these."""
 
 
 # -------------------------------------------------------------------------------------------------------- with ComfyUI
 
 
-def _targets(model: Any, clip: Any) -> dict[str, tuple[Any, tuple[int, ...] | None]]:
-    """Name in a file -> (ComfyUI's patch target, the shape of that weight or of its slice)."""
+def _targets(model: Any, clip: Any) -> tuple[dict[str, tuple[Any, tuple[int, ...] | None]], set[str]]:
+    """Name in a file -> (ComfyUI's patch target, the shape of that weight or of its slice); and the names of modules
+    that have a bias."""
     import comfy.lora
 
     found: dict[str, tuple[Any, tuple[int, ...] | None]] = {}
+    biased: set[str] = set()
     sides = []
     if model is not None:
         sides.append((model.model, comfy.lora.model_lora_keys_unet(model.model, {})))
@@ -172,7 +196,15 @@ def _targets(model: Any, clip: Any) -> dict[str, tuple[Any, tuple[int, ...] | No
                 axis, _, length = cut[0]
                 shape = (*shape[:axis], length, *shape[axis + 1 :])
             found[name] = (target, shape)
-    return found
+            if _bias_of(target) in weights:
+                biased.add(name)
+    return found, biased
+
+
+def _only(tensors: Mapping[str, Tensor], modules: set[str]) -> dict[str, Tensor]:
+    """The tensors of these modules, as they are spelled."""
+    return {key: value for name, parts in adapter.by_module(tensors).items() if name in modules
+            for key, value in _full_names(name, parts, tensors)}  # fmt: skip
 
 
 def _full_names(module: str, parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:

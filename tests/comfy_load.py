@@ -279,6 +279,48 @@ def today(model, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Te
     return dotted, flat
 
 
+def faults(sd15, text, sdxl, text2, plain, saved) -> dict:
+    """Files with a fault, or with more than matrices: what is applied is counted, what is not is named."""
+
+    def loaded(model, clip, tensors, check: str = "error") -> str:
+        try:
+            return load.apply(model, clip, saved("fault.safetensors", tensors), 1, 1, "", check).info
+        except ValueError as error:
+            return f"refused: {error}"
+
+    first = next(iter(plain))
+    flux = "lora_unet_double_blocks_0_img_attn_qkv.lora_{}.weight"
+    cases = {
+        "half": {key: value for key, value in plain.items() if key != first.replace("lora_down", "lora_up")},
+        "nan": {**plain, first: plain[first] * float("nan")},
+        "foreign": {**plain, "lora_te9_strange": torch.ones(1)},
+        "embedding": {**plain, "bundle_emb.cat.clip_l": torch.ones(1, 768)},
+        "whole": {"model.diffusion_model.out.2.weight": torch.ones(1), "first_stage_model.x": torch.ones(1)},
+        "flux": {flux.format(name): torch.ones(4, 4) for name in ("up", "down")},
+    }
+    found: dict = {
+        f"{name}, {check}": loaded(sd15, text, tensors, check)
+        for name, tensors in cases.items()
+        for check in ("error", "warn")
+    }
+    names = {
+        "unet.middle_block.1.transformer_blocks.0.attn2.to_k": 2048,
+        "clip_g.text_model.encoder.layers.0.mlp.fc1": 64,
+    }
+    omi = {f"{name}.lora_down.weight": random(4, width) for name, width in names.items()}
+    omi |= {f"{name}.lora_up.weight": random(128, 4) for name in names}
+    found["omi"] = loaded(sdxl, text2, omi)
+    start, bias = "unet.mid_block.attentions.0.transformer_blocks.0.attn1", random(128)
+    pair = {"A": random(4, 128), "B": random(128, 4)}
+    both = {f"{start}.{to}.lora_{n}.weight": v.clone() for to in ("to_k", "to_out.0") for n, v in pair.items()}
+    path = saved("bias.safetensors", {**both, f"{start}.to_out.0.lora_B.bias": bias})
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_out.0.bias"
+    shift = patched(load.apply(sd15, text, path, 0.5, 1, "", "error").model)[key] - sd15.model.state_dict()[key]
+    found["bias"] = float((shift - 0.5 * bias).abs().max())
+    found["no bias"] = loaded(sd15, text, {**both, f"{start}.to_k.lora_B.bias": bias})
+    return found
+
+
 def main() -> dict:
     found: dict = {}
     folder = Path(tempfile.mkdtemp())
@@ -366,6 +408,8 @@ def main() -> dict:
         load.apply(sd15, text, folder / "lora.safetensors", 1, 1, "joint.3=0", "error")
     except ValueError as error:
         found["blocks"]["unknown"] = str(error)
+
+    found["faults"] = faults(sd15, text, sdxl, text2, plain, saved)
 
     # without a CLIP, the text encoder's part is counted, not missed
     found["model only"] = {"info": load.apply(sd15, None, folder / "lora.safetensors", 1, 0, "", "error").info}

@@ -163,7 +163,7 @@ def test_files_that_cannot_be_read_are_named_in_one_line(tmp_path: Path) -> None
     refused(b"<html>not found, really, sorry</html>", "it is no safetensors file")
     refused(struct.pack("<Q", 8) + b"not json" + bytes(9), "it is no safetensors file")
     refused(b"PK\x03\x04nonsense", "it cannot be read")
-    refused(pickle.dumps({"x": Path}), "it holds code beside tensors and is refused", "c.pt")
+    refused(pickle.dumps({"x": Path}), "it holds code beside tensors, or is damaged, and is refused", "c.pt")
     with pytest.raises(ValueError, match="no such file"):
         files.read(tmp_path / "missing.safetensors")
     with pytest.raises(ValueError, match="it holds no adapter_model"):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from pixelkiln.nodes import adapter, blocks, dataset, graph, grid, host, load, plan, preference, routes, runs, train
 from pixelkiln.nodes.all import NODES
+from pixelkiln.trainer.adapters.loading import for_host
 from pixelkiln.trainer.data import pairs_file
 from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.runs import control
@@ -155,18 +156,20 @@ def test_diffusers_names_of_today_become_names_that_comfyui_reads(tmp_path):
     file = written(
         tmp_path, lora({f"unet.{dotted}.attn2.to_k": (320, 768), f"unet.{dotted}.attn1.to_q": (320, 320)}, peft=True)
     )
-    tensors, notes = load.kohya_names(file, set(SD15))
+    found = for_host(file.tensors, file.metadata, set(SD15))
+    tensors = found.tensors
     assert set(adapter.by_module(tensors)) == set(SD15)
     assert torch.equal(
         tensors[f"lora_unet_{BLOCK}_attn2_to_k.lora_down.weight"],
         file.tensors[f"unet.{dotted}.attn2.to_k.lora_A.weight"],
     )
-    assert notes[0] == "read diffusers names"
+    assert found.notes[0] == "read diffusers names"
 
 
 def test_kohya_files_pass_unchanged(tmp_path):
     file = written(tmp_path, lora(SD15))
-    assert load.kohya_names(file, set(SD15))[0] is file.tensors
+    found = for_host(file.tensors, file.metadata, set(SD15)).tensors
+    assert found.keys() == file.tensors.keys() and all(found[key] is value for key, value in file.tensors.items())
 
 
 @pytest.mark.parametrize("shape, wanted", [((6,), (6, 1)), ((1, 6, 1, 1), (6, 1, 1, 1))])
@@ -174,7 +177,7 @@ def test_magnitudes_of_an_unknown_network_keep_their_effect(tmp_path, shape, wan
     module = "transformer.other_blocks.0.attn.to_q"
     tensors = {f"{module}.lora_A.weight": torch.ones(2, 4), f"{module}.lora_B.weight": torch.ones(6, 2)}
     file = written(tmp_path, {**tensors, f"{module}.lora_magnitude_vector": torch.arange(6.0).reshape(shape)})
-    found, _ = load.kohya_names(file, {module})
+    found = for_host(file.tensors, file.metadata, {module}).tensors
     assert found.keys() == {*tensors, f"{module}.dora_scale"}
     assert torch.equal(found[f"{module}.dora_scale"], torch.arange(6.0).reshape(wanted))
 
@@ -190,8 +193,8 @@ def test_metadata_above_a_mebibyte_and_trigger_words(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, said", [
-    ("a.pt", b"x", "only .safetensors is read"),
-    ("a.safetensors", b"\x10\0\0\0\0\0\0\0{}", "no whole safetensors file"),
+    ("a.pt", b"x", "a.pt: it holds code beside tensors, or is damaged"),
+    ("a.safetensors", b"\x10\0\0\0\0\0\0\0{}", "a.safetensors: it is cut short"),
     ("gone.safetensors", None, "no such file"),
 ])  # fmt: skip
 def test_files_that_cannot_be_read(tmp_path, name, content, said):

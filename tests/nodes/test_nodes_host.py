@@ -84,6 +84,20 @@ def test_without_a_clip_its_modules_are_counted(findings):
     assert "matched 214 of 214\nnot used: 12 modules" in findings["model only"]["info"]
 
 
+def test_what_is_not_applied_is_counted_and_named(findings):
+    found = findings["faults"]
+    for name, words in {"half": "without lora_up.weight", "nan": "NaN or infinite", "foreign": "lora_te9_strange",
+                        "whole": "it is a whole checkpoint", "flux": "a LoRA for Flux"}.items():  # fmt: skip
+        assert found[f"{name}, error"].startswith("refused: ") and words in found[f"{name}, error"], name
+        assert words in found[f"{name}, warn"]
+    assert "matched 225 of 226" in found["half, warn"]
+    assert "matched 226 of 227" in found["foreign, warn"]
+    assert "matched 226 of 226\nnote: it holds embeddings, which are not applied: cat" in found["embedding, error"]
+    assert "matched 2 of 2" in found["omi"]
+    assert found["bias"] < 1e-6
+    assert "1 differences of biases have no bias in this model" in found["no bias"]
+
+
 # -------------------------------------------------------------------------------------------------------------- server
 
 

@@ -98,10 +98,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except BROKEN_PICKLE as error:
         if "Weights only" in str(error) or "weights_only" in str(error):
-            raise UserError(f"{path}: it holds code beside tensors and is refused; give a .safetensors") from None
+            raise UserError(
+                f"{path}: it holds code beside tensors, or is damaged, and is refused; give a .safetensors"
+            ) from None
         raise UserError(f"{path}: it cannot be read; give an adapter in .safetensors") from None
+    if isinstance(found, dict) and "string_to_param" in found:
+        raise UserError(f"{path}: it is an embedding (textual inversion), no adapter; put it among the embeddings")
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
+    elif isinstance(found, dict) and len(found) == 1 and isinstance(inner := next(iter(found.values())), dict):
+        found = inner
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"{path}: it holds no table of tensors; give an adapter in .safetensors")
     return {str(key): value for key, value in found.items()}

@@ -234,7 +234,7 @@ def read(
     split_qkv = network_args(metadata).get("split_qkv") == "True"
     for name, parts in sites.items():
         if -1 not in parts:
-            whole = _complete(name, {part: module for part, (_, module) in parts.items()})
+            whole = complete(name, {part: module for part, (_, module) in parts.items()})
             try:
                 found.modules[name], was_tied = algebra.fuse(whole)
                 untied += not was_tied
@@ -349,7 +349,7 @@ def _swaps(family: str, path: str, module: Mapping[str, Tensor]) -> bool:
     return key_mapping(family).is_swapped(path, found or (0, 1))
 
 
-def _complete(name: str, parts: Mapping[int, dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+def complete(name: str, parts: Mapping[int, dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """q, k and v, where a missing one adds nothing."""
     some = next(iter(parts.values()))
     if len(parts) < 3 and "dora_scale" in some:
