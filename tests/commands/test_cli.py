@@ -354,7 +354,7 @@ def test_ctrl_c_before_the_first_step(home, tmp_path, capfd, monkeypatch, phase)
     monkeypatch.setattr(owner, name, pressed)
     assert main(words) == 130
     err, now = capfd.readouterr().err, control.status(tmp_path / "early")
-    assert f"\n{signals.ASKED}\n" in err and signals.EARLY in err and "Traceback" not in err
+    assert f"\n{signals.STOPPING}\n" in err and signals.EARLY in err and "Traceback" not in err
     assert (now.state, now.exit_code, now.step, now.message) == ("stopped", 130, 0, signals.EARLY)
     first = len(calls)
     assert first < 3 and not (tmp_path / "early" / "early.safetensors").exists()
@@ -370,7 +370,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_so(capfd, monkeypatch):
         assert asked.wait(5)
         os.kill(os.getpid(), signal.SIGINT)
         asked.wait(0)
-    assert [line for line in capfd.readouterr().err.splitlines() if line] == [signals.ASKED, signals.AT_ONCE]
+    assert [line for line in capfd.readouterr().err.splitlines() if line] == [signals.STOPPING, signals.AT_ONCE]
 
 
 def test_a_full_disk_while_saving_leaves_the_old_file(home, tmp_path, capsys, monkeypatch):

@@ -228,7 +228,7 @@ def test_compiled_blocks_do_not_keep_packed_weights_whole(tmp_path):
 def test_training_all_weights_needs_bfloat16(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "choose_precision", lambda *_: torch.float16)
     config = runs.config(tmp_path, {"run.full": True, "run.precision": "auto"})
-    with pytest.raises(ValueError, match=r"run\.full: it needs bfloat16, which this card does not have"):
+    with pytest.raises(ValueError, match=r"run\.full: it needs bfloat16, which this GPU does not have"):
         loop_module.train(config)
 
 

@@ -70,8 +70,8 @@ def test_a_run_goes_back_and_lowers_its_rate(tmp_path, monkeypatch):
     assert (back["step"], back["failed"]) == (4, 6), "the state of step 5 leads straight to step 6, that of 4 does not"
     told = [e["message"] for e in of_kind(config, "warning") if "diverged" in e["message"]]
     assert told == [
-        "train: 3 steps in a row, from 6 on, gave no number (a loss or gradient of NaN): the weights have run away. "
-        "Back to step 4, from where the learning rate is 0.5 times what it was; if this comes back, the run stops"
+        "train: 3 steps in a row, from 6 on, had a non-finite loss or gradient: the run diverged. Back to step 4, from "
+        "where the learning rate is 0.5 times the earlier one; if this happens again, the run stops"
     ]
     taken = [(e["step"], e["lr"]) for e in of_kind(config, "step")]
     assert taken == [(i, RATE) for i in range(1, 9)] + [(i, RATE / 2) for i in range(5, 13)]
@@ -118,8 +118,8 @@ def test_what_comes_back_ends_the_run_and_keeps_the_good_state(tmp_path, monkeyp
     assert main(["train", str(file)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line == (
-        "error: train: 3 steps in a row, from 6 on, gave no number (a loss or gradient of NaN) again, although the run "
-        "went back; lower optimizer.learning_rate, or use bf16 or fp32, then go on with --resume"
+        "error: train: 3 steps in a row, from 6 on, had a non-finite loss or gradient again, although the run "
+        "went back; lower optimizer.learning_rate, or use bf16 or fp32, then continue with --resume"
     )
     kept = checkpoint.states(Path(config.run.out) / "t" / "state")
     assert [path.stem for path in kept] == ["step00000002", "step00000004"]

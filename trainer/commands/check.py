@@ -83,7 +83,7 @@ def check(config: Config, card: gpus.Card) -> dict[str, Any]:
     warnings = [*dataset.warnings] if dataset else ["no data is given; the configured resolution is taken"]
     for name, (options, _) in config.terms().items():
         warnings += [f"loss.{name}.{line}" for line in options.warnings()]
-    warnings += report.unforeseen(config, distributed.place()[1])
+    warnings += report.unforeseen(config, distributed.rank_and_world()[1])
     return {
         "model": _model(config, found),
         "data": dataset.report if dataset else None,

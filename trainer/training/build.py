@@ -219,10 +219,7 @@ def _build_optimization(config: Config, model: Model, total: int, log: Callable[
     schedule, more = build_schedule(config.schedule, total, optimizer)
     for line in [*notes, *more]:
         log(line)
-    scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
-    scaler.scale(
-        torch.zeros((), device=model.device)
-    )  # it has its scale from here on, whatever the first step computes
+    scaler = grad_scaler(model.device, model.dtype)
     made = Optimization(optimizer, schedule, scaler, config.optimizer.max_grad_norm)
     if config.save.ema:
         made.average = Average(made.parameters(), config.save.ema)
