@@ -340,7 +340,7 @@ def test_weight_norms_are_scaled_as_by_kohya() -> None:
     _, adapter = made("sd15", rank=2, alpha=1.0, conv_rank=2, targets=["up_blocks.1"])
     shake(adapter, 0.3)
     before = adapter.state_dict()
-    said = adapter.scale_weight_norms(0.5)
+    norms = adapter.scale_weight_norms(0.5)
     after = adapter.state_dict()
     scaled = 0
     for one in adapter.mounted:
@@ -351,8 +351,8 @@ def test_weight_norms_are_scaled_as_by_kohya() -> None:
         assert torch.allclose(after[f"{name}.lora_up.weight"], up * ratio**0.5, rtol=1e-4)
         assert torch.allclose(after[f"{name}.lora_down.weight"], down * ratio**0.5, rtol=1e-4)
     assert 0 < scaled < len(adapter.mounted)
-    assert said["max_norm/keys_scaled"] == scaled
-    assert said["max_norm/max_key_norm"] == pytest.approx(0.5, rel=1e-4)
+    assert norms["max_norm/keys_scaled"] == scaled
+    assert norms["max_norm/max_key_norm"] == pytest.approx(0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
@@ -591,10 +591,10 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     stranger = {f"lora_unet_down_blocks_3_attentions_0_proj_in.{n}": v for n, v in
                 (("lora_up.weight", torch.zeros(4, 2)), ("lora_down.weight", torch.zeros(2, 4)))}  # fmt: skip
     refused({**good, **stranger}, "the model has no module for 'lora_unet_down_blocks_3_attentions_0_proj_in'")
-    refused({"lora_unet_conv_in.diff": torch.zeros(3)}, "it is an adapter of kind full")
+    refused({"lora_unet_conv_in.diff": torch.zeros(3)}, "it is differences of norms; training starts from lora")
     refused({"something.weight": torch.zeros(3)}, "it is no adapter")
     half = {n: v for n, v in good.items() if n != name}
-    refused(half, "tensors are missing")
+    refused(half, "lora_down.weight is missing")
 
 
 def test_load_wants_exactly_what_was_saved() -> None:

@@ -97,32 +97,32 @@ def test_the_header_says_what_kohyas_tools_say() -> None:
         "tag_frequency": {"10_ink": {"ink": 3}},
         "dataset_dirs": {"10_ink": {}},
     }
-    said = files.metadata(
+    header = files.metadata(
         "sdxl", "lora", facts, rank=16, alpha=8.0, network_args={"conv_dim": 8}, spec={"trigger_phrase": "ink drawing"},
         config={"run": {"out": "/home/someone/runs"}, "model": {"path": "C:\\models\\base.safetensors"}},
     )  # fmt: skip
-    assert all(isinstance(value, str) for value in said.values())
-    assert said["ss_base_model_version"] == "sdxl_base_v1-0"
-    assert (said["ss_v2"], said["ss_network_module"], said["ss_network_dim"]) == ("False", "networks.lora", "16")
-    assert said["ss_network_alpha"] == "8.0"
-    assert json.loads(said["ss_network_args"]) == {"conv_dim": "8"}
-    assert said["ss_clip_skip"] == "None"
-    assert json.loads(said["ss_tag_frequency"]) == {"10_ink": {"ink": 3}}
-    assert said["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
-    assert said["modelspec.implementation"] == "https://github.com/Stability-AI/generative-models"
-    assert said["modelspec.trigger_phrase"] == "ink drawing"
-    assert said["modelspec.resolution"] == "1024x1024"
-    assert {name for name in said if name.startswith("pixelkiln.")} == {files.CONFIG}
-    assert json.loads(said[files.CONFIG]) == {"run": {"out": "runs"}, "model": {"path": "base.safetensors"}}
+    assert all(isinstance(value, str) for value in header.values())
+    assert header["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert (header["ss_v2"], header["ss_network_module"], header["ss_network_dim"]) == ("False", "networks.lora", "16")
+    assert header["ss_network_alpha"] == "8.0"
+    assert json.loads(header["ss_network_args"]) == {"conv_dim": "8"}
+    assert header["ss_clip_skip"] == "None"
+    assert json.loads(header["ss_tag_frequency"]) == {"10_ink": {"ink": 3}}
+    assert header["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert header["modelspec.implementation"] == "https://github.com/Stability-AI/generative-models"
+    assert header["modelspec.trigger_phrase"] == "ink drawing"
+    assert header["modelspec.resolution"] == "1024x1024"
+    assert {name for name in header if name.startswith("pixelkiln.")} == {files.CONFIG}
+    assert json.loads(header[files.CONFIG]) == {"run": {"out": "runs"}, "model": {"path": "base.safetensors"}}
 
 
 def test_stripping_leaves_out_the_training_set() -> None:
     facts = {name: {"10_secret": {"secret tag": 1}} for name in files.PRIVATE}
     config = {"data": {"sets": [{"path": "/secret/place"}]}, "sample": {"prompts": ["secret"]}, "adapter": {"rank": 4},
               "model": {"path": "/secret/model.safetensors"}}  # fmt: skip
-    said = files.metadata("sd15", "lora", facts, rank=4, alpha=4, config=config, strip=True)
-    assert "secret" not in json.dumps(said)
-    assert json.loads(said[files.CONFIG]) == {"adapter": {"rank": 4}, "model": {}}
+    header = files.metadata("sd15", "lora", facts, rank=4, alpha=4, config=config, strip=True)
+    assert "secret" not in json.dumps(header)
+    assert json.loads(header[files.CONFIG]) == {"adapter": {"rank": 4}, "model": {}}
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,12 @@ def test_stripping_leaves_out_the_training_set() -> None:
     ],
 )
 def test_versions(family: str, prediction: str | None, base: str, architecture: str, module: str) -> None:
-    said = files.metadata(family, "lora", {}, rank=4, alpha=4, prediction=prediction)
-    assert (said["ss_base_model_version"], said["modelspec.architecture"]) == (base, architecture)
-    assert said["ss_network_module"] == module
-    assert keys.identify({"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": (4, 4)}, said).family == family
+    header = files.metadata(family, "lora", {}, rank=4, alpha=4, prediction=prediction)
+    assert (header["ss_base_model_version"], header["modelspec.architecture"]) == (base, architecture)
+    assert header["ss_network_module"] == module
+    assert (
+        keys.identify({"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": (4, 4)}, header).family == family
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -252,7 +254,7 @@ def test_every_file_is_verified(family: str, kind: str, tmp_path: Path) -> None:
 
 
 def test_an_effect_below_the_models_rounding_is_no_error(tmp_path: Path) -> None:
-    """A short training of a bfloat16 model: both pictures differ by rounding alone, and that is said."""
+    """A short training of a bfloat16 model: both pictures differ by rounding alone, and that is header."""
     parts = tiny.parts("sdxl")
     adapter = inject(parts.denoiser.bfloat16(), {}, "sdxl", AdapterOptions(rank=2), seed=1)
     with torch.no_grad():

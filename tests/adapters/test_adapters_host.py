@@ -125,9 +125,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_comfyui_makes_the_trained_weights(family: str, kind: str, loaded: Any) -> None:
-    folder, said, wanted = loaded
+    folder, reported, wanted = loaded
     case = f"{family}-with-{kind}"
-    assert said[case] == {"complaints": [], "unfilled": [], "unexpected": []}
+    assert reported[case] == {"complaints": [], "unfilled": [], "unexpected": []}
     base = load_file(folder / f"{family}.safetensors")
     got = {
         (f"model.{k}" if k.startswith("diffusion_model") else k): v

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pixelkiln.trainer.adapters import algebra, convert, files, keys
+from pixelkiln.trainer.adapters.inject import read_start
 from pixelkiln.trainer.adapters.names import network_names
+from pixelkiln.trainer.adapters.options import AdapterOptions
 from pixelkiln.trainer.adapters.recognize import what_is
 from pixelkiln.trainer.adapters.verify import difference, verify_file
 from pixelkiln.trainer.errors import UserError
@@ -448,3 +450,13 @@ def test_what_is_written_is_compared_with_what_was_read(tmp_path: Path, monkeypa
     module = {key.partition(".")[2]: value for key, value in SD15.items()}
     for changed in ({"alpha": torch.tensor(1.0)}, {"diff_b": torch.ones(1280)}):
         assert bool(difference(module, {**module, **changed})[1])
+
+
+@pytest.mark.parametrize(
+    ("part", "message"), [("diff_b", "differences of biases"), ("dora_scale", "magnitudes are of the inputs")]
+)
+def test_a_start_that_training_cannot_hold_is_refused(part: str, message: str, tmp_path: Path) -> None:
+    value = torch.ones(1280) if part == "diff_b" else torch.ones(1, 768)
+    source = written(tmp_path / "a.safetensors", {**SD15, f"{BLOCK}_attn2_to_k.{part}": value})
+    with pytest.raises(UserError, match=message):
+        read_start(AdapterOptions(init_from=str(source)), "sd15")

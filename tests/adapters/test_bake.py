@@ -14,7 +14,7 @@ from pixelkiln.trainer.adapters.verify import probe
 from pixelkiln.trainer.training.build import build_model
 
 
-def said(parts: Any) -> torch.Tensor:
+def output(parts: Any) -> torch.Tensor:
     with torch.no_grad():
         return parts.family.denoiser(**probe(parts.family.denoiser)).sample
 
@@ -33,27 +33,27 @@ def test_a_baked_adapter_acts_as_one_that_is_on(tmp_path, name, kind):
     header = files.metadata(name, kind, {}, rank=2, alpha=2.0, network_args=plain.adapter.network_args())
     files.save(file, plain.adapter.for_file(torch.float64), header)
     with plain.adapter.reference():
-        bare = said(plain)
-    on = said(plain)
+        bare = output(plain)
+    on = output(plain)
     baked = build_model(config(tmp_path, {"model.base_adapters": [str(file)]}, name), print)[0]
     assert (on - bare).abs().max() > 1e-3
-    torch.testing.assert_close(said(baked), on, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output(baked), on, rtol=1e-5, atol=1e-6)
     assert baked.family.fingerprints["text"] != plain.family.fingerprints["text"]
     if kind == "lora":
         both = {"model.base_adapters": [str(file)] * 2, "model.base_adapter_weights": [1.0, -1.0]}
         undone = build_model(config(tmp_path, both, name), print)[0]
-        torch.testing.assert_close(said(undone), bare, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(output(undone), bare, rtol=1e-5, atol=1e-6)
 
 
 def test_captions_are_cached_anew_on_a_base_with_adapters_when_encoders_are_held_differently(tmp_path):
     plain = build_model(config(tmp_path, {"adapter.text_encoders": True}), print)[0]
     safetensors.torch.save_file(plain.adapter.for_file(torch.float32), tmp_path / "first.safetensors")
     flags = {"model.base_adapters": [str(tmp_path / "first.safetensors")], "run.precision": "fp32"}
-    told = {
+    message = {
         held: build_model(config(tmp_path, {**flags, "memory.text_weights": held}), print)[0].family.fingerprints
         for held in ("full", "nf4")
     }
-    assert told["full"]["text"] != told["nf4"]["text"] and told["full"]["model"] == told["nf4"]["model"]
+    assert message["full"]["text"] != message["nf4"]["text"] and message["full"]["model"] == message["nf4"]["model"]
 
 
 def test_a_run_on_top_of_one_saves_the_new_adapter_alone(tmp_path):
@@ -68,13 +68,13 @@ def test_a_run_on_top_of_one_saves_the_new_adapter_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"model.base_adapters": ["{}/none.safetensors"]}, "cannot be read"),
         ({"model.base_adapter_weights": [0.5]}, "more of them than base_adapters"),
     ],
 )
-def test_what_cannot_be_baked_is_one_clear_line(tmp_path, flags, told):
+def test_what_cannot_be_baked_is_one_clear_line(tmp_path, flags, message):
     flags = {k: [v.format(tmp_path) if isinstance(v, str) else v for v in values] for k, values in flags.items()}
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         build_model(config(tmp_path, flags), print)[0]

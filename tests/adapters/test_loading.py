@@ -152,11 +152,14 @@ def test_messages_that_nodes_show_name_no_option_and_no_flag() -> None:
     for module in shown:
         tree = ast.parse(Path(module.__file__ or "").read_text("utf-8"))
         calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
-        said = [
+        calls_of_messages = [
             n for n in calls if getattr(n.func, "id", getattr(n.func, "attr", "")) in ("UserError", "append", "_report")
         ]
         texts = [
-            n.value for call in said for n in ast.walk(call) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            n.value
+            for call in calls_of_messages
+            for n in ast.walk(call)
+            if isinstance(n, ast.Constant) and isinstance(n.value, str)
         ]
         assert texts or module is recognize
         for text in texts:

@@ -35,7 +35,7 @@ def bake(
 ) -> list[str]:
     """Add ``weight`` times an adapter file to the model's weights, which must not be quantised yet; notes.
 
-    Modules of encoders that are not loaded are left out, and noted. ValueError for a file that does not fit.
+    Modules of encoders that are not loaded are left out, and noted. UserError for a file that does not fit.
     """
     modules = {DENOISER: denoiser, **text_encoders}
     tensors, kind, notes, for_comfyui = read_start(AdapterOptions(init_from=path), family)

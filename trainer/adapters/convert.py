@@ -132,7 +132,7 @@ def inspect(path: Path) -> dict[str, Any]:
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     facts = keys.identify(shapes, metadata)
     alphas = Counter(float(value) for key, value in tensors.items() if key.endswith("alpha") and value.numel() == 1)
-    said = {key: value for key, value in metadata.items() if key.startswith("ss_") and value != "None"}
+    training = {key: value for key, value in metadata.items() if key.startswith("ss_") and value != "None"}
     data_hash = None
     if path.is_file() and path.suffix == ".safetensors":
         data_hash = files.data_hash(path)
@@ -153,7 +153,9 @@ def inspect(path: Path) -> dict[str, Any]:
         "trigger_words": trigger_words(metadata),
         "base_model": metadata.get("ss_sd_model_name"),
         "says_it_is_for": metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version"),
-        "training": {k.removeprefix("ss_"): v for k, v in said.items() if k.removeprefix("ss_") not in files.PRIVATE},
+        "training": {
+            k.removeprefix("ss_"): v for k, v in training.items() if k.removeprefix("ss_") not in files.PRIVATE
+        },
         "config": _config(config),
         "hashes": {"stored": stored, "found": data_hash, "agree": None if stored is None else stored == data_hash},
         "does_not_belong": list(facts.foreign),
@@ -330,7 +332,7 @@ def _peft_config(kind: str, modules: Mapping[str, Mapping[str, Tensor]]) -> dict
 
 
 def _lokr_factor(modules: Mapping[str, Mapping[str, Tensor]]) -> tuple[int, bool]:
-    """PEFT's decompose_factor and decompose_both that give a LoKr's shapes. ValueError where none does."""
+    """PEFT's decompose_factor and decompose_both that give a LoKr's shapes. UserError where none does."""
     have = {path: {name: tuple(value.shape) for name, value in own.items()} for path, own in modules.items()}
     for factor in (-1, *range(2, 129)):
         for both in (False, True):

@@ -54,7 +54,7 @@ class Dropout:
         return (drawn >= chance).to(like.dtype) / (1 - chance)
 
     def _names(self, count: int) -> list[str]:
-        """Of a tensor's rows: several for a sample whose caption is heard in parts."""
+        """Of a tensor's rows: several for a sample whose caption is encoded in parts."""
         rows = self.rows or tuple(map(str, range(count)))
         return [f"{row} {part}" for row in rows for part in range(count // len(rows))]
 

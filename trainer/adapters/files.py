@@ -24,18 +24,13 @@ CONFIG = "pixelkiln.config"
 """The one header entry of our own: the resolved configuration, as JSON."""
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-
 # -------------------------------------------------------------------------------------------------------------- read
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of an adapter: a .safetensors, a pickled file that holds tensors only, or PEFT's folder(s).
 
-    ValueError, in one line, for anything else.
+    UserError, in one line, for anything else.
     """
     if path.is_dir():
         return _read_peft(path)
@@ -141,13 +136,13 @@ def _read_peft(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a .safetensors with Kohya's hashes in its header; a crash or a full disk leaves the old file.
 
-    Tensors are in the order and alignment of the safetensors library. Raises files.NotWritten (a ValueError).
+    Tensors are in the order and alignment of the safetensors library. Raises files.NotWritten (a UserError).
     """
     from safetensors.torch import save as serialise
 
-    said = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    content = memoryview(serialise(whole, metadata=said or None))
+    content = memoryview(serialise(whole, metadata=training or None))
     length = struct.unpack("<Q", content[:8])[0]
     data = content[8 + length :]
     table = json.loads(bytes(content[8 : 8 + length]))
@@ -178,18 +173,6 @@ def data_hash(path: Path) -> str:
         while chunk := file.read(1 << 22):
             found.update(chunk)
     return found.hexdigest()
-
-
-def file_hashes(path: Path) -> tuple[str, str]:
-    """(legacy, full sha256) of a model file: Kohya's ss_sd_model_hash and ss_new_sd_model_hash."""
-    whole, part = hashlib.sha256(), b""
-    with path.open("rb") as file:
-        file.seek(0x100000)
-        part = file.read(0x10000)
-        file.seek(0)
-        while chunk := file.read(1 << 22):
-            whole.update(chunk)
-    return hashlib.sha256(part).hexdigest()[:8], whole.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------- metadata
@@ -238,9 +221,9 @@ def metadata(
     args = {"algo": kind, **(network_args or {})} if kind in ("loha", "lokr") else dict(network_args or {})
     if kind == "dora":
         args = {"algo": "lora", "dora_wd": "True", **args}
-    said: dict[str, Any] = dict.fromkeys(ALWAYS.split())
-    said.update(facts)
-    said.update(
+    training: dict[str, Any] = dict.fromkeys(ALWAYS.split())
+    training.update(facts)
+    training.update(
         v2=mapping.is_v2,
         base_model_version=mapping.entry("base_version", is_v),
         network_module=mapping.network_module if kind == "lora" else "lycoris.kohya",
@@ -249,10 +232,10 @@ def metadata(
         **({"network_args": {k: str(v) for k, v in args.items()}} if args else {}),
     )
     if strip:
-        said = {name: value for name, value in said.items() if name not in PRIVATE}
+        training = {name: value for name, value in training.items() if name not in PRIVATE}
     if minimal:
-        said = {name: value for name, value in said.items() if name in LEAST}
-    found = {f"ss_{name}": _text(value) for name, value in said.items()}
+        training = {name: value for name, value in training.items() if name in LEAST}
+    found = {f"ss_{name}": _text(value) for name, value in training.items()}
     side = mapping.entry("resolution", is_v)
     entries: dict[str, Any] = {
         "sai_model_spec": "1.0.1",
@@ -298,7 +281,7 @@ def naming(path: Path | str) -> Iterator[None]:
     """Put the file's name before what is wrong with it."""
     try:
         yield
-    except ValueError as error:
+    except UserError as error:
         if str(error).startswith(str(path)):
             raise
         raise UserError(f"{path}: {error}") from None

@@ -23,6 +23,7 @@ from .mappings.mapping import key_mapping
 from .names import DENOISER, Site, all_sites, block_of, encoder
 from .options import AdapterOptions
 from .plan import Planned, continued, plan
+from .recognize import what_is
 
 
 def inject(
@@ -37,7 +38,7 @@ def inject(
     """Put fresh adapters, or those of ``options.init_from``, on a frozen model; its weights may be quantised.
 
     ``text_encoders`` by Kohya's names (``te``; ``te1``, ``te2``, ``te3``). The adapter's weights are of ``dtype``.
-    ``seed`` draws the start independently of the global generator. ValueError for options or a file that do not fit.
+    ``seed`` draws the start independently of the global generator. UserError for options or a file that do not fit.
     """
     modules = _trained(denoiser, text_encoders, family, options)
     sites = all_sites(family, modules)
@@ -102,10 +103,6 @@ class Adapter:
     def alpha(self) -> float:
         """The commonest alpha of that rank."""
         return Counter(one.alpha for one in self.mounted if one.plan.rank == self.rank).most_common(1)[0][0]
-
-    @property
-    def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.parameters())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For an optimizer: text encoders first, then the denoiser, by block where blocks have rates of their own.
@@ -183,8 +180,8 @@ class Adapter:
 
     @contextmanager
     def _switched(self, name: str | None) -> Iterator[None]:
-        """PEFT's own switches flip requires_grad of every adapter, and take 0.1 s on SDXL: here the layers are told
-        directly, and no parameter is touched."""
+        """PEFT's own switches flip requires_grad of every adapter, and take 0.1 s on SDXL: here the layers are
+        switched directly, and no parameter is touched."""
         was = [(layer, layer._active_adapter, layer._disable_adapters) for layer in self._layers]
         training = [part for part in self._encoder_parts if part.training]  # T5 has dropout of its own
         try:
@@ -238,7 +235,7 @@ class Adapter:
         return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put the tensors of ``state_dict`` back, exactly. ValueError for one too few or too many."""
+        """Put the tensors of ``state_dict`` back, exactly. UserError for one too few or too many."""
         grouped: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             name, _, tensor = key.partition(".")
@@ -284,19 +281,27 @@ def read_start(options: AdapterOptions, family: str) -> tuple[dict[str, Tensor],
     path = options.init_from
     assert path
     tensors, metadata = files.read(Path(path))
-    facts = keys.identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata)
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    facts = keys.identify(shapes, metadata)
     if facts.kind not in keys.KINDS:
-        what = f"an adapter of kind {facts.kind}" if facts.kind else "no adapter"
-        raise UserError(f"{path}: it is {what}; training goes on from lora, dora, loha and lokr")
-    if facts.foreign:
-        raise UserError(f"{path}: '{facts.foreign[0]}' and {len(facts.foreign) - 1} more keys belong to no adapter; "
+        raise UserError(f"{path}: it is {what_is(shapes, facts)}; training starts from lora, dora, loha and lokr")
+    foreign = [key for key in facts.foreign if not key.startswith(keys.EMBEDDING)]
+    if foreign:
+        raise UserError(f"{path}: '{foreign[0]}' and {len(foreign) - 1} more keys belong to no adapter; "
                          "`inspect` lists them")  # fmt: skip
     if facts.family is not None and facts.family != family:
         raise UserError(f"{path}: it is an adapter for {facts.family}, the model is {family}; choose one for {family}")
     try:
         found, notes = keys.to_kohya(tensors, metadata, family)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    odd = [key for key in found if key.partition(".")[2] in (*algebra.SUMS, "diff", "set_weight", "reshape_weight")]
+    if odd:
+        raise UserError(f"{path}: '{odd[0]}' and {len(odd) - 1} more are differences of biases, norms or weights, "
+                         "which are not trained here; give a file without them")  # fmt: skip
+    if any(key.endswith("dora_scale") and algebra.over_inputs({"dora_scale": value}) for key, value in found.items()):
+        raise UserError(f"{path}: its DoRA magnitudes are of the inputs (wd_on_output = False), which is not trained "
+                         "here; give a file with magnitudes of the outputs")  # fmt: skip
     mark, value = keys.DORA_MARK
     for_comfyui = facts.kind == "dora" and keys.network_args(metadata).get(mark) == value
     return found, facts.kind, [f"{path}: {note}" for note in notes], for_comfyui

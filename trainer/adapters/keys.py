@@ -121,8 +121,8 @@ def kind_of(modules: Iterable[Mapping[str, Shape]]) -> str | None:
         if kind and "dora_scale" in names:
             kind = "dora" if kind == "lora" else f"{kind} with dora"
         kinds[kind or ("bias" if "diff_b" in names else "")] = None
-    told = [kind for kind in kinds if kind not in ("", "norm", "bias")] or [kind for kind in kinds if kind]
-    return None if not told else told[0] if len(told) == 1 else "mixed"
+    main = [kind for kind in kinds if kind not in ("", "norm", "bias")] or [kind for kind in kinds if kind]
+    return None if not main else main[0] if len(main) == 1 else "mixed"
 
 
 def _family(grouped: Mapping[tuple[str, str], Mapping[str, Shape]], metadata: Mapping[str, str]) -> str | None:
@@ -192,7 +192,7 @@ def to_kohya(
     """The tensors under the names that Kohya's tools, A1111 and ComfyUI read, with the same effect; and notes.
 
     Tensors that have their name already pass unchanged. ``family`` overrules what the tensors tell. UserError where
-    the family cannot be told or an adapter has no such form.
+    the family is unknown or an adapter has no such form.
     """
     found = read(tensors, metadata, family)
     if found.apart:

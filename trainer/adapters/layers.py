@@ -66,7 +66,7 @@ class Mounted:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], adapter: str = NAME) -> None:
-        """Put tensors in place. ValueError for a name or shape that does not fit."""
+        """Put tensors in place. UserError for a name or shape that does not fit."""
         for layer, part in zip(self.layers, self._parts(tensors)):
             mine = _parameters(layer, self.kind, adapter)
             if set(part) - {"alpha"} != set(mine):
@@ -100,7 +100,7 @@ class Mounted:
         try:
             _check(tensors, site.shape)
             return algebra.thirds(algebra.swap_halves(tensors) if site.swap else tensors, len(site.paths))
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{site.name}: {error}") from None
 
     def tie(self, adapter: str = NAME) -> None:
@@ -144,7 +144,7 @@ def _set_alpha(layer: Any, kind: str, adapter: str, alpha: float | None, scale: 
 
 
 def _check(tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
-    """ValueError for tensors that make up another weight than one of ``shape``."""
+    """UserError for tensors that make up another weight than one of ``shape``."""
     out, width = shape[0], torch.Size(shape[1:]).numel()
     t = {name: value.shape for name, value in tensors.items()}
     if "lora_up.weight" in t and "lora_down.weight" in t:

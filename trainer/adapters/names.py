@@ -22,7 +22,7 @@ DENOISER = "unet"
 
 
 def encoder(family: str, called: str) -> str:
-    """``clip_l`` or ``te1`` -> ``te1``. ValueError for a text encoder that the family does not have."""
+    """``clip_l`` or ``te1`` -> ``te1``. UserError for a text encoder that the family does not have."""
     encoders = key_mapping(family).encoders
     for name, people_say in encoders.items():
         if called in (name, people_say):
@@ -46,11 +46,6 @@ class Site:
     role: Role
     swap: bool = False
     """The model has the halves of ``out`` (scale, shift) the other way round than the file."""
-
-    @property
-    def part_shape(self) -> Shape:
-        """The weight's shape in one of ``paths``."""
-        return (self.shape[0] // len(self.paths), *self.shape[1:])
 
     @property
     def is_kxk(self) -> bool:

@@ -125,13 +125,13 @@ class AdapterOptions(Options):
                 re.compile(pattern)
             except re.error as error:
                 raise UserError(
-                    f"targets: '{pattern}' is no regular expression ({error}); escape it or mend it"
+                    f"targets: '{pattern}' is no regular expression ({error}); escape it or fix it"
                 ) from None
         return self
 
 
 def curve(spec: list[float] | str | None, count: int, threshold: float, where: str) -> list[float]:
-    """Kohya's down_lr_weight and its kin: ``count`` factors. ValueError for too many or too few numbers."""
+    """Kohya's down_lr_weight and its kin: ``count`` factors. UserError for too many or too few numbers."""
     if spec is None:
         return [1.0] * count
     if isinstance(spec, str):
@@ -153,7 +153,7 @@ def curve(spec: list[float] | str | None, count: int, threshold: float, where: s
 
 
 def block_numbers(spec: str, count: int) -> set[int]:
-    """``0-5,8`` -> {0, ..., 5, 8}; ``all``; ``none``. ValueError for a block that the model does not have."""
+    """``0-5,8`` -> {0, ..., 5, 8}; ``all``; ``none``. UserError for a block that the model does not have."""
     if spec == "all":
         return set(range(count))
     found: set[int] = set()

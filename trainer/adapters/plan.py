@@ -29,7 +29,7 @@ class Planned:
 
 
 def plan(family: str, sites: Sequence[Site], options: AdapterOptions) -> list[Planned]:
-    """The adapters of a fresh run. ValueError for options that this model has no use for."""
+    """The adapters of a fresh run. UserError for options that this model has no use for."""
     _refuse_foreign(family, options)
     rates = block_rates(family, options)
     depth = 1 + max((block_of(family, s.name) or 0 for s in sites if s.component == DENOISER), default=0)
@@ -136,7 +136,7 @@ def continued(
 ) -> tuple[list[Planned], list[str]]:
     """The plan of a run that goes on from a file (by Kohya's names): its modules with their ranks and alphas; notes.
 
-    ValueError for a file that does not fit the model.
+    UserError for a file that does not fit the model.
     """
     modules: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():

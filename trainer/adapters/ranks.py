@@ -28,7 +28,7 @@ def resize(modules: Parts, rank: int, family: str) -> tuple[Modules, float]:
     lost = total = 0.0
     for name, module in modules.items():
         whole = _as_one(module)
-        _numbers(name, whole)
+        _check_finite(name, whole)
         if algebra.method(whole) is None:
             found[name] = dict(whole)
             continue
@@ -48,13 +48,13 @@ def _as_one(module: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]) -> Ma
     return {**whole, "diff_b": torch.cat(biases)} if len(biases) == len(module) else whole
 
 
-def _numbers(name: str, module: Mapping[str, Tensor]) -> None:
+def _check_finite(name: str, module: Mapping[str, Tensor]) -> None:
     if not all(algebra.finite(tensor) for tensor in module.values()):
         raise UserError(f"{name}: it holds NaN or infinite values, so nothing is near to it; give a sound file")
 
 
-def _held(name: str, module: Mapping[str, Tensor]) -> None:
-    """ValueError for a sum with values that its type of number cannot hold."""
+def _check_range(name: str, module: Mapping[str, Tensor]) -> None:
+    """UserError for a sum with values beyond the range of its type."""
     if not all(algebra.finite(tensor) for tensor in module.values()):
         raise UserError(f"merge: {name} grows larger than its type of number holds; give smaller weights")
 
@@ -77,8 +77,8 @@ def _resized(
     if rank > old:
         more = down.new_empty(rank - old, *down.shape[1:])
         torch.nn.init.kaiming_uniform_(more, a=math.sqrt(5))
-        wide = torch.cat([up, up.new_zeros(up.shape[0], rank - old, *up.shape[2:])], 1)
-        made = {"lora_down.weight": torch.cat([down, more]), "lora_up.weight": wide}
+        padded = torch.cat([up, up.new_zeros(up.shape[0], rank - old, *up.shape[2:])], 1)
+        made = {"lora_down.weight": torch.cat([down, more]), "lora_up.weight": padded}
         return {**made, "alpha": torch.tensor(scale * rank), **keep}, 0.0, size
     root = s[:rank].sqrt()
     new_up = (left.Q @ u[:, : len(root)] * root).reshape(up.shape[0], len(root), *up.shape[2:])
@@ -121,7 +121,7 @@ def join(parts: Sequence[tuple[Parts, float]], rank: int | None, family: str) ->
     for name in names:
         mine = [(algebra.as_plain(_as_one(modules[name]))[0], w) for modules, w in parts if name in modules]
         for module, _ in mine:
-            _numbers(name, module)
+            _check_finite(name, module)
         dtype = _dtype(mine[0][0])
         made: dict[str, Tensor] = {}
         kinds = {kind for module, _ in mine if (kind := algebra.method(module))}
@@ -131,14 +131,14 @@ def join(parts: Sequence[tuple[Parts, float]], rank: int | None, family: str) ->
             downs = [m["lora_down.weight"].float() for m, _ in weights]
             whole = {"lora_up.weight": torch.cat(ups, 1), "lora_down.weight": torch.cat(downs)}
             whole["alpha"] = torch.tensor(float(whole["lora_down.weight"].shape[0]))
-            _held(name, whole)
+            _check_range(name, whole)
             made, gone, size = _resized(whole, rank or whole["lora_down.weight"].shape[0], ())
             made = {key: value if key == "alpha" else value.to(dtype) for key, value in made.items()}
         elif kinds:
             window = kernel(family, name)
             deltas = [_shaped(algebra.delta(m), window) * w for m, w in weights]
             whole = {"diff": torch.stack(deltas).sum(0)}
-            _held(name, whole)
+            _check_range(name, whole)
             if rank is None:
                 made, gone, size = {"diff": whole["diff"].to(dtype)}, 0.0, float(whole["diff"].norm())
             else:
@@ -148,7 +148,7 @@ def join(parts: Sequence[tuple[Parts, float]], rank: int | None, family: str) ->
         for part in (*algebra.SUMS, *(() if kinds else ("diff",))):
             if some := [m[part].float() * w for m, w in mine if part in m]:
                 made[part] = torch.stack(some).sum(0).to(dtype)
-        _held(name, made)
+        _check_range(name, made)
         joined[name] = made
         lost, total = lost + gone**2, total + size**2
     return joined, math.sqrt(lost / total) if total else 0.0

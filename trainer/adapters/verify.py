@@ -61,14 +61,6 @@ def verify(path: Path, adapter: Adapter, effect: bool = True) -> VerifyResult:
     return found
 
 
-def prove(path: Path, adapter: Adapter, *, effect: bool = False) -> list[str]:
-    """As ``verify``; UserError for the first problem."""
-    found = verify(path, adapter, effect)
-    if found.problems:
-        raise UserError(found.problems[0])
-    return found.lines
-
-
 @torch.no_grad()
 def _verify(path: Path, adapter: Adapter, effect: bool, found: VerifyResult) -> None:
     tensors, metadata = files.read(path)
@@ -273,16 +265,15 @@ def difference(module: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tu
         return 0.0, ""
     random = torch.Generator().manual_seed(0)
     apart, size, wrong = 0.0, 0.0, ""
-    rows = wanted.get("delta")
-    if rows is None and algebra.method(wanted):
-        width = algebra.delta(algebra.on_meta(wanted)).flatten(1).shape[1]
-        rows = algebra.applied(wanted, x := torch.randn(width, 4, generator=random))
-    elif rows is not None:
-        x = torch.randn(rows.shape[1], 4, generator=random).to(rows)
-        rows = rows @ x
-    if rows is not None and not algebra.method(module):
-        return 1.0, "it has no difference of the weight"
-    if rows is not None:
+    whole = wanted.get("delta")
+    rows = None
+    if whole is not None or algebra.method(wanted):
+        if not algebra.method(module):
+            return 1.0, "it has no difference of the weight"
+        width = (algebra.delta(algebra.on_meta(wanted)).flatten(1) if whole is None else whole).shape[1]
+        x = torch.randn(width, 4, generator=random)
+        x = x if whole is None else x.to(whole)
+        rows = algebra.applied(wanted, x) if whole is None else whole @ x
         t = {key: value.to(rows) for key, value in module.items()}
         mine = algebra.applied(t, x)
         nudged = {k: _nudged(v, module[k].dtype, random) for k, v in t.items()}
