@@ -69,7 +69,7 @@ class Process:
         return _wide(a, like), _wide(s, like)
 
     def time(self, level: Tensor) -> Tensor:
-        """What the network is told, [B]: the timestep, or 1000 sigma."""
+        """The network's time input, [B]: the timestep, or 1000 sigma."""
         return level * 1000 if self.alphas is None else level.long()
 
     def level_at(self, u: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class SampleOptions(Options):
     prompts: list[str] = option([], label="Prompts")
     """What to draw; each prompt is a row of the grid. Kohya's flags may follow: ``a cat --n blurry --d 7 --w 512``."""
     file: PathStr | None = option(None, kohya="sample_prompts", label="Prompt file")
-    """Prompts from a text file, one a line, ``#`` for comments, with the same flags; or from Kohya's .toml
+    """Prompts from a text file, one per line, ``#`` for comments, with the same flags; or from Kohya's .toml
     (``[prompt]`` and ``[[prompt.subset]]``) or .json (a list of tables or lines)."""
     negative: str = option("", label="Negative prompt")
     """What to steer away from, where a prompt has no ``--n`` of its own."""
@@ -95,7 +95,7 @@ class Prompt:
 
 
 def prompts(options: SampleOptions, resolution: tuple[int, int], cell: int = 8) -> list[Prompt]:
-    """The prompts of the options and of their file, flags applied. ValueError names a flag that is not known."""
+    """The prompts of the options and of their file, flags applied. UserError names a flag that is not known."""
     asked = [_flags(line) for line in options.prompts] + (_read(Path(options.file)) if options.file else [])
     return [
         _prompt(text, given, options, resolution, (options.seed + i) % 2**64, cell)
@@ -104,7 +104,7 @@ def prompts(options: SampleOptions, resolution: tuple[int, int], cell: int = 8) 
 
 
 Given = dict[str, Any]
-"""What a prompt says for itself, by the names of ``Prompt``."""
+"""What a prompt sets for itself, by the field names of ``Prompt``."""
 FLAGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "n": ("negative", str), "d": ("seed", int), "w": ("width", int), "h": ("height", int), "s": ("steps", int),
     "l": ("guidance", float), "g": ("guidance", float), "ss": ("sampler", str),
@@ -115,7 +115,7 @@ KEYS = {
     "sample_sampler": ("sampler", str),
 }  # fmt: skip
 FOREIGN = ("ctr", "rcfg", "fs", "cfg_trunc_ratio", "renorm_cfg", "flow_shift")
-"""What Kohya's tools know for other families, and pass over for these."""
+"""Flags of Kohya's tools for other families, ignored for these."""
 
 
 def _read(path: Path) -> list[tuple[str, Given]]:
@@ -139,7 +139,7 @@ def _read(path: Path) -> list[tuple[str, Given]]:
         if str(error).startswith("sample prompt"):
             raise
         form = "[prompt] with [[prompt.subset]]" if path.suffix.lower() == ".toml" else "a list of prompts"
-        raise UserError(f"sample.file: {path} is not {form} ({error}); mend it") from None
+        raise UserError(f"sample.file: {path} is not {form} ({error}); correct it") from None
 
 
 def _flags(line: str) -> tuple[str, Given]:
@@ -260,7 +260,7 @@ def draw(
     shape = (1, channels, prompt.height // cell, prompt.width // cell)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(prompt.seed), dtype=torch.float32)
 
-    def said(noisy: Tensor, level: Tensor) -> Tensor:
+    def guided(noisy: Tensor, level: Tensor) -> Tensor:
         out = predict(noisy, level, positive)
         if prompt.guidance == 1:
             return out
@@ -270,7 +270,7 @@ def draw(
     if process.alphas is None:
         x = noise.to(device) * levels[0]
         for sigma, following in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
-            x = x + (following - sigma) * said(x, torch.full((1,), sigma, device=device))
+            x = x + (following - sigma) * guided(x, torch.full((1,), sigma, device=device))
         return x
     scheduler = _scheduler(process, prompt, levels)
     ancestral = torch.Generator().manual_seed((prompt.seed + 1) % 2**64)
@@ -282,7 +282,7 @@ def draw(
     for t in scheduler.timesteps:
         level = t.round().reshape(1).to(device, torch.float32)
         extra = {"generator": ancestral} if prompt.sampler.endswith("ancestral") else {}
-        x = scheduler.step(said(scheduler.scale_model_input(x, t), level), t, x, **extra).prev_sample
+        x = scheduler.step(guided(scheduler.scale_model_input(x, t), level), t, x, **extra).prev_sample
     return x
 
 
@@ -315,7 +315,7 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: Path, prompt: Prompt, facts: dict[str, Any]) -> None:
-    """A PNG that says in its metadata how it was made."""
+    """A PNG with its prompt and settings in the metadata."""
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", prompt.parameters())
     info.add_text("pixelkiln", _made(prompt, facts))

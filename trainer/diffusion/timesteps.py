@@ -41,19 +41,19 @@ class NoiseOptions(Options):
     whole_timesteps: bool = option(False, label="Whole timesteps")
     """SD3: round noise levels down to thousandths, as sd-scripts does."""
     noise_offset: float = option(0.0, kohya="noise_offset", label="Noise offset", ge=0)
-    """Adds so much noise of one value per channel, so a model learns very dark and bright pictures; 0.05 to 0.1."""
+    """Adds this much noise of one value per channel, so a model learns very dark and bright pictures; 0.05 to 0.1."""
     noise_offset_random_strength: bool = option(
         False, kohya="noise_offset_random_strength", label="Random noise offset"
     )
     """Draw each sample's offset between 0 and `noise_offset`."""
     adaptive_noise_scale: float = option(0.0, kohya="adaptive_noise_scale", label="Adaptive noise offset")
-    """Adds so many times the mean latent of each channel to the offset's strength. Needs `noise_offset`."""
+    """Adds this multiple of the mean latent of each channel to the offset's strength. Needs `noise_offset`."""
     multires_iterations: int = option(0, kohya="multires_noise_iterations", label="Multires noise levels", ge=0, le=64)
-    """Adds noise at so many coarser resolutions (pyramid noise), with an effect like the offset's; 6 to 10, or 0."""
+    """Adds noise at this many coarser resolutions (pyramid noise), with an effect like the offset's; 6 to 10, or 0."""
     multires_discount: float = option(0.3, kohya="multires_noise_discount", label="Multires noise discount", ge=0, le=1)
     """Strength of each coarser noise relative to the one before; 0.1 to 0.4."""
     ip_noise_gamma: float = option(0.0, kohya="ip_noise_gamma", label="Input perturbation", ge=0)
-    """Disturbs the input with so much noise that the target does not hold, against exposure bias; 0.05 to 0.1."""
+    """Disturbs the input with this much noise that the target lacks, against exposure bias; 0.05 to 0.1."""
     ip_noise_gamma_random_strength: bool = option(
         False, kohya="ip_noise_gamma_random_strength", label="Random input perturbation"
     )

@@ -105,7 +105,7 @@ class Checker:
         chosen = [o for o, _ in config.terms().values() if isinstance(o, DecodeOptions) and o.decode == "auto"]
         return int(self.card.free * 4) * GIB // 4 if chosen and self.card.device == "cuda" else None
 
-    def pace(self, fit: Fit) -> pace.Pace | None:
+    def pace(self, fit: Fit) -> pace.StepTime | None:
         at = shape(fit.config, self.found, self.dataset(fit.config))
         dtype = self.card.dtype(fit.config.run.precision)
         names = (self.card.name, str(dtype).removeprefix("torch."))
@@ -169,7 +169,7 @@ def answer(checker: Checker, config: Config, steps: int | None) -> dict[str, Any
         "phases": [{"name": one.name, "gb": round(one.total / GIB, 2), "parts": _rounded(one)} for one in fit.phases],
         "seconds": round(found.seconds * steps) if found and steps else None,
         "seconds_per_step": found.seconds if found else None,
-        "pace": found.said if found else "no run of this machine is remembered yet; the first one, or check "
+        "pace": found.source if found else "no run of this machine is remembered yet; the first one, or check "
         "--calibrate, teaches it",
         "computing": round(checker.computing(fit), 2),
         "remedies": [

@@ -1,4 +1,4 @@
-"""[save]: adapters for hosts, and the rolling state that a run resumes from.
+"""[save]: adapter files for hosts, and the rolling state that a run resumes from.
 
 A state is one safetensors file: adapter and optimizer tensors, and a JSON header with everything else. One file is
 written aside and renamed, so a kill at any moment leaves either the old state or the new one.
@@ -28,30 +28,30 @@ class SaveOptions(Options):
     """Steps between adapter files, ``<name>-step00000100.safetensors``; 0 keeps only the final one."""
     every_epochs: int = option(0, kohya="save_every_n_epochs", label="Save every (epochs)", ge=0)
     """Epochs between adapter files, ``<name>-000001.safetensors``."""
-    times: int = option(0, kohya="save_n_epoch_ratio", label="Save about so many times", ge=0)
-    """Save at the ends of epochs, about so often over the run, instead of ``every_epochs``."""
-    keep_last: int = option(0, label="Keep the last", ge=0)
-    """Delete older adapter files of steps beyond so many; 0 keeps all."""
-    keep_last_steps: int = option(0, kohya="save_last_n_steps", label="Keep the last (steps)", ge=0)
-    """Delete adapter files of steps that are more than so many steps old; 0 keeps all."""
-    keep_last_epochs: int = option(0, kohya="save_last_n_epochs", label="Keep the last (epochs)", ge=0)
-    """Delete older adapter files of epochs beyond so many; 0 keeps all."""
+    times: int = option(0, kohya="save_n_epoch_ratio", label="Number of files (about)", ge=0)
+    """Save at the ends of epochs, about this often over the run, instead of ``every_epochs``."""
+    keep_last: int = option(0, label="Keep at most N step checkpoints", ge=0)
+    """Keep this many of the latest adapter files of steps and delete older ones; 0 keeps all."""
+    keep_last_steps: int = option(0, kohya="save_last_n_steps", label="Keep checkpoints of the last N steps", ge=0)
+    """Delete adapter files of steps that are more steps old than this; 0 keeps all."""
+    keep_last_epochs: int = option(0, kohya="save_last_n_epochs", label="Keep at most N epoch checkpoints", ge=0)
+    """Keep this many of the latest adapter files of epochs and delete older ones; 0 keeps all."""
     state_every: int = option(250, label="State every (steps)", ge=0)
     """Steps between rolling states for ``--resume``; 0 keeps one only when the run ends or is stopped."""
     state_with_files: bool = option(False, kohya="save_state", label="State with every file")
     """Keep a state with every adapter file too."""
-    keep_states: int = option(2, kohya="save_last_n_epochs_state", label="Keep the last states", ge=0)
-    """Delete older states beyond so many; 0 keeps all."""
-    keep_states_steps: int = option(0, kohya="save_last_n_steps_state", label="Keep the last states (steps)", ge=0)
-    """Delete states that are more than so many steps old; 0 goes by ``keep_states`` alone."""
-    ema: float = option(0.0, label="Average of the weights (EMA)", ge=0, lt=1)
+    keep_states: int = option(2, kohya="save_last_n_epochs_state", label="Keep at most N states", ge=0)
+    """Keep this many of the latest states and delete older ones; 0 keeps all."""
+    keep_states_steps: int = option(0, kohya="save_last_n_steps_state", label="Keep states of the last N steps", ge=0)
+    """Delete states that are more steps old than this; 0 goes by ``keep_states`` alone."""
+    ema: float = option(0.0, label="Moving average of the weights (EMA)", ge=0, lt=1)
     """Also keep a moving average of the weights with this decay, 0.99 to 0.9999, and save it beside every adapter file
     as NAME-ema.safetensors; 0 is off. Previews and validation show the trained adapter, not the average."""
     precision: Literal["fp16", "bf16", "fp32"] = option("fp16", kohya="save_precision", label="Saved as")
     """Of the adapter file's tensors."""
-    strip: bool = option(False, label="Leave out tags and folder names")
+    strip: bool = option(False, label="Strip tags and folder names")
     """Keep captions' tags and folder names out of the file's metadata: they tell what was trained on."""
-    minimal: bool = option(False, kohya="no_metadata", label="Least metadata")
+    minimal: bool = option(False, kohya="no_metadata", label="Minimal metadata")
     """Write only what loaders need: the base model's kind, the adapter's kind, rank and alpha, hashes and title."""
     title: str | None = option(None, kohya="metadata_title")
     """Title in the file's metadata; the run's name when not given."""
@@ -111,8 +111,8 @@ def save_state(
     from safetensors.torch import save
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    said = json.dumps({"step": step, **facts})
-    header = {"pixelkiln.state": said, "pixelkiln.crc": _crc(said, whole)}
+    text = json.dumps({"step": step, **facts})
+    header = {"pixelkiln.state": text, "pixelkiln.crc": _crc(text, whole)}
     path = state_path(folder, step)
     write_atomic(path, save(whole, metadata=header))
     _prune(states(folder), keep, keep_steps)
@@ -162,16 +162,16 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
     try:
         with safe_open(path, "pt") as file:
-            said = file.metadata() or {}
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        whole = said["pixelkiln.crc"] == _crc(said["pixelkiln.state"], tensors)
-        return (tensors, json.loads(said["pixelkiln.state"])) if whole else None
+        whole = header["pixelkiln.crc"] == _crc(header["pixelkiln.state"], tensors)
+        return (tensors, json.loads(header["pixelkiln.state"])) if whole else None
     except (SafetensorError, KeyError, ValueError, TypeError, OSError):
         return None
 
 
-def _crc(said: str, tensors: dict[str, Tensor]) -> str:
-    found = zlib.crc32(said.encode())
+def _crc(text: str, tensors: dict[str, Tensor]) -> str:
+    found = zlib.crc32(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), found)

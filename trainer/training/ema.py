@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Average:
-    """Of the parameters that it was made with, on their device, at least in fp32."""
+    """The average of the parameters that it was made with, on their device, at least in fp32."""
 
     def __init__(self, parameters: Sequence[Tensor], decay: float):
         self.parameters, self.decay, self.updates = list(parameters), decay, 0
@@ -50,14 +50,14 @@ class Average:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {f"{i:05d}": value for i, value in enumerate(self.values)}, {"updates": self.updates}
 
-    def load(self, tensors: dict[str, Tensor], told: dict[str, Any]) -> list[str]:
-        """Take up a saved average; where there is none, the average begins here, which is said."""
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> list[str]:
+        """Load a saved average; where there is none, the average begins here, which is returned as a note."""
         kept = [tensors.get(f"{i:05d}") for i in range(len(self.values))]
         if len(tensors) != len(kept) or any(k is None or k.shape != v.shape for k, v in zip(kept, self.values)):
             self.values, self.updates = [_wide(p) for p in self.parameters], 0
             return ["the average (save.ema) begins with this step, the state has none of this adapter"]
         self.values = [k.to(v) for k, v in zip(kept, self.values) if k is not None]
-        self.updates = told["updates"]
+        self.updates = state["updates"]
         return []
 
 

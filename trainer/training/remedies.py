@@ -115,7 +115,7 @@ def offload(config: Config, worst: Phase) -> Remedy | None:
 def fp8_text(config: Config, worst: Phase) -> Remedy | None:
     if config.memory.text_weights != "full" or not worst.parts["text encoders"]:
         return None
-    return Remedy("text encoders in fp8", "captions are heard rounded", False, {"memory.text_weights": "fp8"})
+    return Remedy("text encoders in fp8", "text conditioning is rounded", False, {"memory.text_weights": "fp8"})
 
 
 def fp8(config: Config, worst: Phase) -> Remedy | None:

@@ -25,25 +25,25 @@ class RunOptions(Options):
     epochs: int | None = option(None, kohya="max_train_epochs", label="Epochs", ge=1)
     """Instead of ``steps``: how often all pictures are seen."""
     batch: int = option(1, kohya="train_batch_size", label="Batch size", ge=1)
-    """Pictures (or pairs) on the card at a time."""
+    """Pictures (or pairs) on the GPU at a time."""
     accumulation: int = option(1, kohya="gradient_accumulation_steps", label="Gradient accumulation", ge=1)
     """Micro-batches per optimizer step: the effective batch is batch x accumulation x processes, of one bucket."""
     precision: Precision = option("auto", kohya="mixed_precision", label="Precision")
-    """Of the frozen weights and the arithmetic; the adapter stays in fp32. ``auto``: bf16 where the card has it, fp16
-    on older cards, fp32 on a CPU. ``fp64`` is for comparing runs exactly."""
+    """Of the frozen weights and the arithmetic; the adapter stays in fp32. ``auto``: bf16 where the GPU has it, fp16
+    on older ones, fp32 on a CPU. ``fp64`` is for comparing runs exactly."""
     full: bool = option(False, kohya="full_bf16", label="Adapter in low precision")
     """Keep the adapter in bf16 too (only with precision bf16): less memory, rougher updates."""
     device: str = option("auto", label="Device")
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
-    resume_from: PathStr | None = option(None, kohya="resume", label="Go on from a state")
+    resume_from: PathStr | None = option(None, kohya="resume", label="Resume from a state")
     """A state file of Pixelkiln, or the folder of a run: adapter, optimizer and step are taken from there. ``--resume``
-    goes on from this run's own."""
+    continues from this run's own."""
     log_dir: PathStr | None = option(None, kohya="logging_dir", label="TensorBoard folder")
     """Where TensorBoard's curves go, in a folder named after the time; in the run's own folder when not given."""
     log_prefix: str = option("", kohya="log_prefix", label="TensorBoard prefix")
     """What the name of that folder begins with."""
     kohya_strict: bool = option(False, kohya="kohya_strict", label="Kohya's numbers")
-    """Reproduce sd-scripts' numbers where we do it otherwise: loss weights from the noise schedule before zero terminal
+    """Reproduce sd-scripts' numbers where Pixelkiln differs: loss weights from the noise schedule before zero terminal
     SNR is put on it, SD3's timesteps rounded down, epochs counted over micro-batches of all buckets."""
 
     @field_validator("name")
@@ -51,7 +51,7 @@ class RunOptions(Options):
     def _named(cls, name: str) -> str:
         try:
             return safe_name(name)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(str(error).removeprefix("name: ")) from None
 
     @model_validator(mode="after")
@@ -64,12 +64,13 @@ class RunOptions(Options):
 
 
 def total_steps(options: RunOptions, steps_per_epoch: int, batches_per_epoch: int) -> int:
-    """Of the run. An effective batch is of one bucket here; sd-scripts accumulates over batches as they come."""
+    """Optimizer steps of the run. An effective batch is of one bucket here; sd-scripts accumulates over batches as they
+    come."""
     if options.kohya_strict:
         steps_per_epoch = -(-batches_per_epoch // options.accumulation)
     return options.epochs * steps_per_epoch if options.epochs else options.steps or 1000
 
 
 def epochs(total: int, steps_per_epoch: int) -> int:
-    """Passes over the data that so many steps are, the last one perhaps not whole."""
+    """Passes over the data in ``total`` steps, the last one perhaps partial."""
     return -(-total // steps_per_epoch)

@@ -25,11 +25,11 @@ NAME, FLOPS = "paces", "operations"
 
 
 @dataclass(frozen=True)
-class Pace:
+class StepTime:
     seconds: float
     """Of an optimizer step."""
-    said: str
-    """Where it comes from."""
+    source: str
+    """Where the number comes from."""
 
 
 def arch(denoiser: Any) -> str:
@@ -65,13 +65,13 @@ def record(key: str, device: str, dtype: str, times: list[float]) -> None:
         user_cache.remember(NAME, key, {**facts, "t": round(time.time())})
 
 
-def expect(key: str, device: str, dtype: str, flops: float) -> Pace | None:
-    """The pace of this key, or of other runs on the device by their operations; None where nothing is known."""
+def expect(key: str, device: str, dtype: str, flops: float) -> StepTime | None:
+    """The step time of this key, or of other runs on the device by their operations; None where nothing is known."""
     kept, counted = user_cache.known(NAME), user_cache.known(FLOPS)
     if counted.get(key) != flops:
         user_cache.remember(FLOPS, key, flops)
     if key in kept:
-        return Pace(kept[key]["seconds"], f"measured here in {kept[key]['steps']} steps of a run like this")
+        return StepTime(kept[key]["seconds"], f"measured here in {kept[key]['steps']} steps of a run like this")
     rates = [
         counted[other] / facts["seconds"]
         for other, facts in kept.items()
@@ -79,7 +79,7 @@ def expect(key: str, device: str, dtype: str, flops: float) -> Pace | None:
     ]
     if not rates:
         return None
-    return Pace(flops / median(rates), f"scaled from {len(rates)} other runs on this device, by operations")
+    return StepTime(flops / median(rates), f"scaled from {len(rates)} other runs on this device, by operations")
 
 
 def _digest(value: Any) -> str:

@@ -14,5 +14,5 @@ class ValidationOptions(Options):
     """How many noise levels, evenly spaced over the schedule, each held-out picture is tried at."""
     seed: int = option(0, kohya="validation_seed", label="Validation seed", ge=0)
     """Seed of the fixed noise."""
-    max_batches: int | None = option(None, kohya="max_validation_steps", label="At most so many batches", ge=1)
-    """Stop after so many batches; all of them when not given."""
+    max_batches: int | None = option(None, kohya="max_validation_steps", label="At most N batches", ge=1)
+    """Stop after this many batches; all of them when not given."""
