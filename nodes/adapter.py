@@ -41,6 +41,11 @@ def read(path: Path) -> AdapterFile:
     return AdapterFile(path, tensors, metadata)
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a file says of itself; its tensors are not read. UserError as ``read``."""
+    return read(path).metadata
+
+
 # ------------------------------------------------------------------------------------------------------------ modules
 
 _PARTS = (
@@ -170,16 +175,24 @@ def family_of(checkpoint: Path) -> str | None:
 # ----------------------------------------------------------------------------------------------------------- metadata
 
 
+def author_words(metadata: Mapping[str, str]) -> str:
+    """The trigger words that the file's author wrote, else ''."""
+    keys_of = ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_words")
+    return next((text for key in keys_of if (text := metadata.get(key, "").strip()) not in ("", "None")), "")
+
+
 def triggers(metadata: Mapping[str, str], most: int = 5) -> str:
     """The trigger words: what the author wrote, else the most frequent training tags, else ''."""
-    for key in ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_words"):
-        if metadata.get(key, "").strip() not in ("", "None"):
-            return metadata[key].strip()
+    return author_words(metadata) or ", ".join(tag for tag, _ in tags(metadata)[:most])
+
+
+def tags(metadata: Mapping[str, str]) -> list[tuple[str, int]]:
+    """Training tags and how often they came, the most frequent first."""
     counted: Counter[str] = Counter()
-    for tags in _object(metadata.get("ss_tag_frequency")).values():
-        if isinstance(tags, dict):
-            counted.update({str(tag).strip(): n for tag, n in tags.items() if isinstance(n, int)})
-    return ", ".join(tag for tag, _ in counted.most_common(most))
+    for found in _object(metadata.get("ss_tag_frequency")).values():
+        if isinstance(found, dict):
+            counted.update({str(tag).strip(): n for tag, n in found.items() if isinstance(n, int)})
+    return counted.most_common()
 
 
 def _object(text: str | None) -> dict:

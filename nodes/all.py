@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from . import dataset, grid, load, preference, runs, train
+from . import dataset, grid, load, preference, runs, schedule, train, triggers
 
-NODES = (*load.NODES, *runs.NODES, *preference.NODES, *grid.NODES, *dataset.NODES, *train.NODES)
+NODES = (
+    *load.NODES, *runs.NODES, *preference.NODES, *grid.NODES, *dataset.NODES, *train.NODES, *triggers.NODES,
+    *schedule.NODES,
+)  # fmt: skip

@@ -1,4 +1,5 @@
-"""Strengths per block in words: ``in=1 mid=0.5 out.3-5=0 te=0``. Knows nothing of ComfyUI.
+"""Strengths per block in words, ``in=1 mid=0.5 out.3-5=0 te=0``, or as a vector, ``1,0,0,1,...``. Knows nothing of
+ComfyUI.
 
 A block is named after where its weight lies in the network that ComfyUI loaded: ``in.0``-``in.11``, ``mid``, ``out.0``-
 ``out.11`` of a U-Net, ``joint.0``-``joint.23`` of SD3, ``double.N`` and ``single.N`` of others, ``clip_l.N``,
@@ -25,7 +26,9 @@ PRESETS = {
 }
 """SDXL style and content: Frenkel et al. 2024, Implicit Style-Content Separation using B-LoRA."""
 
-_RULE = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_]*)(?:\.(?P<low>\d+)(?:-(?P<high>\d+))?)?=(?P<value>[^=\s]+)")
+_RULE = re.compile(
+    r"(?P<name>[A-Za-z][A-Za-z0-9_]*)(?:\.(?P<low>\d+)(?:-(?P<high>\d+))?)?(?P<soft>\?)?=(?P<value>[^=\s]+)"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Rule:
     low: int | None
     high: int | None
     value: float
+    soft: bool = False
+    """Passed over in a network without such a block."""
 
     def covers(self, block: str) -> bool:
         name, _, number = block.partition(".")
@@ -48,10 +53,37 @@ class Rule:
         return f"{self.name}.{self.low}" + (f"-{self.high}" if self.high not in (None, self.low) else "")
 
 
+_IN, _OUT = [f"in.{i}" for i in range(12)], [f"out.{i}" for i in range(12)]
+VECTORS = {
+    12: ("SDXL LoRA", ["in.4", "in.5", "in.7", "in.8", "mid", *_OUT[:6]]),
+    17: ("SD1.5 LoRA", [*(f"in.{i}" for i in (1, 2, 4, 5, 7, 8)), "mid", *_OUT[3:]]),
+    20: ("SDXL LyCORIS", [*_IN[:9], "mid", *_OUT[:9]]),
+    26: ("SD1.5 LyCORIS", [*_IN, "mid", *_OUT]),
+}
+"""Length of a vector -> what it is for and its blocks after the first number, which is the text encoders'. The layouts
+of LoRA Block Weight."""
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+_VECTOR = re.compile(rf"(?:^|(?<=[\s;]))(?:[^\s:=,;]+:)?({_NUMBER}(?:\s*,\s*{_NUMBER})+)(?=$|[\s;])")
+
+
+def _words(match: re.Match[str]) -> str:
+    """A vector of numbers as rules; blocks that its layout does not name are 0."""
+    numbers = re.split(r"\s*,\s*", match[1])
+    if len(numbers) not in VECTORS:
+        known = ", ".join(f"{n} ({name})" for n, (name, _) in VECTORS.items())
+        raise UserError(f"blocks: {len(numbers)} numbers are no block vector; there are vectors of {known}")
+    first, *rest = numbers
+    named = zip(VECTORS[len(numbers)][1], rest, strict=True)
+    return " ".join([f" all=0 te={first} base?={first}", *(f"{block}={value}" for block, value in named), ""])
+
+
 def parse(text: str) -> list[Rule]:
-    """The rules in their order; later ones win. ValueError for a word that is no rule."""
+    """The rules in their order; later ones win. A vector such as ``1,0,0,1,...`` stands for a rule for each block.
+
+    UserError for a word that is no rule.
+    """
     rules = []
-    for word in re.split(r"[\s,;]+", re.sub(r"\s*=\s*", "=", text.strip())):
+    for word in re.split(r"[\s,;]+", re.sub(r"\s*=\s*", "=", _VECTOR.sub(_words, text.strip()))):
         if not word:
             continue
         match = _RULE.fullmatch(word)
@@ -61,7 +93,8 @@ def parse(text: str) -> list[Rule]:
         low, high = (int(match[key]) if match[key] else None for key in ("low", "high"))
         if low is not None and high is not None and high < low:
             raise UserError(f"blocks: '{word}' runs backwards; write {match['name']}.{high}-{low}={match['value']}")
-        rules.append(Rule(match["name"].lower(), low, high if high is not None else low, value))
+        soft = bool(match["soft"])
+        rules.append(Rule(match["name"].lower(), low, high if high is not None else low, value, soft))
     return rules
 
 
@@ -73,7 +106,7 @@ def strengths(text: str, blocks: Iterable[str], network: Iterable[str]) -> dict[
     """Block -> factor for ``blocks``; 1 where no rule speaks. ValueError: a rule fits no block of ``network``."""
     rules, names, known = parse(text), list(dict.fromkeys(blocks)), list(dict.fromkeys(network))
     for rule in rules:
-        if rule.name not in ("all", "te") and not any(rule.covers(block) for block in known):
+        if rule.name not in ("all", "te") and not rule.soft and not any(rule.covers(block) for block in known):
             raise UserError(f"blocks: this network has no '{rule}'; it has: all te {listed(known)}")
     factors = dict.fromkeys(names, 1.0)
     for rule in rules:

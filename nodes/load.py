@@ -52,10 +52,19 @@ class Match:
         return len(self.fits) + len(self.unknown) + len(self.shaped) + len(self.lost)
 
 
-def apply(
-    model: Any, clip: Any, path: Path, strength_model: float, strength_clip: float, words: str, check: str
-) -> Loaded:
-    """The patched model and CLIP. UserError, with ``check`` at error, when the adapter does not fit whole."""
+@dataclass(frozen=True)
+class Prepared:
+    """An adapter file made ready for a model: what ComfyUI patches with, and where."""
+
+    file: adapter.AdapterFile
+    tensors: dict[str, Tensor]
+    targets: Mapping[str, tuple[Any, Any]]
+    match: Match
+    problem: str
+
+
+def prepare(model: Any, clip: Any, path: Path, check: str) -> Prepared:
+    """Read and compare. UserError, with ``check`` at error, when the adapter does not fit whole."""
     file = adapter.read(path)
     targets, biased = _targets(model, clip)
     shapes = {name: shape for name, (_, shape) in targets.items()}
@@ -71,7 +80,16 @@ def apply(
     if problem:
         host.warn(f"{path.name}: {problem}")
     converted = file.tensors if check == COMFYUI else _only(match.tensors, set(match.fits))
-    new_model, new_clip, used = _patch(model, clip, converted, targets, strength_model, strength_clip, words)
+    return Prepared(file, converted, targets, match, problem)
+
+
+def apply(
+    model: Any, clip: Any, path: Path, strength_model: float, strength_clip: float, words: str, check: str
+) -> Loaded:
+    """The patched model and CLIP. UserError as ``prepare``."""
+    ready = prepare(model, clip, path, check)
+    file, match, problem = ready.file, ready.match, ready.problem
+    new_model, new_clip, used = _patch(model, clip, ready.tensors, ready.targets, strength_model, strength_clip, words)
     for patcher in (new_model, getattr(new_clip, "patcher", None)):
         if patcher is not None and file.metadata and hasattr(patcher, "set_attachments"):
             patcher.set_attachments("lora_metadata", file.metadata)
@@ -264,8 +282,8 @@ CHECK = In(
 )  # fmt: skip
 BLOCKS = In(
     "blocks", "STRING",
-    "Strength per block, multiplied with the strengths above: in=1 mid=0.5 out.3-5=0 te=0. Later words win; empty is 1 "
-    "everywhere.",
+    "Strength per block, multiplied with the strengths above: in=1 mid=0.5 out.3-5=0 te=0, or a vector of numbers as "
+    "LoRA Block Weight has them. Later words win; empty is 1 everywhere.",
     default="", optional=True,
 )  # fmt: skip
 PATH = In("path", "STRING", "An adapter file from another node, such as Newest of a run; it comes before the list.",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +128,68 @@ def _stack(model: Any, check: str, clip: Any = None, **rows: Any) -> Result:
         model, clip = done.model, done.clip
         triggers += [done.triggers] if done.triggers else []
         infos.append(done.info)
+    for row in rows_of(rows.get("rows") or ""):
+        if row.on and (row.model or row.clip):
+            file = host.adapter_path(row.name)
+            if file is None:
+                continue
+            done = load.apply(model, clip, file, row.model, row.clip, row.blocks, check)
+            model, clip = done.model, done.clip
+            triggers += [done.triggers] if done.triggers else []
+            infos.append(done.info)
     info = "\n\n".join(infos) or "no adapter is chosen: model and CLIP are unchanged"
     return Result((model, clip, ", ".join(triggers), info), host.text(info))
 
 
+@dataclass(frozen=True)
+class StackRow:
+    """A line of the stack's list: ``name | model strength | text encoder strength | blocks``; a # before it is off."""
+
+    on: bool
+    name: str
+    model: float = 1.0
+    clip: float = 1.0
+    blocks: str = ""
+
+
+def rows_of(text: str) -> list[StackRow]:
+    """The rows in their order. The text encoders' strength is the model's where it is left out. UserError per line."""
+    found = []
+    for line in filter(None, map(str.strip, text.split("\n"))):
+        name, *more = (part.strip() for part in line.lstrip("# ").split("|"))
+        if not name or len(more) > 3:
+            raise UserError(f"rows: '{line}' is no row; write a line such as style.safetensors | 0.8 | 0.5 | te=0")
+        model, clip, blocks = [*more, "", "", ""][:3]
+        parse(blocks)
+        strength = _strength(line, model) if model else 1.0
+        both = strength, _strength(line, clip) if clip else strength
+        found.append(StackRow(not line.startswith("#"), name, *both, blocks))
+    return found
+
+
+def _strength(line: str, text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not abs(found) <= 100:
+        raise UserError(f"rows: in '{line}', {text} is no strength; write a number from -100 to 100")
+    return found
+
+
+def _check_rows(rows: str | None = None) -> None:
+    rows_of(rows or "")
+
+
 def _stack_fingerprint(**inputs: Any) -> str:
-    return "\n".join(load.fingerprint(inputs.get(f"adapter_{i}", host.NONE)) for i in range(1, ROWS + 1))
+    stamps = [load.fingerprint(inputs.get(f"adapter_{i}", host.NONE)) for i in range(1, ROWS + 1)]
+    if "rows" in inputs and inputs["rows"] is None:
+        return never_same()
+    try:
+        stamps += [load.fingerprint(row.name) for row in rows_of(inputs.get("rows") or "") if row.on]
+    except UserError as error:
+        stamps.append(str(error))
+    return "\n".join(stamps)
 
 
 def _row(i: int) -> tuple[In, ...]:
@@ -183,9 +241,20 @@ STACK = Node(
         load.CHECK,
         *(one for i in range(1, ROWS + 1) for one in _row(i)),
         *(_path(i) for i in range(1, ROWS + 1)),
+        In(
+            "rows",
+            "STRING",
+            "More adapters, as many as wanted, applied in this order after those above. A line each: "
+            "file | model strength | text encoder strength | blocks; a # before it turns it off. The node shows them "
+            "as rows with buttons.",
+            default="",
+            multiline=True,
+            optional=True,
+        ),
     ),
     outputs=(load.MODEL_OUT, load.CLIP_OUT, load.TRIGGERS_OUT, load.INFO_OUT),
     aliases=("lora stack", "power lora loader", "multiple loras"),
     fingerprint=_stack_fingerprint,
+    check=_check_rows,
 )
 NODES = (NEWEST, BLOCK_STRENGTHS, STACK)

@@ -1,7 +1,7 @@
 // What a node said (its ui text) under its widgets.
 import { app } from "../../scripts/app.js";
 
-const NODES = /^Pixelkiln(LoadAdapter|AdapterStack|RunAdapter|BlockStrengths|Dataset|Train|RunStatus|RunSteer|FitCheck|GridPlan)/;
+const NODES = /^Pixelkiln(LoadAdapter|AdapterStack|RunAdapter|BlockStrengths|Dataset|Train|RunStatus|RunSteer|FitCheck|GridPlan|TriggerWords|AdapterSchedule)/;
 
 app.registerExtension({
   name: "pixelkiln.text",

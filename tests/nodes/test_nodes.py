@@ -15,7 +15,22 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixelkiln.nodes import adapter, blocks, dataset, graph, grid, host, load, plan, preference, routes, runs, train
+from pixelkiln.nodes import (
+    adapter,
+    blocks,
+    dataset,
+    graph,
+    grid,
+    host,
+    load,
+    plan,
+    preference,
+    routes,
+    runs,
+    schedule,
+    train,
+    triggers,
+)
 from pixelkiln.nodes.all import NODES
 from pixelkiln.trainer.adapters.loading import for_host
 from pixelkiln.trainer.data import pairs_file
@@ -245,6 +260,23 @@ def test_a_block_that_the_network_lacks_lists_those_it_has():
 def test_words_that_are_no_rule(words):
     with pytest.raises(ValueError, match=r"^blocks: "):
         blocks.parse(words)
+
+
+def test_a_vector_of_numbers_is_a_rule_for_each_block():
+    """LoRA Block Weight's layouts, with a preset's name before it and words after it."""
+    vector = "NAME:0.5,1,0,.25" + ",0" * 13
+    found = blocks.strengths(f"{vector} out.11=2", NETWORK, NETWORK)
+    named = {"clip_l.0": 0.5, "base": 0.5, "in.1": 1, "in.2": 0, "in.4": 0.25, "in.0": 0, "out.11": 2}
+    assert {block: found[block] for block in named} == named
+    whole = blocks.strengths(",".join(map(str, range(26))), NETWORK, NETWORK)
+    assert (whole["clip_l.0"], whole["in.0"], whole["in.11"], whole["mid"], whole["out.11"]) == (0, 1, 12, 13, 25)
+    xl = [*(f"in.{i}" for i in range(9)), "mid", *(f"out.{i}" for i in range(9)), "clip_l.0"]
+    assert blocks.strengths("1" + ", 0.5" * 11, xl, xl)["out.5"] == 0.5
+    assert blocks.strengths("1" + ",2" * 19, xl, xl)["out.8"] == 2
+    with pytest.raises(UserError, match="5 numbers are no block vector; there are vectors of 12"):
+        blocks.parse("1,0,0,1,1")
+    with pytest.raises(UserError, match=r"no 'in.9'"):
+        blocks.strengths(",".join(["1"] * 26), xl, xl)
 
 
 def test_presets_are_rules():
@@ -783,7 +815,7 @@ def test_the_table_of_nodes():
         "PixelkilnLoadAdapter", "PixelkilnLoadAdapterModelOnly", "PixelkilnRunAdapter", "PixelkilnBlockStrengths",
         "PixelkilnAdapterStack", "PixelkilnPreference", "PixelkilnRate", "PixelkilnGridPlan", "PixelkilnGrid",
         "PixelkilnDatasetFolder", "PixelkilnDatasetImages", "PixelkilnTrain", "PixelkilnRunStatus", "PixelkilnRunSteer",
-        "PixelkilnFitCheck",
+        "PixelkilnFitCheck", "PixelkilnTriggerWords", "PixelkilnAdapterSchedule",
     ]  # fmt: skip
     for node in NODES:
         assert node.about.endswith(".")
@@ -801,6 +833,68 @@ def test_locales_name_what_there_is():
             names = {name for one in node.inputs for name in (one.name, one.grows)}
             assert told[node.id].get("inputs", {}).keys() <= names, (folder.name, node.id)
             assert all(int(i) < len(node.outputs) for i in told[node.id].get("outputs", {})), (folder.name, node.id)
+
+
+def test_rows_of_the_stack():
+    text = "\n a.safetensors\n# b.safetensors | 0.5\nsub/c d.safetensors | 0.8 | 0 | in=1 te=0\ne.st | | 0.25\n"
+    assert runs.rows_of(text) == [
+        runs.StackRow(True, "a.safetensors"), runs.StackRow(False, "b.safetensors", 0.5, 0.5),
+        runs.StackRow(True, "sub/c d.safetensors", 0.8, 0, "in=1 te=0"), runs.StackRow(True, "e.st", 1.0, 0.25),
+    ]  # fmt: skip
+    for line in ("a | x", "a | 1 | nan", "| 1", "a | 1 | 1 | in", "a|1|1|te=0|x", "a | 101"):
+        with pytest.raises(UserError):
+            runs._check_rows(line)
+
+
+def test_a_stack_applies_its_rows_in_their_order(comfyui, monkeypatch):
+    for name in "abc":
+        (comfyui / f"loras/{name}.safetensors").touch()
+    applied = []
+
+    def apply(model, clip, path, strength_model, strength_clip, words, check):
+        applied.append((path.stem, strength_model, strength_clip, words))
+        return load.Loaded(model, clip, path.stem, path.stem)
+
+    monkeypatch.setattr(load, "apply", apply)
+    rows = "c.safetensors | 0.5 | 0.25 | te=0\n# b.safetensors\na.safetensors | 2"
+    done = runs._stack("model", "error", adapter_1="b.safetensors", rows=rows)
+    assert applied == [("b", 1.0, 1.0, ""), ("c", 0.5, 0.25, "te=0"), ("a", 2, 2, "")]
+    assert done.values[2] == "b, c, a"
+    before = fingerprint("AdapterStack", rows=rows)
+    (comfyui / "loras/b.safetensors").write_text("b", encoding="utf-8")
+    assert fingerprint("AdapterStack", rows=rows) == before, "a row that is off is not looked at"
+    (comfyui / "loras/c.safetensors").write_text("c", encoding="utf-8")
+    assert fingerprint("AdapterStack", rows=rows) != before
+
+
+def test_trigger_words_are_chosen_by_number_or_by_name(comfyui):
+    tags = {"10_cat": {"tom cat": 9, "sitting": 3}, "5_dog": {"sitting": 4, "wet": 1}}
+    metadata = {"ss_tag_frequency": json.dumps(tags), "modelspec.trigger_phrase": "sks, ohwx man"}
+    save_file(lora(SD15), str(comfyui / "loras/a.safetensors"), metadata)
+
+    def words(source: str, which: str, most: int = 5) -> list[str]:
+        return triggers._run("a.safetensors", source, which, most).values[1]
+
+    assert words(triggers.EITHER, "") == ["sks", "ohwx man"]
+    assert words(triggers.TAGS, "", 2) == ["tom cat", "sitting"]
+    assert words(triggers.TAGS, "3, 1-2") == ["wet", "tom cat", "sitting"]
+    assert words(triggers.TAGS, "wet; tom cat; 1") == ["wet", "tom cat"]
+    shown = triggers._run("a.safetensors", triggers.TAGS, "2", 5).ui["text"][0]
+    assert "* 2 sitting (7 times)" in shown and "  1 tom cat (9 times)" in shown
+    for which in ("4", "0", "2-1", "dog"):
+        with pytest.raises(UserError, match=r"^which: "):
+            words(triggers.TAGS, which)
+
+
+def test_a_schedule_is_points_in_rising_order():
+    assert schedule.points("0: 0, 30%: 1; 1 = -0.5") == [(0, 0), (0.3, 1), (1, -0.5)]
+    assert schedule.keyframes("0.5: 1, 0.75: 0", schedule.STEPS) == [(0, 1), (0.5, 1), (0.75, 0)]
+    line = schedule.keyframes("0: 0, 0.5: 1", schedule.LINEAR)
+    assert len(line) == 26
+    assert line[5] == pytest.approx((0.1, 0.2))
+    for text in ("", "x", "0", "0.5: 1, 0.2: 0", "1.5: 1", "0: 0, 0: 1", "150%: 1"):
+        with pytest.raises(UserError, match=r"^schedule: "):
+            schedule.points(text)
 
 
 def test_job_names_are_safe():

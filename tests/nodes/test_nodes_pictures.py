@@ -19,6 +19,7 @@ import pytest
 import torch
 from comfy_server import ROOT, Server, comfyui, server
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pixelkiln.trainer.adapters import files, keys
 from pixelkiln.trainer.families.load import meta
@@ -153,6 +154,67 @@ def test_blocks_of_zero_are_the_bare_model(server, adapters):
     bare = picture(server, "PixelkilnLoadAdapter", "none")
     assert np.array_equal(picture(server, "PixelkilnLoadAdapter", "one.safetensors", blocks="all=0"), bare)
     assert not np.array_equal(picture(server, "PixelkilnLoadAdapter", "one.safetensors", blocks="te=0 in=0.5"), bare)
+
+
+def test_rows_are_adapters_with_two_strengths_in_their_order(server, adapters):
+    """Rows that are on, in order, are core's loaders in a row; one that is off is none."""
+    nodes = workflow("LoraLoader", "two.safetensors")
+    first = {**nodes["a"][1], "lora_name": "one.safetensors", "strength_model": 0.5, "strength_clip": 0.25}
+    second = {**nodes["a"][1], "model": ["b", 0], "clip": ["b", 1], "strength_model": 0.5, "strength_clip": 0.0}
+    row = drawn(server, {**nodes, "b": ("LoraLoader", first), "a": ("LoraLoader", second)})
+    rows = "one.safetensors | 0.5 | 0.25\n# xl.safetensors\ntwo.safetensors | 0.5 | 0"
+    stack = {
+        "model": ["c", 0],
+        "clip": ["c", 1],
+        "check": "error",
+        "adapter_1": "none",
+        "strength_1": 1.0,
+        "rows": rows,
+    }
+    assert np.array_equal(drawn(server, {**nodes, "a": ("PixelkilnAdapterStack", stack)}), row)
+
+
+def test_a_block_vector_is_its_words(server, adapters):
+    words = "all=0 te=1 base=1 mid=0.5 in.1=1 out.3-11=1"
+    vector = "1,1,0,0,0,0,0,0.5" + ",1" * 9
+    shown = [picture(server, "PixelkilnLoadAdapter", "one.safetensors", blocks=text) for text in (words, vector)]
+    assert np.array_equal(*shown)
+    assert not np.array_equal(shown[0], picture(server, "PixelkilnLoadAdapter", "one.safetensors"))
+
+
+def scheduled(schedule: str, between: str = "in steps") -> dict[str, tuple[str, dict[str, Any]]]:
+    """Text to image with the denoiser's part of ``one`` by the schedule."""
+    nodes = workflow("PixelkilnLoadAdapter", "none")
+    node = {"model": ["c", 0], "positive": ["p", 0], "negative": ["n", 0], "adapter": "one.safetensors",
+            "schedule": schedule, "between": between, "check": "warn"}  # fmt: skip
+    sampler = {**nodes["k"][1], "positive": ["h", 0], "negative": ["h", 1]}
+    return {**nodes, "h": ("PixelkilnAdapterSchedule", node), "k": ("KSampler", sampler)}
+
+
+def test_strength_over_steps_is_cores_loader_where_it_stands_still(server, adapters):
+    """At 1 throughout it is the model with the adapter, at 0 the bare one; what changes is neither, and not the same."""
+    always = drawn(server, scheduled("0: 1"))
+    core = workflow("LoraLoader", "one.safetensors")
+    core["a"] = ("LoraLoaderModelOnly", {"model": ["c", 0], "lora_name": "one.safetensors", "strength_model": 1.0})
+    for name in "pn":
+        core[name] = (core[name][0], {**core[name][1], "clip": ["c", 1]})
+    assert psnr(always, drawn(server, core)) > 45
+    bare = picture(server, "PixelkilnLoadAdapter", "none")
+    assert psnr(drawn(server, scheduled("0: 0")), bare) > 45
+    late, line = drawn(server, scheduled("0: 0, 0.5: 1")), drawn(server, scheduled("0: 0, 1: 1", "linear"))
+    for one, other in ((late, always), (late, bare), (line, late), (line, bare)):
+        assert psnr(one, other) < 45
+
+
+def test_trigger_words_go_into_a_prompt(server, adapters):
+    tags = json.dumps({"1_x": {"sks": 3, "wet": 2}})
+    save_file(load_file(adapters["one"]), adapters["one"].with_name("tagged.safetensors"), {"ss_tag_frequency": tags})
+    nodes = workflow("LoraLoader", "one.safetensors")
+    words = {"adapter": "tagged.safetensors", "source": "training tags", "which": "2, sks", "most": 5}
+    nodes |= {"w": ("PixelkilnTriggerWords", words), "p": ("CLIPTextEncode", {"clip": ["a", 1], "text": ["w", 0]})}
+    linked = drawn(server, nodes)
+    nodes["p"] = ("CLIPTextEncode", {"clip": ["a", 1], "text": "wet, sks"})
+    assert np.array_equal(linked, drawn(server, nodes))
 
 
 @pytest.mark.parametrize("socket", ["paths.path_1", "path_1"])
