@@ -82,7 +82,8 @@ def loads_without(module: str, absent: list[str]) -> None:
     [
         ("pixelkiln, pixelkiln.trainer.runs.control, pixelkiln.trainer.runs.events, pixelkiln.trainer.data.pairs_file",
          ["torch", "safetensors", "numpy", "PIL", *CONFIGURATION, *HEAVY]),
-        ("pixelkiln.trainer.adapters.keys, pixelkiln.nodes", [*CONFIGURATION, *HEAVY]),
+        ("pixelkiln.trainer.adapters.keys, pixelkiln.nodes.all, pixelkiln.nodes.routes",
+         [*CONFIGURATION, *HEAVY, "psutil", "tqdm"]),
         ("pixelkiln.trainer.config", HEAVY),
         ("pixelkiln.trainer.commands.doctor, pixelkiln.trainer.cli",
          ["torch", "safetensors", "numpy", "PIL", *CONFIGURATION, *HEAVY]),

@@ -171,7 +171,7 @@ def test_rows_are_adapters_with_two_strengths_in_their_order(server, adapters):
         "strength_1": 1.0,
         "rows": rows,
     }
-    assert np.array_equal(drawn(server, {**nodes, "a": ("PixelkilnAdapterStack", stack)}), row)
+    assert np.array_equal(drawn(server, {**nodes, "a": ("PixelkilnAdapterStack", {**stack, "rows": rows})}), row)
 
 
 def test_a_block_vector_is_its_words(server, adapters):
@@ -192,7 +192,7 @@ def scheduled(schedule: str, between: str = "in steps") -> dict[str, tuple[str, 
 
 
 def test_strength_over_steps_is_cores_loader_where_it_stands_still(server, adapters):
-    """At 1 throughout it is the model with the adapter, at 0 the bare one; what changes is neither, and not the same."""
+    """At 1 throughout it is the model with the adapter, at 0 the bare one; what changes is neither."""
     always = drawn(server, scheduled("0: 1"))
     core = workflow("LoraLoader", "one.safetensors")
     core["a"] = ("LoraLoaderModelOnly", {"model": ["c", 0], "lora_name": "one.safetensors", "strength_model": 1.0})
