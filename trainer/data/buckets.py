@@ -37,7 +37,7 @@ class Fit:
 def rules(options: PictureOptions, native: int, where: str = "data") -> Rules:
     """The rules of a set; ``native`` is the side of the pictures that the model was made for.
 
-    :raises ValueError: the resolution lies outside of the buckets' bounds.
+    :raises UserError: the resolution lies outside of the buckets' bounds.
     """
     chosen = options.resolution if options.resolution is not None else native
     width, height = (chosen, chosen) if isinstance(chosen, int) else (chosen[0], chosen[1])

@@ -123,7 +123,7 @@ class Scan:
 
 
 def check_unreadable(notes: Notes, limit: int) -> None:
-    """:raises ValueError: more pictures cannot be read than ``limit``."""
+    """:raises UserError: more pictures cannot be read than ``limit``."""
     if notes.count("unreadable") > limit:
         raise UserError(f"data: {notes.line('unreadable')}, or raise max_unreadable = {limit}")
 
@@ -155,10 +155,10 @@ def place(notes: Notes, name: str, path: Path, header: Header | str, shape: Rule
 
 
 def with_mask(notes: Notes, name: str, picture: Picture, path: Path, index: Index) -> Picture:
-    """The picture with a mask. ValueError when that cannot be read."""
+    """The picture with a mask. UserError when that cannot be read."""
     header = read_header(path, index)
     if isinstance(header, str):
-        raise UserError(f"data: the mask {path.as_posix()} cannot be read ({header}); mend or remove it")
+        raise UserError(f"data: the mask {path.as_posix()} cannot be read ({header}); fix or remove it")
     if header.size != picture.size:
         notes.add("mask size", name)
     return replace(picture, mask=path)

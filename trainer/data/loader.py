@@ -80,7 +80,7 @@ class Dataset:
         :param multiple: what the sides of its pictures have to be a multiple of.
         :param cache_dir: where caches go if [data] does not say; None: what would go to the disk stays in memory.
         :param fixed_draws: K > 0: the k-th visit of an item repeats the choices of visit k mod K.
-        :raises ValueError: see ``scan.scan``; nothing can be held out; the options contradict ``fixed_draws``; a
+        :raises UserError: see ``scan.scan``; nothing can be held out; the options contradict ``fixed_draws``; a
             bucket does not fit ``multiple``.
         """
         self.options = options
@@ -243,7 +243,7 @@ class Dataset:
             return None
 
     def micro_batch(self, step: int) -> int | None:
-        """Items on the card at a time in a step, where its sets say so."""
+        """Items on the GPU at a time in a step, where its sets say so."""
         return self.set_of(self.items[self.plan.batch(step).occurrences[0].item]).batch
 
     def visits(self, step: int) -> list[int]:
@@ -340,22 +340,22 @@ class Dataset:
         between: Callable[[], None] | None = None,
     ) -> None:
         """Decode every picture once, and fill the caches. Pictures that turn out to be broken are left out and noted,
-        and the plan is made anew without them.
+        and the plan is made again without them.
 
         :param between: called when the captions are encoded and the pictures are not yet.
         :param share: (i, n): do the i-th of n parts only, and leave nothing out; all processes then wait for each other
             and call this once more without it.
-        :raises ValueError: more broken pictures than allowed, the cache cannot be written, the autoencoder makes NaN.
+        :raises UserError: more broken pictures than allowed, the cache cannot be written, the autoencoder makes NaN.
         """
         jobs = self._jobs()[share[0] :: share[1]]
         broken: dict[Path, str] = {}
-        told = progress or silent
+        shown = progress or silent
         words = self._fixed_captions()[share[0] :: share[1]] if self.shelf.encode_text else []
-        for word in told(words, "captions", len(words)):
+        for word in shown(words, "captions", len(words)):
             self.shelf.words(word, passing=False, make=True)
         if between:
             between()
-        for job, found in told(in_parallel(self._decode, jobs), "pictures", len(jobs)):
+        for job, found in shown(in_parallel(self._decode, jobs), "pictures", len(jobs)):
             if isinstance(found, str):
                 broken[job.picture.path] = found
             elif found is not None:

@@ -41,7 +41,7 @@ class PictureOptions(Options):
     """Read pictures in subfolders too."""
 
     caption_extension: str = option(".txt", kohya="caption_extension", label="Caption extension", min_length=1)
-    """Ending of the caption file beside each picture. Where there is none, other usual endings are tried, and said."""
+    """Ending of the caption file beside each picture. Where there is none, other usual endings are tried and noted."""
     caption: str | None = option(None, kohya="class_tokens", label="Caption for pictures without one")
     """Caption of pictures that have no caption file."""
     trigger: str | None = option(None, label="Trigger word")
@@ -76,7 +76,7 @@ class PictureOptions(Options):
     """Steps until all tags are used, growing evenly; below 1 a fraction of the run; 0 is no warm-up."""
 
     flip: bool = option(False, kohya="flip_aug", label="Mirror at random")
-    """Mirror half of the pictures, drawn anew each time. Not for text, faces or anything with a left and a right."""
+    """Mirror half of the pictures, drawn again each time. Not for text, faces or anything with a left and a right."""
     random_crop: bool = option(False, kohya="random_crop", label="Random crop")
     """Crop at random rather than in the middle. Needs ``cache_latents = "off"``."""
     color: bool = option(False, kohya="color_aug", label="Vary colours")
@@ -127,7 +127,7 @@ class SetOptions(PictureOptions):
     """Instead of these pictures, learn what the model says of them without the adapter: keeps it from changing there.
     One more forward pass for each."""
     batch: int | None = option(None, kohya="batch_size", label="Batch size of this set", ge=1)
-    """Pictures of this set on the card at a time, where it is not ``run.batch``: more of small ones, fewer of large
+    """Pictures of this set on the GPU at a time, where it is not ``run.batch``: more of small ones, fewer of large
     ones. Sets with different batch sizes never share a batch."""
     pool: str = option("", label="Pool")
     """Sets of different pools never share a batch, and each pool's regularisation pictures are matched with its own

@@ -58,7 +58,7 @@ def import_pairs(source: Path | str, out: Path | str, prompt: str | None = None)
     """Copy the pairs of ``source`` into the folder ``out``, which may hold pairs already.
 
     :param prompt: for pairs that have none, as in folders without caption files.
-    :raises ValueError: the source is of no known form, or cannot be read; or ``out`` holds a wrong line.
+    :raises UserError: the source is of no known form, or cannot be read; or ``out`` holds a wrong line.
     """
     source, out = Path(source), Path(out)
     form, found = _open(source, prompt)
@@ -100,7 +100,7 @@ def _copied(one: Candidate, out: Path) -> Pair | Reject:
         except (Unreadable, OSError) as error:
             what = "a picture" if isinstance(picture, bytes) else picture.name
             return Reject(one.where, f"{what} cannot be read ({error})")
-        except ValueError as error:
+        except UserError as error:
             return Reject(one.where, str(error))
     if names[0] == names[1]:
         return Reject(one.where, "both pictures are the same")
@@ -141,7 +141,7 @@ def _open(source: Path, prompt: str | None) -> tuple[str, Iterator[Candidate | R
 
 
 def pyarrow_parquet() -> Any:
-    """The parquet module. ValueError when it is not installed."""
+    """The parquet module. UserError when it is not installed."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -162,7 +162,7 @@ def _table(files: list[Path], prompt: str | None) -> Iterator[Candidate | Reject
         except (OSError, ValueError) as error:
             why = str(error).splitlines()[0]
             raise UserError(
-                f"{path.as_posix()}: cannot be read as parquet after row {count} ({why}); mend it"
+                f"{path.as_posix()}: cannot be read as parquet after row {count} ({why}); fix it"
             ) from error
 
 
@@ -174,7 +174,7 @@ def _lines(path: Path, prompt: str | None) -> Iterator[Candidate | Reject]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path.as_posix()}: byte {error.start} is not UTF-8; save it as UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path.as_posix()}: not JSON ({error}); mend it") from error
+        raise UserError(f"{path.as_posix()}: not JSON ({error}); fix it") from error
     for number, row in enumerate(listed if isinstance(listed, list) else [listed], 1):
         where = f"{path.name} {'row' if path.suffix.lower() == '.json' else 'line'} {number}"
         if isinstance(row, str) and not row.strip():
@@ -295,7 +295,7 @@ def export_pairs(folder: Path | str, target: Path | str) -> int:
     """Write all pairs, ties too, as pick-a-pic parquet (``jpg_0 jpg_1 label_0 label_1 caption``, with our own columns
     beside). The chosen picture is ``jpg_0``. Returns how many.
 
-    :raises ValueError: a line or a picture is wrong; pyarrow is missing; the file cannot be written.
+    :raises UserError: a line or a picture is wrong; pyarrow is missing; the file cannot be written.
     """
     folder = Path(folder)
     parquet = pyarrow_parquet()

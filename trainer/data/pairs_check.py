@@ -90,7 +90,7 @@ class Look:
 def check_pairs(folder: Path | str) -> Checked:
     """Look at ``pairs.jsonl`` and ``ratings.jsonl`` of a folder and at every picture in it.
 
-    :raises ValueError: neither file is there.
+    :raises UserError: neither file is there.
     """
     folder = Path(folder)
     if not any((folder / name).is_file() for name in (PAIRS, RATINGS)):

@@ -67,18 +67,18 @@ _WORDS = {str: "a text", float: "a number", int: "a whole number", bool: "true o
 def read_pairs(folder: Path | str) -> list[Pair]:
     """All pairs, ties too.
 
-    :raises ValueError: no file, or the first line that is wrong.
+    :raises UserError: no file, or the first line that is wrong.
     """
     return [row for _, row in read_strict(Path(folder) / PAIRS, Pair)]
 
 
 def read_ratings(folder: Path | str) -> list[Rating]:
-    """All ratings. ValueError as ``read_pairs``."""
+    """All ratings. UserError as ``read_pairs``."""
     return [row for _, row in read_strict(Path(folder) / RATINGS, Rating)]
 
 
 def read_strict(path: Path, kind: type[Row]) -> list[tuple[int, Row]]:
-    """Rows with their line numbers. ValueError for the first line that is wrong."""
+    """Rows with their line numbers. UserError for the first line that is wrong."""
     rows, problems = read(path, kind)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -89,7 +89,7 @@ def read_strict(path: Path, kind: type[Row]) -> list[tuple[int, Row]]:
 def read(path: Path, kind: type[Row]) -> tuple[list[tuple[int, Row]], list[str]]:
     """Rows with their line numbers, and a problem for each line that is not a row, as ``line 3: ...``.
 
-    :raises ValueError: the file is not there or is no text.
+    :raises UserError: the file is not there or is no text.
     """
     try:
         text = decode(path.read_bytes())
@@ -106,16 +106,18 @@ def read(path: Path, kind: type[Row]) -> tuple[list[tuple[int, Row]], list[str]]
         try:
             rows.append((number, _row(json.loads(line), kind)))
         except json.JSONDecodeError as error:
-            problems.append(f"line {number}: not JSON ({error.msg} at column {error.colno}); mend or delete the line")
+            problems.append(f"line {number}: not JSON ({error.msg} at column {error.colno}); fix or delete the line")
         except RecursionError:
-            problems.append(f"line {number}: nested too deeply; mend or delete the line")
-        except ValueError as error:
+            problems.append(f"line {number}: nested too deeply; fix or delete the line")
+        except UserError as error:
             problems.append(f"line {number}: {error}")
+        except ValueError as error:  # a number of thousands of digits
+            problems.append(f"line {number}: not JSON ({error}); fix or delete the line")
     return rows, problems
 
 
 def _row(value: Any, kind: type[Row]) -> Row:
-    """A checked row. ValueError says what is wrong with it."""
+    """A checked row. UserError says what is wrong with it."""
     if not isinstance(value, dict):
         raise UserError('not an object; write {"prompt": ..., ...}')
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -145,12 +147,12 @@ def _row(value: Any, kind: type[Row]) -> Row:
 
 
 def append_pairs(folder: Path | str, rows: Sequence[Pair]) -> None:
-    """Append rows whose pictures already lie in the folder. ValueError for a row that ``read`` would refuse."""
+    """Append rows whose pictures already lie in the folder. UserError for a row that ``read`` would refuse."""
     _append(Path(folder) / PAIRS, rows)
 
 
 def append_ratings(folder: Path | str, rows: Sequence[Rating]) -> None:
-    """Append rows whose pictures already lie in the folder. ValueError for a row that ``read`` would refuse."""
+    """Append rows whose pictures already lie in the folder. UserError for a row that ``read`` would refuse."""
     _append(Path(folder) / RATINGS, rows)
 
 
@@ -158,7 +160,7 @@ def add_pair(
     folder: Path | str, prompt: str, chosen: Path | bytes, rejected: Path | bytes, *, tie: bool = False,
     mask: Path | bytes | None = None, weight: float = 1.0, seed: int | None = None, source: str | None = None,
 ) -> Pair:  # fmt: skip
-    """Copy both pictures in and append the pair. ValueError for an empty prompt or twice the same picture."""
+    """Copy both pictures in and append the pair. UserError for an empty prompt or twice the same picture."""
     return add_best(folder, prompt, chosen, [rejected], tie=tie, mask=mask, weight=weight, seed=seed, source=source)[0]
 
 
@@ -185,7 +187,7 @@ def add_rating(
     folder: Path | str, prompt: str, image: Path | bytes, liked: bool, *, seed: int | None = None,
     source: str | None = None,
 ) -> Rating:  # fmt: skip
-    """Copy the picture in and append its rating. ValueError for an empty prompt."""
+    """Copy the picture in and append its rating. UserError for an empty prompt."""
     if not prompt.strip():
         raise UserError("prompt: it is empty; a rating needs the prompt that made its picture")
     row = Rating(add_picture(Path(folder), image), prompt, liked, seed, source)
@@ -196,7 +198,7 @@ def add_rating(
 def add_picture(folder: Path, picture: Path | bytes) -> str:
     """Copy a picture (a file, or the bytes of one) in under the hash of its content; gives its name in the folder.
 
-    :raises ValueError: the file cannot be read, or is no PNG, JPEG, WebP, BMP or AVIF.
+    :raises UserError: the file cannot be read, or is no PNG, JPEG, WebP, BMP or AVIF.
     """
     try:
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()

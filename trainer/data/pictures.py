@@ -98,8 +98,8 @@ def _ends_well(source: Path | bytes, form: str | None) -> bool:
         return b"IEND" in tail
     if form == "WEBP":
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            said = int.from_bytes(file.read(8)[4:], "little") + 8
-            return file.seek(0, io.SEEK_END) >= said
+            length = int.from_bytes(file.read(8)[4:], "little") + 8
+            return file.seek(0, io.SEEK_END) >= length
     return True
 
 

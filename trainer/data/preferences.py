@@ -19,7 +19,7 @@ from .pairs_file import PAIRS, RATINGS, Pair, Rating, contradictions, read_stric
 def scan_pairs(found: Scan, options: DataOptions, folder: Path, native: int, index: Index) -> None:
     """Items of two pictures: the chosen one, and the rejected one fitted to its bucket. Ties are left out.
 
-    :raises ValueError: a line is wrong, names a missing picture, has no prompt, compares a picture with itself, or
+    :raises UserError: a line is wrong, names a missing picture, has no prompt, compares a picture with itself, or
         contradicts other lines.
     """
     one = options.shared()
@@ -61,7 +61,7 @@ def scan_pairs(found: Scan, options: DataOptions, folder: Path, native: int, ind
 def scan_ratings(found: Scan, options: DataOptions, folder: Path, native: int, index: Index) -> None:
     """Items of one picture, liked or disliked.
 
-    :raises ValueError: a line is wrong, names a missing picture or has no prompt; or all pictures are rated alike.
+    :raises UserError: a line is wrong, names a missing picture or has no prompt; or all pictures are rated alike.
     """
     one = options.shared()
     found.sets, found.names = [one], [folder.name]
@@ -104,7 +104,7 @@ def _normal(prompt: str) -> str:
 
 
 def _refuse(where: str, lines: Sequence[int], wrong: str) -> None:
-    """:raises ValueError: there are such lines; the first is named, the others are counted."""
+    """:raises UserError: there are such lines; the first is named, the others are counted."""
     if lines:
         more = f" (and {len(lines) - 1} more lines)" if len(lines) > 1 else ""
         raise UserError(f"{where} line {lines[0]}{more}: {wrong}")

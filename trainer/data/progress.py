@@ -1,4 +1,4 @@
-"""Work on many things: several at a time, and somebody told how far it is."""
+"""Work on many things: several at a time, with progress reports."""
 
 from __future__ import annotations
 

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from . import captions
+from .batches import Plan
+from .items import Item, Scan
+from .options import SetOptions
 
-if TYPE_CHECKING:
-    from .loader import Dataset
+
+class Reported(Protocol):
+    """What a report reads of a data set."""
+
+    scan: Scan
+    items: list[Item]
+    held: list[Item]
+    plan: Plan
+    effective_batch: int
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def warnings(self) -> Sequence[str]: ...
+    def set_of(self, item: Item) -> SetOptions: ...
 
 
-def report(data: Dataset) -> dict[str, Any]:
+def report(data: Reported) -> dict[str, Any]:
     """JSON-able: what there is, and how long an epoch is."""
     uses: Counter[int] = Counter()
     for item, times in zip(data.items, data.plan.repeats, strict=True):
@@ -46,7 +65,7 @@ def report(data: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tag_frequency(data: Dataset) -> dict[str, dict[str, int]]:
+def tag_frequency(data: Reported) -> dict[str, dict[str, int]]:
     """For each folder how often each tag occurs in its captions."""
     found: dict[str, Counter[str]] = {}
     for item in data.scan.items:

@@ -31,7 +31,7 @@ def scan(options: DataOptions, native: int, index: Index, progress: Progress = s
     """Look at everything that [data] names, without decoding a picture that looks whole.
 
     :param native: side in pixels that the model was made for.
-    :raises ValueError: no folder, no pictures, a wrong file, or more unreadable pictures than allowed.
+    :raises UserError: no folder, no pictures, a wrong file, or more unreadable pictures than allowed.
     """
     found = Scan()
     if options.pairs:

@@ -23,7 +23,7 @@ from .pictures import Unreadable
 Encode = Callable[[Tensor], Tensor]
 """Pixels [N, 3, H, W] in [-1, 1], float32, CPU -> scaled latents [N, C, h, w], the posterior's mean."""
 EncodeText = Callable[[list[str]], Conditioning]
-"""Captions -> what the network hears; each is asked for alone."""
+"""Captions -> prompt embeddings; each is encoded alone."""
 
 
 class Absent(LookupError):
@@ -43,7 +43,7 @@ class Shelf:
         self.masks = self._store("masks", options.cache_latents)
         self.text = self._store("text", options.cache_text)
         self.passing = Store(Path(), "off" if options.cache_text == "off" else "memory")
-        """Captions that are drawn anew each time."""
+        """Captions that are drawn again each time."""
         self.foreign: set[Path] = set()
         """Pictures whose latents sd-scripts made."""
         self.attach(None, None, None)
@@ -110,7 +110,7 @@ class Shelf:
     def make(self, key: str, picture: Picture, colors: np.ndarray, flip: bool) -> Tensor:
         """Encode uint8 [H, W, 3] to latents [C, h, w] float32, and keep them.
 
-        :raises ValueError: they are not finite, or cannot be written.
+        :raises UserError: they are not finite, or cannot be written.
         """
         assert self.encode is not None, "no autoencoder is attached"
         pixels = torch.from_numpy(np.array(colors)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -128,7 +128,7 @@ class Shelf:
         """[H, W] float32 in [0, 1]: the mask picture times, if asked for, the alpha channel; None when there is none.
         And everything that decides it.
 
-        :raises ValueError: the mask is broken or gone.
+        :raises UserError: the mask is broken or gone.
         """
         sources = [(picture.mask, False)] if picture.mask else []
         if alpha and picture.alpha:
@@ -148,7 +148,7 @@ class Shelf:
         try:
             colors, alpha = pictures.pixels(path.read_bytes(), hidden=True)
         except (Unreadable, OSError) as error:
-            raise UserError(f"data: the mask {path.as_posix()} cannot be read ({error}); mend or remove it") from error
+            raise UserError(f"data: the mask {path.as_posix()} cannot be read ({error}); fix or remove it") from error
         image = alpha if own and alpha is not None else colors[..., 0]
         cut = pictures.fitted(np.ascontiguousarray(image), *place, bucket, options.interpolation)
         return {"mask": torch.from_numpy(np.array(cut))}
@@ -156,7 +156,7 @@ class Shelf:
     # -- captions --------------------------------------------------------------------------------------------------
 
     def conditioning(self, words: list[str], passing: list[bool], size: Tensor, make: bool) -> Conditioning | None:
-        """Of the captions, in float32; None when text encoders are trained. ``passing``: drawn anew each time."""
+        """Of the captions, in float32; None when text encoders are trained. ``passing``: drawn again each time."""
         if self.encode_text is None:
             return None
         entries = [self.words(word, brief, make) for word, brief in zip(words, passing, strict=True)]

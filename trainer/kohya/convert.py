@@ -7,8 +7,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from ..config import reference
 from ..diffusion.sampling import KOHYA
+from ..errors import UserError
 from ..families.load import identify
 from ..families.options import ModelOptions
 from ..optimizers.options import parse_args
@@ -86,7 +89,7 @@ def find_family(values: Values, asked: str | None) -> str | None:
         try:
             given = {"path": str(Path(path).expanduser()), **{n: values.given.get(k) for n, k in _ENCODERS.items()}}
             return identify(ModelOptions.model_validate(given)).spec.name
-        except ValueError:
+        except (UserError, ValidationError):
             return None  # whoever loads it says what is wrong
     if values.family:
         return values.family
@@ -193,7 +196,7 @@ def _memory(values: Values, made: Made, family: str | None) -> None:
                          'it needs mixed_precision = "bf16" or "fp16"; set one of them')  # fmt: skip
     if values["blocks_to_swap"]:
         made.put("memory.resident_blocks", "auto", values, "blocks_to_swap")
-        made.notes.append("blocks_to_swap: as many blocks stay on the card as there is room for")
+        made.notes.append("blocks_to_swap: as many blocks stay on the GPU as there is room for")
     if values["mem_eff_attn"] and not attention:
         made.notes.append("mem_eff_attn: torch's SDPA is used, which is as frugal and faster")
 
@@ -235,7 +238,7 @@ def _files(values: Values, made: Made, family: str | None) -> None:
     state = Path(values["resume"] or "").expanduser()
     if values["resume"] and (state / "train_state.json").exists() and (state / "model.safetensors").exists():
         made.put("adapter.init_from", str(state / "model.safetensors"), values, "resume")
-        made.notes.append("resume: a state of sd-scripts gives its adapter; optimizer and schedule begin anew")
+        made.notes.append("resume: a state of sd-scripts gives its adapter; optimizer and schedule start over")
     else:
         made.put("run.resume_from", values["resume"], values, "resume")
     if "seed" not in values.given:

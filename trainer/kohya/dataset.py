@@ -123,7 +123,7 @@ def _buckets(values: Values, made: Made, sets: list[dict[str, Any]]) -> None:
         return one.get(name, made.options.get(f"data.{name}"))
 
     places = [(f"set {number + 1} ({one.get('path') or one.get('metadata')})", one) for number, one in enumerate(sets)]
-    said: set[str] = set()
+    reported: set[str] = set()
     for where, one in places or [("", {})]:
         sides = of(one, "resolution")
         if of(one, "buckets") is False or sides is None:
@@ -136,8 +136,8 @@ def _buckets(values: Values, made: Made, sets: list[dict[str, Any]]) -> None:
         if not of(one, "no_upscale") and high < most:
             found.append(("max_bucket_reso", f"{high} is less than the resolution's longer side; set {most} or more"))
         for name, what in found:
-            if what not in said:
-                said.add(what)
+            if what not in reported:
+                reported.add(what)
                 made.problems.append((f"{where}: {name}" if where else name, what))
 
 

@@ -103,10 +103,10 @@ def _has_data(raw: Mapping[str, Any]) -> bool:
     return any(raw.get("data", {}).get(name) for name in ("path", "sets", "pairs", "ratings", "metadata"))
 
 
-def _translated(error: ConfigError, made: Made, values: Values, told: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Problems with our options, told of the arguments that they came from, where these were not told already."""
+def _translated(error: ConfigError, made: Made, values: Values, known: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Problems with our options under the arguments that they came from, without those that are known already."""
     found = []
-    names = {where.rpartition(": ")[2].removeprefix("--") for where, _ in told}
+    names = {where.rpartition(": ")[2].removeprefix("--") for where, _ in known}
     for option, what in error.problems:
         name = made.names.get(option)
         where = option if not name else values.where(name) if name in values.places else f"{name} ({option})"
@@ -197,7 +197,7 @@ def written(made: Made, source: str, notes: Sequence[str]) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         line = escaped(text[: error.end].splitlines()[-1])
-        raise UserError(f"{line}: this is no text that a file can hold; rename it, or write it anew") from None
+        raise UserError(f"{line}: this is no text that a file can hold; rename it, or write it again") from None
     assert loads(text) == {"config_version": 1, **_plain(nested(made.options))}, "the written file reads otherwise"
     return text
 

@@ -93,7 +93,7 @@ def read_gui(values: Values, raw: Mapping[str, Any], path: Path, text: str) -> N
     try:
         _, left = read_flags(flags, shlex.split(str(raw.get("additional_parameters") or "")), ())
     except ValueError as error:
-        raise UserError(f"{path}: additional_parameters: {error}; mend them") from None
+        raise UserError(f"{path}: additional_parameters: {error}; fix them") from None
     values.over(flags)
     if left:
         values.notes.append(f"additional_parameters: {' '.join(left)} is left out")

@@ -26,7 +26,7 @@ def is_launcher(word: str) -> bool:
 
 
 def launched(words: Sequence[str]) -> tuple[list[str], Values]:
-    """A line that was pasted whole: the words after the script's name, and what is to be said of those before it.
+    """A line that was pasted whole: the words after the script's name, and notes on those before it.
 
     Line continuations (a lone backslash, ^ or backtick), which another shell passes on, are left out.
 

@@ -22,7 +22,7 @@ class Made:
 
     options: dict[str, Any] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
-    """Option -> the kohya argument that a problem with it is told of."""
+    """Option -> the kohya argument that a problem with it is reported for."""
     comments: dict[str, str] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -34,11 +34,11 @@ class Made:
             return
         self.options[option] = value
         self.names[option] = (given or [*names, ""])[0]
-        said = [f"{name} = {shown(values.given[name])}" for name in given]
+        parts = [f"{name} = {shown(values.given[name])}" for name in given]
         if not given and names:
             default = values[names[0]]
-            said = [f"{names[0]} is not given" + ("" if default is None else f"; sd-scripts takes {shown(default)}")]
-        self.comments[option] = comment or ", ".join(said)
+            parts = [f"{names[0]} is not given" + ("" if default is None else f"; sd-scripts takes {shown(default)}")]
+        self.comments[option] = comment or ", ".join(parts)
 
 
 def shown(value: Any) -> str:

@@ -78,7 +78,7 @@ def elsewhere(name: str) -> bool:
 
 _NO_UPLOAD = "nothing is uploaded from here"
 _DEEPSPEED = "it belongs to deepspeed, which is not used here"
-_DDP = "several cards are driven without DDP's wrapper"
+_DDP = "several GPUs are driven without DDP's wrapper"
 _LOGGING = "everything is in the run's log.txt and events.jsonl"
 _NOWHERE = "sd-scripts does nothing with it either"
 HARMLESS = {
@@ -95,7 +95,7 @@ HARMLESS = {
     "dynamo_backend": "the model is not compiled",
     "fp16_master_weights_and_gradients": _DEEPSPEED,
     "fused_backward_pass": "sd-scripts does not fuse it for LoRA either",
-    "highvram": "memory is freed when something is done with, whatever the card",
+    "highvram": "memory is freed when something is done with, whatever the GPU",
     "huggingface_path_in_repo": _NO_UPLOAD,
     "huggingface_repo_type": _NO_UPLOAD,
     "huggingface_repo_visibility": _NO_UPLOAD,
@@ -116,7 +116,7 @@ HARMLESS = {
     "save_state_to_huggingface": _NO_UPLOAD,
     "save_t5xxl": _NOWHERE,
     "skip_cache_check": "caches are found by content, there is nothing to check",
-    "skip_until_initial_step": "a resumed run always goes on with the pictures that come next",
+    "skip_until_initial_step": "a resumed run always continues with the pictures that come next",
     "t5xxl_device": _NOWHERE,
     "t5xxl_dtype": _NOWHERE,
     "text_encoder_batch_size": "it changes only how fast captions are cached",
@@ -135,12 +135,12 @@ REFUSED = {
     "clip_l_dropout_rate": "single encoders are not dropped; use caption_dropout_rate",
     "dataset_class": "there is no data set of your own code; name folders in a dataset_config",
     "debug_dataset": "leave it out and run `python -m trainer check` with the same arguments",
-    "deepspeed": "one card, or torchrun with several, is what there is",
+    "deepspeed": "one GPU, or torchrun with several, is what there is",
     "enable_scaled_pos_embed": "positions are embedded as the model was made; leave it out",
     "full_fp16": 'fp16 has no room for small updates; use full_bf16 with mixed_precision = "bf16", or leave it out',
     "huggingface_repo_id": "nothing is uploaded from here; leave it out and run `hf upload` with the finished file",
-    "initial_epoch": "a run goes on where its state stopped; use resume",
-    "initial_step": "a run goes on where its state stopped; use resume",
+    "initial_epoch": "a run continues where its state stopped; use resume",
+    "initial_step": "a run continues where its state stopped; use resume",
     "output_config": "run `python -m trainer import-kohya ... -o mine.toml` with the same arguments",
     "pos_emb_random_crop_rate": "positions are embedded as the model was made; leave it out",
     "resume_from_huggingface": "download the state and name its folder in resume",

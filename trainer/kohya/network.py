@@ -57,7 +57,7 @@ class Args:
     def on(self, name: str) -> bool:
         return self.table.get(name, "").lower() in ("true", "1")
 
-    def said(self, name: str) -> str:
+    def origin(self, name: str) -> str:
         return f"{name}={self.table[name]} in network_args" if name in self.table else f"{name} is not in network_args"
 
     def wrong(self, name: str, what: str) -> None:
@@ -123,7 +123,7 @@ def _kind(values: Values, args: Args, made: Made) -> str:
         elif args.table.get("wd_on_output", "True").lower() == "false":
             args.wrong("wd_on_output", "magnitudes are per output here; leave it out")
         kind = "dora" if kind == "lora" else kind
-        made.put("adapter.dora_for", "lycoris", values, "network_args", comment=args.said("dora_wd"))
+        made.put("adapter.dora_for", "lycoris", values, "network_args", comment=args.origin("dora_wd"))
     made.put("adapter.kind", kind, values, "network_args" if module == "lycoris.kohya" else "network_module")
     return kind or "lora"
 
@@ -135,7 +135,7 @@ def _size(values: Values, made: Made, args: Args, kind: str, convolutions: bool)
     alpha = values["network_alpha"]
     conv = args.number("conv_dim")
     conv_alpha = args.number("conv_alpha")
-    if lycoris and convolutions and args.table.get("preset") != "attn-mlp":  # adapted unless told otherwise
+    if lycoris and convolutions and args.table.get("preset") != "attn-mlp":  # adapted unless the preset leaves them out
         conv, conv_alpha = conv or rank, conv_alpha or alpha
     elif (conv or args.table.get("conv_block_dims")) and conv_alpha is None:
         conv_alpha = 1.0
@@ -151,9 +151,9 @@ def _size(values: Values, made: Made, args: Args, kind: str, convolutions: bool)
              comment="" if given else "network_dim is not given; sd-scripts takes 4")  # fmt: skip
     made.put("adapter.alpha", float(alpha), values, "network_alpha", force=True)
     if conv:
-        made.put("adapter.conv_rank", int(conv), values, "network_args", comment=args.said("conv_dim"))
+        made.put("adapter.conv_rank", int(conv), values, "network_args", comment=args.origin("conv_dim"))
     if conv or args.table.get("conv_block_dims"):
-        made.put("adapter.conv_alpha", conv_alpha, values, "network_args", comment=args.said("conv_alpha"))
+        made.put("adapter.conv_alpha", conv_alpha, values, "network_args", comment=args.origin("conv_alpha"))
     dropout = values["network_dropout"] or args.number("dropout")
     made.put("adapter.dropout", dropout or None, values, "network_dropout")
     made.put("adapter.scale_weight_norms", values["scale_weight_norms"] or None, values, "scale_weight_norms")
@@ -185,7 +185,7 @@ def _alias(values: Values, made: Made, args: Args, name: str) -> None:
         return
     if value == 0 and name.endswith("_ratio"):
         return
-    made.put(f"adapter.{option}", value, values, "network_args", comment=args.said(name))
+    made.put(f"adapter.{option}", value, values, "network_args", comment=args.origin(name))
 
 
 def _trained(values: Values, made: Made, args: Args, family: str | None) -> None:

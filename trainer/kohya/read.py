@@ -1,7 +1,7 @@
 """What a kohya user gives: a TOML file and flags, as one value a name, with everything that is wrong with them.
 
 As sd-scripts does: tables of the file mean nothing, a flag beats the file, the file beats the default. Other than
-sd-scripts: a name that it does not know and a value of another type are told instead of swallowed.
+sd-scripts: a name that it does not know and a value of another type are reported instead of ignored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Wrong(UserError):
 
 @dataclass
 class Values:
-    """The value of every argument; those that were given are told apart."""
+    """The value of every argument; those that were given are kept apart."""
 
     given: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
