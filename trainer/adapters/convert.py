@@ -188,7 +188,7 @@ def to_diffusers(
     ``apart``: q, k and v that no single adapter stands for.
     """
     places = _apart(modules, apart or {}, family)
-    kinds = {_word(module) for module in places.values()} - {None}
+    kinds = _words(places)
     if others := sorted(kind for kind in kinds if kind not in ("lora", "dora")):
         raise UserError(f"diffusers reads no {' and no '.join(others)} for these models; give --rank to make it a LoRA")
     notes = _one_kind(kinds, places, "diffusers")
@@ -222,11 +222,11 @@ def to_diffusers(
     return found, notes
 
 
-def _one_kind(kinds: set[str | None], places: Places, reader: str) -> list[str]:
+def _one_kind(kinds: set[str], places: Places, reader: str) -> list[str]:
     """Take out of ``places`` what PEFT has no form for, and name it. UserError where nothing or several kinds are left,
     and for magnitudes over the inputs."""
     if len(kinds) > 1:
-        raise UserError(f"{reader} reads one kind per file, and here are {' and '.join(sorted(map(str, kinds)))}; "
+        raise UserError(f"{reader} reads one kind per file, and here are {' and '.join(sorted(kinds))}; "
                         "give --rank to make it a LoRA")  # fmt: skip
     if any(algebra.over_inputs(module) for module in places.values()):
         raise UserError(f"its DoRA magnitudes are of the inputs (wd_on_output = False), which {reader} cannot read")
@@ -250,6 +250,11 @@ def _one_kind(kinds: set[str | None], places: Places, reader: str) -> list[str]:
     return [f"{len(lost)} tensors ({what}) have no form in {reader} and are left out, the first: {first}"]
 
 
+def _words(places: Places) -> set[str]:
+    """The kinds of the modules that have a difference of the weight."""
+    return {kind for module in places.values() if (kind := _word(module))}
+
+
 def _word(module: Mapping[str, Tensor]) -> str | None:
     """The kind of one module as people call it."""
     kind = algebra.method(module)
@@ -265,12 +270,11 @@ def _save_peft(target: Path, made: _Read) -> list[str]:
     if target.suffix in (".safetensors", ".pt", ".ckpt", ".bin"):
         raise UserError(f"{target}: PEFT keeps an adapter in a folder; give a folder's name")
     places = _apart(made.modules, made.apart, made.family)
-    kinds = {_word(module) for module in places.values()} - {None}
+    kinds = _words(places)
     if others := sorted(kind for kind in kinds if kind not in keys.KINDS):
         raise UserError(f"PEFT reads no {' and no '.join(others)}; give --rank to make it a LoRA")
     notes = _one_kind(kinds, places, "PEFT")
     kind = kinds.pop()
-    assert kind
     parts: dict[str, dict[str, dict[str, Tensor]]] = {}
     for (component, path), module in places.items():
         parts.setdefault(_part(made.family, component), {})[path] = algebra.as_plain(module)[0]

@@ -85,7 +85,8 @@ class KeyMapping:
 
     def entry(self, name: Literal["base_version", "architecture", "resolution"], is_v: bool) -> str | int:
         """A header's entry for a model that predicts v, or does not."""
-        return (self.for_v or {}).get(name, getattr(self, name)) if is_v else getattr(self, name)
+        plain: str | int = getattr(self, name)
+        return (self.for_v or {}).get(name, plain) if is_v else plain
 
 
 _mappings: dict[str, KeyMapping] = {}
