@@ -123,14 +123,17 @@ def validator(check: Callable[..., None]) -> Callable[..., bool | str]:
     ComfyUI reads the parameters' names from the signature; with ``**inputs`` in it all built-in checks would be off.
     """
 
+    known = inspect.signature(check).parameters
+
     def validate(cls: type, **inputs: Any) -> bool | str:
+        # Sockets that grow come along unasked.
         try:
-            check(**inputs)
+            check(**{name: value for name, value in inputs.items() if name in known})
         except ValueError as error:
             return str(error)
         return True
 
     first = inspect.Parameter("cls", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    signature = inspect.Signature([first, *inspect.signature(check).parameters.values()])
+    signature = inspect.Signature([first, *known.values()])
     setattr(validate, "__signature__", signature)  # noqa: B010 (a function's type does not name it)
     return validate

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pixelkiln.nodes.all import NODES
-from pixelkiln.nodes.node import In
+from pixelkiln.nodes.node import In, validator
 
 SCRIPT = Path(__file__).parents[1] / "comfy_faces.py"
 
@@ -103,3 +103,12 @@ def test_v3_asks_for_no_more_than_this_comfyui_knows(monkeypatch, inputs, schema
     if schemas is Schema:
         wanted = [([], [False] * len(advanced)) for _, advanced in wanted]
     assert [(one.search_aliases, [bool(i.advanced) for i in one.inputs]) for one in found] == wanted
+
+
+def test_a_check_is_asked_about_its_own_inputs_only():
+    """ComfyUI hands sockets that grow to every check."""
+    stack = next(node for node in NODES if node.id == "PixelkilnAdapterStack")
+    assert stack.check
+    validate = validator(stack.check)
+    assert validate(type, rows="a.safetensors | 1", paths={}) is True
+    assert "is no strength" in str(validate(type, rows="a.safetensors | x", paths={}))

@@ -192,16 +192,16 @@ def scheduled(schedule: str, between: str = "in steps") -> dict[str, tuple[str, 
 
 
 def test_strength_over_steps_is_cores_loader_where_it_stands_still(server, adapters):
-    """At 1 throughout it is the model with the adapter, at 0 the bare one; what changes is neither."""
-    always = drawn(server, scheduled("0: 1"))
+    """At 20 throughout it is the model with the adapter, at 0 the bare one; what changes is neither."""
+    always = drawn(server, scheduled("0: 20"))
     core = workflow("LoraLoader", "one.safetensors")
-    core["a"] = ("LoraLoaderModelOnly", {"model": ["c", 0], "lora_name": "one.safetensors", "strength_model": 1.0})
+    core["a"] = ("LoraLoaderModelOnly", {"model": ["c", 0], "lora_name": "one.safetensors", "strength_model": 20.0})
     for name in "pn":
         core[name] = (core[name][0], {**core[name][1], "clip": ["c", 1]})
     assert psnr(always, drawn(server, core)) > 45
     bare = picture(server, "PixelkilnLoadAdapter", "none")
     assert psnr(drawn(server, scheduled("0: 0")), bare) > 45
-    late, line = drawn(server, scheduled("0: 0, 0.5: 1")), drawn(server, scheduled("0: 0, 1: 1", "linear"))
+    late, line = drawn(server, scheduled("0: 0, 0.5: 20")), drawn(server, scheduled("0: 0, 1: 20", "linear"))
     for one, other in ((late, always), (late, bare), (line, late), (line, bare)):
         assert psnr(one, other) < 45
 
