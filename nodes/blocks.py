@@ -103,7 +103,7 @@ def _number(text: str) -> float | None:
 
 
 def strengths(text: str, blocks: Iterable[str], network: Iterable[str]) -> dict[str, float]:
-    """Block -> factor for ``blocks``; 1 where no rule speaks. ValueError: a rule fits no block of ``network``."""
+    """Block -> factor for ``blocks``; 1 where no rule speaks. UserError: a rule fits no block of ``network``."""
     rules, names, known = parse(text), list(dict.fromkeys(blocks)), list(dict.fromkeys(network))
     for rule in rules:
         if rule.name not in ("all", "te") and not rule.soft and not any(rule.covers(block) for block in known):
@@ -120,7 +120,7 @@ def listed(blocks: Iterable[str]) -> str:
     for block in blocks:
         name, _, number = block.partition(".")
         numbers.setdefault(name, []).extend([int(number)] if number else [])
-    told = []
+    found_words = []
     for name, found in numbers.items():
         at = sorted(set(found))
         runs: list[list[int]] = []
@@ -129,8 +129,8 @@ def listed(blocks: Iterable[str]) -> str:
                 runs[-1][1] = n
             else:
                 runs.append([n, n])
-        told += [f"{name}.{a}" if a == b else f"{name}.{a}-{b}" for a, b in runs] or [name]
-    return " ".join(told)
+        found_words += [f"{name}.{a}" if a == b else f"{name}.{a}-{b}" for a, b in runs] or [name]
+    return " ".join(found_words)
 
 
 def _is_text(block: str) -> bool:

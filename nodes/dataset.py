@@ -40,14 +40,14 @@ class Report:
         shapes = Counter[str]()
         for (w, h), n in self.sizes.items():
             shapes["square" if w == h else "wide" if w > h else "tall"] += n
-        told = [f"{self.pictures} pictures" + "".join(f", {n} {shape}" for shape, n in shapes.most_common())]
+        info = [f"{self.pictures} pictures" + "".join(f", {n} {shape}" for shape, n in shapes.most_common())]
         common = [f"{w}x{h} ({n})" for (w, h), n in self.sizes.most_common(6)]
-        told += [f"sizes: {', '.join(common)}" + (", ..." if len(self.sizes) > 6 else "")] if common else []
-        told += [f"{small} smaller than {resolution}x{resolution}: they would be enlarged or skipped"] if small else []
-        told += _listed("without caption", self.uncaptioned)
-        told += _listed("unreadable", self.unreadable)
-        told += _listed("duplicates", [f"{a} = {b}" for a, b in self.duplicates])
-        return told
+        info += [f"sizes: {', '.join(common)}" + (", ..." if len(self.sizes) > 6 else "")] if common else []
+        info += [f"{small} smaller than {resolution}x{resolution}: they would be enlarged or skipped"] if small else []
+        info += _listed("without caption", self.uncaptioned)
+        info += _listed("unreadable", self.unreadable)
+        info += _listed("duplicates", [f"{a} = {b}" for a, b in self.duplicates])
+        return info
 
 
 def _listed(what: str, names: Sequence[str]) -> list[str]:
@@ -56,7 +56,7 @@ def _listed(what: str, names: Sequence[str]) -> list[str]:
 
 
 def report(folder: Path) -> Report:
-    """Look at every picture's size, caption and bytes. ValueError when there is no picture."""
+    """Look at every picture's size, caption and bytes. UserError when there is no picture."""
     found = Report()
     seen: dict[str, str] = {}
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
@@ -128,7 +128,7 @@ def _from_folder(folder: str, resolution: int) -> Result:
 def _folder_stamp(folder: str | None = None, **others: object) -> str:
     try:
         path = find(folder or "")
-    except ValueError:
+    except UserError:
         return never_same()
     stamps = [f"{p.name} {p.stat().st_mtime_ns} {p.stat().st_size}" for p in sorted(path.rglob("*")) if p.is_file()]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
@@ -163,10 +163,10 @@ def _from_images(images: list[Tensor], dataset: list[str], captions: list[str], 
     lines = _captions(captions, len(pictures))
     folder = host.place(host.DATA, dataset[0])
     new, other = write(folder, pictures, lines)
-    told = [f"{folder.name}: {new} new pictures, {len(pictures) - new} were there"]
-    told += [f"{other} kept another caption; edit or delete their .txt files to change it"] if other else []
-    told += report(folder).lines(resolution[0])
-    return Result((str(folder), "\n".join(told)), host.text(told))
+    info = [f"{folder.name}: {new} new pictures, {len(pictures) - new} were there"]
+    info += [f"{other} kept another caption; edit or delete their .txt files to change it"] if other else []
+    info += report(folder).lines(resolution[0])
+    return Result((str(folder), "\n".join(info)), host.text(info))
 
 
 def _captions(given: list[str], count: int) -> list[str]:

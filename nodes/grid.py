@@ -27,7 +27,7 @@ MOST = 400
 
 
 def strengths_of(text: str) -> list[float]:
-    """``0, 0.5, 1``. ValueError for anything else."""
+    """``0, 0.5, 1``. UserError for anything else."""
     try:
         found = [float(word) for word in _words(text)]
     except ValueError:
@@ -39,7 +39,7 @@ def strengths_of(text: str) -> list[float]:
 
 
 def seeds(text: str) -> list[int]:
-    """``1, 2``, as ComfyUI's samplers take them: below 2^64. ValueError for anything else."""
+    """``1, 2``, as ComfyUI's samplers take them: below 2^64. UserError for anything else."""
     words = _words(text)
     if not words or not all(re.fullmatch("[0-9]{1,20}", word) and int(word) < 2**64 for word in words):
         raise UserError(f"seeds: '{text}' should be whole numbers from 0 on, such as 1, 2, 3")
@@ -65,7 +65,7 @@ def _words(text: str) -> list[str]:
 
 
 def _once(what: str, found: Sequence[object]) -> None:
-    """ValueError for what comes twice: pictures are told apart by it."""
+    """UserError for what comes twice: its name tells pictures apart."""
     for one, count in Counter(found).items():
         if count > 1:
             raise UserError(f"{what}: '{one}' is there {count} times; give each once")
@@ -136,8 +136,8 @@ def _plan(
                 prompts_out.append(text)
                 seeds_out.append(seed)
                 labels.append(f"{column}\n{text}, seed {seed}")
-    said = f"{len(columns)} columns x {len(texts) * len(drawn)} rows = {cells} pictures"
-    return Result((models, clips, prompts_out, seeds_out, labels), host.text(said))
+    summary = f"{len(columns)} columns x {len(texts) * len(drawn)} rows = {cells} pictures"
+    return Result((models, clips, prompts_out, seeds_out, labels), host.text(summary))
 
 
 def assemble(pictures: Sequence[Image.Image], labels: Sequence[str], columns: int = 0, gap: int = 4) -> Image.Image:
@@ -215,7 +215,7 @@ def _plan_stamp(adapters: str | None = None, **others: Any) -> str:
         return never_same()
     try:
         return "\n".join(map(host.stamp, adapters_of(adapters)))
-    except ValueError:
+    except UserError:
         return never_same()
 
 

@@ -52,7 +52,7 @@ def folders(kind: str) -> list[Path]:
 
 
 def inside(path: str | Path, roots: Iterable[Path]) -> Path:
-    """The real path, if it lies in one of the folders. ValueError otherwise: a workflow may come from anybody."""
+    """The real path, if it lies in one of the folders. UserError otherwise: a workflow may come from anybody."""
     real = Path(os.path.realpath(path))
     allowed = list(roots)
     if not any(real.is_relative_to(os.path.realpath(root)) for root in allowed):
@@ -64,7 +64,7 @@ def inside(path: str | Path, roots: Iterable[Path]) -> Path:
 
 
 def named(root: Path, name: str) -> Path:
-    """A folder of this name directly in ``root``. ValueError for a name that is a path."""
+    """A folder of this name directly in ``root``. UserError for a name that is a path."""
     return inside(root / safe_name(name.strip()), [root])
 
 

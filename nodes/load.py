@@ -93,15 +93,15 @@ def apply(
     for patcher in (new_model, getattr(new_clip, "patcher", None)):
         if patcher is not None and file.metadata and hasattr(patcher, "set_attachments"):
             patcher.set_attachments("lora_metadata", file.metadata)
-    told = [f"matched {len(match.fits)} of {match.total}", *([f"problem: {problem}"] if problem else [])]
+    lines = [f"matched {len(match.fits)} of {match.total}", *([f"problem: {problem}"] if problem else [])]
     if match.asleep:
-        told.append(f"not used: {len(match.asleep)} modules of a part that is not connected")
-    told += [f"note: {note}" for note in match.notes]
-    told.append(f"blocks: {used}")
+        lines.append(f"not used: {len(match.asleep)} modules of a part that is not connected")
+    lines += [f"note: {note}" for note in match.notes]
+    lines.append(f"blocks: {used}")
     words_of = adapter.triggers(file.metadata)
     about, *rest = adapter.about(file)
     return Loaded(
-        new_model, new_clip, words_of, "\n".join([about, *told, f"trigger words: {words_of or 'none told'}", *rest])
+        new_model, new_clip, words_of, "\n".join([about, *lines, f"trigger words: {words_of or 'none given'}", *rest])
     )
 
 
@@ -327,7 +327,7 @@ def fingerprint(adapter: str | None = None, **others: Any) -> str:
         return never_same()
     try:
         return host.stamp(host.adapter_path(adapter))
-    except ValueError as error:
+    except UserError as error:
         return str(error)
 
 

@@ -24,7 +24,7 @@ class In:
     tip: str
     default: Any = None
     options: Options = ()
-    """Of a COMBO; a function is asked anew whenever the page asks for the nodes, so new files appear."""
+    """Of a COMBO; a function is asked again whenever the page asks for the nodes, so new files appear."""
     unset: float | None = None
     """Of a number that may be left to the preset: the value that says so where there is no text widget, and in
     workflows saved before there was one. Elsewhere the widget is a text that reads PRESET."""
@@ -113,7 +113,7 @@ class Node:
 
 
 def never_same(**inputs: Any) -> str:
-    """A fingerprint like no other, of what cannot be told beforehand: the node runs each time."""
+    """A fingerprint like no other, of what cannot be known beforehand: the node runs each time."""
     return os.urandom(8).hex()
 
 
@@ -129,7 +129,7 @@ def validator(check: Callable[..., None]) -> Callable[..., bool | str]:
         # Sockets that grow come along unasked.
         try:
             check(**{name: value for name, value in inputs.items() if name in known})
-        except ValueError as error:
+        except UserError as error:
             return str(error)
         return True
 

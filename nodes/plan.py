@@ -54,10 +54,10 @@ class Request:
 
     def key(self) -> str:
         """Equal for equal trainings: of the preset's text, the flags and the files' names, times and sizes."""
-        told = [self.preset.read_text(encoding="utf-8"), *self.flags]
+        parts = [self.preset.read_text(encoding="utf-8"), *self.flags]
         for path in self.files:
-            told += [str(path), *(f"{p.name} {p.stat().st_mtime_ns} {p.stat().st_size}" for p in _all(path))]
-        return hashlib.sha256("\0".join(told).encode()).hexdigest()
+            parts += [str(path), *(f"{p.name} {p.stat().st_mtime_ns} {p.stat().st_size}" for p in _all(path))]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _all(path: Path) -> list[Path]:
@@ -138,7 +138,7 @@ def dataset_flags(folder: Path, learn_from: str) -> list[str]:
 
 
 def free_options(text: str) -> list[str]:
-    """Lines ``adapter.kind = "dora"`` as flags. ValueError for what is no option, names a file, or code."""
+    """Lines ``adapter.kind = "dora"`` as flags. UserError for what is no option, names a file, or code."""
     found = []
     for line in text.split("\n"):
         line = line.strip()

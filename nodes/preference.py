@@ -60,7 +60,7 @@ def answer(token: str, winner: int | None = None, liked: list[bool | None] | Non
         raise UserError("choice: it was made already, or ComfyUI was restarted since; queue again")
     try:
         return rate(question, liked or []) if question.rate else choose(question, ASK if winner is None else winner)
-    except (OSError, ValueError):
+    except (OSError, UserError):
         with _lock:
             _waiting[token] = question
         raise
@@ -86,12 +86,12 @@ def rate(question: Question, liked: list[bool | None]) -> str:
     """Append a rating for each picture that got one."""
     if len(liked) != len(question.pictures):
         raise UserError(f"liked: {len(liked)} answers for {len(question.pictures)} pictures; give one for each")
-    told = [(i, yes) for i, yes in enumerate(liked) if yes is not None]
-    for i, yes in told:
+    rated = [(i, yes) for i, yes in enumerate(liked) if yes is not None]
+    for i, yes in rated:
         pairs_file.add_rating(
             question.folder, question.prompt, question.pictures[i], yes, seed=question.seeds[i], source="comfyui"
         )
-    return f"{question.folder.name}: {len(told)} rating{'s' * (len(told) != 1)} added"
+    return f"{question.folder.name}: {len(rated)} rating{'s' * (len(rated) != 1)} added"
 
 
 # --------------------------------------------------------------------------------------------------------------- nodes
@@ -103,11 +103,11 @@ def _question(
     """Collect the pictures, their prompt and seeds; what the page shows."""
     pictures, seeds, prompts = [], [], []
     for socket, images in sockets.items():
-        said, found = graphs.origin(graph or {}, str(node_id), socket)
+        of_graph, found = graphs.origin(graph or {}, str(node_id), socket)
         some = host.pictures(images)
         pictures += some
         seeds += [found if seed < 0 else seed] * len(some)
-        prompts += [said] if said else []
+        prompts += [of_graph] if of_graph else []
     text = (prompt or "").strip() or next(iter(prompts), "")
     if not text:
         raise UserError("prompt: the graph does not tell which prompt made the picture; connect or type it")
@@ -128,13 +128,16 @@ def _prefer(
         raise UserError("images: there is only one picture; give a batch, or a second one as images_b")
     token = ""
     if winner == ASK:
-        token, said = ask(question), f"{dataset}: waiting for your choice"
+        token, message = ask(question), f"{dataset}: waiting for your choice"
     else:
-        said = choose(question, winner)
-    ui = {"pixelkiln_choice": [{"token": token, "kind": "best", "said": said, "images": shown}], **host.text(said)}
+        message = choose(question, winner)
+    ui = {
+        "pixelkiln_choice": [{"token": token, "kind": "best", "said": message, "images": shown}],
+        **host.text(message),
+    }
     best = 0 if winner in (ASK, TIE) else winner
     flat = [one[None] for batch in sockets.values() for one in batch]
-    return Result((flat[best], str(question.folder), said), ui)
+    return Result((flat[best], str(question.folder), message), ui)
 
 
 def _like(
@@ -149,11 +152,14 @@ def _like(
     question, shown = _question({"images": images}, dataset, prompt, picture_seed, graph, node_id, rate=True)
     token = ""
     if liked == "ask":
-        token, said = ask(question), f"{dataset}: waiting for your thumbs"
+        token, message = ask(question), f"{dataset}: waiting for your thumbs"
     else:
-        said = rate(question, [liked == "yes"] * len(question.pictures))
-    ui = {"pixelkiln_choice": [{"token": token, "kind": "rate", "said": said, "images": shown}], **host.text(said)}
-    return Result((str(question.folder), said), ui)
+        message = rate(question, [liked == "yes"] * len(question.pictures))
+    ui = {
+        "pixelkiln_choice": [{"token": token, "kind": "rate", "said": message, "images": shown}],
+        **host.text(message),
+    }
+    return Result((str(question.folder), message), ui)
 
 
 _DATASET = In("dataset", "STRING", "Name of the dataset's folder, in the pack's data folder.", default="preferences")

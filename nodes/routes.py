@@ -27,17 +27,20 @@ def add() -> None:
             return web.json_response({"error": "send JSON"}, status=415)
         try:
             given = await request.json()
+        except ValueError:
+            return web.json_response({"error": "send JSON"}, status=400)
+        try:
             token, winner, liked = checked(given)
-            said = await asyncio.to_thread(preference.answer, token, winner, liked)
-        except ValueError as error:
+            message = await asyncio.to_thread(preference.answer, token, winner, liked)
+        except UserError as error:
             return web.json_response({"error": str(error)}, status=400)
-        return web.json_response({"said": said})
+        return web.json_response({"said": message})
 
     PromptServer.instance.routes.post("/pixelkiln/choose")(choose)
 
 
 def checked(given: object) -> tuple[str, int | None, list[bool | None] | None]:
-    """Token, winner and thumbs of an answer. ValueError for anything else."""
+    """Token, winner and thumbs of an answer. UserError for anything else."""
     if not isinstance(given, dict) or not isinstance(given.get("token"), str):
         raise UserError("choice: it names no question")
     winner, liked = given.get("winner"), given.get("liked")

@@ -18,7 +18,7 @@ from .node import In, Node, Out, Result, never_same
 
 
 def choose(run: Path, which: str) -> control.Checkpoint:
-    """A run's adapter: newest, final, ``step 500``, ``epoch 3``. ValueError lists what there is."""
+    """A run's adapter: newest, final, ``step 500``, ``epoch 3``. UserError lists what there is."""
     found = control.checkpoints(run)
     wanted = parse_which(which)
     for one in reversed(found):
@@ -31,7 +31,7 @@ def choose(run: Path, which: str) -> control.Checkpoint:
 
 
 def parse_which(which: str) -> str | tuple[str, int]:
-    """ValueError for other words than newest, final, step N, epoch N."""
+    """UserError for other words than newest, final, step N, epoch N."""
     words = which.strip().lower()
     match = re.fullmatch(r"(step|epoch)\s*=?\s*(\d+)", words)
     if match:
@@ -56,7 +56,7 @@ def _newest(run: str, which: str) -> Result:
 def _newest_fingerprint(run: str | None = None, which: str | None = None) -> str:
     try:
         return host.stamp(choose(host.run_path(run or ""), which or "").path)
-    except ValueError:
+    except UserError:
         return never_same()
 
 

@@ -19,10 +19,10 @@ from . import adapter, dataset, host, plan, runs
 from .node import PRESET, In, Node, Out, Result, never_same
 from .watch import Watch, in_words, picture
 
-UNCHANGED, ALWAYS, ANEW = "go on when unchanged", "go on always", "start over"
+UNCHANGED, ALWAYS, START_OVER = "go on when unchanged", "go on always", "start over"
 MARK = "comfyui.json"
 """In a run's folder: the key of the request that made it."""
-_anew: dict[Path, str] = {}
+_started_over: dict[Path, str] = {}
 """Run -> the request for which this server started it over."""
 
 
@@ -74,7 +74,7 @@ def wanted(
     preset: str, name: str, checkpoint: str, dataset_name: str, learn_from: str, trigger: str, prompts: str,
     options: str, folder: str | None = None, start_from: str | None = None, **numbers: float | str,
 ) -> plan.Request:  # fmt: skip
-    """The inputs of Train and Check as a request. ValueError for what a workflow may not ask for."""
+    """The inputs of Train and Check as a request. UserError for what a workflow may not ask for."""
     import folder_paths
 
     run_dir = host.place(host.RUNS, name)
@@ -112,7 +112,7 @@ def begin(request: plan.Request, again: str, copy_to: Path | None = None) -> str
     A run that others train before on its device waits for them. Once it is finished, its adapter is copied into the
     folder ``copy_to``.
 
-    For a request it is started over once; queued again, that run goes on. ValueError when the run's name was used for
+    For a request it is started over once; queued again, that run goes on. UserError when the run's name was used for
     something else.
     """
     run_dir, key = request.run_dir, request.key()
@@ -122,25 +122,25 @@ def begin(request: plan.Request, again: str, copy_to: Path | None = None) -> str
         if same:
             return "running"
         raise UserError(f"run '{run_dir.name}': it is training with other settings; wait, or choose another name")
-    if same and now.step and _anew.get(run_dir) == key:
+    if same and now.step and _started_over.get(run_dir) == key:
         again = UNCHANGED
-    if now.state == "done" and same and again != ANEW:
+    if now.state == "done" and same and again != START_OVER:
         return "finished"
     has_state = any((run_dir / "state").glob("step*.safetensors"))
     known = now.state != "new"
     if known and not same and again == UNCHANGED and (has_state or now.state == "done"):
         raise UserError(
             f"run '{run_dir.name}': it was made with other settings or data; choose another name, or set again to "
-            f"'{ALWAYS}' or '{ANEW}'"
+            f"'{ALWAYS}' or '{START_OVER}'"
         )
     host.free_memory()
     device = plan.device(request.preset.read_text(encoding="utf-8"), request.flags)
-    resume = has_state and again != ANEW
+    resume = has_state and again != START_OVER
     control.start(request.preset, run_dir, *request.flags, resume=resume, queue=device, copy_to=copy_to)
     # In place: the new process removes leftovers of atomic writes as soon as it has the run's lock.
     (run_dir / MARK).write_text(json.dumps({"v": 1, "key": key}), encoding="utf-8")
-    if again == ANEW:
-        _anew[run_dir] = key
+    if again == START_OVER:
+        _started_over[run_dir] = key
     return "started"
 
 
@@ -192,17 +192,17 @@ def background_line(run_dir: Path, patience: float = 3.0) -> str:
 def failure(run_dir: Path, now: control.Status) -> str:
     """The trainer's one clear line, and the end of its log."""
     if now.state == "stopped":
-        return f"run '{run_dir.name}': stopped at step {now.step} of {now.total}; queue again to go on"
+        return f"run '{run_dir.name}': stopped at step {now.step} of {now.total}; queue again to resume"
     line = plan.in_inputs(now.message)
     return f"run '{run_dir.name}' failed: {line}\n\nthe end of {run_dir / 'log.txt'}:\n{control.tail(run_dir, 12)}"
 
 
-def _outputs(run_dir: Path, said: str, warnings: Sequence[str] = ()) -> Result:
+def _outputs(run_dir: Path, message: str, warnings: Sequence[str] = ()) -> Result:
     found = control.checkpoints(run_dir)
     path = found[-1].path if found else None
     events, _ = control.events(run_dir)
     tensors = adapter.read(path).tensors if path else {}
-    lines = [said, *([f"adapter: {path.name}"] if path else ["no adapter yet"])]
+    lines = [message, *([f"adapter: {path.name}"] if path else ["no adapter yet"])]
     lines += [f"warning: {line}" for line in warnings]
     shown = {"images": host.show(pictures, "pixelkiln_train")} if (pictures := _newest_pictures(run_dir)) else {}
     values = (str(path or ""), run_dir.name, tensors, plan.loss_map(events), "\n".join(lines))
@@ -223,7 +223,7 @@ def _train_stamp(mode: str | None = None, again: str | None = None, **inputs: An
     try:
         request = wanted(**inputs)
         key, newest = request.key(), control.checkpoints(request.run_dir)
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return never_same()
     return f"{key} {control.status(request.run_dir).state} {host.stamp(newest[-1].path if newest else None)}"
 
@@ -266,11 +266,11 @@ def _stop(run: str, what: str) -> Result:
     folder = host.run_path(run)
     if what == "stop":
         now = control.stop(folder, 60)
-        said = f"{folder.name}: {now.state} at step {now.step}" + ("; it is still saving" if now.live else "")
+        message = f"{folder.name}: {now.state} at step {now.step}" + ("; it is still saving" if now.live else "")
     else:
         control.request(folder, "save" if what == "save" else "sample")
-        said = f"{folder.name}: asked to {what}"
-    return Result((said,), host.text(said))
+        message = f"{folder.name}: asked to {what}"
+    return Result((message,), host.text(message))
 
 
 def _check(**inputs: Any) -> Result:
@@ -342,14 +342,14 @@ _REQUEST = (
         optional=True,
         socket=True,
     ),
-    In("start_from", "STRING", "An adapter file to go on from.", optional=True, socket=True),
+    In("start_from", "STRING", "An adapter file to continue from.", optional=True, socket=True),
 )
 
 TRAIN = Node(
     id="PixelkilnTrain",
     name="Train (Pixelkiln)",
     about="Trains an adapter in the trainer's own environment and process (set up once: python install.py trainer). "
-    "Interrupt saves and stops, a second one ends it at once; queueing again goes on. The same settings again give the "
+    "Interrupt saves and stops, a second one ends it at once; queueing again resumes. The same settings again give the "
     "finished adapter at once.",
     run=_train,
     inputs=(
@@ -368,7 +368,7 @@ TRAIN = Node(
             "When the run exists: go on if settings and data are the same, go on in any case, or start over, once "
             "for each change of them.",
             default=UNCHANGED,
-            options=(UNCHANGED, ALWAYS, ANEW),
+            options=(UNCHANGED, ALWAYS, START_OVER),
             advanced=True,
         ),
         *_REQUEST[-2:],

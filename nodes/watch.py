@@ -65,10 +65,10 @@ class Watch:
 def in_words(event: dict[str, Any], now: control.Status) -> str:
     """``step 40 of 240, loss 0.1234, 2 min 5 s left``."""
     loss = event.get("loss")
-    told = f"step {event.get('step')} of {now.total}"
-    told += f", loss {loss:.4f}" if isinstance(loss, (int, float)) else ""
+    text = f"step {event.get('step')} of {now.total}"
+    text += f", loss {loss:.4f}" if isinstance(loss, (int, float)) else ""
     eta = event.get("eta")
-    return told + (f", {clock(eta)} left" if isinstance(eta, (int, float)) else "")
+    return text + (f", {clock(eta)} left" if isinstance(eta, (int, float)) else "")
 
 
 def picture(path: Any) -> Image.Image | None:

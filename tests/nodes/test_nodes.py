@@ -599,16 +599,16 @@ def test_a_run_is_started_over_once_for_a_request(comfyui, monkeypatch):
     monkeypatch.setattr(host, "free_memory", lambda: None)
     monkeypatch.setattr(control, "start", lambda *given, resume, **more: resumed.append(resume))
     run = has_run(comfyui / "output/pixelkiln/runs/one")
-    assert train.begin(train.wanted(**TRAIN), train.ANEW) == "started"
-    assert train.begin(train.wanted(**TRAIN), train.ANEW) == "finished"
+    assert train.begin(train.wanted(**TRAIN), train.START_OVER) == "started"
+    assert train.begin(train.wanted(**TRAIN), train.START_OVER) == "finished"
     has_run(run, "stopped", 3)
-    assert train.begin(train.wanted(**TRAIN), train.ANEW) == "started"
+    assert train.begin(train.wanted(**TRAIN), train.START_OVER) == "started"
     has_run(run)
     changed = train.wanted(**{**TRAIN, "rank": 8})
-    assert [train.begin(changed, train.ANEW) for _ in range(2)] == ["started", "finished"]
-    assert train.begin(train.wanted(**TRAIN), train.ANEW) == "started"
+    assert [train.begin(changed, train.START_OVER) for _ in range(2)] == ["started", "finished"]
+    assert train.begin(train.wanted(**TRAIN), train.START_OVER) == "started"
     has_run(run, "failed", 0)
-    assert train.begin(train.wanted(**TRAIN), train.ANEW) == "started"
+    assert train.begin(train.wanted(**TRAIN), train.START_OVER) == "started"
     assert resumed == [False, True, False, False, False], "on from a stop, but not from what an earlier life left"
 
 
