@@ -16,9 +16,9 @@ from ..families.load import Found, configs
 from ..families.parts import bare
 from ..families.sources import Files
 from ..families.text import CHUNK, Tokens
+from ..losses.term import LossTerms
 from ..memory import apply
 from ..training.build import build_adapter, build_terms
-from ..training.loss_terms import LossTerms
 from ..training.model import Model
 from .fake_tensors import Maker
 

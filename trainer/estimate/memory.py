@@ -25,14 +25,13 @@ from ..diffusion.types import Batch, Conditioning, Draw, Step
 from ..families.family import Family
 from ..families.load import Found
 from ..losses.decode import decoding_dtype
-from ..losses.term import Term, counts
+from ..losses.term import LossTerms, Term, counts
 from ..memory.activation_checkpointing import Host
 from ..memory.quantize import TEXT, Weights, held_bytes, holdable
 from ..objectives.common import ReferenceOptions
 from ..optimizers.build import build as build_optimizer
 from ..training import step_time
 from ..training.build import parameter_groups
-from ..training.loss_terms import LossTerms
 from ..training.model import Model
 from ..training.remedies import PARTS, STEP, Phase
 from ..training.step import Errors, ReferenceErrors, backward_row_by_row, compute_loss

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..families.family import Family
 from ..families.load import Found, identify, load
 from ..losses.decode import Decoder, decoding_dtype
-from ..losses.term import Balance, LossParts, Term
+from ..losses.term import Balance, LossParts, LossTerms, Term
 from ..memory import apply
 from ..memory import device as memory
 from ..objectives.common import ObjectiveOptions, ObjectiveParts, ReferenceOptions
@@ -30,7 +30,6 @@ from ..registry import losses, objectives
 from . import distributed
 from .checkpoint import thumbnail
 from .ema import Average
-from .loss_terms import LossTerms
 from .model import Model
 from .monitors import PreferenceMonitor
 from .optimization import Optimization
@@ -119,7 +118,8 @@ def build_session(
     )
     terms = build_terms(config, model, vae_dtype, log)
     optimization = _build_optimization(config, model, total, log)
-    return Session(config, model, terms, optimization, dataset, previews, total, rank, world)
+    monitor = PreferenceMonitor({name: objective for name, (_, objective) in config.terms().items()})
+    return Session(config, model, terms, optimization, dataset, previews, monitor, total, rank, world)
 
 
 def _sd_scripts(config: Config, family: Family) -> SdScriptsLatents | None:
@@ -204,9 +204,7 @@ def build_terms(config: Config, model: Model, vae_dtype: torch.dtype | None, log
             log(f"warning: loss.{name}.{line}")
     for line in config.notes():
         log(line)
-    return LossTerms(
-        made, Balance(made), PreferenceMonitor({name: objective for name, (_, objective) in terms.items()})
-    )
+    return LossTerms(made, Balance(made))
 
 
 def compile_cache(config: Config) -> Path:

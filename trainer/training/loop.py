@@ -197,10 +197,10 @@ class Loop:
             self.in_optimizer_step = False
             self.writer.event("step", self.steps_done, **facts)
             self.writer.tick(facts)
-            for line in s.terms.monitor.update(facts["terms"]):
+            for line in s.monitor.update(facts["terms"]):
                 self.writer.warning(line)
             requests = self.folder.take_requests() if s.is_main else set()
-            stopped = s.any_rank(self.stop_requested.is_set() or "stop" in requests or s.terms.monitor.stop)
+            stopped = s.any_rank(self.stop_requested.is_set() or "stop" in requests or s.monitor.stop)
             if self.health.diverged:
                 self._roll_back()
             else:
@@ -258,7 +258,7 @@ class Loop:
         self.writer.status("saving", message="saving, then stopping")
         self._save_state()
         self._save_adapter(self.folder.checkpoint(self.steps_done))
-        why = " by objective.winner_stop" if self.session.terms.monitor.stop else ""
+        why = " by objective.winner_stop" if self.session.monitor.stop else ""
         message = f"stopped at step {self.steps_done}{why}; continue with --resume"
         self.writer.end("stopped", self.steps_done, message, INTERRUPTED)
         return INTERRUPTED

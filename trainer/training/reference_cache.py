@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from ..diffusion.types import Batch, Draw
+from ..losses.term import LossTerms
 from ..memory.quantize import held_as
 from ..runs.files import write_atomic
-from .loss_terms import LossTerms
 from .model import Model
 from .session import Session
 from .step import Errors

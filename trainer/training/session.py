@@ -13,12 +13,13 @@ from torch import Tensor
 from ..data.loader import Dataset
 from ..data.progress import Progress
 from ..errors import UserError
+from ..losses.term import LossTerms
 from ..memory import apply
 from ..memory import device as memory
 from . import distributed
 from .checkpoint import prefixed, under
-from .loss_terms import LossTerms
 from .model import Model
+from .monitors import PreferenceMonitor
 from .optimization import Optimization
 from .previews import Previews
 from .step import StepLoss
@@ -38,6 +39,7 @@ class Session:
     optimization: Optimization
     dataset: Dataset
     previews: Previews
+    monitor: PreferenceMonitor
     total: int
     """Optimizer steps of the whole run."""
     rank: int = 0
@@ -101,6 +103,7 @@ class Session:
         return prefixed("adapter", self.model.adapter.state_dict()) | tensors, {
             **facts,
             **self.terms.state_dict(),
+            "watch": self.monitor.state,
             "model": self.model.family.fingerprints["model"],
             "family": self.model.family.name,
             "adapter": self._adapter_options(),
@@ -137,4 +140,5 @@ class Session:
         self.model.adapter.load(under("adapter", tensors))
         notes += self.optimization.load_state(tensors, facts)
         self.terms.load_state_dict(facts)
+        self.monitor.state.update(facts.get("watch", {}))
         return notes

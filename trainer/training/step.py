@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.types import Batch, Draw, Role, Step
-from ..losses.term import Term
-from .loss_terms import LossTerms
+from ..losses.term import LossTerms, Term
 from .model import Model
 
 Errors = dict[str, Tensor]
