@@ -189,9 +189,9 @@ _STRANGERS = (
 def _file_spec(file: Checkpoint) -> FamilySpec:
     shapes = parts.net_shapes(file)
     what = next((line for pattern, line in _STRANGERS if any(re.search(pattern, key) for key in file.shapes)), None)
-    spec = next((one for one in _specs() if one.in_file(shapes)), None)
-    wanted = spec.channels if spec else 4
-    what = what or _other_channels(shapes.get("input_blocks.0.0.weight", (0, wanted))[1], wanted)
+    channels = shapes.get("input_blocks.0.0.weight", (0, None))[1]
+    spec = _of_channels([one for one in _specs() if one.in_file(shapes)], channels)
+    what = what or _other_channels(channels, spec.channels if spec else 4)
     if not what and spec is None:
         what = _other_part(file, shapes)
     if what:
@@ -204,9 +204,14 @@ def _known() -> str:
     return ", ".join(spec.name for spec in _specs())
 
 
-def _other_channels(channels: int, wanted: int) -> str | None:
-    """What a denoiser with another number of input channels is."""
-    if channels == wanted:
+def _of_channels(claims: list[FamilySpec], channels: int | None) -> FamilySpec | None:
+    """Of the families that claim a model the one with its number of latent channels, or else the first."""
+    return next((one for one in claims if one.channels == channels), claims[0] if claims else None)
+
+
+def _other_channels(channels: int | None, wanted: int) -> str | None:
+    """What a denoiser with another number of input channels is; ``channels`` is None where nothing tells it."""
+    if channels in (None, wanted):
         return None
     return "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
 
@@ -233,7 +238,8 @@ def _folder_spec(folder: Path) -> FamilySpec:
         )
         raise UserError(f"model.path: {folder} is no diffusers folder (no unet or transformer in it); {hint}")
     config = {"_class_name": "UNet2DConditionModel", **_json(folder / net / "config.json")}
-    spec = next((one for one in _specs() if one.part == net and one.in_folder(config)), None)
+    claims = [one for one in _specs() if one.part == net and one.in_folder(config)]
+    spec = _of_channels(claims, config.get("in_channels"))
     if spec is None:
         raise UserError(
             f"model.path: {folder} is a {config['_class_name']}, which is not known here; there is {_known()}"
