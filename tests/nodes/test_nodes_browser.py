@@ -273,6 +273,34 @@ def test_a_workflow_of_numbers_reads_as_in_the_preset(page):
     assert (inputs["mode"], inputs["again"], inputs["save_to"]) == ("wait", "go on when unchanged", "output/loras")
 
 
+def test_rows_of_the_stack_are_added_switched_and_moved(server, page):
+    """What is clicked is what would be queued, also after saving and opening again."""
+    for name in "ab":
+        (server.base / f"models/loras/{name}.safetensors").touch()
+    page.evaluate("async () => { await app.refreshComboInNodes(); }")
+    page.evaluate(f"() => {{ app.graph.clear(); {ADD} add('PixelkilnAdapterStack', [300, 20]); }}")
+    rows = page.locator(".pixelkiln-rows")
+    for name in ("a.safetensors", "b.safetensors"):
+        rows.get_by_title("add a row").click()
+        rows.get_by_title("adapter").last.select_option(name)
+    strength = rows.get_by_title("text encoder strength").last
+    strength.fill("0.125")
+    strength.press("Tab")
+    rows.get_by_title("on or off").first.uncheck()
+    rows.get_by_title("earlier").last.click()
+    wanted = "b.safetensors | 1 | 0.125\n# a.safetensors | 1 | 1"
+    saved = page.evaluate("() => app.graph.serialize()")
+    assert queued_rows(page) == wanted
+    page.evaluate("workflow => app.loadGraphData(workflow)", saved)
+    assert queued_rows(page) == wanted
+    assert rows.locator(".pixelkiln-row").count() == 2
+
+
+def queued_rows(page: Any) -> str:
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    return next(node["inputs"]["rows"] for node in prompt.values())
+
+
 def reloaded(page: Any, workflow: dict[str, Any]) -> dict[str, Any]:
     """The stack's inputs as they would be queued."""
     page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
