@@ -73,7 +73,7 @@ def _version() -> str:
     """Of the installed package, or of the source tree it runs from."""
     from importlib import metadata
 
-    import tomllib
+    import tomllib  # pyright: ignore[reportMissingImports]  # the trainer needs Python 3.11
 
     project = ROOT / "pyproject.toml"
     if project.is_file():

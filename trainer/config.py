@@ -234,7 +234,7 @@ def loads(text: str) -> dict[str, Any]:
     :raises UserError: neither can read it; the text says why, where, and what would be right.
     """
     import toml
-    import tomllib
+    import tomllib  # pyright: ignore[reportMissingImports]  # the trainer needs Python 3.11
 
     try:
         return tomllib.loads(text)

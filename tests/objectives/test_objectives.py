@@ -24,7 +24,7 @@ from pixelkiln.trainer.objectives import common
 from pixelkiln.trainer.objectives.common import ObjectiveParts
 from pixelkiln.trainer.objectives.mapo import phi
 from pixelkiln.trainer.objectives.sft import SftOptions
-from pixelkiln.trainer.registry import objectives
+from pixelkiln.trainer.registry import families, objectives
 from pixelkiln.trainer.training.build import _fits, build_terms
 
 NAMES = objectives.names()
@@ -493,15 +493,16 @@ def test_time_weights_leave_decoded_terms_alone():
     assert sft(torch.ones(3), None, made).values.tolist() == [1, 1, 1]
 
 
-def test_a_time_weight_without_a_term_to_weigh_is_told():
+def test_a_time_weight_without_a_term_to_weigh_is_a_warning():
     base = {"model.path": "m", "data.path": "d", "objective.min_snr_gamma": 5.0, "loss.pixel.weight": 1.0}
-    family = SimpleNamespace(name="sd15", process=steps.process("epsilon"), vae=tiny.vae(), scale=1.0, shift=0.0)
-    for weight, told in ((0.0, ["objective.min_snr_gamma"]), (1.0, [])):
-        said: list[str] = []
+    spec = families["sd15"].build()
+    family = SimpleNamespace(spec=spec, process=steps.process("epsilon"), vae=tiny.vae(), scale=1.0, shift=0.0)
+    for weight, warned in ((0.0, ["objective.min_snr_gamma"]), (1.0, [])):
+        lines: list[str] = []
         config = load(flags={**base, "loss.mse.weight": weight})
         model: Any = SimpleNamespace(family=family, device=torch.device("cpu"))
-        build_terms(config, model, torch.float32, said.append)
-        assert [line.split(": ")[1] for line in said if "all terms decode" in line] == told
+        build_terms(config, model, torch.float32, lines.append)
+        assert [line.split(": ")[1] for line in lines if "all terms decode" in line] == warned
 
 
 def test_sft_learns_from_what_is_liked_only():

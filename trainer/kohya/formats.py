@@ -5,7 +5,6 @@ A file is recognised by what must be in it. What is of another tool and not read
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from .easy import read_easy
 from .gui import NETWORK, TABS, known_names, read_gui
 from .names import GUI, IGNORED, arguments, near
 from .onetrainer import read_onetrainer
-from .read import Values, flatten, read_text
+from .read import Values, flatten, parsed_json, read_text
 
 GIVE = "give a .toml of sd-scripts, or a .json that the LoRA tab of kohya_ss saved"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
@@ -58,16 +57,6 @@ def parsed(path: Path, text: str) -> Any:
         return loads(text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def parsed_json(path: Path, text: str) -> Any:
-    """The content of a JSON file. UserError otherwise."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        remedy = 'write a Windows path with / or with two backslashes, "D:\\\\train"' if "escape" in str(error) else (
-            "fix that line")  # fmt: skip
-        raise UserError(f"{path}: this is not JSON: {error}; {remedy}") from None
 
 
 def _yaml(path: Path, text: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from .foreign import Source, prompt_line
-from .read import Values, read_text
+from .read import Values, parsed_json, read_text
 
 FAMILIES = {
     "STABLE_DIFFUSION_15": "sd15", "STABLE_DIFFUSION_20": "sd2", "STABLE_DIFFUSION_20_BASE": "sd2",
@@ -245,8 +245,6 @@ def _loss(one: Source) -> None:
 
 def _listed(one: Source, name: str, file: str, default: str) -> list[Mapping[str, Any]] | None:
     """A list in the configuration, or in the file that it names; None where that is not here."""
-    from .formats import parsed_json
-
     if one.get(name) is not None:
         return one.rows(name)
     named = str(one.get(file, default)).replace("\\", "/")

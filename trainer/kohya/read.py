@@ -7,6 +7,7 @@ sd-scripts: a name that it does not know and a value of another type are reporte
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -128,6 +129,16 @@ def known() -> Mapping[str, Argument]:
 
 
 # --------------------------------------------------------------------------------------------------------------- files
+
+
+def parsed_json(path: Path, text: str) -> Any:
+    """The content of a JSON file. UserError otherwise."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        remedy = 'write a Windows path with / or with two backslashes, "D:\\\\train"' if "escape" in str(error) else (
+            "fix that line")  # fmt: skip
+        raise UserError(f"{path}: this is not JSON: {error}; {remedy}") from None
 
 
 def read_text(path: Path) -> str:

@@ -41,7 +41,7 @@ class ObjectiveOptions(Options):
     """The kinds of data that it can learn from, the usual one first; () is any."""
 
     if TYPE_CHECKING:  # the field is the subclass's own, since each has another Literal
-        kind: Any
+        kind: Any = ""
 
     @property
     def needs_pairs(self) -> bool:

@@ -126,7 +126,7 @@ def main(arguments: Sequence[str]) -> int:
     except Stopped:
         (run_dir / "control" / "stop").unlink(missing_ok=True)
         last = read_object(run_dir / "status.json")
-        step, total = (last.get(key) if isinstance(last.get(key), int) else 0 for key in ("step", "total"))
+        step, total = (value if isinstance(value := last.get(key), int) else 0 for key in ("step", "total"))
         write_status(run_dir, "stopped", step=step, total=total, message="stopped before its turn came",
                      exit_code=INTERRUPTED)  # fmt: skip
         (run_dir / "start.json").unlink(missing_ok=True)
