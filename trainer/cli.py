@@ -139,15 +139,17 @@ def dotted(rest: Sequence[str], allowed: bool) -> dict[str, Any]:
 
 def _train(args: argparse.Namespace) -> int:
     config = configuration(args)
+    examined = None
     if args.fit:
-        from .commands.check import card_for, check
+        from .commands.check import card_for, check, examine
         from .estimate import report
 
-        answer = check(config, card_for(config, None, None))
+        examined = examine(config)
+        answer = check(config, card_for(config, None, None), examined)
         config = report.apply(config, answer["fit"], print_note)
     from .training.loop import train
 
-    return train(config, resume=args.resume)
+    return train(config, resume=args.resume, examined=examined)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from ..optimizers.build import build as build_optimizer
 from ..optimizers.schedules import build_schedule
 from ..runs.folder import RunFolder
 from ..training import checkpoint, distributed
-from ..training.build import scan
+from ..training.build import Examined, scan
 from ..training.run_options import total_steps
 
 BUNDLED, BUNDLED_RESOLUTION = Path(__file__).resolve().parents[2] / "presets" / "base", 128
@@ -66,16 +66,22 @@ def card_for(config: Config, card: str | None, memory: str | None) -> gpus.Card:
     return gpus.named(card) if card else gpus.with_memory(memory) if memory else gpus.here(config.run.device)
 
 
-def check(config: Config, card: gpus.Card) -> dict[str, Any]:
-    """JSON-able: the model as its file tells it, data, steps, terms, files, and whether it fits on the card.
-
-    Without a model its family's public form is taken, without data the configured resolution. ValueError as ``train``
-    would raise it.
-    """
+def examine(config: Config) -> Examined:
+    """Identify the model and scan the data. Without a model its family's public form is taken."""
     found = identify(config.model) if config.model.path else assumed(config.model)
+    _places(config, RunFolder(Path(config.run.out) / config.run.name))
+    return Examined(config, found, scan(config, found=found)[1] if _has_data(config) else None)
+
+
+def check(config: Config, card: gpus.Card, examined: Examined | None = None) -> dict[str, Any]:
+    """JSON-able: the model as its file tells it, data, steps, terms, files, and whether it fits on the GPU.
+
+    Without a model its family's public form is taken, without data the configured resolution. UserError as ``train``
+    would raise it. ``examined``: of the same configuration, where that is done already.
+    """
+    examined = examined or examine(config)
+    found, dataset = examined.found, examined.dataset
     folder = RunFolder(Path(config.run.out) / config.run.name)
-    _places(config, folder)
-    dataset = scan(config, found=found)[1] if _has_data(config) else None
     total = _steps(config, dataset)
     _files(config, found)
     fit = report.answer(report.Checker(config, found, dataset, card), config, total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,24 @@ PARTS = {
 """The adapter's components by the names of [optimizer]."""
 
 
+@dataclass(frozen=True)
+class Examined:
+    """A configuration whose model is identified and whose data are scanned; no weight is read yet."""
+
+    config: Config
+    found: Found
+    dataset: Dataset | None
+
+    def found_for(self, config: Config) -> Found | None:
+        """The model, where another configuration has the same."""
+        return self.found if config.model == self.config.model else None
+
+    def dataset_for(self, config: Config, world: int) -> Dataset | None:
+        """The data, where another configuration and number of processes plan them in the same way."""
+        same = world == 1 and (config.data, config.run) == (self.config.data, self.config.run)
+        return self.dataset if same and self.found_for(config) and config.terms() == self.config.terms() else None
+
+
 def scan(
     config: Config, world: int = 1, found: Found | None = None, progress: Progress = silent
 ) -> tuple[Found, Dataset]:
@@ -90,17 +108,19 @@ def _fits(where: str, objective: ObjectiveOptions, data: str) -> None:
 
 
 def build_session(
-    config: Config, log: Callable[[str], None], progress: Progress = silent, found: Found | None = None
+    config: Config, log: Callable[[str], None], progress: Progress = silent, examined: Examined | None = None
 ) -> Session:
     """Load the model, scan the data, inject the adapter, and make what trains it.
 
     Args:
         log: receives one line per note.
         progress: wraps what takes long, such as reading the sizes of pictures.
-        found: the model, where it is identified already.
+        examined: the model and the data of this configuration or a similar one, so that neither is read again.
     """
     rank, world, _ = distributed.initialize(config.run.device)
-    found, dataset = scan(config, world, found=found, progress=progress)
+    found, dataset = (examined.found_for(config), examined.dataset_for(config, world)) if examined else (None, None)
+    if dataset is None or found is None:
+        found, dataset = scan(config, world, found=found, progress=progress)
     for line in dataset.warnings:
         log(f"warning: {line}")
     thumbnail(config.save)  # a wrong one is reported before the run, not after it

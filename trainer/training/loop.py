@@ -25,7 +25,7 @@ from ..runs.files import write_atomic
 from ..runs.folder import RunFolder
 from . import checkpoint, distributed, step_time
 from .adapter_metadata import metadata
-from .build import build_session
+from .build import Examined, build_session
 from .health import Health
 from .monitors import StepTimeMonitor
 from .oom import OutOfMemoryFallback, fill_with_blocks
@@ -46,18 +46,21 @@ SAVED_AFTER = (OSError, RuntimeError, ValueError)
 """Errors after which the steps taken so far are saved."""
 
 
-def train(config: Config, resume: bool = False) -> int:
-    """Run a whole training; returns the exit code. Raises UserError for a person's mistake, shown in one line."""
+def train(config: Config, resume: bool = False, examined: Examined | None = None) -> int:
+    """Run a whole training; returns the exit code. Raises UserError for a person's mistake, shown in one line.
+
+    ``examined``: the model and the data, where ``check`` has read them already.
+    """
     folder = RunFolder(Path(config.run.out) / config.run.name)
     try:
-        return (
-            _lead(config, folder, resume) if distributed.rank_and_world()[0] == 0 else _follow(config, folder, resume)
-        )
+        if distributed.rank_and_world()[0] == 0:
+            return _lead(config, folder, resume, examined)
+        return _follow(config, folder, resume)
     finally:
         distributed.finalize()
 
 
-def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
+def _lead(config: Config, folder: RunFolder, resume: bool, examined: Examined | None) -> int:
     """As the only process, or the first of several: the one that writes."""
     folder.make()
     board = _tensorboard_folder(config.run, folder)
@@ -69,7 +72,7 @@ def _lead(config: Config, folder: RunFolder, resume: bool) -> int:
             config = with_its_mse(config, folder.state if resume else config.run.resume_from, writer.warning)
             with _out_of_memory_is_one_line():
                 progress = stoppable(writer.progress, stop_requested, whole=True)
-                session = build_session(config, writer.log, progress)
+                session = build_session(config, writer.log, progress, examined)
                 return Loop(session, folder, writer, stop_requested).run(resume)
         except StoppedEarly as stopped:
             writer.end("stopped", writer.at, str(stopped), INTERRUPTED)
