@@ -36,24 +36,24 @@ VGG = "random VGG16"
 RECOMPUTE = {"memory.gradient_checkpointing": True}
 DPO = {**RECOMPUTE, "data.pairs": PAIRS, "objective.kind": "dpo"}
 LEANEST = {
-    **RECOMPUTE, "memory.base_weights": "nf4", "memory.resident_blocks": 0, "memory.offload_checkpoints": True,
+    **RECOMPUTE, "memory.base_weights": "nf4", "memory.blocks_on_gpu": 0, "memory.cpu_offload_checkpointing": True,
     "optimizer.kind": "AdamW8bit",
 }  # fmt: skip
-PIXEL, CACHED, SINGLE = {"loss.pixel.mode": "mixed"}, {"objective.reference_draws": 1}, {"memory.one_by_one": True}
+PIXEL, CACHED, SINGLE = {"loss.pixel.mode": "mixed"}, {"objective.reference_draws": 1}, {"memory.grad_cache": True}
 CASES: dict[str, dict[str, Any]] = {
     "latent": {},
     "plain": {"plain": True},
     "latent, checkpointed": RECOMPUTE,
     "plain, checkpointed": {**RECOMPUTE, "plain": True},
-    "half checkpointed": {**RECOMPUTE, "memory.checkpoint_share": 0.5},
-    "checkpoints in host memory": {**RECOMPUTE, "memory.offload_checkpoints": True},
+    "half checkpointed": {**RECOMPUTE, "memory.checkpointing_fraction": 0.5},
+    "checkpoints in host memory": {**RECOMPUTE, "memory.cpu_offload_checkpointing": True},
     "8-bit AdamW": {**RECOMPUTE, "optimizer.kind": "AdamW8bit"},
     "sdpa": {**RECOMPUTE, "memory.attention": "sdpa"},
     "fp8": {**RECOMPUTE, "memory.base_weights": "fp8"},
     "int8": {**RECOMPUTE, "memory.base_weights": "int8"},
     "nf4": {**RECOMPUTE, "memory.base_weights": "nf4"},
-    "streamed": {**RECOMPUTE, "memory.resident_blocks": 0},
-    "streamed, auto": {**RECOMPUTE, "memory.resident_blocks": "auto"},
+    "streamed": {**RECOMPUTE, "memory.blocks_on_gpu": 0},
+    "streamed, auto": {**RECOMPUTE, "memory.blocks_on_gpu": "auto"},
     "leanest": LEANEST,
     "compiled": {**RECOMPUTE, "memory.compile": "denoiser"},
     "channels last": {**RECOMPUTE, "memory.channels_last": True},

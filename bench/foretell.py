@@ -25,7 +25,7 @@ UNSEEN = {
 
 def meant(flags: Mapping[str, Any]) -> bool:
     """Whether foretelling a case says something."""
-    return not UNSEEN & flags.keys() and flags.get("memory.resident_blocks") != "auto"
+    return not UNSEEN & flags.keys() and flags.get("memory.blocks_on_gpu") != "auto"
 
 
 def foretell(case: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def _timed(
     before = memory.used_gb(session.model.device)
     one()
     flops = _flops(one)
-    if session.model.streamer and config.memory.resident_blocks == "auto":
+    if session.model.streamer and config.memory.blocks_on_gpu == "auto":
         session.model.streamer.fit(memory.spare_bytes(session.model.device, config.memory.limit_gb))
     memory.reset_peak(session.model.device)
     seconds, clock = [], _clock(session.model.device)

@@ -29,7 +29,7 @@ BUNDLED = Folders(())
 COPIES = 9
 """How many earlier recipes are kept."""
 EMPTY = (None, "", [])
-START = f"# {words.HEADER}\nconfig_version = 1\n"
+START = f"# {words.HEADER}\nconfig_version = 2\n"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Problem:
 
 
 def read(home: Home) -> str:
-    return read_text(home.draft) if home.draft.exists() else START
+    return current(read_text(home.draft)) if home.draft.exists() else START
 
 
 def replace(home: Home, text: str, based_on: str | None = None) -> None:
@@ -58,6 +58,21 @@ def replace(home: Home, text: str, based_on: str | None = None) -> None:
         if based_on is not None and based_on != mark(read(home)):
             raise UserError("recipe: it was changed in another window meanwhile; look at it again, then apply")
         write(home.draft, text)
+
+
+def current(text: str) -> str:
+    """The text with options under today's names, where it was written before they were renamed."""
+    try:
+        document = tomlkit.parse(text)
+        changes = config.renames(document)
+        config.renamed(document)  # refuses an option under both names
+    except (TOMLKitError, UserError):
+        return text
+    values = [(old, new, get(document, ".".join(map(str, old)))) for old, new in changes]
+    for old, new, value in values:
+        _set(document, ".".join(map(str, new)), value, {})
+        _set(document, ".".join(map(str, old)), None, {})
+    return tomlkit.dumps(document) if changes else text
 
 
 def mark(text: str) -> str:
@@ -229,17 +244,19 @@ def _learning(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any
 def values_of(text: str) -> dict[str, Any]:
     """What stands in the text itself, without its preset."""
     try:
-        return tomlkit.parse(text).unwrap()
-    except TOMLKitError:
+        return config.renamed(tomlkit.parse(text).unwrap())
+    except (TOMLKitError, UserError):
         return {}
 
 
 def problems(text: str, path: Path, folders: Folders = BUNDLED) -> list[Problem]:
     """Everything that the parser finds wrong, with a remedy where it is plain."""
     try:
-        own = tomlkit.parse(text).unwrap()
+        own = config.renamed(tomlkit.parse(text).unwrap())
     except TOMLKitError as error:
         return [Problem("recipe", f"this is not TOML ({error}); fix that line")]
+    except config.ConfigError as error:
+        return [Problem(where, what) for where, what in error.problems]
     try:
         if own.get("preset"):  # first: without it, much else seems to be missing
             preset_file(str(own["preset"]), folders)
@@ -291,7 +308,7 @@ def apply_remedy(home: Home, found: tuple[str, str, Any], folders: Folders = BUN
 def snapshot(text: str, source: Path, name: str, runs: Path, folders: Folders) -> str:
     """The whole configuration as it would run now, under this name; later changes do not reach it. UserError: it is
     wrong, or names a file that who is at this page may not read."""
-    own = tomlkit.parse(text).unwrap()
+    own = config.renamed(tomlkit.parse(text).unwrap())
     if own.get("preset"):
         preset_file(str(own["preset"]), folders)
     raw = config.merge(inherited(own, folders), own)

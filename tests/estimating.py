@@ -19,7 +19,7 @@ SIDE = 128
 FULL = {"loss.pixel.mode": "mixed", "loss.pixel.decode": "full"}
 WINDOW = {"loss.pixel.decode": "window", "loss.pixel.window": 64, "loss.pixel.halo": 16}
 MIDCROP = {"loss.pixel.decode": "midcrop", "loss.pixel.window": 64}
-DPO = {"objective.kind": "dpo", "loss.pixel.mode": "anchored", "memory.one_by_one": True}
+DPO = {"objective.kind": "dpo", "loss.pixel.mode": "anchored", "memory.grad_cache": True}
 
 
 def wanted(home: Path, name: str, flags: dict, data: str = "data.path") -> Config:

@@ -49,4 +49,5 @@ def golden(name: str, now: Any) -> None:
     if RECORD:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(now, indent=0, ensure_ascii=False) + "\n", "utf-8")
-    assert missing(json.loads(path.read_text("utf-8")), now) == []
+    gone = missing(json.loads(path.read_text("utf-8")), now)
+    assert gone == [], gone

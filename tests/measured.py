@@ -58,10 +58,10 @@ class Saved:
 
 
 def forward(session: Session, batch: Batch) -> Tensor:
-    """A micro-batch's loss as the engine makes it; with ``one_by_one`` its backward is behind it too."""
+    """A micro-batch's loss as the engine makes it; with ``grad_cache`` its backward is behind it too."""
     model, terms, roles = session.model, session.terms, batch.rows.role
     model.adapter.train(True)
     random = draw(batch, 0, 0, model.process, session.config.noise)
-    if session.config.memory.one_by_one:
+    if session.config.memory.grad_cache:
         return backward_row_by_row(model, terms, batch, random, roles, 0, session.optimization.scaler).loss
     return compute_loss(model, terms, batch, random, roles, 0).loss

@@ -25,6 +25,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from pixelkiln.trainer import cli
+from pixelkiln.trainer import config as configuration
+from pixelkiln.trainer.registry import former_names
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("trainer", "nodes", "extension") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -132,6 +134,10 @@ def test_json_answers(home: Path, run: Path, tmp_path: Path, capsys: pytest.Capt
     assert cli.main(generate) == 0
     for path in (tmp_path / "candidates.jsonl", tmp_path / "imported" / "pairs.jsonl"):
         found[path.name] = shape(*map(json.loads, path.read_text("utf-8").splitlines()))
+    config = found["inspect"]["config"]
+    for row in filter(lambda row: row["formerly"], configuration.reference()):  # recorded before options were renamed
+        table, name = row["formerly"].split(".")
+        config.setdefault(table, {})[name] = config[row["table"]][row["name"]]
     golden("answers", found)
 
 
@@ -139,7 +145,13 @@ def test_options_and_presets(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["options", "--json"]) == cli.main(["presets", "--json"]) == 0
     options, presets = map(json.loads, capsys.readouterr().out.splitlines())
     kept = ("type", "choices", "default", "required", "path", "kohya")
-    found = {f"{one['table']}.{one['name']}": {key: one[key] for key in kept} for one in options["options"]}
+    found = {
+        one["formerly"] or f"{one['table']}.{one['name']}": {key: one[key] for key in kept}
+        for one in options["options"]
+    }
+    version = found[".config_version"]
+    assert (version["choices"], version["default"]) == ([configuration.VERSION], configuration.VERSION)
+    found[".config_version"] |= {"type": "1", "choices": [1], "default": 1}  # of a file; it is migrated
     golden("options", found)
     golden("presets", [one["name"] for one in presets["presets"]])
 
@@ -162,12 +174,13 @@ def test_run_folder(run: Path) -> None:
     with Image.open(run / "samples" / "step00000004_00.png") as picture:
         text = sorted(picture.info)
     kinds = sorted({event["kind"] for event in events})
+    renamed = dict.fromkeys(former_names(configuration.Config))
     golden("run_folder", {
         "files": [re.sub(r"tfevents\..*", "tfevents", name) for name in names],
         "status.json": shape(json.loads((run / "status.json").read_text("utf-8"))),
         "events.jsonl": {kind: shape(*(event for event in events if event["kind"] == kind)) for kind in kinds},
         "requests": [[e["kind"], e["step"]] for e in events if e["kind"] in ("checkpoint", "sample", "validation")],
-        "state": states[-1], "config.toml": sorted(toml.load(run / "config.toml")), "picture": text,
+        "state": states[-1], "config.toml": sorted({**toml.load(run / "config.toml"), **renamed}), "picture": text,
     })  # fmt: skip
 
 

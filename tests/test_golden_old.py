@@ -57,6 +57,16 @@ ADAPTERS = {
 """Of the runs that wrote the adapter files, by the files' names: see ``family_of``."""
 
 
+RENAMED = {
+    "memory.one_by_one": "memory.grad_cache", "memory.resident_blocks": "memory.blocks_on_gpu",
+    "memory.offload_checkpoints": "memory.cpu_offload_checkpointing",
+    "memory.checkpoint_share": "memory.checkpointing_fraction", "run.full": "run.full_bf16",
+    "noise.whole_timesteps": "noise.integer_timesteps", "heal.skip_limit": "recovery.max_skipped_steps",
+    "heal.rollbacks": "recovery.max_rollbacks", "heal.rate_factor": "recovery.lr_factor",
+}  # fmt: skip
+"""The options that have another name than they had then."""
+
+
 def family_of(name: str) -> str:
     return name if name.startswith("sd3") else name.partition("-")[0]
 
@@ -136,7 +146,14 @@ def test_old_references_are_found_and_not_computed_again(server, tmp_path, chang
 def test_an_old_configuration_is_read_and_written_as_it_was(tmp_path, name):
     file = restored(tmp_path, "options", "options") / f"{name}.toml"
     config = configuration.load(file)
-    assert config.to_toml(only_set=True) == file.read_text("utf-8")
+    written, old = configuration.loads(config.to_toml(only_set=True)), configuration.loads(file.read_text("utf-8"))
+    for before, now in RENAMED.items():
+        (table, option), (table_now, option_now) = before.split("."), now.split(".")
+        if option in old.get(table, {}):
+            old.setdefault(table_now, {})[option_now] = old[table].pop(option)
+            assert configuration.load(file, {before: old[table_now][option_now]}) == config, "as a flag too"
+    old.pop("heal", None)
+    assert written == {**old, "config_version": 2}
     assert configuration.parse(configuration.loads(config.to_toml())) == config
 
 

@@ -26,14 +26,14 @@ from .losses.term import TermOptions
 from .memory.device import MemoryOptions
 from .objectives.common import ObjectiveOptions
 from .optimizers.options import OptimizerOptions, ScheduleOptions
-from .registry import Choices, Options, losses, nearest, objectives, option
+from .registry import Choices, Options, former_names, losses, nearest, objectives, option
 from .runs.files import decode, is_file
 from .training.checkpoint import SaveOptions
-from .training.health import HealOptions
+from .training.health import RecoveryOptions
 from .training.run_options import RunOptions
 from .training.validation import ValidationOptions
 
-VERSION = 1
+VERSION = 2
 OBJECTIVE = "sft"
 """The kind of objective where none is given."""
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
@@ -76,7 +76,7 @@ def _objective_table() -> Any:
 class _Tables(Options):
     """The tables whose models are written in one place; see ``config_model`` for the rest."""
 
-    config_version: Literal[1] = 1
+    config_version: Literal[2] = 2
     """The version of this file's form. Older files are migrated when they are read."""
     preset: str | None = None
     """Start from this preset: a name in ``presets/`` or a path."""
@@ -91,7 +91,7 @@ class _Tables(Options):
     sample: SampleOptions = Field(default_factory=SampleOptions)
     save: SaveOptions = Field(default_factory=SaveOptions)
     validation: ValidationOptions = Field(default_factory=ValidationOptions)
-    heal: HealOptions = Field(default_factory=HealOptions)
+    recovery: RecoveryOptions = Field(default_factory=RecoveryOptions, json_schema_extra={"formerly": "heal"})
 
 
 class Config(_Tables):
@@ -209,6 +209,7 @@ def parse(raw: Mapping[str, Any], source: str = "configuration") -> Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, with options under today's names. Raises UserError, which begins with the path."""
     if path.suffix.lower() in (".json", ".yaml", ".yml"):
         raise UserError(f"{path}: a configuration here is TOML; one of the GUI of kohya_ss, OneTrainer or ai-toolkit "
                         f"is read by `import-kohya {path} -o mine.toml`")  # fmt: skip
@@ -223,8 +224,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: it cannot be read: {error.strerror}; check the path and its permissions") from None
     try:
-        return loads(text)
-    except ValueError as error:
+        return renamed(loads(text))
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
@@ -264,11 +265,90 @@ def find_preset(name: str) -> Path:
 
 
 def migrate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Bring an older file to today's form. Version 1 is the first, so there is nothing to change yet."""
+    """Bring a configuration of any version to today's form: version 2 renamed options, see ``renames``."""
     version = raw.get("config_version", VERSION)
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise UserError(f"{source}: config_version {version!r} is not known here; this version reads 1 to {VERSION}")
-    return {**raw, "config_version": VERSION}
+    return {**renamed(raw), "config_version": VERSION}
+
+
+Place = tuple[str | int, ...]
+"""Names of tables and of an option, with numbers in lists of tables."""
+
+
+def renames(raw: Mapping[str, Any]) -> list[tuple[Place, Place]]:
+    """The options in ``raw`` that have another name today: (where they are, where they belong)."""
+    return list(_renames(raw, [config_model()], (), ()))
+
+
+def _renames(
+    at: Mapping[str, Any], models: list[type[Options]], old: Place, new: Place
+) -> Iterator[tuple[Place, Place]]:
+    names = {former: name for model in models for former, name in former_names(model).items()}
+    for key, value in at.items():
+        name = names.get(key, key)
+        fields = [model.model_fields[name] for model in models if name in model.model_fields]
+        inner = [found for field in fields for found in _models(field.annotation)] if fields else models
+        was, now = (*old, key), (*new, name)
+        if isinstance(value, Mapping) and value and (fields or key.isdigit()):
+            yield from _renames(value, inner, was, now)
+        elif isinstance(value, list) and inner and fields:
+            for i, one in enumerate(value):
+                if isinstance(one, Mapping):
+                    yield from _renames(one, inner, (*was, i), (*now, i))
+        elif was != now:
+            yield was, now
+
+
+def renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """``raw`` with all options under today's names, whatever its version says.
+
+    :raises ConfigError: an option is given under both names.
+    """
+    found = renames(raw)
+    if not found:
+        return dict(raw)
+    out, problems = _copied(raw), []
+    for old, new in found:
+        *tables, key = old
+        value = _at(out, tables).pop(key)
+        while tables and not _at(out, tables) and tables != list(new[: len(tables)]):  # a renamed table, empty now
+            *tables, key = tables
+            del _at(out, tables)[key]
+        *tables, key = new
+        if key in (table := _at(out, tables)):
+            was, now = (".".join(map(str, place)) for place in (old, new))
+            problems.append((was, f"its name is {now} today, and both are given; keep {now}"))
+        table[key] = value
+    if problems:
+        raise ConfigError(problems)
+    return out
+
+
+def current_names(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by dotted names, under today's names. Raises ConfigError as ``renamed``."""
+    nested(flags)  # refuses two names of one option
+    today = {".".join(old): ".".join(new) for old, new in _flag_renames(flags)}
+    return {today.get(name, name): value for name, value in flags.items()}
+
+
+def _flag_renames(flags: Mapping[str, Any]) -> Iterator[tuple[list[str], list[str]]]:
+    for name in flags:
+        for old, new in renames(_nested({name: None})):
+            yield [str(part) for part in old], [str(part) for part in new]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value
+
+
+def _at(tables: Any, place: Iterable[str | int]) -> Any:
+    """The table at a place, made where it is not there."""
+    for part in place:
+        tables = tables[part] if isinstance(tables, list) else tables.setdefault(part, {})
+    return tables
 
 
 def _completed(raw: dict[str, Any]) -> dict[str, Any]:
@@ -306,7 +386,11 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"adapter.rank": 8}`` -> ``{"adapter": {"rank": 8}}``."""
+    """``{"adapter.rank": 8}`` -> ``{"adapter": {"rank": 8}}``, under today's names."""
+    return renamed(_nested(flags))
+
+
+def _nested(flags: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for dotted, value in flags.items():
         *tables, key = dotted.split(".")
@@ -443,8 +527,9 @@ def _kind(model: type[Options]) -> str | None:
 
 
 def reference() -> list[dict[str, Any]]:
-    """Every option: table, name, type, default, bounds, kohya's name, label and help, in the order of the file."""
+    """Every option: table, name, type, default, bounds, kohya's and former name, label, help, in the file's order."""
     rows: list[dict[str, Any]] = []
+    former = {name: old for old, name in former_names(config_model()).items()}
     for table, info in config_model().model_fields.items():
         if table == "loss":
             for entry in losses:
@@ -454,19 +539,21 @@ def reference() -> list[dict[str, Any]]:
                 rows += [{**row, "kind": entry.name} for row in _rows("objective", entry.options)]
         else:
             inner = list(_models(info.annotation))
-            rows += _rows(table, inner[0]) if inner else [_row("", table, info)]
+            rows += _rows(table, inner[0], former.get(table, table)) if inner else [_row("", table, info, None)]
     return rows
 
 
-def _rows(table: str, model: type[Options]) -> list[dict[str, Any]]:
-    rows = []
+def _rows(table: str, model: type[Options], formerly: str = "") -> list[dict[str, Any]]:
+    """The options of a table that was called ``formerly`` in version 1."""
+    rows, former = [], {name: old for old, name in former_names(model).items()}
     for name, info in model.model_fields.items():
-        inner = list(_models(info.annotation))
-        rows += _rows(f"{table}.{name}", inner[0]) if inner else [_row(table, name, info)]
+        inner, before, now = list(_models(info.annotation)), former.get(name, name), f"{table}.{name}"
+        first = f"{formerly or table}.{before}"
+        rows += _rows(now, inner[0], first) if inner else [_row(table, name, info, first if first != now else None)]
     return rows
 
 
-def _row(table: str, name: str, info: FieldInfo) -> dict[str, Any]:
+def _row(table: str, name: str, info: FieldInfo, formerly: str | None) -> dict[str, Any]:
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     bounds = {k: getattr(m, k) for m in info.metadata for k in ("ge", "gt", "le", "lt") if hasattr(m, k)}
     default = None if info.is_required() else info.get_default(call_default_factory=True)
@@ -476,7 +563,8 @@ def _row(table: str, name: str, info: FieldInfo) -> dict[str, Any]:
         "table": table, "name": name, "type": _type(annotation), "choices": _choices(annotation),
         "default": default, "required": info.is_required(), "bounds": bounds,
         "path": "path" in info.metadata or _mentions_path(info.annotation),
-        "kohya": extra.get("kohya"), "label": extra.get("label"), "help": " ".join((info.description or "").split()),
+        "kohya": extra.get("kohya"), "formerly": formerly, "label": extra.get("label"),
+        "help": " ".join((info.description or "").split()),
     }  # fmt: skip
 
 

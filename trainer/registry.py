@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
@@ -49,12 +50,42 @@ class Options(BaseModel):
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, validate_default=False
     )
 
+    def recorded_dump(self, **selection: Any) -> dict[str, Any]:
+        """As ``model_dump``, under each option's first name: a digest of it outlives a renaming.
 
-def option(default: Any = ..., *, kohya: str | None = None, label: str | None = None, **bounds: Any) -> Any:
-    """A field of an ``Options``: its default, kohya's name for it, the form's label, pydantic bounds (ge, lt, ...)."""
-    given = (("kohya", kohya), ("label", label))
+        What digests identify (cached references, remembered step times) was recorded under those names.
+        """
+        first = {name: old for old, name in former_names(type(self)).items()}
+        dumped = self.model_dump(**selection)
+        for name in dumped:
+            if isinstance(value := getattr(self, name), Options):
+                assert not selection, "a selection within tables is not passed on"
+                dumped[name] = value.recorded_dump()
+        return {first.get(name, name): value for name, value in dumped.items()}
+
+
+def option(
+    default: Any = ...,
+    *,
+    kohya: str | None = None,
+    label: str | None = None,
+    formerly: str | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field of an ``Options``: its default, kohya's name for it, the form's label, pydantic bounds (ge, lt, ...).
+
+    ``formerly`` is the name that the option had before a renaming; it is accepted wherever options are read.
+    """
+    given = (("kohya", kohya), ("label", label), ("formerly", formerly))
     extra: dict[str, Any] = {key: value for key, value in given if value is not None}
     return Field(default, json_schema_extra=extra or None, **bounds)
+
+
+@cache
+def former_names(table: type[Options]) -> dict[str, str]:
+    """Former name -> today's name, of the options of a table that were renamed."""
+    extras = {name: info.json_schema_extra for name, info in table.model_fields.items()}
+    return {str(e["formerly"]): name for name, e in extras.items() if isinstance(e, dict) and "formerly" in e}
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

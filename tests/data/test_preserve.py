@@ -7,7 +7,7 @@ from short_runs import config, events, pictures, trajectory
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3-medium"])
-@pytest.mark.parametrize("flags", [{}, {"memory.one_by_one": True}, {"loss.pixel.mode": "anchored"}], ids=str)
+@pytest.mark.parametrize("flags", [{}, {"memory.grad_cache": True}, {"loss.pixel.mode": "anchored"}], ids=str)
 def test_what_is_preserved_teaches_nothing_while_nothing_has_changed(tmp_path, name, flags):
     """A fresh adapter does nothing, so the output is what it is held to: the error is 0, but for rounding."""
     pictures(tmp_path / "keep")

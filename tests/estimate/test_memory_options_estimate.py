@@ -32,7 +32,7 @@ def home(tmp_path_factory):
 @pytest.mark.parametrize("blocks", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_streamed_weights(home, blocks):
     """On the device: what is no block's, the resident blocks, and the two places for those that come and go."""
-    config = wanted(home, "sd15", {**RECOMPUTE, "memory.resident_blocks": blocks})
+    config = wanted(home, "sd15", {**RECOMPUTE, "memory.blocks_on_gpu": blocks})
     p = build_session(config, lambda line: None)
     _, peak, _, found = compare(config)
     assert p.model.streamer is not None and p.model.streamer.resident == blocks
@@ -50,7 +50,7 @@ def test_streamed_weights(home, blocks):
 @pytest.mark.parametrize("name", ["sd15", pytest.param("sd3-medium", marks=pytest.mark.slow)])
 def test_checkpoints_that_leave_the_device(home, name, monkeypatch):
     """Here they leave for numpy's memory, which torch's profiler does not count."""
-    config = wanted(home, name, {**RECOMPUTE, "memory.offload_checkpoints": True})
+    config = wanted(home, name, {**RECOMPUTE, "memory.cpu_offload_checkpointing": True})
     stays = wanted(home, name, RECOMPUTE)
     monkeypatch.setattr(blocks, "SMALL", 2**14)
     found = memory.measure(stays, identify(stays.model), Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")

@@ -138,7 +138,7 @@ def test_sd3_levels_inputs_and_weights() -> None:
     u = torch.tensor(held["u"])
     for words, times, inputs in held["rows"]:
         kind = words.pop("weighting_scheme")
-        options = NoiseOptions(sampling=kind, whole_timesteps=True, **native(NoiseOptions, words))
+        options = NoiseOptions(sampling=kind, integer_timesteps=True, **native(NoiseOptions, words))
         level = timesteps.level_at(u, process, options)
         wanted = [max(1.0, t) for t in times]  # sd-scripts may draw a level of 0, pure data; ours begins at 1
         assert (level * 1000).tolist() == pytest.approx(wanted, abs=1e-3), kind

@@ -147,7 +147,7 @@ def test_nothing_is_compiled_for_previews():
 
 
 def test_streamed_blocks_are_not_compiled(tmp_path):
-    flags = {"memory.compile": "both", "memory.resident_blocks": 0}
+    flags = {"memory.compile": "both", "memory.blocks_on_gpu": 0}
     with pytest.raises(ConfigError, match=r"memory.*compile: blocks that are streamed cannot be compiled; set"):
         config(tmp_path, flags)
     compiled = config(tmp_path, {"memory.compile": "both"})

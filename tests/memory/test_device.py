@@ -74,7 +74,7 @@ def test_xformers_that_diffusers_cannot_use_is_said():
 @pytest.mark.parametrize("data", ["data.path", "data.pairs"])
 def test_a_step_at_whose_noise_no_term_looks_changes_nothing(tmp_path, monkeypatch, one_by_one, data):
     scaled(monkeypatch)
-    flags: dict[str, Any] = {**NO_TERM, "run.steps": 3, "memory.one_by_one": one_by_one}
+    flags: dict[str, Any] = {**NO_TERM, "run.steps": 3, "memory.grad_cache": one_by_one}
     if data == "data.pairs":
         flags["objective.kind"] = "dpo"
     assert runs.trajectory(runs.config(tmp_path, flags, data=data)) == [(0.0, 0.0)] * 3
@@ -98,7 +98,7 @@ def test_a_scale_being_sought_is_no_divergence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(build, "build_optimizer", overflowing)
     monkeypatch.setattr(loop_module.Loop, "_gradients", gradients)
-    config = runs.config(tmp_path, {"run.steps": 14, "run.batch": 1, "heal.skip_limit": 4})
+    config = runs.config(tmp_path, {"run.steps": 14, "run.batch": 1, "recovery.max_skipped_steps": 4})
     assert len(runs.trajectory(config)) == 14
     log = (tmp_path / "runs" / "t" / "log.txt").read_text("utf-8")
     assert log.count("gradients overflow float16 at a scale of") == 11 and "non-finite" not in log
@@ -121,7 +121,7 @@ def test_going_back_keeps_the_lower_scale(tmp_path, monkeypatch):
         self.scaler.update(self.scaler.get_scale() / 2)
 
     monkeypatch.setattr(Optimization, "skip", skip)
-    flags = {"run.steps": 6, "heal.skip_limit": 4, "save.state_every": 1}
+    flags = {"run.steps": 6, "recovery.max_skipped_steps": 4, "save.state_every": 1}
     runs.trajectory(runs.config(tmp_path, flags))
     assert seen[2] == 16.0 and seen[6:] == [1.0] * len(seen[6:])
 
@@ -168,11 +168,11 @@ def test_half_of_the_resident_blocks_are_the_first_to_go(tmp_path, monkeypatch):
         return session
 
     monkeypatch.setattr(loop_module, "build_session", built)
-    config = runs.config(tmp_path, {"run.steps": 4, "memory.resident_blocks": 4, "run.name": "short"})
+    config = runs.config(tmp_path, {"run.steps": 4, "memory.blocks_on_gpu": 4, "run.name": "short"})
     short = runs.trajectory(config)
     assert kept[:3] == [4, 2, 1] and short == [pytest.approx(pair, rel=1e-9) for pair in plain]
     told = [e for e in runs.events(config) if e["kind"] == "oom"]
-    assert [e["options"] for e in told] == [{"memory.resident_blocks": 2}, {"memory.resident_blocks": 1}]
+    assert [e["options"] for e in told] == [{"memory.blocks_on_gpu": 2}, {"memory.blocks_on_gpu": 1}]
     assert all(e["exact"] for e in told)
 
 
@@ -180,7 +180,7 @@ def test_streamed_blocks_fill_the_memory_that_a_step_leaves(monkeypatch):
     monkeypatch.setattr(memory, "spare_bytes", lambda *_: 100)
     asked = []
     streamer = SimpleNamespace(blocks=[1, 2], fit=lambda spare: asked.append(spare) or 2)
-    options = SimpleNamespace(resident_blocks="auto", limit_gb=None)
+    options = SimpleNamespace(blocks_on_gpu="auto", limit_gb=None)
     model = SimpleNamespace(streamer=streamer, device=None)
     session: Any = SimpleNamespace(model=model, config=SimpleNamespace(memory=options))
     assert oom.fill_with_blocks(session) == "streaming: 2 of 2 blocks stay on the GPU from now on"
@@ -227,7 +227,7 @@ def test_compiled_blocks_do_not_keep_packed_weights_whole(tmp_path):
 
 def test_training_all_weights_needs_bfloat16(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "choose_precision", lambda *_: torch.float16)
-    config = runs.config(tmp_path, {"run.full": True, "run.precision": "auto"})
+    config = runs.config(tmp_path, {"run.full_bf16": True, "run.precision": "auto"})
     with pytest.raises(ValueError, match=r"run\.full: it needs bfloat16, which this GPU does not have"):
         loop_module.train(config)
 
@@ -252,7 +252,7 @@ def test_sizes_are_told_to_sdxl_as_they_are():
     [
         {"loss.mse.max_level": 0.3},
         {"memory.limit_gb": 2.0, "optimizer.kind": "AdamW8bit", "memory.gradient_checkpointing": True},
-        {"memory.base_weights": "nf4", "memory.resident_blocks": "auto", "optimizer.kind": "PagedAdamW8bit"},
+        {"memory.base_weights": "nf4", "memory.blocks_on_gpu": "auto", "optimizer.kind": "PagedAdamW8bit"},
     ],
     ids=["gated", "capped", "streamed"],
 )

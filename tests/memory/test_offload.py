@@ -141,10 +141,10 @@ def test_what_a_block_begins_from_goes_to_the_host_and_nothing_else():
 def test_a_streamed_run_takes_the_same_steps(tmp_path, name):
     plain = trajectory(config(tmp_path, {"run.name": "plain"}, name))
     flags = {
-        "memory.resident_blocks": 2,
+        "memory.blocks_on_gpu": 2,
         "memory.gradient_checkpointing": True,
-        "memory.checkpoint_share": 0.7,
-        "memory.offload_checkpoints": True,
+        "memory.checkpointing_fraction": 0.7,
+        "memory.cpu_offload_checkpointing": True,
         "run.name": "streamed",
     }
     streamed = trajectory(config(tmp_path, flags, name))
@@ -154,8 +154,8 @@ def test_a_streamed_run_takes_the_same_steps(tmp_path, name):
 
 
 def test_how_to_checkpoint_needs_checkpointing(tmp_path):
-    with pytest.raises(ValueError, match=r"memory: offload_checkpoints: .*set gradient_checkpointing = true"):
-        config(tmp_path, {"memory.offload_checkpoints": True})
+    with pytest.raises(ValueError, match=r"memory: cpu_offload_checkpointing: .*set gradient_checkpointing = true"):
+        config(tmp_path, {"memory.cpu_offload_checkpointing": True})
 
 
 @pytest.mark.gpu

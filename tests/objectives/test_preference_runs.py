@@ -57,7 +57,7 @@ def test_another_schedule_of_noise_has_its_own_references(tmp_path, monkeypatch)
 @pytest.mark.parametrize("flags", [DPO | DROPOUT, {"objective.kind": "sft"}], ids=["dpo", "sft"])
 def test_one_by_one_gives_the_same_steps(tmp_path, flags):
     whole = trajectory(run(tmp_path, "whole", **flags))
-    single = trajectory(run(tmp_path, "single", **flags, **{"memory.one_by_one": True}))
+    single = trajectory(run(tmp_path, "single", **flags, **{"memory.grad_cache": True}))
     for (loss, norm), (other_loss, other_norm) in zip(whole, single, strict=True):
         assert loss == pytest.approx(other_loss, rel=1e-9)
         assert norm == pytest.approx(other_norm, rel=1e-9)

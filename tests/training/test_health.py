@@ -15,7 +15,7 @@ from short_runs import stop_after
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.training import checkpoint
 from pixelkiln.trainer.training.ema import Average
-from pixelkiln.trainer.training.health import HealOptions, Health
+from pixelkiln.trainer.training.health import Health, RecoveryOptions
 from pixelkiln.trainer.training.loop import train
 from pixelkiln.trainer.training.optimization import Optimization
 from pixelkiln.trainer.training.session import Session
@@ -41,7 +41,13 @@ def broken(monkeypatch, steps: set[int], lowered_helps: bool = True) -> None:
 
 
 def made(root: Path, **more: object):
-    flags = {"run.steps": 12, "run.batch": 2, "save.state_every": 2, "heal.skip_limit": 3, "schedule.kind": "constant"}
+    flags = {
+        "run.steps": 12,
+        "run.batch": 2,
+        "save.state_every": 2,
+        "recovery.max_skipped_steps": 3,
+        "schedule.kind": "constant",
+    }
     return runs.config(root, {**flags, **{k.replace("__", "."): v for k, v in more.items()}})
 
 
@@ -78,7 +84,7 @@ def test_a_run_goes_back_and_lowers_its_rate(tmp_path, monkeypatch):
 
 
 def test_an_optimizer_that_finds_its_own_rate_goes_back_too(tmp_path, monkeypatch):
-    config = made(tmp_path, optimizer__kind="Adafactor", run__steps=5, heal__skip_limit=1)
+    config = made(tmp_path, optimizer__kind="Adafactor", run__steps=5, recovery__max_skipped_steps=1)
     broken(monkeypatch, {4, 5}, lowered_helps=False)
     with pytest.raises(ValueError, match="again, although the run went back; "):
         train(config)
@@ -136,7 +142,7 @@ def test_without_a_state_from_before_there_is_nothing_to_go_back_to(tmp_path, mo
 def test_a_rate_that_makes_the_weights_run_away(tmp_path, factor, code):
     """No stand-in: AdamW at 1e15 moves every weight by 1e15, whose products overflow."""
     config = made(
-        tmp_path, optimizer__learning_rate=1e15, run__precision="fp32", heal__rate_factor=factor, run__steps=8
+        tmp_path, optimizer__learning_rate=1e15, run__precision="fp32", recovery__lr_factor=factor, run__steps=8
     )
     file = tmp_path / "run.toml"
     file.write_text(config.to_toml(), "utf-8")
@@ -149,7 +155,7 @@ def test_a_rate_that_makes_the_weights_run_away(tmp_path, factor, code):
 
 def test_spikes_stand_out_and_ordinary_losses_do_not():
     """Losses of batch 1 are spread like their noise levels: lognormal with a deviation of 1 here, e^6 is 6 of them."""
-    rng, health = random.Random(1), Health(HealOptions())
+    rng, health = random.Random(1), Health(RecoveryOptions())
     noted = [health.record_step(math.exp(rng.gauss(-2, 1))) for _ in range(20000)]
     assert noted.count(None) == 20000
     usual = health.record_step(math.exp(-2 + 9))
@@ -157,7 +163,7 @@ def test_spikes_stand_out_and_ordinary_losses_do_not():
 
 
 def test_losses_that_hardly_vary_need_a_factor_of_three():
-    health = Health(HealOptions())
+    health = Health(RecoveryOptions())
     assert all(health.record_step(0.5) is None for _ in range(40))
     assert health.record_step(1.4) is None
     assert health.record_step(1.6) == pytest.approx(0.5)

@@ -24,7 +24,8 @@ def reference_markdown() -> str:
         signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
         bounds = ", ".join(f"{sign} {row['bounds'][k]}" for k, sign in signs.items() if k in row["bounds"])
         kohya = f" [{row['kohya']}]" if row["kohya"] else ""
-        facts = ", ".join(filter(None, [row["type"], bounds, default]))
+        former = row["formerly"] and f"formerly `{row['formerly']}`"
+        facts = ", ".join(filter(None, [row["type"], bounds, default, former]))
         out.append(f"- **`{row['name']}`**{kohya} — {facts}. {row['help']}")
     return "\n".join(out) + "\n"
 

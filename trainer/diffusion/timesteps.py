@@ -38,7 +38,7 @@ class NoiseOptions(Options):
     """Lowest timestep that is trained (0 is almost no noise)."""
     max_timestep: int = option(1000, kohya="max_timestep", label="Highest timestep", gt=0, le=1000)
     """Timesteps stay below this one (1000 is the whole schedule)."""
-    whole_timesteps: bool = option(False, label="Whole timesteps")
+    integer_timesteps: bool = option(False, label="Integer timesteps", formerly="whole_timesteps")
     """SD3: round noise levels down to thousandths, as sd-scripts does."""
     noise_offset: float = option(0.0, kohya="noise_offset", label="Noise offset", ge=0)
     """Adds this much noise of one value per channel, so a model learns very dark and bright pictures; 0.05 to 0.1."""
@@ -122,7 +122,7 @@ def level_at(u: Tensor, process: Process, options: NoiseOptions) -> Tensor:
     u = options.shift * u / (1 + (options.shift - 1) * u)
     level = options.min_timestep + u * (options.max_timestep - options.min_timestep)
     if process.is_flow:
-        return ((level.floor() if options.whole_timesteps else level).clamp(min=1) / 1000).float()
+        return ((level.floor() if options.integer_timesteps else level).clamp(min=1) / 1000).float()
     return level.floor().clamp(options.min_timestep, options.max_timestep - 1).float()
 
 

@@ -234,7 +234,7 @@ def _judge(
     chance = draw(batch, 0, 0, p.model.process, p.config.noise)
     chance = replace(chance, window=torch.full_like(chance.window, 0.5))
     roles = batch.rows.role
-    if p.config.memory.one_by_one and torch.is_grad_enabled():
+    if p.config.memory.grad_cache and torch.is_grad_enabled():
         backward_row_by_row(
             p.model, p.terms, batch, chance, roles, 0, torch.amp.GradScaler("cpu", enabled=False), references
         )
@@ -305,7 +305,7 @@ def phases(config: Config, m: Measured, device: str, captions_change: bool = Fal
     encoders = [name for name in m.modules if name not in ("denoiser", "vae") and (name != "te3" or t5_here)]
     text = sum(m.modules[name][own.text_weights] for name in encoders)
     stays = {"weights": weights_bytes(config, m, device), "adapter": m.adapter, "text encoders": text}
-    packed = own.base_weights != "full" or own.resident_blocks != "all"
+    packed = own.base_weights != "full" or own.blocks_on_gpu != "all"
     unpacked = m.largest // 2 if packed else 0  # one layer at a time, in 16 bits
     on_cpu = device == "cpu"
     vae, draws = m.modules["vae"]["full"], "previews" in m.phases
@@ -331,7 +331,7 @@ def phases(config: Config, m: Measured, device: str, captions_change: bool = Fal
 def weights_bytes(config: Config, m: Measured, device: str) -> int:
     """What the frozen denoiser takes of the device: held small, and streamed with room for two blocks. From a CPU they
     are streamed to the memory that they lie in."""
-    kind, resident = config.memory.base_weights, config.memory.resident_blocks
+    kind, resident = config.memory.base_weights, config.memory.blocks_on_gpu
     whole, parts = m.modules["denoiser"][kind], m.blocks[kind]
     if resident == "all" or (resident == "auto" and device == "cpu") or not parts:
         return whole

@@ -139,16 +139,17 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
     start = config.adapter.init_from
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")]
     tables = {
-        "model": config.model.model_dump(exclude={"path", "vae", "clip_l", "clip_g", "t5"}),
-        "adapter": config.adapter.model_dump(),
-        "memory": config.memory.model_dump(exclude={"base_weights", "text_weights", "resident_blocks", "attention"}),
-        "loss": config.loss.model_dump(),
-        "objective": config.objective.model_dump(),
-        "noise": config.noise.model_dump(),
+        "model": config.model.recorded_dump(exclude={"path", "vae", "clip_l", "clip_g", "t5"}),
+        "adapter": config.adapter.recorded_dump(),
+        "memory": config.memory.recorded_dump(exclude={"base_weights", "text_weights", "blocks_on_gpu", "attention"}),
+        "loss": config.loss.recorded_dump(),
+        "objective": config.objective.recorded_dump(),
+        "noise": config.noise.recorded_dump(),
     }
     whole = [
         VERSION, versions, found.spec.name, configs(found), found.process.prediction, tables,
-        config.run.accumulation > 1, config.run.full, asdict(at), str(dtype), device, room, max(drawn, default=None),
+        config.run.accumulation > 1, config.run.full_bf16, asdict(at), str(dtype), device, room,
+        max(drawn, default=None),
         config.data.validation_split > 0, fake_model.masked(config), start and [start, Path(start).stat().st_mtime_ns],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]

@@ -117,7 +117,7 @@ def _run(values: Values, made: Made, family: str | None) -> None:
     made.put("run.kohya_strict", values["kohya_strict"] or None, values, "kohya_strict")
     precision = {"no": "fp32"}.get(values["mixed_precision"], values["mixed_precision"])
     made.put("run.precision", precision, values, "mixed_precision")
-    made.put("run.full", values["full_bf16"] or None, values, "full_bf16")
+    made.put("run.full_bf16", values["full_bf16"] or None, values, "full_bf16")
     if values["full_bf16"] and values["mixed_precision"] != "bf16":
         values.wrong("full_bf16", 'it needs mixed_precision = "bf16"; set that, or full_bf16 = false')
     saved = {"float": "fp32", None: "bf16" if values["full_bf16"] else "fp32"}
@@ -195,7 +195,7 @@ def _memory(values: Values, made: Made, family: str | None) -> None:
             values.wrong("fp8_base" if values["fp8_base"] else "fp8_base_unet",
                          'it needs mixed_precision = "bf16" or "fp16"; set one of them')  # fmt: skip
     if values["blocks_to_swap"]:
-        made.put("memory.resident_blocks", "auto", values, "blocks_to_swap")
+        made.put("memory.blocks_on_gpu", "auto", values, "blocks_to_swap")
         made.notes.append("blocks_to_swap: as many blocks stay on the GPU as there is room for")
     if values["mem_eff_attn"] and not attention:
         made.notes.append("mem_eff_attn: torch's SDPA is used, which is as frugal and faster")

@@ -10,7 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ..config import Config, ConfigError, absolute, is_broken, loads, merge, nested, parse, reference
+from ..config import (
+    VERSION,
+    Config,
+    ConfigError,
+    absolute,
+    current_names,
+    is_broken,
+    loads,
+    merge,
+    nested,
+    parse,
+    reference,
+)
 from ..errors import UserError, escaped
 from ..runs.files import is_file
 from .convert import convert, find_family
@@ -38,7 +50,8 @@ def take(words: Sequence[str]) -> tuple[Given, list[str]]:
     """Kohya's flags and native ones; what remains is for the command's own parser."""
     words, flags = launched(words)
     given = Given(flags)
-    given.dotted, left = read_flags(given.flags, words, OURS)
+    dotted, left = read_flags(given.flags, words, OURS)
+    given.dotted = current_names(dotted)
     return given, left
 
 
@@ -173,7 +186,7 @@ def written(made: Made, source: str, notes: Sequence[str]) -> str:
     document.add(tomlkit.comment(f"Made from {escaped(source)} by `python -m trainer import-kohya`"))
     for note in notes:
         document.add(tomlkit.comment(f"note: {escaped(note)}"))
-    document.add("config_version", tomlkit.item(1))
+    document.add("config_version", tomlkit.item(VERSION))
     tables: dict[str, Any] = {}
     order = list(defaults())
     for option in sorted(made.options, key=lambda one: order.index(one) if one in order else len(order)):
@@ -198,7 +211,8 @@ def written(made: Made, source: str, notes: Sequence[str]) -> str:
     except UnicodeEncodeError as error:
         line = escaped(text[: error.end].splitlines()[-1])
         raise UserError(f"{line}: this is no text that a file can hold; rename it, or write it again") from None
-    assert loads(text) == {"config_version": 1, **_plain(nested(made.options))}, "the written file reads otherwise"
+    wanted = {"config_version": VERSION, **_plain(nested(made.options))}
+    assert loads(text) == wanted, "the written file reads otherwise"
     return text
 
 

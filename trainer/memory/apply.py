@@ -35,7 +35,7 @@ def lighten(
     """Before an adapter is there: make frozen weights small, each on the device where it will be; those of blocks that
     are streamed stay in the host's memory. ValueError without bitsandbytes."""
     memory.set_limit(device, options.limit_gb)
-    resident = options.resident_blocks
+    resident = options.blocks_on_gpu
     streams = resident != "all" and (resident != "auto" or device.type == "cuda")
     try:
         held = quantize.hold_all(
@@ -64,7 +64,7 @@ def shape(options: MemoryOptions, spec: FamilySpec, denoiser: nn.Module, cache: 
         for block in spec.blocks(denoiser):
             block.forward = torch.compile(block.forward)
     if options.gradient_checkpointing:
-        recompute(spec.blocks(denoiser), options.checkpoint_share, options.offload_checkpoints)
+        recompute(spec.blocks(denoiser), options.checkpointing_fraction, options.cpu_offload_checkpointing)
 
 
 def tune(options: MemoryOptions, decoder: Decoder, device: torch.device, cache: Path) -> None:

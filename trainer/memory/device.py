@@ -24,13 +24,19 @@ class MemoryOptions(Options):
     gradient_checkpointing: bool = option(False, kohya="gradient_checkpointing", label="Gradient checkpointing")
     """Recompute activations in the backward pass: about a third slower, a fraction of the memory, the same numbers."""
 
-    checkpoint_share: float = option(1.0, label="Share of blocks recomputed", gt=0, le=1)
-    """With gradient checkpointing: how much of the network is recomputed, from its highest resolution inwards. Less is
-    faster and takes more memory."""
-    offload_checkpoints: bool = option(False, kohya="cpu_offload_checkpointing", label="Checkpoints in host memory")
+    checkpointing_fraction: float = option(
+        1.0, label="Fraction of blocks recomputed", formerly="checkpoint_share", gt=0, le=1
+    )
+    """With gradient checkpointing: which fraction of the network is recomputed, from its highest resolution inwards.
+    Less is faster and takes more memory."""
+    cpu_offload_checkpointing: bool = option(
+        False, kohya="cpu_offload_checkpointing", label="Checkpoints in host memory", formerly="offload_checkpoints"
+    )
     """With gradient checkpointing: keep what blocks are recomputed from in the host's memory. The same numbers."""
-    resident_blocks: Literal["all", "auto"] | Annotated[int, Field(ge=0)] = option("all", label="Blocks on the card")
-    """How many blocks of the frozen network stay on the card; the others live in the host's memory and are copied to it
+    blocks_on_gpu: Literal["all", "auto"] | Annotated[int, Field(ge=0)] = option(
+        "all", label="Blocks on the GPU", formerly="resident_blocks"
+    )
+    """How many blocks of the frozen network stay on the GPU; the others live in the host's memory and are copied to it
     ahead of use. ``auto``: none in the first two steps, then as many as there is room for. The same numbers."""
     limit_gb: float | None = option(None, label="Memory limit (GB)", gt=0)
     """Use at most so much of the card's memory, and leave the rest to others."""
@@ -47,22 +53,22 @@ class MemoryOptions(Options):
     the rounded model."""
     text_weights: Weights = option("full", label="Text encoder weights")
     """The same for the text encoders (SD3's T5 needs 9.5 GB in 16 bits, 2.7 in nf4)."""
-    one_by_one: bool = option(False, label="Pictures one by one")
+    grad_cache: bool = option(False, label="GradCache (one picture at a time)", formerly="one_by_one")
     """Send the rows of a micro-batch (both pictures of a pair) through the network one after the other: the activations
-    of one picture at a time, for one more forward pass each, with the same gradients."""
+    of one picture at a time, for one more forward pass each, with the same gradients (GradCache, arXiv 2101.06983)."""
 
     @model_validator(mode="after")
     def _agree(self) -> MemoryOptions:
-        if not self.gradient_checkpointing and (self.checkpoint_share < 1 or self.offload_checkpoints):
-            name = "offload_checkpoints" if self.offload_checkpoints else "checkpoint_share"
+        if not self.gradient_checkpointing and (self.checkpointing_fraction < 1 or self.cpu_offload_checkpointing):
+            name = "cpu_offload_checkpointing" if self.cpu_offload_checkpointing else "checkpointing_fraction"
             raise UserError(f"{name}: it says how gradient checkpointing is done; set gradient_checkpointing = true")
         if self.compile in ("denoiser", "both"):
-            if self.resident_blocks != "all":
-                raise UserError('compile: blocks that are streamed cannot be compiled; set resident_blocks = "all"')
-            if self.base_weights != "full" and not (self.gradient_checkpointing and self.checkpoint_share == 1):
+            if self.blocks_on_gpu != "all":
+                raise UserError('compile: blocks that are streamed cannot be compiled; set blocks_on_gpu = "all"')
+            if self.base_weights != "full" and not (self.gradient_checkpointing and self.checkpointing_fraction == 1):
                 raise UserError(
                     f"compile: compiled blocks keep base_weights = '{self.base_weights}' unpacked until the backward "
-                    "pass; set gradient_checkpointing = true with checkpoint_share = 1"
+                    "pass; set gradient_checkpointing = true with checkpointing_fraction = 1"
                 )
         return self
 

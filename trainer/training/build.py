@@ -160,8 +160,8 @@ def build_model(
     """The networks with an adapter on them, a new one or that of a file; and the dtype in which latents are decoded."""
     _, _, device = distributed.initialize(config.run.device)
     dtype = memory.choose_precision(config.run.precision, device)
-    if config.run.full and dtype == torch.float16:
-        raise UserError("run.full: it needs bfloat16, which this GPU does not have; set full = false")
+    if config.run.full_bf16 and dtype == torch.float16:
+        raise UserError("run.full_bf16: it needs bfloat16, which this GPU does not have; set full_bf16 = false")
     vae_dtype, note = decoding_dtype(dtype, device)
     family = load(config.model, dtype, vae_dtype=vae_dtype, found=found)
     for line in [*family.notes, *([note] if note else [])]:
@@ -193,7 +193,7 @@ def build_adapter(
     config: Config, family: Family, dtype: torch.dtype, file: str | None, log: Callable[[str], None]
 ) -> Adapter:
     options = config.adapter if file is None else to_show(config.adapter, file)
-    own = dtype if dtype == torch.float64 or config.run.full else torch.float32
+    own = dtype if dtype == torch.float64 or config.run.full_bf16 else torch.float32
     adapter = inject(family.denoiser, family.text_encoders, family.name, options, dtype=own, seed=config.run.seed)
     if any(isinstance(o, ReferenceOptions) and o.reference == "start" for _, o in config.terms().values()):
         adapter.keep_start()
@@ -254,7 +254,7 @@ def grad_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
 def _kohya_strict(config: Config) -> Config:
     if not config.run.kohya_strict:
         return config
-    return config.model_copy(update={"noise": config.noise.model_copy(update={"whole_timesteps": True})})
+    return config.model_copy(update={"noise": config.noise.model_copy(update={"integer_timesteps": True})})
 
 
 def parameter_groups(adapter: Adapter) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""[heal]: what a run does about non-finite losses and gradients, and which losses it reports as spikes.
+"""[recovery]: what a run does about non-finite losses and gradients, and which losses it reports as spikes.
 
 A step whose loss or gradient is NaN or infinite is skipped. When too many come in a row the run has diverged: it goes
 back to the last state from which it still took good steps, lowers the learning rate, and continues. When that does not
@@ -19,12 +19,12 @@ WINDOW, WARM_UP = 128, 32
 SIGMAS, LEAST = 6.0, 3.0
 
 
-class HealOptions(Options):
-    skip_limit: int = option(10, label="Skipped steps in a row", ge=1)
+class RecoveryOptions(Options):
+    max_skipped_steps: int = option(10, label="Skipped steps in a row", formerly="skip_limit", ge=1)
     """After this many consecutive steps with a non-finite loss or gradient, go back to the last good state."""
-    rollbacks: int = option(1, label="Times to go back", ge=0)
+    max_rollbacks: int = option(1, label="Times to go back", formerly="rollbacks", ge=0)
     """How often a run goes back before it stops; 0 stops at once."""
-    rate_factor: float = option(0.5, label="Rate after going back", gt=0, le=1)
+    lr_factor: float = option(0.5, label="Learning rate after going back", formerly="rate_factor", gt=0, le=1)
     """What the learning rate is multiplied by each time the run goes back."""
 
 
@@ -32,7 +32,7 @@ class HealOptions(Options):
 class Health:
     """Counts skipped steps and watches losses. The same on all processes."""
 
-    options: HealOptions
+    options: RecoveryOptions
     streak: int = 0
     """Steps skipped in a row, up to now."""
     skipped: int = 0
@@ -53,11 +53,11 @@ class Health:
 
     @property
     def diverged(self) -> bool:
-        return self.streak >= self.options.skip_limit
+        return self.streak >= self.options.max_skipped_steps
 
     @property
     def may_roll_back(self) -> bool:
-        return self.rolled_back < self.options.rollbacks
+        return self.rolled_back < self.options.max_rollbacks
 
     def _spike(self, loss: float) -> float | None:
         """Losses of single noise levels differ by orders of magnitude, so a spike is one of their logarithms: 6 robust

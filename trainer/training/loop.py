@@ -144,7 +144,7 @@ class Loop:
     """Whether a saved file was compared with the trained adapter's effect; once per run."""
 
     def __post_init__(self) -> None:
-        self.health = Health(self.session.config.heal)
+        self.health = Health(self.session.config.recovery)
         self.fallback = OutOfMemoryFallback(self.session.config)
 
     # ------------------------------------------------------------------------------------------------- the run
@@ -348,7 +348,7 @@ class Loop:
         else:
             random = draw(batch, seed, self.steps_done, model.process, noise)
         masks = seed + (self.steps_done << 20)
-        if s.config.memory.one_by_one:
+        if s.config.memory.grad_cache:
             scaler = s.optimization.scaler
             return backward_row_by_row(model, s.terms, batch, random, roles, masks, scaler, self.references)
         result = compute_loss(model, s.terms, batch, random, roles, masks, self.references)

@@ -44,10 +44,10 @@ class OutOfMemoryFallback:
         self.split *= before.run.batch // self.config.run.batch
         session.config = session.config.model_copy(update={"memory": self.config.memory, "loss": self.config.loss})
         model, now, was = session.model, self.config.memory, before.memory
-        if model.streamer and isinstance(now.resident_blocks, int) and now.resident_blocks != was.resident_blocks:
-            model.streamer.keep(now.resident_blocks)
-        recomputed = (now.gradient_checkpointing, now.offload_checkpoints)
-        if recomputed != (was.gradient_checkpointing, was.offload_checkpoints):
+        if model.streamer and isinstance(now.blocks_on_gpu, int) and now.blocks_on_gpu != was.blocks_on_gpu:
+            model.streamer.keep(now.blocks_on_gpu)
+        recomputed = (now.gradient_checkpointing, now.cpu_offload_checkpointing)
+        if recomputed != (was.gradient_checkpointing, was.cpu_offload_checkpointing):
             for block in model.family.blocks:
                 vars(block).pop("forward", None)
             apply.shape(now, model.family.spec, model.family.denoiser, compile_cache(session.config))
@@ -64,14 +64,14 @@ def fewer_blocks(session: Session) -> Remedy | None:
         return None
     count = streamer.resident // 2
     label = f"{count} of {len(streamer.blocks)} blocks on the GPU"
-    return Remedy(label, "more is copied in every step", True, {"memory.resident_blocks": count})
+    return Remedy(label, "more is copied in every step", True, {"memory.blocks_on_gpu": count})
 
 
 def fill_with_blocks(session: Session) -> str | None:
     """Once the memory that a step needs is known, move streamed blocks to the GPU as far as they fit; returns a line
     for the log. None where blocks are not streamed by ``auto``."""
     streamer, options = session.model.streamer, session.config.memory
-    if not streamer or options.resident_blocks != "auto":
+    if not streamer or options.blocks_on_gpu != "auto":
         return None
     count = streamer.fit(memory.spare_bytes(session.model.device, options.limit_gb))
     return f"streaming: {count} of {len(streamer.blocks)} blocks stay on the GPU from now on"

@@ -33,7 +33,7 @@ def roll_back(session: Session, health: Health, at: int, states: Path) -> RollBa
 
     ``at``: steps done; ``states``: the folder of the run's states.
     """
-    failed, factor = at - health.streak, session.config.heal.rate_factor
+    failed, factor = at - health.streak, session.config.recovery.lr_factor
     why = f"train: {health.streak} steps in a row, from {failed + 1} on, had a non-finite loss or gradient"
     remedy = "lower optimizer.learning_rate, or use bf16 or fp32"
     if not health.may_roll_back:

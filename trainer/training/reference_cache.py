@@ -32,9 +32,9 @@ class ReferenceCache:
             "weights": held_as(model.family.denoiser),
             "seed": config.run.seed,
             "draws": session.dataset.fixed_draws,
-            "noise": config.noise.model_dump(),
+            "noise": config.noise.recorded_dump(),
             "start": hashlib.sha256(Path(start).read_bytes()).hexdigest() if start else "",
-            "terms": {name: options.model_dump() for name, (options, _) in config.terms().items()},
+            "terms": {name: options.recorded_dump() for name, (options, _) in config.terms().items()},
         }
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
         self.path = Path(config.run.out) / "cache" / "references" / f"{digest[:24]}.json"

@@ -99,16 +99,16 @@ def micro_batches(config: Config, worst: Phase) -> Remedy | None:
 
 
 def one_by_one(config: Config, worst: Phase) -> Remedy | None:
-    if config.memory.one_by_one or worst.name != STEP or not _pairs(config):
+    if config.memory.grad_cache or worst.name != STEP or not _pairs(config):
         return None
-    return Remedy("pictures of a pair one by one", "one more forward pass", True, {"memory.one_by_one": True})
+    return Remedy("pictures of a pair one by one", "one more forward pass", True, {"memory.grad_cache": True})
 
 
 def offload(config: Config, worst: Phase) -> Remedy | None:
     own = config.memory
-    if own.offload_checkpoints or not own.gradient_checkpointing or worst.name != STEP:
+    if own.cpu_offload_checkpointing or not own.gradient_checkpointing or worst.name != STEP:
         return None
-    changes = {"memory.offload_checkpoints": True}
+    changes = {"memory.cpu_offload_checkpointing": True}
     return Remedy("checkpoints in the host's memory", "copies to and fro", True, changes)
 
 
@@ -125,9 +125,9 @@ def fp8(config: Config, worst: Phase) -> Remedy | None:
 
 
 def streaming(config: Config, worst: Phase) -> Remedy | None:
-    if config.memory.resident_blocks != "all":
+    if config.memory.blocks_on_gpu != "all":
         return None
-    changes: dict[str, Any] = {"memory.resident_blocks": "auto"}
+    changes: dict[str, Any] = {"memory.blocks_on_gpu": "auto"}
     if (kept := {"denoiser": "none", "both": "decoder"}.get(config.memory.compile)) is not None:
         changes["memory.compile"] = kept
     return Remedy("blocks streamed from the host's memory", "slower where copies do not keep up", True, changes)

@@ -31,7 +31,7 @@ class RunOptions(Options):
     precision: Precision = option("auto", kohya="mixed_precision", label="Precision")
     """Of the frozen weights and the arithmetic; the adapter stays in fp32. ``auto``: bf16 where the GPU has it, fp16
     on older ones, fp32 on a CPU. ``fp64`` is for comparing runs exactly."""
-    full: bool = option(False, kohya="full_bf16", label="Adapter in low precision")
+    full_bf16: bool = option(False, kohya="full_bf16", label="Adapter in bf16", formerly="full")
     """Keep the adapter in bf16 too (only with precision bf16): less memory, rougher updates."""
     device: str = option("auto", label="Device")
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
@@ -58,8 +58,10 @@ class RunOptions(Options):
     def _agree(self) -> RunOptions:
         if self.steps and self.epochs:
             raise UserError("steps and epochs are both given; keep one of them")
-        if self.full and self.precision not in ("bf16", "auto"):
-            raise UserError(f"full needs precision bf16, not {self.precision}; set precision = 'bf16' or full = false")
+        if self.full_bf16 and self.precision not in ("bf16", "auto"):
+            raise UserError(
+                f"full_bf16 needs precision bf16, not {self.precision}; set precision = 'bf16' or full_bf16 = false"
+            )
         return self
 
 

@@ -42,11 +42,12 @@ def key(config: Config, arch: str, size: tuple[int, int], device: str, dtype: st
     """Of everything that decides how long a step takes. ``size``: width and height of the largest bucket."""
     run = config.run
     terms = {
-        name: (options.model_dump(), objective.model_dump()) for name, (options, objective) in config.terms().items()
+        name: (options.recorded_dump(), objective.recorded_dump())
+        for name, (options, objective) in config.terms().items()
     }
-    adapter = config.adapter.model_dump(exclude={"init_from", "alpha", "conv_alpha"})
-    whole = [arch, size, device, dtype, run.batch, run.accumulation, run.full, terms, adapter]
-    return _digest([*whole, config.memory.model_dump(), config.optimizer.kind, config.data.cache_latents])
+    adapter = config.adapter.recorded_dump(exclude={"init_from", "alpha", "conv_alpha"})
+    whole = [arch, size, device, dtype, run.batch, run.accumulation, run.full_bf16, terms, adapter]
+    return _digest([*whole, config.memory.recorded_dump(), config.optimizer.kind, config.data.cache_latents])
 
 
 def remember(
