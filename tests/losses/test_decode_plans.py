@@ -50,7 +50,7 @@ def test_remembered_targets_change_no_step(tmp_path, data, monkeypatch):
 def test_targets_of_preserved_rows_are_not_remembered(mode):
     """They are what the model says without its adapter at this draw's noise, and not the picture."""
     made = steps.step(channels=3)
-    held = replace(made.batch, preserve=torch.tensor([True, False]))
+    preserved = replace(made.batch, preserve=torch.tensor([True, False]))
     decoder = Decoder(steps.Linear(), 1.0, factor=1)
 
     def built(size: float):
@@ -58,8 +58,8 @@ def test_targets_of_preserved_rows_are_not_remembered(mode):
         return losses["pixel"].build(options, LossParts(made.process, decoder))
 
     plain, kept = built(0.0), built(1.0)
-    for bare in torch.randn(2, *made.out.shape, dtype=made.out.dtype):
-        drawn = replace(made, batch=held, bare=bare)
+    for base_out in torch.randn(2, *made.out.shape, dtype=made.out.dtype):
+        drawn = replace(made, batch=preserved, base_out=base_out)
         assert torch.equal(kept(drawn), plain(drawn))
 
 
@@ -115,8 +115,8 @@ def test_need_grows_with_the_picture_and_the_precision():
 
 
 def test_a_small_probability_is_told(tmp_path):
-    said = PixelOptions(probability=0.05).warnings()
-    assert any("20 times" in line and "gradient clipping" in line for line in said)
+    lines = PixelOptions(probability=0.05).warnings()
+    assert any("20 times" in line and "gradient clipping" in line for line in lines)
     assert not any("probability" in line for line in PixelOptions(probability=0.25).warnings())
 
 

@@ -375,13 +375,17 @@ def test_terms_refuse_what_makes_no_sense(options: dict[str, Any]):
 # ------------------------------------------------------------------------------------------------------------- lpips
 
 
-@pytest.mark.parametrize("make", ["none", "missing", "garbage", "other"])
+@pytest.mark.parametrize("make", ["none", "missing", "garbage", "other", "list", "text"])
 def test_lpips_says_which_file_it_needs(build, tmp_path, make):
     path = tmp_path / "net.pth"
     if make == "garbage":
         path.write_bytes(b"not a checkpoint")
     if make == "other":
         torch.save({"features.0.weight": torch.zeros(1)}, path)
+    if make == "list":
+        torch.save([torch.zeros(1)], path)
+    if make == "text":
+        torch.save({"features.0.weight": "0"}, path)
     with pytest.raises(ValueError, match=r"^loss\.lpips\.backbone: .*; give [^\n]*$"):
         build("lpips", backbone=None if make == "none" else str(path))
 

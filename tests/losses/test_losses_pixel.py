@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 from pixelkiln.trainer.diffusion.timesteps import NoiseOptions, draw
-from pixelkiln.trainer.losses.decode import Decoder, Plan, View, decoding_dtype, held, tiny_decoder
+from pixelkiln.trainer.errors import UserError
+from pixelkiln.trainer.losses.decode import Decoder, Plan, View, decoding_dtype, evaluate_in_chunks, tiny_decoder
 from pixelkiln.trainer.losses.distances import DISTANCES
 from pixelkiln.trainer.losses.lpl import feature_error
 from pixelkiln.trainer.losses.pixel import DecodeOptions, Mode, PixelOptions, arrival, compared, latents, plan_for
@@ -174,7 +175,7 @@ def test_input_perturbation_is_not_an_error_of_the_network(decoder):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("mode", MODES)
 def test_gradient_equals_one_graph_under_two_log_sigmoids(dtype, mode):
-    """Latent and pixel preference added, four pictures: the held gradient against plain autograd through everything."""
+    """Latent and pixel preference added, four pictures: gradients in chunks against one graph through everything."""
     tolerance: dict[str, Any] = {"rtol": 0, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-7}
     decoder = Decoder(tiny.vae().to(dtype), 0.18215)
     made = steps.step("v", [40.0, 500.0] * 2, roles=["winner", "loser"] * 2, dtype=dtype)
@@ -215,7 +216,7 @@ def test_held_only_passes_on_what_comes_in():
         seen.append(rows.tolist())
         return (part**2).sum((1, 2, 3))
 
-    errors = held(z, evaluate, 2)
+    errors = evaluate_in_chunks(z, evaluate, 2)
     assert seen == [[0, 1], [2]]
     (grad,) = torch.autograd.grad((errors * torch.tensor([1.0, 0.0, -3.0])).sum(), z)
     expected = 2 * z.detach() * torch.tensor([1.0, 0.0, -3.0]).reshape(3, 1, 1, 1)
@@ -266,10 +267,10 @@ def test_checkpoints_keep_far_less(decoder):
 def test_half_precision_is_refused_for_decoding():
     cpu = torch.device("cpu")
     assert decoding_dtype(torch.bfloat16, cpu) == (torch.bfloat16, None)
-    dtype, said = decoding_dtype(torch.float16, cpu)
+    dtype, note = decoding_dtype(torch.float16, cpu)
     assert dtype == torch.float32
-    assert said is not None
-    assert "float16" in said
+    assert note is not None
+    assert "float16" in note
 
 
 def test_bfloat16_decoder_gives_float32_errors_and_nearly_the_same_gradient():
@@ -298,6 +299,11 @@ def test_tiny_autoencoder_takes_scaled_latents(tmp_path):
     assert gradient(errors, made).abs().max() > 0
     with pytest.raises(ValueError, match=r"config\.json"):
         tiny_decoder(str(tmp_path / "nowhere"), torch.device("cpu"), torch.float32)
+    (weights,) = tmp_path.glob("*.safetensors")
+    for damage in (lambda: weights.write_bytes(weights.read_bytes()[:100]), weights.unlink):
+        damage()
+        with pytest.raises(UserError, match=r"^loss\.pixel\.tiny: .* cannot be loaded \(.*\); give another folder$"):
+            tiny_decoder(str(tmp_path), torch.device("cpu"), torch.float32)
 
 
 # ------------------------------------------------------------------------------------------------------------- plans
@@ -432,8 +438,8 @@ def test_a_windows_gradient_points_where_the_full_decodes_does(decoder, plan, co
     ],
 )  # fmt: skip
 def test_unwise_choices_are_said(options, word):
-    (said,) = PixelOptions(**options).warnings()
-    assert word in said
+    (note,) = PixelOptions(**options).warnings()
+    assert word in note
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,9 @@ def test_the_loss_is_the_mean_over_what_gets_a_value(tmp_path, kind, data):
     (folder / "ratings.jsonl").write_text("\n".join(map(json.dumps, liked)), "utf-8")
     made = parse(merge(made.model_dump(exclude_unset=True), {"data": {"pairs": None, data: str(folder)}}))
     trajectory(made)
-    held = [(e["loss"], e["terms"]["mse/value"]) for e in events(made) if e["kind"] == "step"]
-    assert len(held) == 3
-    for loss, mean in held:
+    means = [(e["loss"], e["terms"]["mse/value"]) for e in events(made) if e["kind"] == "step"]
+    assert len(means) == 3
+    for loss, mean in means:
         assert loss == pytest.approx(mean, rel=1e-9) and loss > 0
 
 
@@ -139,10 +139,10 @@ def test_the_adapter_that_training_started_from_can_be_the_reference(tmp_path):
     assert train(first) == 0
     start = str(tmp_path / "runs" / "first" / "first.safetensors")
     flags = {"adapter.init_from": start, "run.precision": "fp32", "loss.pixel.weight": 0.0, "run.steps": 2}
-    held = run(tmp_path, "held", **flags, **{"objective.reference": "start"})
-    assert trajectory(held)[0][0] == pytest.approx(math.log(2), abs=1e-6)
+    anchored = run(tmp_path, "anchored", **flags, **{"objective.reference": "start"})
+    assert trajectory(anchored)[0][0] == pytest.approx(math.log(2), abs=1e-6)
     assert trajectory(run(tmp_path, "base", **flags))[0][0] != pytest.approx(math.log(2), abs=1e-9)
-    assert len(steps(held)) == 2
+    assert len(steps(anchored)) == 2
 
 
 RESUMED = {

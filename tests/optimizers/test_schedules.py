@@ -153,7 +153,8 @@ def test_mistakes_that_the_schema_finds(options: dict[str, Any], line: str):
             "warmup 30 [+] decay 20 exceed the run's 40 steps",
         ),
         ({"kind": "polynomial", "args": {"lr_end": 1.0}}, r"lr_end \(1.0\) must be smaller than initial lr \(0.01\)"),
-        ({"kind": "os.path"}, "os.path is no LRScheduler of PyTorch"),
+        ({"kind": "os.path"}, "^schedule.kind: os.path: os.path is no LRScheduler of PyTorch; give"),
+        ({"kind": "no.such.Schedule"}, r"^schedule.kind: no.such.Schedule cannot be imported .*; install"),
         ({"kind": "StepLR"}, "StepLR refuses its options: .*step_size"),
         (
             {"kind": "OneCycleLR", "args": {"max_lr": 1e-3, "total_steps": 38}},

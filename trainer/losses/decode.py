@@ -1,8 +1,8 @@
 """Decoding latents with a gradient, one sample at a time, and by plans that decode less than the whole picture.
 
-``held`` is the trick that keeps it small: the gradient of a sample's error with respect to its latents is taken in the
-forward pass, right after its decode, and only that is kept. One decoder graph is alive at a time, never together with
-the denoiser's backward pass; what comes back is an ordinary differentiable [B].
+``evaluate_in_chunks`` limits the memory: it computes the gradient of a sample's error with respect to its latents in
+the forward pass, right after the sample's decode, and stores that gradient alone. One decoder graph is alive at a time,
+never together with the denoiser's backward pass; the result is an ordinary differentiable [B].
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from ..runs.files import is_file
-from .term import wide
+from .term import at_least_float32
 
 Norm = Callable[[nn.GroupNorm, Tensor], Tensor]
 Layer = Callable[[Tensor], Tensor]
 
 
-class _Held(torch.autograd.Function):
+class _ChunkedErrors(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, evaluate: Callable[[Tensor, Tensor], Tensor], size: int) -> Tensor:
         values, grads = [], []
@@ -48,7 +48,7 @@ class _Held(torch.autograd.Function):
         return grads * grad_outputs[0].reshape(-1, *[1] * (grads.ndim - 1)), None, None
 
 
-def held(z: Tensor, evaluate: Callable[[Tensor, Tensor], Tensor], size: int = 1) -> Tensor:
+def evaluate_in_chunks(z: Tensor, evaluate: Callable[[Tensor, Tensor], Tensor], size: int = 1) -> Tensor:
     """Errors [B] of latents z [B, C, h, w]; ``evaluate(z[rows], rows) -> [n]`` is called with ``size`` rows at a time.
 
     Equal to ``evaluate(z, all rows)`` with its gradient, as long as rows do not depend on each other. Only z gets a
@@ -56,15 +56,15 @@ def held(z: Tensor, evaluate: Callable[[Tensor, Tensor], Tensor], size: int = 1)
     """
     with torch.autocast(z.device.type, enabled=False):
         if torch.is_grad_enabled() and z.requires_grad:
-            return _Held.apply(z, evaluate, size)  # pyright: ignore[reportReturnType]
+            return _ChunkedErrors.apply(z, evaluate, size)  # pyright: ignore[reportReturnType]
         return torch.cat([evaluate(z[rows.to(z.device)], rows) for rows in torch.arange(len(z)).split(size)])
 
 
 class Decoder:
-    """Scaled latents [N, C, h, w] -> pixels [N, 3, 8h, 8w] in about [-1, 1], wide and differentiable. Frozen weights.
+    """Scaled latents [N, C, h, w] -> pixels [N, 3, 8h, 8w] in about [-1, 1], float32 or float64, differentiable.
 
-    It decodes z / scale + shift. ``vae`` is a diffusers AutoencoderKL (checkpointed by resnet, every plan), an
-    AutoencoderTiny, or anything with ``decode(z).sample`` (not the plan midcrop).
+    It decodes z / scale + shift; its weights are frozen. ``vae`` is a diffusers AutoencoderKL (checkpointed by resnet,
+    every plan), an AutoencoderTiny, or anything with ``decode(z).sample`` (not the plan midcrop).
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Decoder:
         """Whether the middle and the up-blocks can be run on their own."""
         self.factor = 2 ** (len(blocks) - 1) if blocks is not None else factor
         self.room: int | None = None
-        """Bytes that a decode may take; None: whatever it takes. Plan ``auto`` looks at it."""
+        """Bytes that a decode may take; None: no limit. Plan ``auto`` keeps to it."""
         self.layout = torch.contiguous_format
         self._resnet: Callable[..., Tensor] = _resnet
         if dtype is not None:
@@ -87,7 +87,7 @@ class Decoder:
                     part.to(dtype)
 
     def tune(self, channels_last: bool = False, compiled: bool = False) -> None:
-        """Faster where it pays: another memory layout, torch.compile of the resnets. Equal up to rounding."""
+        """Set another memory layout and compile the resnets, for speed. The results are equal up to rounding."""
         if channels_last:
             self.layout = torch.channels_last
             getattr(self.vae, "decoder", self.vae).to(memory_format=torch.channels_last)
@@ -95,8 +95,8 @@ class Decoder:
             self._resnet = torch.compile(_resnet)
 
     def need(self, cells: int) -> int:
-        """Bytes, roughly, that decoding so many latent cells with a gradient takes beside the weights: ten of the
-        widest feature maps at full size (6.6 are saved, the rest is in flight)."""
+        """Bytes, roughly, that decoding ``cells`` latent cells with a gradient takes beside the weights: ten of the
+        widest feature maps at full size (6.6 are saved, the rest is temporary)."""
         decoder = getattr(self.vae, "decoder", self.vae)
         weight = next(decoder.parameters())
         widths = getattr(self.vae.config, "block_out_channels", None) or self.vae.config.decoder_block_out_channels
@@ -134,13 +134,13 @@ class Decoder:
     def upper(self, x: Tensor, norm: Norm | None = None) -> Tensor:
         """From the middle block's features (or a part of them) to pixels; ``norm`` stands in for each group norm."""
         if not self.by_parts:
-            return wide(self.vae.decode(x).sample)
+            return at_least_float32(self.vae.decode(x).sample)
         decoder = self.vae.decoder
 
         def tail(h: Tensor) -> Tensor:
             return decoder.conv_out(decoder.conv_act((norm or _own)(decoder.conv_norm_out, h)))
 
-        return wide(self._run(tail, self.blocks(x, norm)[-1]))
+        return at_least_float32(self._run(tail, self.blocks(x, norm)[-1]))
 
     def halo(self, after_middle: bool) -> int:
         """Latent cells around a window whose content reaches into it by convolution alone (13 and 18 for SD)."""
@@ -161,15 +161,20 @@ class Decoder:
 def tiny_decoder(folder: str, device: torch.device, dtype: torch.dtype) -> Decoder:
     """A TAESD-class decoder from a diffusers AutoencoderTiny folder. It takes scaled latents as they are."""
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from safetensors import SafetensorError
 
     if not is_file(Path(folder, "config.json")):
         raise UserError(f"loss.pixel.tiny: {folder} has no config.json; give a diffusers folder of an AutoencoderTiny")
-    vae: Any = AutoencoderTiny.from_pretrained(folder)
+    try:
+        vae: Any = AutoencoderTiny.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"loss.pixel.tiny: {folder} cannot be loaded ({reason}); give another folder") from None
     return Decoder(vae.to(device, dtype), 1.0)
 
 
 def decoding_dtype(wanted: torch.dtype, device: torch.device) -> tuple[torch.dtype, str | None]:
-    """The dtype to decode in with a gradient, and what to say when it is not the wanted one.
+    """The dtype to decode in with a gradient, and a note where it is not the wanted one.
 
     float16 overflows in SDXL-class autoencoders, and in all of them the gradient of a mean over a million pixels (1e-6
     and less) is lost below its smallest number, 6e-8.
@@ -197,7 +202,7 @@ def _own(module: nn.GroupNorm, x: Tensor) -> Tensor:
 
 def _statistics(module: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and 1 / standard deviation of each group, [N, groups, 1] each."""
-    groups = wide(x).reshape(len(x), module.num_groups, -1)
+    groups = at_least_float32(x).reshape(len(x), module.num_groups, -1)
     return groups.mean(-1, keepdim=True), (groups.var(-1, unbiased=False, keepdim=True) + module.eps).rsqrt()
 
 
@@ -211,7 +216,7 @@ def _recorded(decoder: Decoder, features: Tensor) -> Norm:
 
     def replay(module: nn.GroupNorm, x: Tensor) -> Tensor:
         mean, scale = seen[module]
-        y = ((wide(x).reshape(len(x), module.num_groups, -1) - mean) * scale).reshape(x.shape).to(x.dtype)
+        y = ((at_least_float32(x).reshape(len(x), module.num_groups, -1) - mean) * scale).reshape(x.shape).to(x.dtype)
         return y * module.weight[:, None, None] + module.bias[:, None, None]
 
     with torch.no_grad():

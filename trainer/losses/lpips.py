@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..registry import PathStr, losses, option
 from ..runs.files import BROKEN_PICKLE, is_file
 from .pixel import DecodeOptions, Targets, compared, latents, ready
-from .term import LossParts, mask_at, wide
+from .term import LossParts, at_least_float32, mask_at
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """VGG16's convolutions between its poolings; LPIPS looks after each stage."""
@@ -76,7 +76,7 @@ def _unit(f: Tensor) -> Tensor:
 
 
 def load_vgg(backbone: str | None, heads: str | None) -> Vgg:
-    """VGG16 for LPIPS from the user's files. ValueError when one is missing or another network's."""
+    """VGG16 for LPIPS from the user's files. Raises UserError where one is missing or is another network's."""
     if backbone is None:
         raise UserError(
             "loss.lpips.backbone: LPIPS needs VGG16's weights, which are not included; give torchvision's file "
@@ -111,10 +111,13 @@ def _read(path: str, where: str) -> dict[str, Tensor]:
     if not is_file(Path(path)):
         raise UserError(f"{where}: there is no file {path}; give the file of the weights")
     try:
-        return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+        found = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, *BROKEN_PICKLE) as error:
-        said = str(error).splitlines()[0] if str(error) else "it ends early"
-        raise UserError(f"{where}: {path} cannot be read as weights ({said}); give another file") from None
+        reason = str(error).splitlines()[0] if str(error) else "it ends early"
+        raise UserError(f"{where}: {path} cannot be read as weights ({reason}); give another file") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: {path} holds no weights by name; give another file")
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 @losses.register("lpips", LpipsOptions)
@@ -125,7 +128,7 @@ def build(options: LpipsOptions, parts: LossParts) -> Loss:
 
     def loss(step: Step) -> Tensor:
         predicted, true, _ = latents(step, options.mode)
-        distance = net.to(true.device, wide(true).dtype).distance
+        distance = net.to(true.device, at_least_float32(true).dtype).distance
         return compared(predicted, true, step, options, decoder, distance, targets)
 
     return loss

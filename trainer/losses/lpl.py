@@ -1,7 +1,7 @@
 """Latent perceptual loss (arXiv 2411.04873): the decoder's inner features of the implied clean latents and the true.
 
 No other network is needed, and with few up-blocks the decoder's expensive last stages are never run. It is meant for
-little noise: below timestep 200 unless the gate says otherwise.
+little noise: below timestep 200 unless the gate is set otherwise.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 from ..diffusion.types import Loss, Step
 from ..errors import UserError
 from ..registry import losses, option
-from .decode import Decoder, held
+from .decode import Decoder, evaluate_in_chunks
 from .pixel import latents
-from .term import LossParts, TermOptions, mask_at, wide
+from .term import LossParts, TermOptions, at_least_float32, mask_at
 
 
 class LplOptions(TermOptions):
@@ -33,7 +33,7 @@ class LplOptions(TermOptions):
 def features(decoder: Decoder, z: Tensor, blocks: int) -> list[Tensor]:
     """After the middle block and after each of the first up-blocks."""
     middle = decoder.middle(z)
-    return [wide(f) for f in (middle, *decoder.blocks(middle, first=blocks))]
+    return [at_least_float32(f) for f in (middle, *decoder.blocks(middle, first=blocks))]
 
 
 def usual(f: Tensor) -> Tensor:
@@ -74,6 +74,6 @@ def build(options: LplOptions, parts: LossParts) -> Loss:
             own = None if mask is None else mask[rows.to(mask.device)]
             return feature_error(features(decoder, z, options.blocks), wanted, own, options.outliers)
 
-        return held(predicted, evaluate)
+        return evaluate_in_chunks(predicted, evaluate)
 
     return loss

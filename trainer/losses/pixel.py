@@ -25,9 +25,9 @@ from ..diffusion.process import Process
 from ..diffusion.types import Loss, Step
 from ..errors import UserError
 from ..registry import PathStr, losses, option
-from .decode import Decoder, Plan, View, held, tiny_decoder
+from .decode import Decoder, Plan, View, evaluate_in_chunks, tiny_decoder
 from .distances import DISTANCES
-from .term import LossParts, TermOptions, Weight, mask_at, residual, wide
+from .term import LossParts, TermOptions, Weight, at_least_float32, mask_at, residual
 
 Mode = Literal["mixed", "x0", "anchored", "stepped"]
 Compare = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -51,22 +51,22 @@ class DecodeOptions(TermOptions):
     """Group norms of `midcrop` use the crop's own statistics, or those of a full decode of the target (slower)."""
     decode_batch: int = option(1, label="Pictures decoded at once", ge=1)
     """Pictures decoded at once by plan `full`: more is faster on small pictures and takes more memory."""
-    target_cache: float = option(0.0, label="Decoded targets kept (GB)", ge=0)
-    """Host memory in which decoded targets are kept for the next visit of their picture: a decode less of four. For
+    target_cache: float = option(0.0, label="Decoded target cache (GB)", ge=0)
+    """Host memory that caches decoded targets for the next visit of their picture, which saves a decode of four. For
     plan `full` in the modes x0 and anchored, whose targets never change but in sets with `preserve`; a picture of
     1024 x 1024 takes 6 MB (bf16)."""
     tiny: PathStr | None = option(None, label="Tiny autoencoder")
     """Folder of a diffusers AutoencoderTiny made for this family's latents, for plan `tiny`."""
 
     def warnings(self) -> list[str]:
-        said = super().warnings()
+        lines = super().warnings()
         if self.decode == "tiny":
-            said.append(
+            lines.append(
                 "decode: 'tiny' invents fine detail and gives no gradient to latents beyond about 6; look closely"
             )
         if self.decode == "window":
-            said.append("decode: 'window' is biased, its norms and attention see only the window; 'midcrop' is closer")
-        return said
+            lines.append("decode: 'window' is biased, its norms and attention see only the window; 'midcrop' is closer")
+        return lines
 
 
 class PixelOptions(DecodeOptions):
@@ -93,20 +93,20 @@ class PixelOptions(DecodeOptions):
         return self
 
     def warnings(self) -> list[str]:
-        said = super().warnings()
+        lines = super().warnings()
         if self.distance != "l2" and self.mode in ("mixed", "stepped"):
-            said.append(
+            lines.append(
                 f"distance: '{self.distance}' compares the texture of noise in mode '{self.mode}', which decodes noisy "
                 "latents; use l2 there, or mode 'anchored' or 'x0'"
             )
         if self.target_cache and (self.mode not in ("x0", "anchored") or self.decode in ("window", "midcrop")):
-            said.append("target_cache: only whole pictures in the modes x0 and anchored have a target that stays")
+            lines.append("target_cache: only whole pictures in the modes x0 and anchored have a target that stays")
         if self.mode == "x0" and not self.gain_norm and self.max_level > 0.4:
-            said.append(
+            lines.append(
                 "mode: 'x0' weighs the noisiest steps up to 200 times on epsilon models and blurs; set max_level = 0.3 "
                 "or gain_norm = true"
             )
-        return said
+        return lines
 
 
 def coefficient(process: Process, level: Tensor, mode: Mode, to: Tensor | None = None) -> Tensor:
@@ -133,8 +133,8 @@ def arrival(process: Process, level: Tensor, jump: Tensor, reach: tuple[float, f
 
 
 def latents(step: Step, mode: Mode, reach: tuple[float, float] = (0.02, 0.05)) -> tuple[Tensor, Tensor, Tensor]:
-    """(predicted, true) latents to decode, wide, and c [B]. Equal exactly where output and target are."""
-    level, clean, noise = step.draw.level, wide(step.clean), wide(step.draw.noise)
+    """(predicted, true) latents to decode, at least float32, and c [B]. Equal exactly where output and target are."""
+    level, clean, noise = step.draw.level, at_least_float32(step.clean), at_least_float32(step.draw.noise)
     to = arrival(step.process, level, step.draw.jump, reach) if mode == "stepped" else None
     c = coefficient(step.process, level, mode, to)
     if mode == "mixed":
@@ -184,27 +184,27 @@ def ready(name: str, options: DecodeOptions, parts: LossParts) -> Decoder:
 
 
 class Targets:
-    """Decoded targets by the keys of their rows, in the host's memory, the longest unseen dropped first."""
+    """A cache of decoded targets by the keys of their rows, in host memory; the least recently used go first."""
 
     def __init__(self, limit: float):
         """limit: bytes."""
         self.limit = limit
         self.bytes = 0
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._cached: OrderedDict[str, Tensor] = OrderedDict()
 
     def get(self, keys: list[str], true: Tensor, decode: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
-        """[n, 3, H, W]: remembered, or decoded now and kept in ``dtype``, the decoder's own: nothing is lost."""
-        if all(key in self._kept for key in keys):
+        """[n, 3, H, W]: from the cache, or decoded and cached in ``dtype``, the decoder's own, so nothing is lost."""
+        if all(key in self._cached for key in keys):
             for key in keys:
-                self._kept.move_to_end(key)
-            return wide(torch.stack([self._kept[key] for key in keys]).to(true.device))
+                self._cached.move_to_end(key)
+            return at_least_float32(torch.stack([self._cached[key] for key in keys]).to(true.device))
         pixels = decode(true)
         for key, one in zip(keys, pixels, strict=True):
-            self.bytes -= size_of(self._kept.pop(key, None))
-            self._kept[key] = one.to("cpu", dtype, copy=True)
-            self.bytes += size_of(self._kept[key])
+            self.bytes -= size_of(self._cached.pop(key, None))
+            self._cached[key] = one.to("cpu", dtype, copy=True)
+            self.bytes += size_of(self._cached[key])
         while self.bytes > self.limit:
-            self.bytes -= size_of(self._kept.popitem(last=False)[1])
+            self.bytes -= size_of(self._cached.popitem(last=False)[1])
         return pixels
 
 
@@ -218,7 +218,7 @@ def compared(
 ) -> Tensor:  # fmt: skip
     """[B]: ``compare`` over the decoded latents, by the plan of the options, one sample (or a few) at a time.
 
-    ``targets``: where decoded targets are kept; not those of preserved rows, whose clean latents are new in every draw.
+    ``targets``: the cache of decoded targets; not those of preserved rows, whose clean latents are new in every draw.
     """
     plan = plan_for(options, decoder, *true.shape[-2:])
     whole = tuple(side * decoder.factor for side in true.shape[-2:])
@@ -236,7 +236,7 @@ def compared(
                 target = view.decode(true[rows])
         return compare(view.decode(z), target, None if mask is None else mask[rows][..., view.rows, view.columns])
 
-    return held(predicted, evaluate, options.decode_batch if plan.kind == "full" else 1)
+    return evaluate_in_chunks(predicted, evaluate, options.decode_batch if plan.kind == "full" else 1)
 
 
 @losses.register("pixel", PixelOptions)

@@ -66,7 +66,7 @@ class LossParts:
 
 @dataclass(frozen=True)
 class Term:
-    """A loss, the objective that judges its errors, and when and how much it counts."""
+    """A loss, the objective that scores its errors, and when and how much it counts."""
 
     name: str
     loss: Loss
@@ -157,14 +157,14 @@ class LossTerms:
         self.balance.state.update(state["balance"])
 
 
-def wide(x: Tensor) -> Tensor:
-    """float32, or float64 where it is that already: errors are never computed in half precision."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, or float64 where it is that already: errors are never computed in half precision."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def residual(step: Step, in_x0: bool = False) -> Tensor:
     """[B, C, h, w] output minus target; ``in_x0``: as far apart as the clean latents that they imply."""
-    d = wide(step.out) - wide(step.target)
+    d = at_least_float32(step.out) - at_least_float32(step.target)
     return d * step.process.gain(step.draw.level, "x0").to(d).reshape(-1, 1, 1, 1) if in_x0 else d
 
 

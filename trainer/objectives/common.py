@@ -61,7 +61,7 @@ class ObjectiveOptions(Options):
 
 class ReferenceOptions(ObjectiveOptions):
     reference: Literal["base", "start"] = option("base", label="Reference")
-    """What training is held against: the model without any adapter, or with the adapter that training started from."""
+    """The model that training is compared with: without any adapter, or with the adapter that training started from."""
     reference_draws: int = option(0, label="Cached reference draws", ge=0)
     """0 draws fresh noise each time. K gives each pair K fixed draws, whose reference errors are computed once."""
     winner_limit: float = option(0.05, label="Alarm for winners", ge=0)
@@ -79,7 +79,7 @@ class ReferenceOptions(ObjectiveOptions):
 
 class SftAnchor(ObjectiveOptions):
     sft_weight: float = option(0.0, label="Supervised weight", ge=0)
-    """Adds so many times the winner's error itself, which keeps the winner from getting worse."""
+    """Adds this many times the winner's own error, so that the winner does not get worse."""
 
 
 def dimensions(step: Step, parts: ObjectiveParts) -> int:

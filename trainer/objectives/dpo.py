@@ -30,7 +30,7 @@ from .common import (
 )  # fmt: skip
 
 AIM = 0.2
-"""Automatic beta: where the average pair's sigmoid is held, so that its slope is 1/5 of the greatest."""
+"""Automatic beta: the value that the average pair's sigmoid is brought to."""
 
 
 class DpoOptions(ReferenceOptions, SftAnchor):
@@ -40,10 +40,10 @@ class DpoOptions(ReferenceOptions, SftAnchor):
     kind: Literal["dpo"] = "dpo"
     """Preference pairs against a reference."""
     beta: Positive | Literal["auto"] | None = option(None, label="Beta")
-    """How closely the reference is kept to; larger is closer. none: the family's own (SD1.5 2000, SDXL 5000, SD3 100).
-    auto: follows the running size of the margins."""
+    """How close training stays to the reference; larger is closer. none: the family's own (SD1.5 2000, SDXL 5000, SD3
+    100). auto: follows the running size of the margins."""
     dpop: float = option(0.0, label="DPOP penalty", ge=0)
-    """Penalises winners that get worse than the reference, so many times; 1 to 5 when winners get worse."""
+    """Weight of the penalty on winners that get worse than the reference; try 1 to 5 when winners get worse."""
     label_smoothing: float = option(0.0, label="Label smoothing", ge=0, lt=0.5)
     """Share of pairs that are assumed to be labelled the wrong way round; 0.1 for noisy votes."""
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..diffusion.types import ObjectiveOutput, Role, Step
-from ..errors import UserError
 from ..registry import objectives, option
 from .common import SATURATED, Data, ObjectiveParts, ReferenceOptions, average, averaged
 
@@ -26,7 +25,7 @@ class KtoOptions(ReferenceOptions):
     kind: Literal["kto"] = "kto"
     """Liked and disliked pictures against a reference."""
     beta: float = option(1000.0, label="Beta", gt=0)
-    """How closely the reference is kept to; larger is closer."""
+    """How close training stays to the reference; larger is closer."""
     liked_weight: float = option(1.0, label="Weight of liked", ge=0)
     """What liked pictures count. Raise it when they are few."""
     disliked_weight: float = option(1.0, label="Weight of disliked", ge=0)
@@ -48,8 +47,7 @@ class Kto:
     def __call__(self, errors: Tensor, reference: Tensor | None, step: Step) -> ObjectiveOutput:
         assert reference is not None, "this objective needs the reference's errors"
         rows = step.batch.rows
-        if not set(rows.role) <= set(SIDES):
-            raise UserError("objective: kto learns from liked and disliked pictures; give [data] ratings or pairs")
+        assert set(rows.role) <= set(SIDES), "this objective learns from ratings or pairs"
         side = torch.tensor([SIDES[role] for role in rows.role]).to(errors)
         o, g, liked = self.options, reference - errors, side > 0
         inside = side * o.beta * (g - self.kl)

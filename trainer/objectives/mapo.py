@@ -23,7 +23,7 @@ class MapoOptions(ObjectiveOptions):
     data: ClassVar[tuple[Data, ...]] = ("pairs",)
 
     kind: Literal["mapo"] = "mapo"
-    """Preference pairs without a reference: learns the winner and keeps a margin to the loser."""
+    """Preference pairs without a reference: learns the winner and a margin to the loser."""
     mapo_weight: float = option(0.1, label="Margin weight", ge=0)
     """Weight of the margin beside the winner's own error."""
 

@@ -35,7 +35,7 @@ class SftOptions(ObjectiveOptions):
     )
     """v models only: multiply by SNR / (SNR + 1)."""
     v_pred_like_loss: Positive | None = option(None, kohya="v_pred_like_loss", label="v-like loss")
-    """Epsilon models only: add so many times the error in v."""
+    """Epsilon models only: add this many times the error in v."""
     flow_weighting: Literal["none", "x0", "sigma_sqrt", "cosmap"] = option("none", label="SD3 weighting")
     """SD3 only. none: the velocity's error, as in the SD3 paper. x0: the error in the clean latents (kohya's default;
     for mse it is sigma squared times the velocity's); cosmap and sigma_sqrt weigh that (sigma_sqrt is none for mse)."""
@@ -64,7 +64,7 @@ Weighting = Callable[[Tensor], Tensor]
 
 
 def weightings(options: SftOptions, process: Process) -> list[Weighting]:
-    """The weights that are switched on, by their formulas in kohya's trainer. ValueError where one does not apply."""
+    """The weights that are switched on, by kohya's formulas. Raises UserError where one does not apply."""
     snr, made = process.snr, list[Weighting]()
 
     def wanted(name: str, kinds: tuple[str, ...]) -> bool:

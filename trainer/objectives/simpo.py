@@ -28,9 +28,9 @@ class SimpoOptions(SftAnchor):
     kind: Literal["simpo"] = "simpo"
     """Preference pairs without a reference."""
     beta: Positive | Literal["auto"] = option("auto", label="Beta")
-    """How sharply winner and loser are told apart. auto: measured on the first 100 pairs, typical |beta margin| 1."""
+    """How sharply winner and loser are separated. auto: measured on the first 100 pairs, typical |beta margin| 1."""
     gamma: float = option(0.0, label="Target margin", ge=0)
-    """The winner should be better by so much, in units of the sigmoid's argument; 0 is the pixel-space paper."""
+    """How much better the winner should be, in units of the sigmoid's argument; 0 is the pixel-space paper."""
 
 
 class Simpo:

@@ -26,15 +26,15 @@ def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tup
     A group is {"name", "params", "ratio"}: its parameters, what multiplies their rate (1 when left out), and a name
     that begins with the part: "te", "te1", "text_encoder_2" ... is a text encoder, anything else the denoiser.
     The optimizer's groups carry "name" and "initial_lr", the full rate that ``Schedule.apply`` starts from. A group
-    whose rate is 0 is left out, and noted. Raises ValueError in one line.
+    whose rate is 0 is left out, and reported. Raises UserError in one line.
     """
     named = find(options.kind)
     cls = load_class(named.path, Optimizer, f"optimizer.kind: {options.kind}", "AdamW")
     _check_step(cls, options.kind)
     rates = [_rate(options, group["name"]) * group.get("ratio", 1.0) for group in groups]
     notes = [f"optimizer: {g['name']} is not trained, its rate is 0" for g, r in zip(groups, rates) if not r]
-    kept = [(dict(group), rate) for group, rate in zip(groups, rates) if rate and group["params"]]
-    if not kept:
+    trained = [(dict(group), rate) for group, rate in zip(groups, rates) if rate and group["params"]]
+    if not trained:
         raise UserError("optimizer: every learning rate is 0, so nothing would be trained; raise learning_rate")
 
     given = {"weight_decay": options.weight_decay, "betas": options.betas}
@@ -42,7 +42,7 @@ def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tup
     args = {name: _python(value) for name, value in args.items()}
     _check_args(cls, args, options.kind)
     if "fused" in _parameters(cls) and not {"fused", "foreach"} & set(args):
-        args |= {"fused": True} if all(p.is_cuda for group, _ in kept for p in group["params"]) else {}
+        args |= {"fused": True} if all(p.is_cuda for group, _ in trained for p in group["params"]) else {}
     relative = named.path.endswith(".Adafactor") and args.get("relative_step", "relative_step" in _parameters(cls))
     if relative:
         notes.append(
@@ -50,12 +50,12 @@ def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tup
             "used; args = { relative_step = false, scale_parameter = false } uses them"
         )
     elif named.finds_rate:
-        notes += _one_rate(options.kind, [rate for _, rate in kept])
-    ready = [{"params": list(g["params"]), "name": g["name"], **({} if relative else {"lr": r})} for g, r in kept]
-    args["lr"] = None if relative else options.learning_rate or kept[0][1]
+        notes += _one_rate(options.kind, [rate for _, rate in trained])
+    ready = [{"params": list(g["params"]), "name": g["name"], **({} if relative else {"lr": r})} for g, r in trained]
+    args["lr"] = None if relative else options.learning_rate or trained[0][1]
     optimizer = _construct(cls, ready, args, options.kind)
     if getattr(optimizer, "is_paged", False) and not any(p.is_cuda for g in ready for p in g["params"]):
-        notes.append(f"optimizer: {options.kind} pages its state only on a CUDA card; here it is kept in memory")
+        notes.append(f"optimizer: {options.kind} pages its state only on a CUDA GPU; here it stays in memory")
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     optimizer_mode(optimizer, "train")
@@ -90,7 +90,7 @@ def _one_rate(kind: str, rates: list[float]) -> list[str]:
 
 
 def load_class(path: str, base: type, where: str, usual: str) -> Any:
-    """A class by its dotted path, a child of ``base``. ValueError names the missing package and ``usual``."""
+    """A class by its dotted path, a child of ``base``. Raises UserError, naming the package and ``usual``."""
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name, None)
@@ -111,7 +111,7 @@ def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
 
 
 def _check_step(cls: type[Optimizer], kind: str) -> None:
-    """ValueError for steps that need the loss again, or gradients of a few rows."""
+    """Raises UserError for steps that need the loss again, or gradients of a few rows."""
     closure = inspect.signature(cls.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UserError(f"optimizer.kind: {kind} computes the loss again within a step, which is not done; use AdamW")
@@ -143,11 +143,11 @@ def _python(value: Any) -> Any:
 
 def _construct(cls: Any, groups: list[Any], args: dict[str, Any], kind: str) -> Optimizer:
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # some of them greet, and standard output may be JSON
+        with contextlib.redirect_stdout(sys.stderr):  # some of them print a greeting, and standard output may be JSON
             return cls(groups, **args)
     except (TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"optimizer: {kind} refuses its arguments: {told}; see optimizer.args") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"optimizer: {kind} refuses its arguments: {reason}; see optimizer.args") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- modes

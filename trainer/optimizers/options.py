@@ -52,7 +52,7 @@ Steps = Annotated[int | float | str, _else(STEPS)]
 
 
 def steps_of(value: int | float | str, total: int) -> int:
-    """Steps as a number: 100 -> 100; 0.1 and "10%" -> a tenth of ``total``, rounded down. ValueError otherwise."""
+    """Steps as a number: 100 -> 100; 0.1 and "10%" -> a tenth of ``total``, rounded down. Otherwise UserError."""
     if isinstance(value, int) and value >= 0:
         return value
     number, percent, rest = str(value).strip().partition("%")
@@ -168,7 +168,7 @@ class ScheduleOptions(Options):
 
 
 def parse_args(words: Sequence[str]) -> dict[str, Any]:
-    """Kohya's ``["betas=0.9,0.99", "eps=1e-7"]`` as a table: {"betas": [0.9, 0.99], "eps": 1e-7}. ValueError."""
+    """Kohya's ``["betas=0.9,0.99", "eps=1e-7"]`` as a table: {"betas": [0.9, 0.99], "eps": 1e-7}. Raises UserError."""
     table: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -192,4 +192,4 @@ def _toml_value(value: Any) -> Any:
         return "None"
     if isinstance(value, (bool, int, float, str)):
         return value
-    raise UserError(f"{type(value).__name__} is not for TOML")
+    raise TypeError(f"{type(value).__name__} is not for TOML")

@@ -32,7 +32,7 @@ class Schedule:
 
 
 def build_schedule(options: ScheduleOptions, total: int, optimizer: Optimizer) -> tuple[Schedule, list[str]]:
-    """The schedule of a run of ``total`` optimizer steps, and notes for the person. Raises ValueError in one line."""
+    """The schedule of a run of ``total`` optimizer steps, and notes for the person. Raises UserError in one line."""
     inner, kind = bare(optimizer), options.kind
     own_rate = any(group["lr"] is None for group in inner.param_groups)
     if kind == "adafactor" and not own_rate:
@@ -54,9 +54,11 @@ def build_schedule(options: ScheduleOptions, total: int, optimizer: Optimizer) -
     try:
         factor = _factor(options, warmup, decay, total, float(inner.defaults["lr"]))
         factor(total - 1)
+    except UserError:
+        raise
     except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
-        told = " ".join(str(error).split())
-        raise UserError(f"schedule: {kind} refuses its options: {told}; see schedule.args") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"schedule: {kind} refuses its options: {reason}; see schedule.args") from None
     return Schedule(factor), notes
 
 

@@ -1,7 +1,7 @@
-"""An optimizer's memory as tensors and JSON, so that it can be kept in safetensors and nothing is pickled.
+"""An optimizer's state as tensors and JSON, so that it can be saved in safetensors and nothing is pickled.
 
-Loaded again it goes on bit for bit: everything that an optimizer keeps per parameter and per group is carried over
-exactly, in its own type. What a class keeps elsewhere, in attributes of its own, is not.
+A loaded state continues bit for bit: all that an optimizer stores per parameter and per group is restored exactly, in
+its own type. What a class stores elsewhere, in attributes of its own, is not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def optimizer_state_to_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors on the CPU by name, the rest as JSON). Take it in training mode.
 
-    Tensors may share memory with the optimizer: write them at once. Raises ValueError for a state that is neither
+    Tensors may share memory with the optimizer: write them at once. Raises UserError for a state that is neither
     tensor nor JSON.
     """
     inner = bare(optimizer)
@@ -46,25 +46,25 @@ def optimizer_state_to_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor],
 def load_optimizer_state(optimizer: Optimizer, tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[str]:
     """Put a saved state into an optimizer that was built for the same adapter; notes for the person.
 
-    An option that was changed since the state was saved (a learning rate, say) takes its new value, and is noted.
-    Raises ValueError when the state belongs to another optimizer or to other parameters; nothing is changed then.
+    An option that was changed since the state was saved (a learning rate, say) takes its new value, and is reported.
+    Raises UserError when the state belongs to another optimizer or to other parameters; nothing is changed then.
     """
     inner = bare(optimizer)
     if facts.get("v") != VERSION or facts.get("class") != _class(inner):
         raise UserError(
             f"optimizer.kind: the saved state is of {facts.get('class')}, not of {_class(inner)}; "
-            "set kind as it was, or start anew without --resume"
+            "set kind as it was, or start over without --resume"
         )
     made: dict[Any, Tensor] = {}
-    told = [_unpack(group["facts"], CPU, tensors, made) for group in facts["groups"]]
+    saved = [_unpack(group["facts"], CPU, tensors, made) for group in facts["groups"]]
     rows = [group["params"] for group in facts["groups"]]
-    then = [(one["name"], [row["shape"] for row in some]) for one, some in zip(told, rows)]
+    then = [(one["name"], [row["shape"] for row in some]) for one, some in zip(saved, rows)]
     now = [(group["name"], [list(p.shape) for p in group["params"]]) for group in inner.param_groups]
     if then != now:
         was, here = (", ".join(f"{name}: {len(shapes)}" for name, shapes in some) for some in (then, now))
         raise UserError(
             f"optimizer: the saved state is for other parameters ({was}; here {here}); "
-            "set adapter and rates as they were, or start anew without --resume"
+            "set adapter and rates as they were, or start over without --resume"
         )
     states = {
         p: _unpack(row["state"], p.device, tensors, made)
@@ -79,15 +79,15 @@ def load_optimizer_state(optimizer: Optimizer, tensors: dict[str, Tensor], facts
         for parameter in group["params"] if group.get("fused") else ():  # its kernel wants the step count beside it
             state = inner.state.get(parameter, {})
             state |= {"step": state["step"].to(parameter.device)} if "step" in state else {}
-    notes = [note for group, one in zip(inner.param_groups, told) for note in _restore_facts(group, one)]
+    notes = [note for group, one in zip(inner.param_groups, saved) for note in _restore_facts(group, one)]
     return list(dict.fromkeys(notes))
 
 
-def _restore_facts(group: dict[str, Any], told: dict[str, Any]) -> list[str]:
-    """A group's values, but not over options that differ from those that the saved group was born with."""
-    now, then = group["born"], told["born"]
+def _restore_facts(group: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+    """Restore a group's values, but for options that were changed since the saved group was created; one note each."""
+    now, then = group["born"], saved["born"]
     changed = {key for key in then if key in now and now[key] != then[key]}
-    for key, value in told.items():
+    for key, value in saved.items():
         if key not in changed | {"born", "name"}:
             group[key] = value
     return [
@@ -97,7 +97,7 @@ def _restore_facts(group: dict[str, Any], told: dict[str, Any]) -> list[str]:
 
 
 def _paged(optimizer: Any, parameter: Tensor, value: Any) -> Any:
-    """A state of bitsandbytes' paged optimizers back in memory that can be moved out of the card."""
+    """A state of bitsandbytes' paged optimizers back in memory that can be paged out of the GPU."""
     paged = getattr(optimizer, "is_paged", False) and parameter.is_cuda and isinstance(value, Tensor)
     if not paged or value.shape != parameter.shape or value.dtype not in (torch.uint8, torch.float32):
         return value
@@ -109,7 +109,7 @@ def _class(optimizer: Optimizer) -> str:
 
 
 def _pack(value: Any, name: str, home: torch.device, tensors: dict[str, Tensor], names: dict[Any, str]) -> Any:
-    """A value as JSON. Its tensors go to ``tensors``, each once, however often it is held."""
+    """A value as JSON. Its tensors go to ``tensors``, each once, however many references there are."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -127,13 +127,13 @@ def _pack(value: Any, name: str, home: torch.device, tensors: dict[str, Tensor],
         whole = value.detach().cpu().contiguous()
         alone = whole.untyped_storage().nbytes() == whole.numel() * whole.element_size()
         tensors[name] = whole if alone else whole.clone()
-    # PyTorch keeps its step counts on the CPU, also beside parameters on a card.
+    # PyTorch keeps its step counts on the CPU, also beside parameters on a GPU.
     stays = value.device != home or (name.endswith(".step") and value.device == CPU)
     return {"tensor": name, "at": "cpu" if stays else "home"}
 
 
 def _unpack(node: Any, home: torch.device, tensors: dict[str, Tensor], made: dict[Any, Tensor]) -> Any:
-    """The way back. A tensor that was held twice is one tensor again."""
+    """The inverse of ``_pack``. A tensor that had two references is one tensor again."""
     if not isinstance(node, dict):
         return node
     if "float" in node:
@@ -145,7 +145,7 @@ def _unpack(node: Any, home: torch.device, tensors: dict[str, Tensor], made: dic
         return items if "list" in node else tuple(items)
     name, device = node["tensor"], home if node["at"] == "home" else CPU
     if name not in tensors:
-        raise UserError(f"optimizer: the saved state lacks {name}; it is damaged, start anew without --resume")
+        raise UserError(f"optimizer: the saved state lacks {name}; it is damaged, start over without --resume")
     if (name, device) not in made:
         made[name, device] = tensors[name].to(device, copy=True)
     return made[name, device]
