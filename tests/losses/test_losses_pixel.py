@@ -198,17 +198,17 @@ def test_gradient_equals_one_graph_under_two_log_sigmoids(dtype, mode):
 def test_decoder_weights_get_no_gradient_and_no_graph_is_kept(decoder):
     made = steps.step("v")
     errors = pixel(decoder, "v")(made)
+    assert [tensor.shape for tensor in errors.grad_fn.saved_tensors] == [made.out.shape]
     errors.sum().backward()
     assert all(p.grad is None for p in decoder.vae.parameters())
     assert not any(p.requires_grad for p in decoder.vae.parameters())
-    assert type(errors.grad_fn).__name__ == "_HeldBackward"
     with torch.no_grad():
         again = pixel(decoder, "v")(made)
     assert again.grad_fn is None
     torch.testing.assert_close(again, errors.detach(), rtol=0, atol=1e-12)
 
 
-def test_held_only_passes_on_what_comes_in():
+def test_chunks_pass_on_the_incoming_gradient_only():
     z = torch.randn(3, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     seen: list[list[int]] = []
 
