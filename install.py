@@ -39,7 +39,7 @@ RUNS = {
     "demo": ("-m", "trainer", "demo"),
     "doctor": ("-m", "trainer", "doctor"),
     "ui": ("-m", "pixelkiln.extension"),
-    "test": ("-m", "pytest", "-n", "auto", "--maxprocesses=4"),
+    "test": ("-m", "pytest", "-n", "auto", "--maxprocesses=4", "--dist=loadfile"),
 }
 ROCM_BUILDS = (
     "gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1150",

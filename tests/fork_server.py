@@ -20,6 +20,8 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+from waiting import until
+
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.truncate"}
 
 
@@ -238,8 +240,7 @@ def _wait_for(path: str) -> None:
     """Before the fifth step: until that file is there."""
 
     def act(loop: Any) -> None:
-        while not Path(path).exists():
-            time.sleep(0.01)
+        until(Path(path).exists, path)
 
     _at_step(4, act)
 

@@ -82,7 +82,7 @@ def test_what_is_foretold_is_never_taken_for_measured(monkeypatch, tmp_path, cap
         bench.foretold({"model": "sd15", "case": "plain"})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_family_is_foretold_without_weights():
     settings = {"model": "sd15", "case": "dpo, cached reference", "size": 64, "batch": 1}
     row = bench.foretold(settings)
@@ -109,7 +109,7 @@ def test_a_case_that_breaks_is_told_and_the_others_are_measured(tmp_path, monkey
     assert "| nf4 | 1.000 |" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_tiny_bench_runs_with_the_plain_way_beside(tmp_path):
     command = [sys.executable, "-m", "bench", "--tiny", "--append", str(tmp_path / "rows.jsonl")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

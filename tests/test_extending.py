@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import fork_server
+import pytest
 import short_runs as runs
 
 HERE = Path(__file__).resolve().parent
@@ -80,6 +81,7 @@ class Sign(torch.optim.Optimizer):
 FLAGS = {"loss.log_cosh.sharpness": 2.0, "objective.kind": "hinge", "optimizer.kind": "outside.Sign"}
 
 
+@pytest.mark.slow
 def test_parts_from_outside_the_tree_train_and_are_in_flags_form_and_documents(tmp_path):
     """In a process of its own: what is registered there stays there."""
     (tmp_path / "outside.py").write_text(OUTSIDE, "utf-8")

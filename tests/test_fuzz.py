@@ -1,7 +1,7 @@
 """Whatever is in a file: no traceback, no hang, no unbounded memory, nothing half written, nothing executed.
 
-500 damaged inputs under ``pytest -m slow tests/test_fuzz.py`` (``PIXELKILN_FUZZ=seed`` for others), a few of each kind
-in the default run, and everything that once failed, in ``fuzz_corpus/``.
+500 damaged inputs under ``pytest -m nightly tests/test_fuzz.py`` (``PIXELKILN_FUZZ=seed`` for others), a few of each
+kind in the default run, and everything that once failed, in ``fuzz_corpus/``.
 """
 
 from __future__ import annotations
@@ -275,6 +275,7 @@ def damaged(home: Home, capsys: Capture, kind: str, numbers: range) -> None:
             capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_what_is_damaged_here_was_sound(home, capsys):
     """Else all damage would be refused for one and the same reason. (Of a single-file checkpoint only names and shapes
     are looked at here: no tiny one is of a known model.)"""
@@ -291,7 +292,7 @@ def test_some_damaged_inputs(home, capsys, kind):
     damaged(home, capsys, kind, range(6 if kind in ("configuration", "adapter") else 2))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_five_hundred_damaged_inputs(home, capsys, kind):
     assert sum(COUNTS.values()) == 500

@@ -107,6 +107,7 @@ def test_exit_codes(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert found == {"bad option": 2, "done": 0, "bad command": 2, "stop request": 130, "defect": 1, "interrupt": 130}
 
 
+@pytest.mark.slow
 def test_json_answers(home: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     adapter, cells = run / "t.safetensors", tmp_path / "cells.json"
     cells.write_text(json.dumps([{"adapter": str(adapter), "strength": 1, "folder": str(tmp_path / "cell")}]), "utf-8")
@@ -196,6 +197,7 @@ def test_rare_events(kind: str, facts: tuple[str, ...]) -> None:
     assert any(all(f"{fact}=" in call for fact in facts) for call in calls), calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3-medium"])
 def test_adapter_file(home: Path, family: str) -> None:
     more = {"run__name": family, "run__steps": 1, "sample__prompts": "[]", "adapter__text_encoders": "true"}

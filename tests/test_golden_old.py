@@ -104,6 +104,7 @@ def restored(root: Path, name: str, place: str) -> Path:
     return root / place
 
 
+@pytest.mark.slow
 def test_an_old_run_is_resumed(server, tmp_path):
     folder = restored(tmp_path, "stopped", "runs/t")
     golden_runs.write_model(tmp_path / "sd15")
@@ -183,6 +184,7 @@ def test_an_old_adapter_file_is_inspected_as_then(server, tmp_path, name):
     assert facts["config"]["run"]["name"] == name and facts["training"]["seed"] == "0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_training_goes_on_from_an_old_adapter_file(server, tmp_path, name):
     """A step with next to no learning rate gives the same tensors back."""

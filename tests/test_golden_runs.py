@@ -17,6 +17,7 @@ def server():
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden.RUNS)
 def test_a_golden_run_gives_the_recorded_numbers(server, tmp_path, name):
     old, new = golden.recorded(name), golden.repeat(server, tmp_path, name)
@@ -29,6 +30,7 @@ def test_every_record_is_of_a_run():
     assert {path.stem for path in golden.RECORDS.glob("*.json")} == set(golden.RUNS)
 
 
+@pytest.mark.slow
 def test_the_comparisons_find_a_changed_number():
     old = golden.recorded("sft")
     name, adapter = next(iter(old["adapters"].items()))

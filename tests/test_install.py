@@ -230,7 +230,7 @@ def test_the_lifecycle_of_an_environment(project: Path):
     shutil.rmtree(next((project / ".venv").rglob("kiln-2.dist-info")))  # a package that disappeared is installed again
     done = call("test", "-k", "a or b", "-x", "tests/test_a.py")
     assert json.loads(done.stdout.splitlines()[-1]) == [
-        str(project), "-n", "auto", "--maxprocesses=4", "-k", "a or b", "-x", "tests/test_a.py"
+        str(project), "-n", "auto", "--maxprocesses=4", "--dist=loadfile", "-k", "a or b", "-x", "tests/test_a.py"
     ]  # fmt: skip
     assert mark()["extras"] == ["test", "train", "ui"]
     assert mark()["packages"] == sorted(["pytest-1.dist-info", *packages])

@@ -41,7 +41,7 @@ def test_a_preset_is_named_and_described(name, tmp_path):
     assert ("pixel" in config.terms()) >= (goal == "detail")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_trains_two_steps(name, tmp_path):
     config = made(name, tmp_path)

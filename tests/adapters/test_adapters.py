@@ -19,7 +19,7 @@ from pixelkiln.trainer.adapters.verify import probe
 
 MIDDLE = ["mid_block", "conv_out"]
 """A few modules of a U-Net, where a test needs no more."""
-slow = pytest.mark.slow
+nightly = pytest.mark.nightly
 
 
 def made(family: str, seed: int | None = 1, **options: Any) -> tuple[tiny.Parts, Adapter]:
@@ -69,7 +69,7 @@ def test_in_16_bits_q_k_and_v_keep_one_input_and_the_numbers_are_as_with_pefts_c
 # -------------------------------------------------------------------------------------------- what is trained and saved
 
 
-@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=slow), "sd3.5-medium"])
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=nightly), "sd3.5-medium"])
 @pytest.mark.parametrize("kind", keys.KINDS)
 def test_the_file_is_what_file_keys_says_and_loads_back_exactly(family: str, kind: str) -> None:
     parts, adapter = made(family, kind=kind, rank=3, alpha=1.5, conv_rank=None if "sd3" in family else 2)

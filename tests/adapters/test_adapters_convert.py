@@ -82,12 +82,12 @@ def effect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-slow = pytest.mark.slow
+nightly = pytest.mark.nightly
 
 
 @pytest.mark.parametrize(
-    "family", ["sd15", pytest.param("sd2", marks=slow), "sdxl", "sd3-medium", pytest.param("sd3.5-medium", marks=slow),
-               pytest.param("sd3.5-large", marks=slow)],
+    "family", ["sd15", pytest.param("sd2", marks=nightly), "sdxl", "sd3-medium",
+               pytest.param("sd3.5-medium", marks=nightly), pytest.param("sd3.5-large", marks=nightly)],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", keys.KINDS)
 def test_there_and_back_again(family: str, kind: str, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def forward(denoiser: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [("sd3.5-medium", "lora"), ("sd3-medium", "dora"), pytest.param("sd15", "dora", marks=slow)]
+    ("family", "kind"), [("sd3.5-medium", "lora"), ("sd3-medium", "dora"), pytest.param("sd15", "dora", marks=nightly)]
 )
 def test_diffusers_runs_what_we_convert_for_it(family: str, kind: str, tmp_path: Path) -> None:
     """The converted file, loaded by diffusers' own loader into the bare model, gives the trained model's output."""

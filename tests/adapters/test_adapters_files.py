@@ -220,7 +220,7 @@ def rank_lr(family: str) -> dict[str, Any]:
     return {} if "sd3" in family else {"conv_rank": 2}
 
 
-slow = pytest.mark.slow
+nightly = pytest.mark.nightly
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ slow = pytest.mark.slow
     [
         ("sdxl", "lora"),
         *(("sd3.5-medium", kind) for kind in keys.KINDS),
-        *(pytest.param("sd15", kind, marks=slow) for kind in keys.KINDS),
-        *(pytest.param("sdxl", kind, marks=slow) for kind in keys.KINDS[1:]),
+        *(pytest.param("sd15", kind, marks=nightly) for kind in keys.KINDS),
+        *(pytest.param("sdxl", kind, marks=nightly) for kind in keys.KINDS[1:]),
     ],
 )
 def test_every_file_is_verified(family: str, kind: str, tmp_path: Path) -> None:

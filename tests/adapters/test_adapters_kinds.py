@@ -120,7 +120,7 @@ def test_peft_and_the_file_agree_on_every_weight_of_sd3(kind: str) -> None:
     assert swapped == 2
 
 
-slow = pytest.mark.slow
+nightly = pytest.mark.nightly
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ slow = pytest.mark.slow
     [
         ("sdxl", "lora"),
         *(("sd3.5-medium", kind) for kind in keys.KINDS),
-        *(pytest.param("sdxl", kind, marks=slow) for kind in keys.KINDS[1:]),
-        *(pytest.param(family, kind, marks=slow) for family in ("sd3-medium", "sd3.5-large") for kind in keys.KINDS),
+        *(pytest.param("sdxl", kind, marks=nightly) for kind in keys.KINDS[1:]),
+        *(pytest.param(family, kind, marks=nightly) for family in ("sd3-medium", "sd3.5-large") for kind in keys.KINDS),
     ],
 )
 def test_in_the_original_network_the_file_has_the_trained_effect(family: str, kind: str) -> None:

@@ -78,7 +78,7 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[str, s
     return ("alphas" if any(name.endswith(".alpha") for name in found) else "values"), found
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("option", list(AdapterOptions.model_fields))
 def test_an_option_changes_what_it_says(option: str, tmp_path: Path) -> None:
     family, others, value, what, where = CASES[option]

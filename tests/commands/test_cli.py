@@ -336,6 +336,7 @@ PHASES = {"files": (scan, "place"), "captions": (Shelf, "words"), "pictures": (S
           "previews": (Previews, "picture")}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 def test_ctrl_c_before_the_first_step(home, tmp_path, capfd, monkeypatch, phase):
     """It is acknowledged and heeded in every phase, and what was encoded is not encoded again."""
@@ -373,6 +374,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_so(capfd, monkeypatch):
     assert [line for line in capfd.readouterr().err.splitlines() if line] == [signals.STOPPING, signals.AT_ONCE]
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving_leaves_the_old_file(home, tmp_path, capsys, monkeypatch):
     words = flags(home, run__out=tmp_path, run__name="full")
     assert main([*start(home, "train"), *words]) == 0

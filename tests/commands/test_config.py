@@ -133,6 +133,7 @@ def test_a_text_that_begins_with_a_comma_is_kept():
     assert c.loads('x = [",", " , ", "a", ", b"]') == {"x": [",", " , ", "a", ", b"]}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     rank=st.integers(1, 4096),

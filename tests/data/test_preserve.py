@@ -17,6 +17,7 @@ def test_what_is_preserved_teaches_nothing_while_nothing_has_changed(tmp_path, n
     assert all(loss < 1e-12 and norm < 1e-6 for loss, norm in trajectory(run))
 
 
+@pytest.mark.slow
 def test_beside_other_pictures_it_is_learned_and_measured(tmp_path):
     pictures(tmp_path / "keep", seed=5)
     keep = [{"path": str(tmp_path / "keep"), "preserve": True}]

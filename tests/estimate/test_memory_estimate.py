@@ -47,6 +47,7 @@ MORE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SMALLER)
 def test_peak_of_a_step_by_plan(home, case):
     name, flags, data = SMALLER[case]
@@ -54,7 +55,7 @@ def test_peak_of_a_step_by_plan(home, case):
     assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", MORE)
 def test_peak_of_a_step_by_every_plan(home, case):
     name, flags, data = MORE[case]
@@ -85,7 +86,8 @@ def test_state_of_the_optimizer(home, kind):
     assert actual <= foretold <= 1.25 * actual if shared or kind == "Prodigy" else foretold == actual
 
 
-@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.nightly)])
 def test_a_preset_without_model_or_data_has_its_gigabytes(family):
     """Of the family's public form: weights in bf16 as published, SD1.5's 860 and SDXL's 2567 million numbers."""
     config = parse({"model": {"path": "", "family": family}, "memory": {"gradient_checkpointing": True},
@@ -104,6 +106,7 @@ def test_what_is_known_is_not_asked_again(home, monkeypatch):
     assert check(other, card_for(config, None, None))["fit"]["parts"] == first["parts"]
 
 
+@pytest.mark.slow
 def test_remedies_are_applied_until_it_fits(home, capsys):
     """From what one configuration takes and what its smallest form takes, a size between that only remedies reach."""
     flags = {**FULL, "run.batch": 4, "loss.pixel.decode_batch": 4, "data.resolution": 256}
@@ -130,6 +133,7 @@ def test_too_little_for_anything_is_said(home):
         report.apply(config, answer, lambda line: None)
 
 
+@pytest.mark.slow
 def test_every_run_teaches_the_next_check(home):
     config = wanted(home, "sd15", {"run.steps": 4, "run.name": "paced"})
     before = check(config, card_for(config, None, None))["fit"]
@@ -178,6 +182,7 @@ def test_a_card_that_nobody_knows():
         gpus.with_memory("much")
 
 
+@pytest.mark.slow
 def test_commands(home, tmp_path, capsys):
     config = wanted(home, "sd15", {})
     flags = [f"--model.path={config.model.path}", f"--data.path={config.data.path}", "--data.resolution=64"]

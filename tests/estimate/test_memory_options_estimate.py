@@ -29,7 +29,7 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("levers")
 
 
-@pytest.mark.parametrize("blocks", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("blocks", [0, pytest.param(3, marks=pytest.mark.nightly)])
 def test_streamed_weights(home, blocks):
     """On the device: what is no block's, the resident blocks, and the two places for those that come and go."""
     config = wanted(home, "sd15", {**RECOMPUTE, "memory.blocks_on_gpu": blocks})
@@ -47,7 +47,8 @@ def test_streamed_weights(home, blocks):
     assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["sd15", pytest.param("sd3-medium", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15", pytest.param("sd3-medium", marks=pytest.mark.nightly)])
 def test_checkpoints_that_leave_the_device(home, name, monkeypatch):
     """Here they leave for numpy's memory, which torch's profiler does not count."""
     config = wanted(home, name, {**RECOMPUTE, "memory.cpu_offload_checkpointing": True})
@@ -84,7 +85,7 @@ def in_the_middle(monkeypatch):
     monkeypatch.setattr(measured, "draw", centred)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("window", [128, 256])
 @pytest.mark.parametrize("plan", ["midcrop", "window"])
 def test_a_window_smaller_than_its_picture(home, plan, window, monkeypatch):
@@ -94,7 +95,7 @@ def test_a_window_smaller_than_its_picture(home, plan, window, monkeypatch):
     assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_auto_takes_the_plan_that_the_room_allows(home, monkeypatch):
     """The forecast decides with the room that a card will have, and holds what a step with that plan holds."""
     in_the_middle(monkeypatch)
@@ -130,6 +131,7 @@ def counted(run) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_operations_of_a_step(home):
     """As many as a real one makes; a term that decodes counts by its probability and its gate."""
     q = torch.randn(1, 2, 64, 8)
@@ -147,6 +149,7 @@ def test_operations_of_a_step(home):
     assert whole == pytest.approx(m.flops - m.decoding["pixel"] * 7 / 8, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_remembered_references_cost_a_step_nothing(home):
     shape, flags = Shape(SIDE, SIDE, ("winner", "loser"), 1), {"loss.pixel.mode": "mixed"}
     made = []

@@ -45,7 +45,7 @@ def pipeline(family):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [entry.name for entry in families])
 def test_public_sizes(name, tmp_path, monkeypatch):
     spec = shallow(families[name].build())
@@ -84,7 +84,7 @@ def test_public_sizes(name, tmp_path, monkeypatch):
     print(f"{name}: peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_t5_at_full_width(tmp_path):
     """Two layers of T5-XXL from a file of their own, against transformers' forward on the tokenizer's ids."""
     encoder = families["sd3-medium"].build().encoders["te3"]

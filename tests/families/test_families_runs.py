@@ -1,4 +1,4 @@
-"""Every family trains: twenty steps of tiny models, and in the slow suite single files of public sizes."""
+"""Every family trains: twenty steps of tiny models, and in the nightly suite single files of public sizes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from pixelkiln.trainer.training.loop import train
 STEPS = 20
 QUICK = [("sd15", "v", False), ("sdxl", "epsilon", True), ("sd3-medium", "flow", False), ("sd3-medium", "flow", True)]
 """What test_trajectories.py has not; the rest takes longer than the default suite has."""
-slow = pytest.mark.slow
+nightly = pytest.mark.nightly
 PIXEL = {"loss.pixel.mode": "mixed", "loss.pixel.probability": 0.5}
 CASES = [
     pytest.param(name, prediction, pixel, id=f"{name}-{prediction}{'-pixel' if pixel else ''}",
-                 marks=() if (name, prediction, pixel) in QUICK else slow)
+                 marks=() if (name, prediction, pixel) in QUICK else nightly)
     for name, prediction in (("sd15", "epsilon"), ("sd15", "v"), ("sdxl", "epsilon"), ("sdxl", "v"),
                              ("sd3-medium", "flow"), ("sd3.5-medium", "flow"), ("sd3.5-large", "flow"))
     for pixel in (False, True)
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "prediction", "pixel"), CASES)
 def test_twenty_steps(name: str, prediction: str, pixel: bool, tmp_path: Path) -> None:
     """One batch of two and two of one are the same steps, the errors are finite, and the file is proven."""
@@ -72,7 +73,7 @@ def run_of_file(name: str, root: str, answer: Any) -> None:
     answer.put((code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 
 
-@slow
+@nightly
 @pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl", "sd3-medium", "sd3.5-medium", "sd3.5-large"])
 def test_a_single_file_trains(name: str, tmp_path: Path) -> None:
     """A checkpoint of public size in the public layout (SD3.5 large: of two blocks), without T5, 64 pixels, bf16."""

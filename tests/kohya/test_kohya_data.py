@@ -310,7 +310,7 @@ def test_a_wrong_file_of_the_gui_is_told(content, said, tmp_path):
         imported(take(["--config_file", str(path)])[0])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_page_takes_a_file_of_the_gui(tmp_path):
     assert "rank = 32 # network_dim = 32" in read_import(text(tmp_path / "gui.json", json.dumps(GUI)))
     with pytest.raises(ValueError, match="algo=ia3 is not here"):

@@ -12,6 +12,7 @@ from pixelkiln.trainer.adapters import files
 from pixelkiln.trainer.training.build import build_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_a_kohya_file_comes_back_bit_by_bit(tmp_path, name, dtype) -> None:

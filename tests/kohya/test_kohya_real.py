@@ -131,7 +131,7 @@ def test_a_published_configuration_is_read(name, tmp_path):
         assert config.optimizer.learning_rate == float(settings["learning_rate"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", FOUND)
 def test_a_published_configuration_trains_two_steps(name, tmp_path):
     config, _ = read(name, tmp_path)

@@ -61,6 +61,7 @@ mixed_precision = "no"
 """
 
 
+@pytest.mark.slow
 def test_ten_steps_as_sd_scripts_takes_them(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # as sd-scripts, relative paths are the working folder's
     model = sd15_small.write(tmp_path / "model")

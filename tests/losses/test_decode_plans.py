@@ -24,6 +24,7 @@ from pixelkiln.trainer.training import remedies
 ANCHORED = {"loss.pixel.mode": "anchored", "run.steps": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["data.path", "data.pairs"])
 def test_remembered_targets_change_no_step(tmp_path, data, monkeypatch):
     flags = {**ANCHORED, "data.flip": data == "data.path"}
@@ -155,7 +156,7 @@ def test_streamed_blocks_are_not_compiled(tmp_path):
     assert compiled.changed(remedy.changes).memory.compile == "decoder"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["sd15", "sd3-medium"])
 def test_compiled_blocks_take_the_same_steps(tmp_path, name):
     flags = {"run.precision": "fp32", "objective.kind": "dpo", "loss.pixel.mode": "anchored", "run.steps": 3}

@@ -56,6 +56,7 @@ def log(config: c.Config) -> str:
     return (Path(config.run.out) / config.run.name / "log.txt").read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["haar", "focal_frequency"])
 def test_a_run_that_began_with_mse_beside_another_latent_loss_goes_on_with_it(tmp_path, monkeypatch, name):
     """Such a run was started by a file without [loss.mse]; its state and trajectory are those of a file with it."""
@@ -81,6 +82,7 @@ def test_a_run_that_began_with_mse_beside_another_latent_loss_goes_on_with_it(tm
     assert len([e for e in runs.events(other) if e["kind"] == "warning" and e["message"] == RESUMED]) == 1
 
 
+@pytest.mark.slow
 def test_another_run_resumed_from_such_a_state_has_its_mse_too(tmp_path):
     both = {"loss.haar.weight": 1.0, "loss.mse.weight": 1.0, "run.steps": 2}
     first = runs.config(tmp_path, both)
@@ -94,6 +96,7 @@ def test_another_run_resumed_from_such_a_state_has_its_mse_too(tmp_path):
         assert set(checkpoint.state_facts(folder.parent / "other")["objectives"]) == {"mse", "haar"}
 
 
+@pytest.mark.slow
 def test_the_note_is_in_the_runs_log(tmp_path):
     config = runs.config(tmp_path, {"loss.lpl.max_level": 1.0, "run.steps": 1})
     assert train(config) == 0

@@ -70,6 +70,7 @@ def test_xformers_that_diffusers_cannot_use_is_said():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("data", ["data.path", "data.pairs"])
 def test_a_step_at_whose_noise_no_term_looks_changes_nothing(tmp_path, monkeypatch, one_by_one, data):
@@ -80,6 +81,7 @@ def test_a_step_at_whose_noise_no_term_looks_changes_nothing(tmp_path, monkeypat
     assert runs.trajectory(runs.config(tmp_path, flags, data=data)) == [(0.0, 0.0)] * 3
 
 
+@pytest.mark.slow
 def test_a_scale_being_sought_is_no_divergence(tmp_path, monkeypatch):
     scaled(monkeypatch)
     make = build.build_optimizer
@@ -104,6 +106,7 @@ def test_a_scale_being_sought_is_no_divergence(tmp_path, monkeypatch):
     assert log.count("gradients overflow float16 at a scale of") == 11 and "non-finite" not in log
 
 
+@pytest.mark.slow
 def test_going_back_keeps_the_lower_scale(tmp_path, monkeypatch):
     scaled(monkeypatch, 16.0)
     reduce, seen = Session.reduce, []
@@ -126,6 +129,7 @@ def test_going_back_keeps_the_lower_scale(tmp_path, monkeypatch):
     assert seen[2] == 16.0 and seen[6:] == [1.0] * len(seen[6:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["previews", "validation"])
 def test_without_room_for_it_the_run_goes_on(tmp_path, monkeypatch, what):
     def full(*_):
@@ -150,6 +154,7 @@ def test_no_room_at_all_is_one_line(tmp_path, monkeypatch):
     assert "check --fit" in runs.events(config)[-1]["message"]
 
 
+@pytest.mark.slow
 def test_half_of_the_resident_blocks_are_the_first_to_go(tmp_path, monkeypatch):
     flags = {"run.steps": 4, "run.name": "plain"}
     plain = runs.trajectory(runs.config(tmp_path, flags))

@@ -137,6 +137,7 @@ def test_what_a_block_begins_from_goes_to_the_host_and_nothing_else():
     torch.testing.assert_close(x.grad, torch.autograd.grad(torch.tanh(x @ weight * scale).sum(), x)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", "sd3-medium"])
 def test_a_streamed_run_takes_the_same_steps(tmp_path, name):
     plain = trajectory(config(tmp_path, {"run.name": "plain"}, name))

@@ -102,6 +102,7 @@ def test_adapters_on_a_held_model_equal_those_on_the_rounded_model(adapter, kind
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "adapter"),
     [("sd15", "nf4", "lora"), ("sdxl", "fp8", "dora"), ("sd3-medium", "int8", "lora")],

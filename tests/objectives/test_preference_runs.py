@@ -24,6 +24,7 @@ def run(root, name, **flags):
     return config(root, {**DPO, "run.name": name, "run.steps": 8, "run.batch": 2, **flags}, data="data.pairs")
 
 
+@pytest.mark.slow
 def test_a_remembered_reference_is_the_reference(tmp_path, monkeypatch):
     flags = {"objective.reference_draws": 2, "adapter.dropout": 0.1, "data.flip": True, "data.caption_dropout": 0.3}
     remembered = run(tmp_path, "remembered", **flags)
@@ -44,6 +45,7 @@ def test_a_remembered_reference_is_the_reference(tmp_path, monkeypatch):
     assert trajectory(run(tmp_path, "computed", **flags)) == first
 
 
+@pytest.mark.slow
 def test_another_schedule_of_noise_has_its_own_references(tmp_path, monkeypatch):
     tiny.tiny_sd15(tmp_path / "sd15", "v")
     flags = {"objective.reference_draws": 1, "run.steps": 2, "loss.pixel.weight": 0.0}
@@ -54,6 +56,7 @@ def test_another_schedule_of_noise_has_its_own_references(tmp_path, monkeypatch)
     assert trajectory(run(tmp_path, "computed", **stretched)) == remembered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [DPO | DROPOUT, {"objective.kind": "sft"}], ids=["dpo", "sft"])
 def test_one_by_one_gives_the_same_steps(tmp_path, flags):
     whole = trajectory(run(tmp_path, "whole", **flags))
@@ -63,6 +66,7 @@ def test_one_by_one_gives_the_same_steps(tmp_path, flags):
         assert norm == pytest.approx(other_norm, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, data", [("kto", "pairs"), ("kto", "ratings"), ("sft", "ratings")])
 def test_the_loss_is_the_mean_over_what_gets_a_value(tmp_path, kind, data):
     """Both pictures of a pair for KTO, only the liked for supervised training; over the whole effective batch."""
@@ -101,6 +105,7 @@ def test_dpo_begins_at_ln_2_and_learns_the_pairs(tmp_path):
     assert all("mse/accuracy" in level for level in held_out["levels"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redrawn", [False, True], ids=["the same noise", "noise drawn anew"])
 @pytest.mark.parametrize(("family", "prediction"), [("sd15", "epsilon"), ("sd15", "v"), ("sd3.5-medium", "flow")])
 def test_the_reference_sees_the_same_noise(tmp_path, monkeypatch, family, prediction, redrawn):
@@ -127,6 +132,7 @@ def test_every_objective_trains(tmp_path, objective):
     assert all(math.isfinite(loss) and norm > 0 for loss, norm in trajectory(done))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sdxl", "sd3.5-medium"])
 def test_every_family_trains_pairs(tmp_path, family):
     flags = {**DPO, "run.name": family, "run.steps": 2, "run.batch": 2}
@@ -134,6 +140,7 @@ def test_every_family_trains_pairs(tmp_path, family):
     assert all(math.isfinite(loss) and norm > 0 for loss, norm in trajectory(done))
 
 
+@pytest.mark.slow
 def test_the_adapter_that_training_started_from_can_be_the_reference(tmp_path):
     first = config(tmp_path, {"run.name": "first", "run.steps": 3, "run.precision": "fp32"})
     assert train(first) == 0
@@ -153,6 +160,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_stopped_and_resumed_is_never_stopped(tmp_path, monkeypatch, name):
     flags = {"run.precision": "fp32", "adapter.dropout": 0.1, "data.flip": True, **RESUMED[name]}
@@ -164,6 +172,7 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, monkeypatch, name):
     assert trajectory(stopped, resume=True) == whole  # bit for bit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
 def test_every_kind_of_adapter_is_its_own_reference(tmp_path, kind):
     flags = {"adapter.kind": kind, "run.precision": "fp32", "run.steps": 2, "loss.pixel.weight": 0.0}
@@ -173,6 +182,7 @@ def test_every_kind_of_adapter_is_its_own_reference(tmp_path, kind):
     assert later != pytest.approx(math.log(2), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_no_number_is_skipped_and_the_pairs_go_on(tmp_path, monkeypatch):
     errors = step.compute_errors
     calls = []

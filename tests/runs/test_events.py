@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from waiting import until
 
 from pixelkiln.trainer.runs import events
 from pixelkiln.trainer.runs.events import EventLog, read_events, read_object, write_status
@@ -102,8 +103,7 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path):
     )
     for round in range(3):
         writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
-        while len(read_events(tmp_path / "e.jsonl")[0]) < 10 * (round + 1):
-            time.sleep(0.01)
+        until(lambda n=10 * (round + 1): len(read_events(tmp_path / "e.jsonl")[0]) >= n, "events")
         writer.kill()
         writer.wait()
         assert read_object(tmp_path / "status.json")["state"] == "running"

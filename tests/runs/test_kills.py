@@ -1,7 +1,7 @@
 """Runs killed by SIGKILL at any moment, also in the middle of writing: everything on the disk stays readable, the run
 goes on from its last state, and arrives where it would have arrived.
 
-Long form: ``pytest -m slow -s tests/runs/test_kills.py``, 100 runs (``PIXELKILN_KILLS=100 9``: how many, and the seed).
+Long form: ``pytest -m nightly -s tests/runs/test_kills.py``, 100 runs (``PIXELKILN_KILLS=100 9``: their number and the seed).
 """
 
 from __future__ import annotations
@@ -110,12 +110,13 @@ def kills(tmp_path_factory):
         yield Kills(tmp_path_factory.mktemp("kills"), server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "when"), [("kill_at", 60), ("torn_at", 12)])
 def test_a_killed_run_goes_on(kills, how, when):
     assert kills.survives(how, **{how: when})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_hundred_killed_runs_go_on(kills):
     """As many as asked are killed before their end; those that were quicker are compared too, and not counted."""
     rng, killed, ended = random.Random(SEED), 0, 0

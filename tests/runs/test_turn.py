@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import fake_trainer
 import pytest
+from waiting import until
 
 from pixelkiln.trainer.runs import control, turn
 from pixelkiln.trainer.runs.files import user_cache
@@ -35,13 +35,6 @@ def start(runs: Path, name: str, queue: str | None = "gpu0", copy_to: Path | Non
     control.start(fake_trainer.config(run, **config), run, queue=queue, copy_to=copy_to, root=runs.parent,
                   python=sys.executable, module="fake")  # fmt: skip
     return run
-
-
-def until(true, what: str) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 def test_runs_on_one_device_train_one_after_the_other(runs):

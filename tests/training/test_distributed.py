@@ -26,6 +26,7 @@ def server():
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "data"), [(PIXEL, "data.path"), (DPO, "data.pairs")], ids=["sft", "dpo"])
 def test_two_processes_are_one_with_twice_the_batch(server, tmp_path, flags, data):
     """Also with dropout of captions and ranks, a bucket whose last batch is short, and an automatic weight."""
@@ -42,7 +43,7 @@ def test_two_processes_are_one_with_twice_the_batch(server, tmp_path, flags, dat
     assert (tmp_path / "1.log").read_text() == "", "the second process has nothing to say"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_resumed_together_is_never_stopped(server, tmp_path):
     flags = {"run.steps": 8, "run.batch": 2, "save.state_every": 3, "optimizer.kind": "AdamW"}
     never = runs.config(tmp_path, {**flags, "run.name": "never"})
@@ -54,7 +55,8 @@ def test_resumed_together_is_never_stopped(server, tmp_path):
     assert runs.steps(cut)[-5:] == runs.steps(never)[-5:]
 
 
-@pytest.mark.parametrize("dead", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [pytest.param(0, marks=pytest.mark.nightly), 1])
 def test_a_killed_process_ends_the_run_with_a_saved_state_and_one_line(server, tmp_path, dead):
     cut = runs.config(tmp_path, {"run.steps": 500, "run.batch": 1, "run.name": "cut", "save.state_every": 200})
     pids = together(server, cut, hooks={dead: {"kill_after_step": 5}})
@@ -71,7 +73,7 @@ def test_a_killed_process_ends_the_run_with_a_saved_state_and_one_line(server, t
     assert not list(folder.rglob("*.tmp"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_with_different_data_do_not_start(server, tmp_path):
     one = runs.config(tmp_path, {"run.name": "differ", "data.path": str(runs.pictures(tmp_path / "a", 8))})
     file = file_of(one)
@@ -85,7 +87,7 @@ def test_processes_with_different_data_do_not_start(server, tmp_path):
     assert "error: train: process 1 has another data than process 0; give all machines" in logs[0].read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_started_by_torchrun_and_stopped_by_ctrl_c(tmp_path):
     """The command of docs/several-gpus.md; Ctrl-C reaches torchrun and the processes at once."""
     made = runs.config(tmp_path, {"run.steps": 5000, "run.batch": 1, "run.name": "launched"})

@@ -29,6 +29,7 @@ def masks(folder: Path, value: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("value", "warned"), [(0, True), (255, False)])
 def test_a_run_whose_adapter_did_not_change_ends_with_a_warning(tmp_path, value, warned):
     done = config(tmp_path, {"run.steps": 2, "data.masks": str(masks(tmp_path / "masks", value))})
@@ -54,6 +55,7 @@ def test_text_encoders_train_alone_where_all_blocks_are_left_out(tmp_path, block
     assert not warnings(done)
 
 
+@pytest.mark.slow
 def test_the_state_is_saved_before_the_file_is_verified_and_a_difference_is_a_warning(tmp_path, monkeypatch):
     done, seen = config(tmp_path, {"run.steps": 2}), []
 
@@ -67,6 +69,7 @@ def test_the_state_is_saved_before_the_file_is_verified_and_a_difference_is_a_wa
     assert any("another effect" in line for line in warnings(done))
 
 
+@pytest.mark.slow
 def test_a_programming_mistake_is_a_traceback_and_exit_code_1(tmp_path, monkeypatch, capsys):
     def mistaken(step):
         first, second = [1, 2, 3]  # a ValueError of Python's own

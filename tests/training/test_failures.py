@@ -14,6 +14,7 @@ import pytest
 import short_runs as runs
 from fork_server import Server
 from safetensors import safe_open
+from waiting import until
 
 from pixelkiln.trainer.config import Config
 from pixelkiln.trainer.runs import control
@@ -67,6 +68,7 @@ class Run:
 # ---------------------------------------------------------------------------------------------------------- full disks
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_the_middle_on(server, tmp_path):
     """Every file is cut at so many bytes: states and adapters of later steps do not fit, smaller files do."""
     whole, run = Run(server, tmp_path, run__name="whole"), Run(server, tmp_path, run__name="full")
@@ -81,7 +83,7 @@ def test_a_disk_that_is_full_from_the_middle_on(server, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kilobytes", [200, 700, 1500])
 def test_a_small_disk(server, tmp_path, kilobytes):
     """Nothing at all can be written any more: neither events nor status nor log."""
@@ -105,7 +107,7 @@ def test_a_small_disk(server, tmp_path, kilobytes):
 # ------------------------------------------------------------------------------------------------- folders and files
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_folder_that_may_not_be_written(server, tmp_path):
     run = Run(server, tmp_path)
     Path(run.config.run.out).mkdir(parents=True)
@@ -116,6 +118,7 @@ def test_a_folder_that_may_not_be_written(server, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_folder_that_becomes_read_only(server, tmp_path):
     run = Run(server, tmp_path)
     assert run.train(no_override=True, read_only_at_step=5) == 2
@@ -126,15 +129,16 @@ def test_a_folder_that_becomes_read_only(server, tmp_path):
     assert run.train("--resume") == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_read_only_folder_of_pictures_is_enough(server, tmp_path):
     run = Run(server, tmp_path)
     (tmp_path / "pictures").chmod(0o555)
     assert run.train(no_override=True) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "cache", [pytest.param("disk", marks=pytest.mark.slow), pytest.param("memory", marks=pytest.mark.slow), "off"]
+    "cache", [pytest.param("disk", marks=pytest.mark.nightly), pytest.param("memory", marks=pytest.mark.nightly), "off"]
 )
 def test_pictures_that_disappear_in_the_middle(server, tmp_path, cache):
     """Kept latents are enough; without them the run says what it misses, and goes on when it is back."""
@@ -154,7 +158,7 @@ def test_pictures_that_disappear_in_the_middle(server, tmp_path, cache):
     assert dict(run.steps) == dict(whole.steps)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_state_with_a_flipped_bit_gives_way_to_the_one_before(server, tmp_path):
     whole, run = Run(server, tmp_path, run__name="whole"), Run(server, tmp_path)
     assert whole.train() == 0 and run.train(kill_after_step=7) == -9
@@ -171,7 +175,7 @@ def test_a_state_with_a_flipped_bit_gives_way_to_the_one_before(server, tmp_path
 # -------------------------------------------------------------------------------------------- clocks, twins, machines
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("jump", [-(10**9), 10**9], ids=["back", "ahead"])
 def test_a_clock_that_jumps(server, tmp_path, jump):
     plain, run = Run(server, tmp_path, run__name="plain"), Run(server, tmp_path)
@@ -182,12 +186,11 @@ def test_a_clock_that_jumps(server, tmp_path, jump):
     assert control.status(run.folder).state == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_runs_with_one_name(server, tmp_path):
     first = Run(server, tmp_path, run__steps=3000)
     pid = server.start(["train", first.file], tmp_path / "first", stop_at_step=20, wait_for=str(tmp_path / "refused"))
-    while not first.steps:
-        pass
+    until(lambda: first.steps, "the first step")
     assert first.train() == 2
     assert f"run 't': it is already training (process {pid}); stop it first, or choose another" in first.error()
     (tmp_path / "refused").touch()
@@ -195,6 +198,7 @@ def test_two_runs_with_one_name(server, tmp_path):
     assert [step for step, _ in first.steps] == list(range(1, len(first.steps) + 1)), "the second left it alone"
 
 
+@pytest.mark.slow
 def test_a_run_folder_copied_to_another_machine(server, tmp_path):
     """Killed here, gone on with there: other paths, another host's name in the status, a lock file that came along."""
     here, there = tmp_path / "here", tmp_path / "there"

@@ -55,6 +55,7 @@ def of_kind(config, kind: str) -> list[dict]:
     return [e for e in runs.events(config) if e["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_a_step_without_a_number_is_skipped_and_counted(tmp_path, monkeypatch):
     config = made(tmp_path)
     broken(monkeypatch, {4, 5, 9})
@@ -68,6 +69,7 @@ def test_a_step_without_a_number_is_skipped_and_counted(tmp_path, monkeypatch):
     assert len(losses) == 12 and losses[3] is None and losses[5] is not None
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_and_lowers_its_rate(tmp_path, monkeypatch):
     config = made(tmp_path)
     broken(monkeypatch, {6, 7, 8, 9})
@@ -83,6 +85,7 @@ def test_a_run_goes_back_and_lowers_its_rate(tmp_path, monkeypatch):
     assert taken == [(i, RATE) for i in range(1, 9)] + [(i, RATE / 2) for i in range(5, 13)]
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_finds_its_own_rate_goes_back_too(tmp_path, monkeypatch):
     config = made(tmp_path, optimizer__kind="Adafactor", run__steps=5, recovery__max_skipped_steps=1)
     broken(monkeypatch, {4, 5}, lowered_helps=False)
@@ -93,6 +96,7 @@ def test_an_optimizer_that_finds_its_own_rate_goes_back_too(tmp_path, monkeypatc
     assert any("the learning rate is the optimizer's own as before" in e["message"] for e in of_kind(config, "warning"))
 
 
+@pytest.mark.slow
 def test_going_back_is_exact_and_the_lower_rate_is_resumed(tmp_path, monkeypatch):
     """After a rollback to step 4 the run is one that was stopped at 4 and resumed with half the rate."""
     config = made(tmp_path, optimizer__kind="AdamW", save__ema=0.5)
@@ -116,6 +120,7 @@ def test_going_back_is_exact_and_the_lower_rate_is_resumed(tmp_path, monkeypatch
     assert [e["lr"] for e in of_kind(again, "step")][-2:] == [RATE / 2, RATE / 2]
 
 
+@pytest.mark.slow
 def test_what_comes_back_ends_the_run_and_keeps_the_good_state(tmp_path, monkeypatch, capsys):
     config = made(tmp_path)
     broken(monkeypatch, set(range(6, 13)), lowered_helps=False)
@@ -131,6 +136,7 @@ def test_what_comes_back_ends_the_run_and_keeps_the_good_state(tmp_path, monkeyp
     assert [path.stem for path in kept] == ["step00000002", "step00000004"]
 
 
+@pytest.mark.slow
 def test_without_a_state_from_before_there_is_nothing_to_go_back_to(tmp_path, monkeypatch):
     config = made(tmp_path, save__state_every=0)
     broken(monkeypatch, set(range(1, 13)))
@@ -138,7 +144,8 @@ def test_without_a_state_from_before_there_is_nothing_to_go_back_to(tmp_path, mo
         train(config)
 
 
-@pytest.mark.parametrize(("factor", "code"), [(1e-18, 0), pytest.param(0.5, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("factor", "code"), [(1e-18, 0), pytest.param(0.5, 2, marks=pytest.mark.nightly)])
 def test_a_rate_that_makes_the_weights_run_away(tmp_path, factor, code):
     """No stand-in: AdamW at 1e15 moves every weight by 1e15, whose products overflow."""
     config = made(
@@ -190,6 +197,7 @@ def test_the_average_is_diffusers():
     assert torch.equal(parameter, before)
 
 
+@pytest.mark.slow
 def test_the_average_is_saved_beside_the_adapter(tmp_path):
     from safetensors.torch import load_file
 
@@ -204,6 +212,7 @@ def test_the_average_is_saved_beside_the_adapter(tmp_path):
     assert all(average[n].float().norm() < own[n].float().norm() for n in ups), "it lags behind weights that grow"
 
 
+@pytest.mark.slow
 def test_an_average_that_is_switched_on_later_says_so(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         stop_after(patched, 4)

@@ -64,6 +64,7 @@ def test_a_resumed_watch_goes_on():
     assert not seen(other, 30, winner_change=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_a_run_stops_and_says_why(tmp_path, objective):
     flags = {

@@ -47,6 +47,7 @@ def ooms(config) -> list[dict]:
     return [event for event in runs.events(config) if event["kind"] == "oom"]
 
 
+@pytest.mark.slow
 def test_a_step_is_repeated_with_checkpoints_and_changes_nothing(tmp_path, monkeypatch):
     plain = runs.trajectory(runs.config(tmp_path, {"run.steps": STEPS, "run.name": "plain"}))
     config = runs.config(tmp_path, {"run.steps": STEPS, "run.name": "short"})
@@ -60,6 +61,7 @@ def test_a_step_is_repeated_with_checkpoints_and_changes_nothing(tmp_path, monke
     assert any("out of memory" in w and "repeated with gradient checkpointing" in w and "same" in w for w in warnings)
 
 
+@pytest.mark.slow
 def test_smaller_micro_batches_give_the_same_run(tmp_path, monkeypatch):
     plain = runs.trajectory(runs.config(tmp_path, {"run.steps": STEPS, "run.name": "plain", **PIXEL}))
     config = runs.config(tmp_path, {"run.steps": STEPS, "run.name": "short", **PIXEL})
@@ -71,6 +73,7 @@ def test_smaller_micro_batches_give_the_same_run(tmp_path, monkeypatch):
     assert full.raised == len(done)
 
 
+@pytest.mark.slow
 def test_pairs_go_one_by_one(tmp_path, monkeypatch):
     flags = {"run.steps": STEPS, "run.batch": 2, "objective.kind": "dpo"}
     plain = runs.trajectory(runs.config(tmp_path, {**flags, "run.name": "plain"}, data="data.pairs"))
@@ -80,6 +83,7 @@ def test_pairs_go_one_by_one(tmp_path, monkeypatch):
     assert ooms(config)[-1]["did"] == "pictures of a pair one by one"
 
 
+@pytest.mark.slow
 def test_what_changes_the_numbers_is_said(tmp_path, monkeypatch):
     flags = {"run.steps": 2, "run.batch": 1, "memory.gradient_checkpointing": True, "loss.pixel.decode": "full"}
     config = runs.config(tmp_path, {**flags, "data.resolution": 128})
@@ -90,6 +94,7 @@ def test_what_changes_the_numbers_is_said(tmp_path, monkeypatch):
     assert any("not the same numbers" in w for w in warnings)
 
 
+@pytest.mark.slow
 def test_nothing_left_is_one_line_and_the_state_is_kept(tmp_path, monkeypatch):
     config = runs.config(tmp_path, {"run.steps": STEPS})
     Full(monkeypatch, lambda denoiser, rows: True, after=3)

@@ -24,6 +24,7 @@ def saved(config) -> tuple[list[str], list[str]]:
     return tuple(sorted(p.stem for p in (folder / name).iterdir()) for name in ("checkpoints", "state"))  # type: ignore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, files, states",
     [
@@ -49,6 +50,7 @@ def test_what_is_kept(tmp_path, options, files, states) -> None:
     assert saved(config) == (files, states)
 
 
+@pytest.mark.slow
 def test_files_of_steps_and_epochs_are_listed_in_the_order_of_time(tmp_path) -> None:
     config = short_runs.config(tmp_path, {"save.every_epochs": 1, "save.every": 3})
     assert train(config) == 0
@@ -56,6 +58,7 @@ def test_files_of_steps_and_epochs_are_listed_in_the_order_of_time(tmp_path) -> 
     assert names == ["t-000001", "t-step00000003", "t-000002", "t"]
 
 
+@pytest.mark.slow
 def test_previews_and_validation_by_epochs(tmp_path) -> None:
     flags = {
         "sample.prompts": ["a cat"], "sample.steps": 1, "sample.every_epochs": 2, "sample.at_start": False,
@@ -69,6 +72,7 @@ def test_previews_and_validation_by_epochs(tmp_path) -> None:
     assert at == {"sample": [4, 5], "validation": [2, 4, 5]}  # 6 pictures in batches of 4: an epoch is 2 steps
 
 
+@pytest.mark.slow
 def test_a_file_says_what_was_asked_and_used(tmp_path) -> None:
     Image.new("RGB", (4, 4), "red").save(tmp_path / "thumb.png")
     flags = {
@@ -92,6 +96,7 @@ def test_a_file_says_what_was_asked_and_used(tmp_path) -> None:
     assert said["ss_reg_dataset_dirs"] == "{}"
 
 
+@pytest.mark.slow
 def test_the_least_metadata(tmp_path) -> None:
     config = short_runs.config(tmp_path, {"save.minimal": True, "run.steps": 1})
     assert train(config) == 0
@@ -108,6 +113,7 @@ def test_a_wrong_thumbnail_is_told_before_the_run(tmp_path, name, told) -> None:
     assert not any(e["kind"] == "step" for e in short_runs.events(config))
 
 
+@pytest.mark.slow
 def test_a_new_run_under_a_name_sets_aside_what_lies_there(tmp_path) -> None:
     flags = {"sample.prompts": ["a cat"], "sample.steps": 1, "save.every": 1, "sample.at_start": False}
     config = short_runs.config(tmp_path, {**flags, "run.steps": 3})
@@ -139,6 +145,7 @@ def test_what_was_set_aside_stays(tmp_path) -> None:
     assert found == ["earlier-2/samples/b", "earlier/samples/a"]
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_leaves_the_earlier_run_alone(tmp_path, monkeypatch) -> None:
     config = short_runs.config(tmp_path)
     assert train(config) == 0
@@ -155,6 +162,7 @@ def test_a_start_that_fails_leaves_the_earlier_run_alone(tmp_path, monkeypatch) 
     assert train(longer, resume=True) == 0 and short_runs.events(longer)[-1]["step"] == 7
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_by_its_own_configuration(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert train(short_runs.config(tmp_path, {"run.out": "runs"})) == 0
@@ -168,6 +176,7 @@ def test_a_state_of_another_adapter_is_refused(tmp_path, flag, value, was) -> No
         train(short_runs.config(tmp_path, {f"adapter.{flag}": value, "run.steps": 7}), resume=True)
 
 
+@pytest.mark.slow
 def test_an_alpha_that_is_the_rank_may_be_written_out(tmp_path) -> None:
     assert train(short_runs.config(tmp_path)) == 0
     assert train(short_runs.config(tmp_path, {"adapter.alpha": 4.0, "run.steps": 7}), resume=True) == 0
@@ -181,6 +190,7 @@ def test_an_adapter_is_no_state(tmp_path) -> None:
         train(short_runs.config(tmp_path, {"run.resume_from": str(file), "run.name": "other"}))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_state_of_another(tmp_path) -> None:
     whole = short_runs.trajectory(short_runs.config(tmp_path, {"run.name": "whole"}))
     half = short_runs.config(tmp_path, {"run.name": "half", "run.steps": 3})

@@ -22,6 +22,7 @@ def agree(first, second, tolerance: float) -> None:
         assert norm == pytest.approx(other_norm, rel=tolerance, abs=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "data"),
     [(PIXEL, "data.path"), (DPO | DROPOUT, "data.pairs")],
@@ -43,6 +44,7 @@ def test_batch_and_accumulation_split_the_same_step(tmp_path, flags, data):
     agree(runs[0], runs[2], 1e-9)
 
 
+@pytest.mark.slow
 def test_the_split_agrees_in_single_precision_too(tmp_path):
     flags = {"run.steps": STEPS, "run.precision": "fp32"}
     whole = trajectory(config(tmp_path, {**flags, "run.name": "whole"}))
@@ -50,18 +52,21 @@ def test_the_split_agrees_in_single_precision_too(tmp_path):
     agree(whole, split, 1e-4)
 
 
+@pytest.mark.slow
 def test_cached_equals_encoded_anew(tmp_path):
     kept = trajectory(config(tmp_path, {"run.steps": STEPS, "run.name": "kept", "data.flip": True}))
     anew = {"data.cache_latents": "off", "data.cache_text": "off", "data.flip": True}
     agree(kept, trajectory(config(tmp_path, {"run.steps": STEPS, "run.name": "anew", **anew})), 1e-9)
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_nothing(tmp_path):
     plain = trajectory(config(tmp_path, {"run.steps": STEPS, "run.name": "plain", **PIXEL}))
     flags = {"memory.gradient_checkpointing": True, "run.name": "checkpointed", **PIXEL}
     agree(plain, trajectory(config(tmp_path, {"run.steps": STEPS, **flags})), 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["AdamW", "AdamW8bit", "Prodigy"])
 def test_stopped_and_resumed_is_never_stopped(tmp_path, kind, monkeypatch):
     flags = {
