@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pixelkiln.trainer.config import nested, parse
-from pixelkiln.trainer.estimate.gpus import GIB, Card
+from pixelkiln.trainer.estimate.gpus import GIB, Gpu
 from pixelkiln.trainer.estimate.memory import operations
-from pixelkiln.trainer.estimate.report import Checker
+from pixelkiln.trainer.estimate.report import Estimator
 from pixelkiln.trainer.families.load import assumed
 from pixelkiln.trainer.training.build import scan
 from pixelkiln.trainer.training.remedies import STEP
 
-ROOMY = Card("a CUDA card", 80.0, 80.0, "cuda", True)
+ROOMY = Gpu("a CUDA card", 80.0, 80.0, "cuda", True)
 """Room for every decode, so that ``auto`` goes by the picture's size alone."""
 UNSEEN = {
     "plain", "memory.attention", "memory.compile", "memory.channels_last", "loss.pixel.target_cache",
@@ -39,7 +39,7 @@ def foretell(case: Mapping[str, Any]) -> dict[str, Any]:
         config = parse(nested(flags))
         found = assumed(config.model)
         dataset = scan(config, found=found)[1] if config.data.pairs else None
-        fit = Checker(config, found, dataset, ROOMY)(config)
+        fit = Estimator(config, found, dataset, ROOMY)(config)
     whole, decoding = operations(config, fit.measured, found.process)
     step = next(phase for phase in fit.phases if phase.name == STEP)
     return {"flops": whole, "decoding": decoding, "step_gb": step.total / GIB, "run_gb": fit.gb}

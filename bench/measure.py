@@ -16,7 +16,7 @@ from pixelkiln.trainer.config import Config, load
 from pixelkiln.trainer.estimate import gpus
 from pixelkiln.trainer.estimate.fake_tensors import count_attention
 from pixelkiln.trainer.estimate.memory import CONTEXT
-from pixelkiln.trainer.estimate.report import Checker
+from pixelkiln.trainer.estimate.report import Estimator
 from pixelkiln.trainer.families.load import identify
 from pixelkiln.trainer.memory import device as memory
 from pixelkiln.trainer.runs.folder import RunFolder
@@ -112,7 +112,7 @@ def _clock(device: torch.device) -> Callable[[], float]:
 
 def _foretold(config: Config, session: Session) -> float:
     """GiB that ``check`` expects of the steps; without a card's context, which torch does not count."""
-    fit = Checker(config, identify(config.model), session.dataset, gpus.here(config.run.device))(config)
+    fit = Estimator(config, identify(config.model), session.dataset, gpus.here(config.run.device))(config)
     context = CONTEXT["cuda"] if session.model.device.type == "cuda" else 0
     return (max(phase.total for phase in fit.phases if phase.name in (STEP, "optimizer step")) - context) / gpus.GIB
 

@@ -27,7 +27,7 @@ def wanted(home: Path, name: str, flags: dict, data: str = "data.path") -> Confi
     return runs.config(home, {**base, **flags}, name, data)
 
 
-def compare(config: Config) -> tuple[int, int, int, memory.Measured]:
+def compare(config: Config) -> tuple[int, int, int, memory.Estimate]:
     """Bytes that autograd saves, bytes at the peak of a real step with its inputs, and the estimate of both."""
     p = build_session(config, lambda line: None)
     p.dataset.prepare()
@@ -47,9 +47,9 @@ def compare(config: Config) -> tuple[int, int, int, memory.Measured]:
 
     peak = measured.peak(run)
     at = report.shape(config, identify(config.model), p.dataset)
-    estimate = memory.measure(config, identify(config.model), at, torch.float32, "cpu")
+    estimate = memory.estimate(config, identify(config.model), at, torch.float32, "cpu")
     return saved.bytes, peak + inputs, inputs, estimate
 
 
-def estimated_peak(found: memory.Measured) -> int:
+def estimated_peak(found: memory.Estimate) -> int:
     return sum(found.phases["training step"].values())

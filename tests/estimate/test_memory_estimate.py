@@ -101,7 +101,7 @@ def test_a_preset_without_model_or_data_has_its_gigabytes(family):
 def test_what_is_known_is_not_asked_again(home, monkeypatch):
     config = wanted(home, "sd15", {})
     first = check(config, card_for(config, None, None))["fit"]
-    monkeypatch.setattr(report, "measure", None)
+    monkeypatch.setattr(report, "estimate", None)
     other = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"learning_rate": 1e-5})})
     assert check(other, card_for(config, None, None))["fit"]["parts"] == first["parts"]
 
@@ -112,7 +112,7 @@ def test_remedies_are_applied_until_it_fits(home, capsys):
     flags = {**FULL, "run.batch": 4, "loss.pixel.decode_batch": 4, "data.resolution": 256}
     config = wanted(home, "sd15", flags)
     found = identify(config.model)
-    asked = report.Checker(config, found, scan(config)[1], gpus.with_memory("0.56", "cpu"))
+    asked = report.Estimator(config, found, scan(config)[1], gpus.with_memory("0.56", "cpu"))
     whole = asked(config)
     small = asked(config.changed({"loss.pixel.decode_batch": 1, "memory.gradient_checkpointing": True}))
     assert small.gb < whole.gb
@@ -168,7 +168,7 @@ def test_what_is_remembered_survives_damage(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("text", "total", "bf16"),
     [("RTX 3060 12GB", 12, True), ("rtx 4070 ti super", 16, True), ("GTX 1660", 6, False), ("RTX 2080 Ti", 11, False),
-     ("NVIDIA GeForce RTX 4090", 24, True), ("Some Card 7.5 GiB", 7.5, True)],
+     ("NVIDIA GeForce RTX 4090", 24, True), ("Some Gpu 7.5 GiB", 7.5, True)],
 )  # fmt: skip
 def test_cards_by_name(text, total, bf16):
     card = gpus.named(text)
@@ -202,7 +202,7 @@ def test_commands(home, tmp_path, capsys):
 def test_two_rows_take_more_than_one_and_less_than_twice(home):
     config = wanted(home, "sdxl", {})
     one, two = (
-        estimated_peak(memory.measure(
+        estimated_peak(memory.estimate(
             config, identify(config.model), Shape(SIDE, SIDE, ("plain",), rows), torch.float32, "cpu"
         ))
         for rows in (1, 2)

@@ -54,7 +54,7 @@ def test_checkpoints_that_leave_the_device(home, name, monkeypatch):
     config = wanted(home, name, {**RECOMPUTE, "memory.cpu_offload_checkpointing": True})
     stays = wanted(home, name, RECOMPUTE)
     monkeypatch.setattr(blocks, "SMALL", 2**14)
-    found = memory.measure(stays, identify(stays.model), Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
+    found = memory.estimate(stays, identify(stays.model), Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
 
     def away(self: Host, tensor: torch.Tensor):
         if tensor.is_leaf or tensor.numel() * tensor.element_size() < self.small:
@@ -108,8 +108,8 @@ def test_auto_takes_the_plan_that_the_room_allows(home, monkeypatch):
     p.model.decoder.room = p.model.decoder.need(40**2)  # of 64 x 64 cells
     assert plan_for(config.terms()["pixel"][0], p.model.decoder, 64, 64).window == 16
     peak = measured.peak(lambda: measured.forward(p, batch).backward())
-    weights = sum(kinds["full"] for kinds in memory.measure(config, found, at, torch.float32, "cpu").modules.values())
-    small = memory.measure(config, found, at, torch.float32, "cpu", p.model.decoder.room + weights)
+    weights = sum(kinds["full"] for kinds in memory.estimate(config, found, at, torch.float32, "cpu").modules.values())
+    small = memory.estimate(config, found, at, torch.float32, "cpu", p.model.decoder.room + weights)
     assert estimated_peak(small) == pytest.approx(peak, rel=0.1)
 
 
@@ -138,7 +138,7 @@ def test_operations_of_a_step(home):
     assert counted(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * 2 * 64 * 64 * 8
     config = wanted(home, "sd15", {**RECOMPUTE, **FULL, "loss.pixel.probability": 0.25, "loss.pixel.min_level": 0.5})
     found = identify(config.model)
-    m = memory.measure(config, found, Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
+    m = memory.estimate(config, found, Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
     p = build_session(wanted(home, "sd15", {**RECOMPUTE, **FULL}), lambda line: None)
     p.dataset.prepare()
     batch = p.dataset.batch(0)
@@ -155,7 +155,7 @@ def test_remembered_references_cost_a_step_nothing(home):
     made = []
     for more in ({}, {"objective.kind": "dpo"}, {"objective.kind": "dpo", "objective.reference_draws": 1}):
         config = wanted(home, "sd15", {**flags, **more}, "data.pairs")
-        made.append(memory.measure(config, identify(config.model), shape, torch.float32, "cpu"))
+        made.append(memory.estimate(config, identify(config.model), shape, torch.float32, "cpu"))
     plain, fresh, kept = made
     assert kept.flops == pytest.approx(plain.flops, rel=0.01) and fresh.flops > 1.2 * kept.flops
     assert kept.phases["training step"] == fresh.phases["training step"]

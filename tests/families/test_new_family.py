@@ -23,7 +23,7 @@ from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.families.family import FamilySpec
 from pixelkiln.trainer.families.load import meta
 from pixelkiln.trainer.kohya.names import script_of
-from pixelkiln.trainer.memory.quantize import TEXT, holdable
+from pixelkiln.trainer.memory.quantize import TEXT, quantizable
 from pixelkiln.trainer.registry import families
 from pixelkiln.trainer.training.build import build_session
 
@@ -51,8 +51,8 @@ def owes(spec: FamilySpec, denoiser, encoders) -> None:
     assert all(getattr(spec, field.name) is not None for field in fields(spec) if field.name in ("quantized", "run"))
     assert set(one.encoders) == set(spec.encoders) and one.denoiser == spec.part
     assert spec.assumed in (None, *spec.predictions) and ("flow" in spec.predictions) == one.is_flow
-    assert spec.blocks(denoiser) and len(list(holdable(denoiser, spec.quantized))) > 10
-    assert all(list(holdable(encoder, TEXT)) for encoder in encoders.values())
+    assert spec.blocks(denoiser) and len(list(quantizable(denoiser, spec.quantized))) > 10
+    assert all(list(quantizable(encoder, TEXT)) for encoder in encoders.values())
     assert spec.resolution % spec.multiple == 0 and spec.dpo_beta > 0 and spec.sampling_shift >= 1
     sites = all_sites(spec.name, {"unet": denoiser, **encoders})
     assert len({site.name for site in sites}) == len(sites)

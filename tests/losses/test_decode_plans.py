@@ -130,7 +130,9 @@ def test_what_is_compiled_is_kept_in_the_cache_folder(tmp_path, monkeypatch, cho
         monkeypatch.setenv(apply.COMPILED, str(tmp_path / chosen))
     else:
         cache_dir()  # as importing torch._dynamo does
-    apply.tune(MemoryOptions(compile="decoder"), Decoder(tiny.vae(), 1.0), torch.device("cpu"), tmp_path / "kept")
+    apply.set_up_decoder(
+        MemoryOptions(compile="decoder"), Decoder(tiny.vae(), 1.0), torch.device("cpu"), tmp_path / "kept"
+    )
     assert Path(cache_dir()) == tmp_path / (chosen or "kept")
 
 

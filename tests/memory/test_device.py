@@ -219,7 +219,7 @@ def test_blocks_are_pinned_to_the_byte(monkeypatch):
 
 def test_packed_weights_wait_where_they_are_streamed_from():
     block = nn.ModuleDict({"down_blocks": nn.Linear(64, 64)})
-    assert quantize.hold_all(block, "fp8", ("down_blocks",), torch.device("cpu"), torch.device("meta")) == 1
+    assert quantize.quantize_module(block, "fp8", ("down_blocks",), torch.device("cpu"), torch.device("meta")) == 1
     assert all(buffer.is_meta for buffer in block.buffers())
 
 

@@ -30,7 +30,7 @@ def gradients(
     model = tiny.parts(name).denoiser.requires_grad_(False)
     spec: FamilySpec = families[name].build()
     if levers.get("held"):
-        quantize.hold_all(model, levers["held"], spec.quantized, torch.device(device))
+        quantize.quantize_module(model, levers["held"], spec.quantized, torch.device(device))
     resident = levers.get("resident")
     streamer = None if resident is None else Streamer(spec.blocks(model, resize=True), torch.device(device), resident)
     model.to(device)

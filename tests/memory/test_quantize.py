@@ -35,7 +35,7 @@ def given(shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize(("kind", "error"), [("full", 0), ("fp8", 0.04), ("int8", 0.02), ("nf4", 0.15)])
 def test_a_held_layer_computes_with_the_rounded_weight_in_both_directions(kind, error, shape):
     plain, held = layer(shape), layer(shape)
-    quantize.hold(held, kind)
+    quantize.quantize_layer(held, kind)
     assert isinstance(held, type(plain)) and held.weight.shape == plain.weight.shape
     off = float((held.weight - plain.weight).norm() / plain.weight.norm())
     assert off <= error and (off > 0 or kind == "full")
@@ -49,8 +49,8 @@ def test_a_held_layer_computes_with_the_rounded_weight_in_both_directions(kind, 
         (out**2).sum().backward()
         outs.append((out, leaf.grad))
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
-    stored = sum(b.numel() * b.element_size() for n, b in held.named_buffers() if n.startswith("held_"))
-    assert stored == quantize.held_bytes(kind, shape, torch.float32)
+    stored = sum(b.numel() * b.element_size() for n, b in held.named_buffers() if n.startswith("packed_"))
+    assert stored == quantize.quantized_bytes(kind, shape, torch.float32)
 
 
 def test_nf4_is_bitsandbytes_own():
@@ -61,7 +61,7 @@ def test_nf4_is_bitsandbytes_own():
                                compress_statistics=False)  # fmt: skip
     theirs.load_state_dict({"weight": plain.weight, "bias": plain.bias})
     theirs = theirs.to("cpu")
-    quantize.hold(held, "nf4")
+    quantize.quantize_layer(held, "nf4")
     assert torch.equal(bnb.functional.dequantize_4bit(theirs.weight.data, theirs.weight.quant_state), held.weight)
     x = given(LINEAR)
     mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -73,7 +73,7 @@ def test_nf4_is_bitsandbytes_own():
 
 def test_no_unpacked_weight_is_kept_for_the_backward_pass():
     held = layer(LINEAR)
-    quantize.hold(held, "fp8")
+    quantize.quantize_layer(held, "fp8")
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
         held(given(LINEAR).requires_grad_())
@@ -86,9 +86,9 @@ def test_no_unpacked_weight_is_kept_for_the_backward_pass():
 def test_adapters_on_a_held_model_equal_those_on_the_rounded_model(adapter, kind):
     """The network with held layers against one with the same rounded weights in plain layers: output and gradients."""
     held, rounded = tiny.parts("sdxl").denoiser, tiny.parts("sdxl").denoiser
-    assert quantize.hold_all(held, kind, SD15.quantized, CPU) > 20
+    assert quantize.quantize_module(held, kind, SD15.quantized, CPU) > 20
     for name, one in held.named_modules():
-        if isinstance(one, (quantize.HeldLinear, quantize.HeldConv2d)):
+        if isinstance(one, (quantize.QuantizedLinear, quantize.QuantizedConv2d)):
             rounded.get_submodule(name).weight.data = one.weight
     options = AdapterOptions(kind=adapter, rank=2, conv_rank=2)
     results = []
@@ -125,7 +125,7 @@ def test_text_is_cached_anew_when_encoders_are_held_differently(tmp_path):
     before = family.fingerprints["text"]
     said = family.encode_text(["a cat"]).hidden
     del family.__dict__["fingerprints"]
-    quantize.hold_all(family.text_encoders["te"], "nf4", quantize.TEXT, CPU)
+    quantize.quantize_module(family.text_encoders["te"], "nf4", quantize.TEXT, CPU)
     assert family.fingerprints["text"] != before
     off = (family.encode_text(["a cat"]).hidden - said).norm() / said.norm()
     assert 0 < off < 0.3
@@ -135,6 +135,6 @@ def test_text_is_cached_anew_when_encoders_are_held_differently(tmp_path):
 @pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
 def test_a_card_unpacks_what_the_processor_does(kind):
     here, there = layer(LINEAR), layer(LINEAR)
-    quantize.hold(here, kind)
-    quantize.hold(there, kind, torch.device("cuda"))
+    quantize.quantize_layer(here, kind)
+    quantize.quantize_layer(there, kind, torch.device("cuda"))
     torch.testing.assert_close(there.weight.cpu(), here.weight, rtol=1e-2, atol=1e-3)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..memory.quantize import looking
+from ..memory.quantize import weights_reused
 from . import algebra, files, keys
 from .dropout import Dropout
 from .layers import NAME, START, Mounted, unique
@@ -380,7 +380,7 @@ def _config(kind: str, rank: int, alpha: float, targets: str, options: AdapterOp
 def _inject(model: nn.Module, config: Any, adapter: str) -> None:
     import peft
 
-    with warnings.catch_warnings(), looking():
+    with warnings.catch_warnings(), weights_reused():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         peft.inject_adapter_in_model(config, model, adapter)
 

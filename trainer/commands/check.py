@@ -59,7 +59,7 @@ def _values(tables: Any, option: str) -> list[str]:
     return _values(tables[name], rest) if isinstance(tables, dict) and name in tables else []
 
 
-def card_for(config: Config, card: str | None, memory: str | None) -> gpus.Card:
+def card_for(config: Config, card: str | None, memory: str | None) -> gpus.Gpu:
     """The card that is named, a card with so much memory, or the device that the run would take here."""
     if card and memory:
         raise UserError("--card and --memory are both given; keep one of them")
@@ -73,7 +73,7 @@ def examine(config: Config) -> Examined:
     return Examined(config, found, scan(config, found=found)[1] if _has_data(config) else None)
 
 
-def check(config: Config, card: gpus.Card, examined: Examined | None = None) -> dict[str, Any]:
+def check(config: Config, card: gpus.Gpu, examined: Examined | None = None) -> dict[str, Any]:
     """JSON-able: the model as its file tells it, data, steps, terms, files, and whether it fits on the GPU.
 
     Without a model its family's public form is taken, without data the configured resolution. UserError as ``train``
@@ -84,12 +84,12 @@ def check(config: Config, card: gpus.Card, examined: Examined | None = None) -> 
     folder = RunFolder(Path(config.run.out) / config.run.name)
     total = _steps(config, dataset)
     _files(config, found)
-    fit = report.answer(report.Checker(config, found, dataset, card), config, total)
+    fit = report.answer(report.Estimator(config, found, dataset, card), config, total)
     _schedule(config, total)
     warnings = [*dataset.warnings] if dataset else ["no data is given; the configured resolution is taken"]
     for name, (options, _) in config.terms().items():
         warnings += [f"loss.{name}.{line}" for line in options.warnings()]
-    warnings += report.unforeseen(config, distributed.rank_and_world()[1])
+    warnings += report.not_estimated(config, distributed.rank_and_world()[1])
     return {
         "model": _model(config, found),
         "data": dataset.report if dataset else None,

@@ -20,7 +20,7 @@ from ..losses.term import LossTerms
 from ..memory import apply
 from ..training.build import build_adapter, build_terms
 from ..training.model import Model
-from .fake_tensors import Maker
+from .fake_tensors import FakeTensors
 
 CPU = torch.device("cpu")
 
@@ -76,12 +76,12 @@ class FakeSession:
     terms: LossTerms
 
 
-def session(maker: Maker, config: Config, family: Family, dtype: torch.dtype) -> FakeSession:
+def session(maker: FakeTensors, config: Config, family: Family, dtype: torch.dtype) -> FakeSession:
     """What ``training.build`` makes of a configuration, without data and optimizer. UserError as there."""
     own = config.memory.model_copy(update={"compile": "none", "channels_last": False, "base_weights": "full"})
     config = config.model_copy(update={"memory": own})
     adapter = build_adapter(config, family, dtype, None, lambda line: None)
-    apply.shape(own, family.spec, family.denoiser, Path())
+    apply.set_up_blocks(own, family.spec, family.denoiser, Path())
     for module in (family.denoiser, family.vae, *family.text_encoders.values()):
         maker.fill(module)
     model = Model(family, adapter, CPU, dtype)
@@ -91,7 +91,7 @@ def session(maker: Maker, config: Config, family: Family, dtype: torch.dtype) ->
     return FakeSession(config, model, terms)
 
 
-def batch(maker: Maker, session: FakeSession, shape: Shape, heard: Conditioning | None) -> Batch:
+def batch(maker: FakeTensors, session: FakeSession, shape: Shape, heard: Conditioning | None) -> Batch:
     """A micro-batch: winners before losers, as the data layer has it. ``heard``: of one caption, when it is kept."""
     samples, cell = shape.samples, session.model.family.cell
     count = samples * len(shape.roles)

@@ -2,8 +2,8 @@
 
 Modules are built on the meta device, adapters injected there (PEFT does not run under fake tensors), and their
 parameters become fake CPU tensors in the dtype of the run. Whatever follows from them is fake, and nothing is computed;
-small real tensors (draws, indices) stay real. ``Ledger`` sees every operation, and adds up the storages that are alive,
-each once however many views there are.
+small real tensors (draws, indices) stay real. ``MemoryTracker`` sees every operation, and adds up the storages that are
+alive, each once however many views there are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_b
 """What computes on copies of its input and weight in another layout: exactly so in oneDNN, about so in cuDNN."""
 
 
-class Ledger(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Bytes of live storages by label, their largest sum so far, and the multiplications and additions by term."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ def count_attention() -> None:
 
 
 @contextmanager
-def card_lists() -> Iterator[None]:
+def cuda_autocast() -> Iterator[None]:
     """What autocast does on a CUDA card and not on a CPU: norms and resizing run in float32.
 
     From torch's own list (ATen/autocast_mode.h), as far as these models meet it. Patched rather than a mode of torch's:
@@ -164,7 +164,7 @@ def _wide(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in LOW else value
 
 
-class Maker:
+class FakeTensors:
     """Fake tensors of one run; equal tensors become one."""
 
     def __init__(self) -> None:

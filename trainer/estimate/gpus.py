@@ -28,7 +28,7 @@ WITHOUT_BF16 = re.compile(r"\b(gtx|10[5-8]0|16[56]0|20[678]0|t4|v100|p100|p40)\b
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """Where a run would compute."""
 
     name: str
@@ -47,21 +47,21 @@ class Card:
         return torch.bfloat16 if self.bf16 else torch.float16
 
 
-def here(wanted: str = "auto") -> Card:
+def here(wanted: str = "auto") -> Gpu:
     """The device that ``run.device`` chooses on this machine."""
     device = memory.choose_device(wanted)
     if device.type != "cuda":
         import psutil
 
         ram = psutil.virtual_memory()
-        return Card(memory.device_name(device), ram.total / GIB, ram.available / GIB, "cpu", True)
+        return Gpu(memory.device_name(device), ram.total / GIB, ram.available / GIB, "cpu", True)
     free, total = torch.cuda.mem_get_info(device)
     free = min(total, free + 0.5 * GIB)  # asking has made a context of our own, which the run then pays for itself
     name = memory.device_name(device)
-    return Card(name, total / GIB, free / GIB, "cuda", torch.cuda.is_bf16_supported(including_emulation=False))
+    return Gpu(name, total / GIB, free / GIB, "cuda", torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def named(text: str) -> Card:
+def named(text: str) -> Gpu:
     """``RTX 3060 12GB``, ``4090``, ``GTX 1660``. ValueError when the memory of such a card is not known."""
     said = re.search(r"(\d+(?:\.\d+)?)\s*gi?b", text, re.IGNORECASE)
     words = re.sub(r"\d+(?:\.\d+)?\s*gi?b", "", text, flags=re.IGNORECASE).lower()
@@ -69,13 +69,13 @@ def named(text: str) -> Card:
     if not said and not known:
         raise UserError(f'--card: the memory of a "{text}" is not known here; write it behind, as "RTX 3060 12GB"')
     total = float(said[1]) if said else float(SIZES[max(known, key=len)])
-    return Card(text.strip(), total, total - DESKTOP, "cuda", not WITHOUT_BF16.search(words))
+    return Gpu(text.strip(), total, total - DESKTOP, "cuda", not WITHOUT_BF16.search(words))
 
 
-def with_memory(text: str, device: Literal["cuda", "cpu"] = "cuda") -> Card:
+def with_memory(text: str, device: Literal["cuda", "cpu"] = "cuda") -> Gpu:
     """``8GB`` or ``8``: a card of which so much is free. ValueError when it is no size."""
     said = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gi?b?)?\s*", text, re.IGNORECASE)
     if not said or not float(said[1]):
         raise UserError(f"--memory: {text!r} is no size; write --memory 8GB")
     size = float(said[1])
-    return Card(f"a card with {size:g} GB free", size, size, device, True)
+    return Gpu(f"a card with {size:g} GB free", size, size, device, True)

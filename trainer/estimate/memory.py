@@ -27,7 +27,7 @@ from ..families.load import Found
 from ..losses.decode import decoding_dtype
 from ..losses.term import LossTerms, Term, counts
 from ..memory.activation_checkpointing import Host
-from ..memory.quantize import TEXT, Weights, held_bytes, holdable
+from ..memory.quantize import TEXT, Weights, quantizable, quantized_bytes
 from ..objectives.common import ReferenceOptions
 from ..optimizers.build import build as build_optimizer
 from ..training import step_time
@@ -37,7 +37,7 @@ from ..training.remedies import PARTS, STEP, Phase
 from ..training.step import Errors, ReferenceErrors, backward_row_by_row, compute_loss
 from . import fake_model
 from .fake_model import FakeSession, Shape
-from .fake_tensors import HOST, Ledger, Maker, card_lists, size_of
+from .fake_tensors import HOST, FakeTensors, MemoryTracker, cuda_autocast, size_of
 
 GIB = 2**30
 CONTEXT = {"cuda": 0.5 * GIB, "cpu": 0.55 * GIB}
@@ -48,7 +48,7 @@ SLACK = 0.05
 
 
 @dataclass
-class Measured:
+class Estimate:
     """What a symbolic run found, in bytes: plain numbers that can be kept in a file."""
 
     modules: dict[str, dict[str, int]]
@@ -75,21 +75,21 @@ class Measured:
     decodes: bool = False
 
 
-def measure(
+def estimate(
     config: Config,
     found: Found,
     shape: Shape,
     dtype: torch.dtype,
     device: str,
     room: int | None = None,
-    maker: Maker | None = None,
-) -> Measured:
+    maker: FakeTensors | None = None,
+) -> Estimate:
     """The symbolic run. ValueError for options that do not fit.
 
     ``device``: cuda or cpu, whose autocast is followed; ``room``: bytes of the card for decode = "auto" to look at;
     ``maker``: of other tensors than fake ones.
     """
-    maker, ledger = maker or Maker(), Ledger()
+    maker, ledger = maker or FakeTensors(), MemoryTracker()
     vae_dtype = torch.float32 if dtype == torch.float16 else decoding_dtype(dtype, torch.device("cpu"))[0]
     model = fake_model.family(config, found, dtype, vae_dtype)
     held, streamed = _held(model, dtype)
@@ -100,7 +100,7 @@ def measure(
     adapted = {id(t) for t in mine}
     modules = {"denoiser": model.denoiser, "vae": model.vae, **model.text_encoders}
     tensors = {name: [t for t in _tensors(module) if id(t) not in adapted] for name, module in modules.items()}
-    result = Measured(held, streamed, size_of(mine))
+    result = Estimate(held, streamed, size_of(mine))
     result.arch, result.trained = step_time.arch(model.denoiser), _trained(p)
     result.largest = 4 * max(torch.Size(one.plan.site.shape).numel() for one in p.model.adapter.mounted)
     result.trains_text, result.decodes = p.model.trains_text, p.model.decoder is not None
@@ -108,7 +108,7 @@ def measure(
     for parameter in mine:
         parameter.register_post_accumulate_grad_hook(lambda q: ledger.relabel(_grad(q), "adapter"))
     p.terms.terms = [_watched(term, ledger) for term in p.terms.terms]
-    with ledger, card_lists() if device == "cuda" else nullcontext(), _to_host(ledger):
+    with ledger, cuda_autocast() if device == "cuda" else nullcontext(), _to_host(ledger):
         heard = _captions(p, ledger, result)
         _pictures(p, ledger, result, maker, shape)
         micro = fake_model.batch(maker, p, shape, None if p.model.trains_text else heard)
@@ -122,18 +122,18 @@ def measure(
 
 
 def _held(model: Family, dtype: torch.dtype) -> tuple[dict[str, dict[str, int]], dict[str, list[int]]]:
-    """See ``Measured.modules`` and ``Measured.blocks``; of a model without an adapter."""
+    """See ``Estimate.modules`` and ``Estimate.blocks``; of a model without an adapter."""
 
     def layers(module: nn.Module) -> list[torch.Size]:
         return [layer.weight.shape for layer in module.modules() if type(layer) in (nn.Linear, nn.Conv2d)]  # pyright: ignore
 
     def total(shapes: Iterable[torch.Size], kind: Weights) -> int:
-        return sum(held_bytes("int8" if kind == "nf4" and len(s) == 4 else kind, tuple(s), dtype) for s in shapes)
+        return sum(quantized_bytes("int8" if kind == "nf4" and len(s) == 4 else kind, tuple(s), dtype) for s in shapes)
 
     whole: dict[str, dict[str, int]] = {}
     inside = {"denoiser": model.spec.quantized} | dict.fromkeys(model.text_encoders, TEXT)
     for name, module in {"denoiser": model.denoiser, "vae": model.vae, **model.text_encoders}.items():
-        shapes = [layer.weight.shape for _, layer in holdable(module, inside[name])] if name in inside else []
+        shapes = [layer.weight.shape for _, layer in quantizable(module, inside[name])] if name in inside else []
         rest = size_of(_tensors(module)) - total(shapes, "full")
         whole[name] = {kind: rest + total(shapes, kind) for kind in KINDS}
     parts = [layers(block) for block in model.spec.blocks(model.denoiser, resize=True)]
@@ -141,7 +141,7 @@ def _held(model: Family, dtype: torch.dtype) -> tuple[dict[str, dict[str, int]],
 
 
 @contextmanager
-def _to_host(ledger: Ledger) -> Iterator[None]:
+def _to_host(ledger: MemoryTracker) -> Iterator[None]:
     """What is offloaded goes to the same fake device here: it is told apart by its label."""
     was = Host._away
 
@@ -167,7 +167,7 @@ def _grad(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _watched(term: Term, ledger: Ledger) -> Term:
+def _watched(term: Term, ledger: MemoryTracker) -> Term:
     """The term, with what it makes counted as the decoder's where it decodes."""
     if not term.options.decodes:
         return term
@@ -179,7 +179,7 @@ def _watched(term: Term, ledger: Ledger) -> Term:
     return Term(term.name, loss, term.objective, term.options)
 
 
-def _captions(p: FakeSession, ledger: Ledger, result: Measured) -> Conditioning:
+def _captions(p: FakeSession, ledger: MemoryTracker, result: Estimate) -> Conditioning:
     with torch.no_grad(), ledger.labelled("text encoders"):
         ledger.begin()
         heard = p.model.family.encode_text([""])
@@ -187,14 +187,14 @@ def _captions(p: FakeSession, ledger: Ledger, result: Measured) -> Conditioning:
     return heard
 
 
-def _pictures(p: FakeSession, ledger: Ledger, result: Measured, maker: Maker, shape: Shape) -> None:
+def _pictures(p: FakeSession, ledger: MemoryTracker, result: Estimate, maker: FakeTensors, shape: Shape) -> None:
     with ledger.labelled("autoencoder"):
         ledger.begin()
         p.model.family.encode_pixels(maker.empty(1, 3, shape.height, shape.width))
         result.phases["pictures"] = ledger.peak
 
 
-def _training(p: FakeSession, ledger: Ledger, result: Measured, batch: Batch) -> None:
+def _training(p: FakeSession, ledger: MemoryTracker, result: Estimate, batch: Batch) -> None:
     p.model.adapter.train(True)
     ledger.begin()
     with ledger.labelled("adapter"):
@@ -215,7 +215,7 @@ def _training(p: FakeSession, ledger: Ledger, result: Measured, batch: Batch) ->
 class _Remembered:
     """References of fixed draws: computed on the first visit, so their operations are not a step's."""
 
-    ledger: Ledger
+    ledger: MemoryTracker
 
     def get(self, model: Model, terms: LossTerms, batch: Batch, draw: Draw, compute: Callable[[], Errors]) -> Errors:
         before = self.ledger.flops.copy()
@@ -246,7 +246,7 @@ def _judge(
 
 
 @torch.no_grad()
-def _preview(p: FakeSession, ledger: Ledger, result: Measured, maker: Maker, heard: Conditioning) -> None:
+def _preview(p: FakeSession, ledger: MemoryTracker, result: Estimate, maker: FakeTensors, heard: Conditioning) -> None:
     side = p.config.data.resolution or p.model.family.spec.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
     prompts = sampling.prompts(p.config.sample, native, p.model.family.spec.multiple)
@@ -295,7 +295,7 @@ def optimizer_bytes(config: Config, trained: Iterable[tuple[str, list[int], str,
 # ------------------------------------------------------------------------------------------------------ put together
 
 
-def phases(config: Config, m: Measured, device: str, captions_change: bool = False) -> list[Phase]:
+def phases(config: Config, m: Estimate, device: str, captions_change: bool = False) -> list[Phase]:
     """What a run of this configuration holds in each of its phases. Here is the arithmetic of what stays on the card.
 
     ``captions_change``: they are encoded during the run, as they are not kept or vary.
@@ -328,7 +328,7 @@ def phases(config: Config, m: Measured, device: str, captions_change: bool = Fal
     return made
 
 
-def weights_bytes(config: Config, m: Measured, device: str) -> int:
+def weights_bytes(config: Config, m: Estimate, device: str) -> int:
     """What the frozen denoiser takes of the device: held small, and streamed with room for two blocks. From a CPU they
     are streamed to the memory that they lie in."""
     kind, resident = config.memory.base_weights, config.memory.blocks_on_gpu
@@ -340,7 +340,7 @@ def weights_bytes(config: Config, m: Measured, device: str) -> int:
     return whole - away + (2 * max(parts) if share else 0)
 
 
-def operations(config: Config, m: Measured, process: Process) -> tuple[float, float]:
+def operations(config: Config, m: Estimate, process: Process) -> tuple[float, float]:
     """Multiplications and additions of a micro-batch on average, and how many of them its decoding terms make."""
     levels = level_at((torch.arange(1000) + 0.5) / 1000, process, config.noise)
     decoding = 0.0

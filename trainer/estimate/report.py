@@ -26,8 +26,8 @@ from ..training.build import scan
 from ..training.remedies import PARTS, Phase, Remedy, ladder
 from . import fake_model
 from .fake_model import Shape
-from .gpus import GIB, Card
-from .memory import Measured, measure, operations, phases
+from .gpus import GIB, Gpu
+from .memory import Estimate, estimate, operations, phases
 
 NAME, VERSION = "forecasts", 3
 """Of what is remembered; a new version when the same configuration is found to take something else."""
@@ -38,9 +38,9 @@ class Fit:
     """A run on a card."""
 
     config: Config
-    measured: Measured
+    measured: Estimate
     phases: list[Phase]
-    card: Card
+    card: Gpu
 
     @property
     def worst(self) -> Phase:
@@ -70,10 +70,10 @@ def shape(config: Config, found: Found, dataset: Dataset | None) -> Shape:
     return Shape(width, height, roles, config.run.batch)
 
 
-class Checker:
+class Estimator:
     """Asks of one model and its data, for several configurations and one card."""
 
-    def __init__(self, config: Config, found: Found, dataset: Dataset | None, card: Card):
+    def __init__(self, config: Config, found: Found, dataset: Dataset | None, card: Gpu):
         self.found, self.card = found, card
         self._data = (config.data, dataset)
 
@@ -93,9 +93,9 @@ class Checker:
         kept = user_cache.known(NAME).get(key)
         if kept:
             kept["trained"] = [tuple(row) for row in kept["trained"]]
-            measured = Measured(**kept)
+            measured = Estimate(**kept)
         else:
-            measured = measure(config, self.found, at, dtype, self.card.device, room)
+            measured = estimate(config, self.found, at, dtype, self.card.device, room)
             user_cache.remember(NAME, key, asdict(measured))
         change = dataset is not None and dataset.needs_text_encoder
         return Fit(config, measured, phases(config, measured, self.card.device, change), self.card)
@@ -158,7 +158,7 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
 # ---------------------------------------------------------------------------------------------------------- answering
 
 
-def answer(checker: Checker, config: Config, steps: int | None) -> dict[str, Any]:
+def answer(checker: Estimator, config: Config, steps: int | None) -> dict[str, Any]:
     """JSON-able: the ``fit`` of ``check --json``. GB are GiB."""
     fit = checker(config)
     found, card = checker.pace(fit), checker.card
@@ -181,7 +181,7 @@ def answer(checker: Checker, config: Config, steps: int | None) -> dict[str, Any
     }  # fmt: skip
 
 
-def unforeseen(config: Config, world: int) -> list[str]:
+def not_estimated(config: Config, world: int) -> list[str]:
     """What a run will hold that the forecast does not know of, a line each."""
     said = []
     if config.memory.compile != "none":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..diffusion.process import Prediction, Process
 from ..diffusion.types import Conditioning
 from ..memory.activation_checkpointing import blocks_of
-from ..memory.quantize import held_as
+from ..memory.quantize import quantized_as
 from .options import ModelOptions
 from .sources import Files
 from .text import Tokens, clip_tokens, t5_tokens
@@ -261,7 +261,7 @@ def _spelling(tokenizer: Any) -> str:
 
 def _held(module: nn.Module) -> str:
     """How a module's weights are held, where that is not as they are."""
-    kind = held_as(module)
+    kind = quantized_as(module)
     return "" if kind == "full" else f" {kind}"
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def lighten(
+def quantize_and_offload(
     options: MemoryOptions,
     spec: FamilySpec,
     denoiser: nn.Module,
@@ -38,13 +38,13 @@ def lighten(
     resident = options.blocks_on_gpu
     streams = resident != "all" and (resident != "auto" or device.type == "cuda")
     try:
-        held = quantize.hold_all(
+        held = quantize.quantize_module(
             denoiser, options.base_weights, spec.quantized, device, torch.device("cpu") if streams else None
         )
         if held:
-            say(f"base weights: {held} layers in {quantize.held_as(denoiser)}")
+            say(f"base weights: {held} layers in {quantize.quantized_as(denoiser)}")
         for encoder, place in encoders.values():
-            quantize.hold_all(encoder, options.text_weights, quantize.TEXT, place)
+            quantize.quantize_module(encoder, options.text_weights, quantize.TEXT, place)
     except ImportError as error:
         raise UserError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
     if not streams:
@@ -55,7 +55,7 @@ def lighten(
     return streamer
 
 
-def shape(options: MemoryOptions, spec: FamilySpec, denoiser: nn.Module, cache: Path) -> None:
+def set_up_blocks(options: MemoryOptions, spec: FamilySpec, denoiser: nn.Module, cache: Path) -> None:
     """With the adapter in place: how the blocks of the denoiser run. ``cache``: where what is compiled is kept."""
     if options.channels_last:
         denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -67,7 +67,7 @@ def shape(options: MemoryOptions, spec: FamilySpec, denoiser: nn.Module, cache: 
         recompute(spec.blocks(denoiser), options.checkpointing_fraction, options.cpu_offload_checkpointing)
 
 
-def tune(options: MemoryOptions, decoder: Decoder, device: torch.device, cache: Path) -> None:
+def set_up_decoder(options: MemoryOptions, decoder: Decoder, device: torch.device, cache: Path) -> None:
     """The decoder of the terms that look at pixels."""
     compiled = options.compile in ("decoder", "both")
     if compiled:

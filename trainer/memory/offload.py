@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .activation_checkpointing import in_backward
-from .quantize import Parts, hold, is_held
+from .quantize import Parts, is_quantized, quantize_layer
 
 ALIGN = 256
 SLOTS = 2
@@ -71,7 +71,7 @@ class Streamer:
         for i, block in enumerate(self.blocks):
             stays = (i + 1) * count // total > i * count // total
             if stays and block.host is not None:
-                self._to_card(block)
+                self._to_device(block)
             elif not stays and block.host is None:
                 self._to_host(block)
         streamed = [block.size for block in self.blocks if block.host is not None]
@@ -92,17 +92,17 @@ class Streamer:
     def _to_host(self, block: Block) -> None:
         host = pinned(block.size, self.device)
         for (i, name, *_), view in zip(block.spans, _cut(host, block), strict=True):
-            view.copy_(block.layers[i]._buffers[f"held_{name}"])
+            view.copy_(block.layers[i]._buffers[f"packed_{name}"])
         block.host = host
         for i, layer in enumerate(block.layers):
             for name in layer.names:
-                layer._buffers[f"held_{name}"] = None
+                layer._buffers[f"packed_{name}"] = None
             layer.fetch = _Fetch(self, block, i)
 
-    def _to_card(self, block: Block) -> None:
+    def _to_device(self, block: Block) -> None:
         assert block.host is not None
         for (i, name, *_), view in zip(block.spans, _cut(block.host, block), strict=True):
-            block.layers[i]._buffers[f"held_{name}"] = view.to(self.device, copy=True)
+            block.layers[i]._buffers[f"packed_{name}"] = view.to(self.device, copy=True)
         for layer in block.layers:
             layer.fetch = None
         unpin(block.host)
@@ -110,7 +110,7 @@ class Streamer:
 
     # ------------------------------------------------------------------------------------------------ streaming
 
-    def want(self, block: Block) -> list[Parts]:
+    def fetch(self, block: Block) -> list[Parts]:
         """The parts of a block's layers, on the card."""
         now = (in_backward(), block)
         if now == self._now:
@@ -166,7 +166,7 @@ class _Fetch:
     index: int
 
     def __call__(self) -> Parts:
-        return self.streamer.want(self.block)[self.index]
+        return self.streamer.fetch(self.block)[self.index]
 
 
 def pinned(size: int, device: torch.device) -> Tensor:
@@ -193,13 +193,13 @@ def _block(module: nn.Module) -> Block:
     layers = []
     for layer in list(module.modules()):
         if type(layer) in (nn.Linear, nn.Conv2d):
-            hold(layer, "full")
-        if is_held(layer):
+            quantize_layer(layer, "full")
+        if is_quantized(layer):
             layers.append(layer)
     spans, at = [], 0
     for i, layer in enumerate(layers):
         for name in layer.names:
-            part: Any = layer._buffers[f"held_{name}"]
+            part: Any = layer._buffers[f"packed_{name}"]
             spans.append((i, name, at, part.dtype, part.shape))
             at += -(-part.numel() * part.element_size() // ALIGN) * ALIGN
     return Block(layers, spans, at)

@@ -76,7 +76,7 @@ def _levels(device: torch.device) -> Tensor:
     return get_4bit_type("nf4", device=device)
 
 
-def held_bytes(kind: Weights, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+def quantized_bytes(kind: Weights, shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes that a weight of ``shape`` takes when it is held."""
     numbers = torch.Size(shape).numel()
     if kind == "full":
@@ -107,22 +107,22 @@ class _Through(torch.autograd.Function):
             return ctx.layer.pull(grad, ctx.layer.whole(grad.dtype), ctx.shape), None
 
 
-_looked: list[tuple[Any, Any]] = []
-"""The last layer looked at and its weight, inside ``looking``."""
+_reused: list[tuple[Any, Any]] = []
+"""The last layer looked at and its weight, inside ``weights_reused``."""
 
 
 @contextmanager
-def looking() -> Iterator[None]:
+def weights_reused() -> Iterator[None]:
     """Inside, many looks at one layer's ``weight`` in a row unpack it once: PEFT looks fifteen times at each."""
-    _looked.append((None, None))
+    _reused.append((None, None))
     try:
         yield
     finally:
-        _looked.pop()
+        _reused.pop()
 
 
-class _Held(nn.Module):
-    """What held layers share. They are made of plain ones by ``hold``, never constructed."""
+class _Quantized(nn.Module):
+    """What held layers share. They are made of plain ones by ``quantize_layer``, never constructed."""
 
     kind: Weights
     shape: torch.Size
@@ -135,7 +135,7 @@ class _Held(nn.Module):
     def parts(self) -> Parts:
         if self.fetch is not None:
             return self.fetch()
-        return {name: self._buffers[f"held_{name}"] for name in self.names}  # pyright: ignore[reportReturnType]
+        return {name: self._buffers[f"packed_{name}"] for name in self.names}  # pyright: ignore[reportReturnType]
 
     def whole(self, dtype: torch.dtype) -> Tensor:
         return unpack(self.parts(), self.kind, self.shape, dtype)
@@ -143,12 +143,12 @@ class _Held(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight in the precision of the run, for whoever looks at it (a copy: nothing written to it stays)."""
-        if _looked and _looked[-1][0] is self:
-            return _looked[-1][1]
+        if _reused and _reused[-1][0] is self:
+            return _reused[-1][1]
         whole = self.whole(self.dtype)
         whole = whole.clone() if self.kind == "full" else whole
-        if _looked:
-            _looked[-1] = (self, whole)
+        if _reused:
+            _reused[-1] = (self, whole)
         return whole
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class _Held(nn.Module):
         return _Through.apply(x.to(dtype), self)  # pyright: ignore[reportReturnType]
 
 
-class HeldLinear(_Held, nn.Linear):  # pyright: ignore
+class QuantizedLinear(_Quantized, nn.Linear):  # pyright: ignore
     compute = staticmethod(F.linear)
 
     @staticmethod
@@ -165,7 +165,7 @@ class HeldLinear(_Held, nn.Linear):  # pyright: ignore
         return grad @ weight
 
 
-class HeldConv2d(_Held, nn.Conv2d):  # pyright: ignore
+class QuantizedConv2d(_Quantized, nn.Conv2d):  # pyright: ignore
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """PEFT makes the matrices of an adapter by the base layer's class: those are plain."""
         return nn.Conv2d(*args, **kwargs) if args else super().__new__(cls)
@@ -178,7 +178,7 @@ class HeldConv2d(_Held, nn.Conv2d):  # pyright: ignore
         return conv2d_input(shape, weight, grad, *how)
 
 
-def holdable(module: nn.Module, inside: Collection[str]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def quantizable(module: nn.Module, inside: Collection[str]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     """The layers that can be held, by name: those ``inside`` children of these names."""
     for name, layer in module.named_modules():
         if any(part in inside for part in name.split(".")) and type(layer) in (nn.Linear, nn.Conv2d):
@@ -188,20 +188,22 @@ def holdable(module: nn.Module, inside: Collection[str]) -> Iterator[tuple[str, 
 
 
 @torch.no_grad()
-def hold(layer: nn.Module, kind: Weights, device: torch.device | None = None, keep: torch.device | None = None) -> None:
+def quantize_layer(
+    layer: nn.Module, kind: Weights, device: torch.device | None = None, keep: torch.device | None = None
+) -> None:
     """Turn a plain layer into a held one, its weight packed on ``device`` (where it is, if not given), then kept there
     or at ``keep``."""
     weight: Tensor = layer.weight  # pyright: ignore[reportAssignmentType]
     parts = pack(weight.detach().to(device or weight.device), kind)
     del layer._parameters["weight"]
     made: Any = layer
-    made.__class__ = HeldLinear if isinstance(layer, nn.Linear) else HeldConv2d
+    made.__class__ = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
     made.kind, made.shape, made.dtype, made.names, made.fetch = kind, weight.shape, weight.dtype, tuple(parts), None
     for name, value in parts.items():
-        layer.register_buffer(f"held_{name}", value if keep is None else value.to(keep), persistent=False)
+        layer.register_buffer(f"packed_{name}", value if keep is None else value.to(keep), persistent=False)
 
 
-def hold_all(
+def quantize_module(
     module: nn.Module,
     weights: Weights,
     inside: Collection[str],
@@ -212,18 +214,18 @@ def hold_all(
     second copy is on the device. How many there are."""
     if weights == "full":
         return 0
-    layers = [layer for _, layer in holdable(module, inside)]
+    layers = [layer for _, layer in quantizable(module, inside)]
     assert layers, f"{type(module).__name__} has no layers in {inside}"
     for layer in layers:
-        hold(layer, kind_for(layer, weights), device, keep)
+        quantize_layer(layer, kind_for(layer, weights), device, keep)
     return len(layers)
 
 
-def is_held(module: nn.Module) -> bool:
-    return isinstance(module, _Held)
+def is_quantized(module: nn.Module) -> bool:
+    return isinstance(module, _Quantized)
 
 
-def held_as(module: nn.Module) -> str:
+def quantized_as(module: nn.Module) -> str:
     """``full``, or the kinds that a module's layers are held as: part of what its output depends on."""
-    kinds = {layer.kind for layer in module.modules() if isinstance(layer, _Held)}
+    kinds = {layer.kind for layer in module.modules() if isinstance(layer, _Quantized)}
     return "+".join(sorted(kinds - {"full"})) or "full"

@@ -171,13 +171,15 @@ def build_model(
     if config.model.base_adapters:
         for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
             log(line)
-    streamer = apply.lighten(config.memory, family.spec, family.denoiser, family.encoder_places(device), device, log)
+    streamer = apply.quantize_and_offload(
+        config.memory, family.spec, family.denoiser, family.encoder_places(device), device, log
+    )
     family.to(device)
     if instead := memory.use_attention(family.denoiser, attention):
         attention = "sdpa"
         log(instead)
     adapter = build_adapter(config, family, dtype, adapter_file, log)
-    apply.shape(config.memory, family.spec, family.denoiser, compile_cache(config))
+    apply.set_up_blocks(config.memory, family.spec, family.denoiser, compile_cache(config))
     return Model(family, adapter, device, dtype, attention, streamer), vae_dtype
 
 
@@ -207,7 +209,7 @@ def build_terms(config: Config, model: Model, vae_dtype: torch.dtype | None, log
     family, terms = model.family, config.terms()
     if any(options.decodes for options, _ in terms.values()):
         model.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
-        apply.tune(config.memory, model.decoder, model.device, compile_cache(config))
+        apply.set_up_decoder(config.memory, model.decoder, model.device, compile_cache(config))
     weighed = family.process
     if config.run.kohya_strict and not weighed.is_flow:
         weighed = replace(weighed, alphas=scaled_linear())

@@ -50,7 +50,7 @@ class OutOfMemoryFallback:
         if recomputed != (was.gradient_checkpointing, was.cpu_offload_checkpointing):
             for block in model.family.blocks:
                 vars(block).pop("forward", None)
-            apply.shape(now, model.family.spec, model.family.denoiser, compile_cache(session.config))
+            apply.set_up_blocks(now, model.family.spec, model.family.denoiser, compile_cache(session.config))
         if self.config.loss != before.loss:
             adapted = session.terms.state_dict()
             session.terms = build_terms(session.config, model, None, lambda line: None)

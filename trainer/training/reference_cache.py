@@ -11,7 +11,7 @@ import torch
 
 from ..diffusion.types import Batch, Draw
 from ..losses.term import LossTerms
-from ..memory.quantize import held_as
+from ..memory.quantize import quantized_as
 from ..runs.files import write_atomic
 from .model import Model
 from .session import Session
@@ -29,7 +29,7 @@ class ReferenceCache:
             "process": model.process.digest,
             "dtype": str(model.dtype),
             "attention": model.attention,
-            "weights": held_as(model.family.denoiser),
+            "weights": quantized_as(model.family.denoiser),
             "seed": config.run.seed,
             "draws": session.dataset.fixed_draws,
             "noise": config.noise.recorded_dump(),
