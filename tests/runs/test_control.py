@@ -13,7 +13,7 @@ from typing import Any
 
 import fake_trainer
 import pytest
-from waiting import until
+import waiting
 
 from pixelkiln.trainer.runs import control, process
 from pixelkiln.trainer.runs.events import write_status
@@ -129,7 +129,7 @@ def test_a_stop_that_nobody_obeyed_does_not_end_the_next_run(run: Path):
 @pytest.mark.skipif(os.name == "nt", reason="process groups")
 def test_kill_ends_the_children_too(run: Path):
     start(run, child=True, **LONG)
-    until(lambda: control.events(run)[0], "the first event")
+    waiting.until(lambda: control.events(run)[0], "the first event")
     child = control.events(run)[0][0]["child"]
     assert process.start_time(child)
     assert control.kill(run).state == "failed"

@@ -1,7 +1,8 @@
 """Runs killed by SIGKILL at any moment, also in the middle of writing: everything on the disk stays readable, the run
 goes on from its last state, and arrives where it would have arrived.
 
-Long form: ``pytest -m nightly -s tests/runs/test_kills.py``, 100 runs (``PIXELKILN_KILLS=100 9``: their number and the seed).
+Long form: ``pytest -m nightly -s tests/runs/test_kills.py``, 100 runs
+(``PIXELKILN_KILLS=100 9``: their number and the seed).
 """
 
 from __future__ import annotations
