@@ -1,4 +1,4 @@
-"""The forecast against measurement: what a symbolic step is said to hold, and what a real one holds."""
+"""The estimate against measurement: what a symbolic step is said to hold, and what a real one holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pixelkiln.trainer.training.build import build_session, scan
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("forecast")
+    return tmp_path_factory.mktemp("estimate")
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3-medium"])
@@ -80,10 +80,10 @@ def test_state_of_the_optimizer(home, kind):
         for v in s.values()
         if isinstance(v, torch.Tensor) and v.numel() > 1
     ]
-    foretold = memory.optimizer_bytes(config, memory._trained(p))
+    estimated = memory.optimizer_bytes(config, memory._trained(p))
     shared = {id(v) for v in held if list(v.shape) == [256] and v.dtype == torch.float32}  # bitsandbytes' code books
     actual = size_of(v for v in held if id(v) not in shared)
-    assert actual <= foretold <= 1.25 * actual if shared or kind == "Prodigy" else foretold == actual
+    assert actual <= estimated <= 1.25 * actual if shared or kind == "Prodigy" else estimated == actual
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_remedies_are_applied_until_it_fits(home, capsys):
     whole = asked(config)
     small = asked(config.changed({"loss.pixel.decode_batch": 1, "memory.gradient_checkpointing": True}))
     assert small.gb < whole.gb
-    asked.card = replace(asked.card, free=(small.gb + whole.gb) / 2)
+    asked.gpu = replace(asked.gpu, free=(small.gb + whole.gb) / 2)
     answer = report.answer(asked, config, 6)
     assert not answer["fits"] and answer["remedies"][-1]["fits"]
     assert all(one["exact"] for one in answer["remedies"])
@@ -129,7 +129,7 @@ def test_too_little_for_anything_is_said(home):
     config = wanted(home, "sd15", {})
     answer = check(config, gpus.with_memory("0.1"))["fit"]
     assert not answer["fits"]
-    with pytest.raises(ValueError, match=r"--fit: it needs 0\.\d\d GB at least, and a card with 0.1 GB free has 0.10"):
+    with pytest.raises(ValueError, match=r"--fit: it needs 0\.\d\d GB at least, and a GPU with 0.1 GB free has 0.10"):
         report.apply(config, answer, lambda line: None)
 
 
@@ -211,7 +211,7 @@ def test_two_rows_take_more_than_one_and_less_than_twice(home):
 
 
 def test_text_encoders_leave_before_pictures_are_encoded(tmp_path, monkeypatch):
-    """On a card the caches are filled with one kind of encoder at a time; here the same moves go nowhere."""
+    """On a GPU the caches are filled with one kind of encoder at a time; here the same moves go nowhere."""
     p = build_session(wanted(tmp_path, "sdxl", {}), lambda line: None)
     moves: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The forecast against real steps, where something makes a run smaller: streaming, offloading, decode plans."""
+"""The estimate against real steps, where something makes a run smaller: streaming, offloading, decode plans."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECOMPUTE = {"memory.gradient_checkpointing": True}
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("levers")
+    return tmp_path_factory.mktemp("options")
 
 
 @pytest.mark.parametrize("blocks", [0, pytest.param(3, marks=pytest.mark.nightly)])
@@ -97,7 +97,7 @@ def test_a_window_smaller_than_its_picture(home, plan, window, monkeypatch):
 
 @pytest.mark.nightly
 def test_auto_takes_the_plan_that_the_room_allows(home, monkeypatch):
-    """The forecast decides with the room that a card will have, and holds what a step with that plan holds."""
+    """The estimate decides with the room that a GPU will have, and holds what a step with that plan holds."""
     in_the_middle(monkeypatch)
     config = wanted(home, "sd15", {**LARGE, "loss.pixel.window": 256})
     p = build_session(config, lambda line: None)
@@ -117,11 +117,11 @@ def test_what_is_not_foreseen_is_said(home, monkeypatch):
     config = wanted(home, "sd15", {"memory.compile": "both"})
     card = gpus.with_memory("8GB")
     assert [line for line in check(config, card)["warnings"] if "compile" in line] == [
-        "memory.compile: what compiled code takes, and the compiler itself, is not in the forecast"
+        "memory.compile: what compiled code takes, and the compiler itself, is not in the estimate"
     ]
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "2 processes: the forecast is of each card" in " ".join(check(wanted(home, "sd15", {}), card)["warnings"])
+    assert "2 processes: the estimate is of each GPU" in " ".join(check(wanted(home, "sd15", {}), card)["warnings"])
 
 
 def counted(run) -> int:

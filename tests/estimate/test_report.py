@@ -1,4 +1,4 @@
-"""The trainer's forecast as the page and the node show it."""
+"""The trainer's estimate as the page and the node show it."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def warnings(config) -> list[str]:
 def test_a_card_has_a_number(card):
     assert memory.choose_device("auto") == memory.choose_device("cuda") == torch.device("cuda:1")
     assert memory.choose_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(ValueError, match=r"there is no cuda:2; the last of this machine's cards is cuda:1"):
+    with pytest.raises(ValueError, match=r"there is no cuda:2; the last of this machine's GPUs is cuda:1"):
         memory.choose_device("cuda:2")
 
 
@@ -233,7 +233,7 @@ def test_compiled_blocks_do_not_keep_packed_weights_whole(tmp_path):
 def test_training_all_weights_needs_bfloat16(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "choose_precision", lambda *_: torch.float16)
     config = runs.config(tmp_path, {"run.full_bf16": True, "run.precision": "auto"})
-    with pytest.raises(ValueError, match=r"run\.full: it needs bfloat16, which this GPU does not have"):
+    with pytest.raises(ValueError, match=r"run\.full_bf16: it needs bfloat16, which this GPU does not have"):
         loop_module.train(config)
 
 

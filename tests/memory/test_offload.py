@@ -1,4 +1,4 @@
-"""Blocks in the host's memory, and blocks that are recomputed: the same gradients, whatever stays on the card."""
+"""Blocks in the host's memory, and blocks that are recomputed: the same gradients, whatever stays on the GPU."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ NAMES = ["sd15", "sdxl", "sd3.5-medium"]
 
 
 def gradients(
-    name: str, device: str = "cpu", passes: int = 1, kind: str = "lora", **levers: Any
+    name: str, device: str = "cpu", passes: int = 1, kind: str = "lora", **options: Any
 ) -> tuple[Tensor, list[Tensor], Any]:
     """Output and adapter gradients of the last of several passes; each also looks at the bare model."""
     model = tiny.parts(name).denoiser.requires_grad_(False)
     spec: FamilySpec = families[name].build()
-    if levers.get("held"):
-        quantize.quantize_module(model, levers["held"], spec.quantized, torch.device(device))
-    resident = levers.get("resident")
+    if options.get("held"):
+        quantize.quantize_module(model, options["held"], spec.quantized, torch.device(device))
+    resident = options.get("resident")
     streamer = None if resident is None else Streamer(spec.blocks(model, resize=True), torch.device(device), resident)
     model.to(device)
     adapter = inject(model, {}, name, AdapterOptions(kind=kind, rank=2), seed=1)
     for index, parameter in enumerate(adapter.parameters()):
         wave = torch.sin(torch.arange(parameter.numel()) + index).reshape(parameter.shape)
         parameter.data += 0.02 * wave.to(device)
-    if levers.get("share"):
-        recompute(spec.blocks(model), levers["share"], levers.get("to_host", False))
+    if options.get("share"):
+        recompute(spec.blocks(model), options["share"], options.get("to_host", False))
     out = torch.empty(0)
     for _ in range(passes):
         for parameter in adapter.parameters():
@@ -99,8 +99,8 @@ def test_blocks_can_be_taken_in_and_given_back_between_steps():
 
 def test_recomputing_changes_no_bit(plain):
     name, (_, grads, _) = plain
-    for levers in ({"share": 1.0}, {"share": 0.5}, {"share": 1.0, "to_host": True}):
-        for mine, wanted in zip(gradients(name, **levers)[1], grads, strict=True):
+    for options in ({"share": 1.0}, {"share": 0.5}, {"share": 1.0, "to_host": True}):
+        for mine, wanted in zip(gradients(name, **options)[1], grads, strict=True):
             assert torch.equal(mine, wanted)
 
 

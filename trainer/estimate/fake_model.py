@@ -53,8 +53,8 @@ def family(config: Config, found: Found, dtype: torch.dtype, vae_dtype: torch.dt
     how = configs(found)
     modules = bare(found.spec, how)
     for name, module in modules.items():
-        for held in (p for p in module.parameters() if p.is_floating_point()):
-            held.data = held.data.to(vae_dtype if name == "vae" else dtype)
+        for value in (p for p in module.parameters() if p.is_floating_point()):
+            value.data = value.data.to(vae_dtype if name == "vae" else dtype)
         for part in module.modules():
             for name_of, value in part._buffers.items():
                 if value is not None and value.is_floating_point():
@@ -91,26 +91,26 @@ def session(maker: FakeTensors, config: Config, family: Family, dtype: torch.dty
     return FakeSession(config, model, terms)
 
 
-def batch(maker: FakeTensors, session: FakeSession, shape: Shape, heard: Conditioning | None) -> Batch:
-    """A micro-batch: winners before losers, as the data layer has it. ``heard``: of one caption, when it is kept."""
+def batch(maker: FakeTensors, session: FakeSession, shape: Shape, conditioning: Conditioning | None) -> Batch:
+    """A micro-batch: winners before losers, as in the data. ``conditioning``: of one caption, where it is cached."""
     samples, cell = shape.samples, session.model.family.cell
     count = samples * len(shape.roles)
     latents = maker.empty(count, session.model.family.channels, shape.height // cell, shape.width // cell)
     roles: list[Role] = [role for role in shape.roles for _ in range(samples)]
     group = torch.arange(samples).repeat(len(shape.roles))
     size = torch.tensor([[shape.height, shape.width, 0, 0, shape.height, shape.width]] * count, dtype=torch.float32)
-    said = None if heard is None else _repeat(heard, count)
+    repeated = None if conditioning is None else _repeat(conditioning, count)
     keys = [str(i) for i in range(count)]
     mask = maker.empty(count, 1, shape.height, shape.width) if masked(session.config) else None
-    return Batch(latents, [""] * count, size, Rows(roles, torch.ones(count), group), keys, said, mask)
+    return Batch(latents, [""] * count, size, Rows(roles, torch.ones(count), group), keys, repeated, mask)
 
 
 def masked(config: Config) -> bool:
     return any(one.alpha_mask or one.masks for _, one in config.data.named_sets())
 
 
-def _repeat(heard: Conditioning, count: int) -> Conditioning:
+def _repeat(conditioning: Conditioning, count: int) -> Conditioning:
     def many(value: Tensor | None) -> Any:
         return None if value is None else value[:1].repeat(count, *[1] * (value.ndim - 1))
 
-    return Conditioning(many(heard.hidden), many(heard.pooled), many(heard.mask))
+    return Conditioning(many(conditioning.hidden), many(conditioning.pooled), many(conditioning.mask))

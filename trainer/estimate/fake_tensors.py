@@ -119,7 +119,7 @@ def _blocked(value: Tensor) -> int:
 
 
 def count_attention() -> None:
-    """Let torch count the operations of a CPU's attention too: its own list has a card's kernels only."""
+    """Let torch count the operations of a CPU's attention too: its own list has a GPU's kernels only."""
     ops: Any = torch.ops.aten
 
     def of_forward(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
@@ -135,7 +135,7 @@ def count_attention() -> None:
 
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
-    """What autocast does on a CUDA card and not on a CPU: norms and resizing run in float32.
+    """What autocast does on a CUDA GPU and not on a CPU: norms and resizing run in float32.
 
     From torch's own list (ATen/autocast_mode.h), as far as these models meet it. Patched rather than a mode of torch's:
     modes are off inside of ``backward``, where checkpoints are computed again.
@@ -143,24 +143,24 @@ def cuda_autocast() -> Iterator[None]:
     names = ("group_norm", "layer_norm", "rms_norm", "interpolate", "softmax")
     was = {name: getattr(functional, name) for name in names}
 
-    def wide(function: Callable[..., Any]) -> Callable[..., Any]:
+    def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if torch.is_autocast_enabled("cpu"):
-                args, kwargs = tree_map(_wide, (args, kwargs))
+                args, kwargs = tree_map(_float32, (args, kwargs))
             return function(*args, **kwargs)
 
         return call
 
     try:
         for name, function in was.items():
-            setattr(functional, name, wide(function))
+            setattr(functional, name, in_float32(function))
         yield
     finally:
         for name, function in was.items():
             setattr(functional, name, function)
 
 
-def _wide(value: Any) -> Any:
+def _float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in LOW else value
 
 
@@ -178,10 +178,10 @@ class FakeTensors:
     def fill(self, module: nn.Module) -> None:
         """Put fake tensors in the place of a module's parameters and buffers, whatever device they claim."""
         for part in module.modules():
-            for held in (part._parameters, part._buffers):
-                for name, value in held.items():
+            for tensors in (part._parameters, part._buffers):
+                for name, value in tensors.items():
                     if value is not None:
-                        held[name] = self._of(value)
+                        tensors[name] = self._of(value)
 
     def _of(self, value: Tensor) -> Any:
         if id(value) not in self._made:

@@ -1,4 +1,4 @@
-"""Graphics cards: the one that is found, or one that somebody has in mind."""
+"""GPUs: the one that is found, or one that is named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..memory import device as memory
 
 GIB = 2**30
 DESKTOP = 0.6
-"""GiB that a desktop and its browser are taken to hold of a card that is only named."""
+"""GiB that a desktop and its browser are taken to hold of a GPU that is only named."""
 SIZES = {
     "1050 ti": 4, "1060": 6, "1070": 8, "1070 ti": 8, "1080": 8, "1080 ti": 11, "1650": 4, "1660": 6, "1660 ti": 6,
     "1660 super": 6, "2060": 6, "2060 super": 8, "2070": 8, "2070 super": 8, "2080": 8, "2080 super": 8, "2080 ti": 11,
@@ -22,9 +22,9 @@ SIZES = {
     "4080 super": 16, "4090": 24, "5060": 8, "5060 ti": 16, "5070": 12, "5070 ti": 16, "5080": 16, "5090": 32,
     "t4": 16, "v100": 16, "p100": 16, "l4": 24, "l40s": 48, "a10": 24, "a40": 48, "a100": 40, "h100": 80, "h200": 141,
 }  # fmt: skip
-"""GiB of cards whose name does not say it; the smaller one where there are two."""
+"""GiB of GPUs whose name does not say it; the smaller one where there are two."""
 WITHOUT_BF16 = re.compile(r"\b(gtx|10[5-8]0|16[56]0|20[678]0|t4|v100|p100|p40)\b", re.IGNORECASE)
-"""Cards that compute in float16 but not in bfloat16."""
+"""GPUs that compute in float16 but not in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Gpu:
     """Whether it computes in bfloat16."""
 
     def dtype(self, wanted: str) -> torch.dtype:
-        """As ``memory.choose_precision``, for a card that need not be here."""
+        """As ``memory.choose_precision``, for a GPU that need not be here."""
         if wanted != "auto" or self.device == "cpu":
             return memory.choose_precision(wanted, torch.device(self.device))
         return torch.bfloat16 if self.bf16 else torch.float16
@@ -62,20 +62,20 @@ def here(wanted: str = "auto") -> Gpu:
 
 
 def named(text: str) -> Gpu:
-    """``RTX 3060 12GB``, ``4090``, ``GTX 1660``. ValueError when the memory of such a card is not known."""
-    said = re.search(r"(\d+(?:\.\d+)?)\s*gi?b", text, re.IGNORECASE)
+    """``RTX 3060 12GB``, ``4090``, ``GTX 1660``. UserError when the memory of such a GPU is not known."""
+    given = re.search(r"(\d+(?:\.\d+)?)\s*gi?b", text, re.IGNORECASE)
     words = re.sub(r"\d+(?:\.\d+)?\s*gi?b", "", text, flags=re.IGNORECASE).lower()
     known = [name for name in SIZES if re.search(rf"\b{name}\b", words)]
-    if not said and not known:
+    if not given and not known:
         raise UserError(f'--card: the memory of a "{text}" is not known here; write it behind, as "RTX 3060 12GB"')
-    total = float(said[1]) if said else float(SIZES[max(known, key=len)])
+    total = float(given[1]) if given else float(SIZES[max(known, key=len)])
     return Gpu(text.strip(), total, total - DESKTOP, "cuda", not WITHOUT_BF16.search(words))
 
 
 def with_memory(text: str, device: Literal["cuda", "cpu"] = "cuda") -> Gpu:
-    """``8GB`` or ``8``: a card of which so much is free. ValueError when it is no size."""
-    said = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gi?b?)?\s*", text, re.IGNORECASE)
-    if not said or not float(said[1]):
+    """``8GB`` or ``8``: a GPU of which this much is free. UserError when it is no size."""
+    given = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gi?b?)?\s*", text, re.IGNORECASE)
+    if not given or not float(given[1]):
         raise UserError(f"--memory: {text!r} is no size; write --memory 8GB")
-    size = float(said[1])
-    return Gpu(f"a card with {size:g} GB free", size, size, device, True)
+    size = float(given[1])
+    return Gpu(f"a GPU with {size:g} GB free", size, size, device, True)

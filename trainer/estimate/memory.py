@@ -2,8 +2,9 @@
 
 What a symbolic run shows: the activations of the training step with its reference pass and loss terms, of previews,
 validation and the encoding of pictures and captions, and the operations of a step. What is arithmetic: weights (as they
-will be held), the optimizer's state (of the real optimizer, on one small parameter of each shape), the proof of a saved
-file, and the workspace that CUDA, its libraries and the allocator take, which no symbolic run can see.
+will be quantized), the optimizer's state (of the real optimizer, on one small parameter of each shape), the
+verification of a saved file, and the workspace that CUDA, its libraries and the allocator take, which no symbolic run
+can see.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from .fake_tensors import HOST, FakeTensors, MemoryTracker, cuda_autocast, size_
 
 GIB = 2**30
 CONTEXT = {"cuda": 0.5 * GIB, "cpu": 0.55 * GIB}
-"""What a process takes before any tensor: CUDA's context and libraries on a card, Python and its libraries on a CPU."""
+"""What a process takes before any tensor: CUDA's context and libraries on a GPU, Python and its libraries on a CPU."""
 KINDS: tuple[Weights, ...] = ("full", "fp8", "int8", "nf4")
 SLACK = 0.05
 """Share of what is allocated that the allocator reserves beside it."""
@@ -52,9 +53,9 @@ class Estimate:
     """What a symbolic run found, in bytes: plain numbers that can be kept in a file."""
 
     modules: dict[str, dict[str, int]]
-    """denoiser, vae, and each text encoder, by how its weights may be held: full, fp8, int8, nf4."""
+    """denoiser, vae, and each text encoder, by how its weights may be quantized: full, fp8, int8, nf4."""
     blocks: dict[str, list[int]]
-    """The denoiser's blocks that can be streamed, held in the same ways."""
+    """The denoiser's blocks that can be streamed, quantized in the same ways."""
     adapter: int = 0
     """Its parameters."""
     trained: list[tuple[str, list[int], str, int]] = field(default_factory=list)
@@ -70,7 +71,7 @@ class Estimate:
     decoding: dict[str, int] = field(default_factory=dict)
     """Of which this much is each decoding term's."""
     arch: str = ""
-    """The denoiser, as ``pace.arch`` names it."""
+    """The denoiser, as ``step_time.arch`` names it."""
     trains_text: bool = False
     decodes: bool = False
 
@@ -84,44 +85,44 @@ def estimate(
     room: int | None = None,
     maker: FakeTensors | None = None,
 ) -> Estimate:
-    """The symbolic run. ValueError for options that do not fit.
+    """The symbolic run. UserError for options that do not fit.
 
-    ``device``: cuda or cpu, whose autocast is followed; ``room``: bytes of the card for decode = "auto" to look at;
+    ``device``: cuda or cpu, whose autocast is followed; ``room``: bytes of the GPU for decode = "auto" to look at;
     ``maker``: of other tensors than fake ones.
     """
-    maker, ledger = maker or FakeTensors(), MemoryTracker()
+    maker, tracker = maker or FakeTensors(), MemoryTracker()
     vae_dtype = torch.float32 if dtype == torch.float16 else decoding_dtype(dtype, torch.device("cpu"))[0]
     model = fake_model.family(config, found, dtype, vae_dtype)
-    held, streamed = _held(model, dtype)
+    weights, streamed = _weights(model, dtype)
     p = fake_model.session(maker, config, model, dtype)
     if p.model.decoder is not None and room is not None:
-        p.model.decoder.room = room - sum(kinds["full"] for kinds in held.values())
+        p.model.decoder.room = room - sum(kinds["full"] for kinds in weights.values())
     mine = p.model.adapter.parameters()
     adapted = {id(t) for t in mine}
     modules = {"denoiser": model.denoiser, "vae": model.vae, **model.text_encoders}
     tensors = {name: [t for t in _tensors(module) if id(t) not in adapted] for name, module in modules.items()}
-    result = Estimate(held, streamed, size_of(mine))
+    result = Estimate(weights, streamed, size_of(mine))
     result.arch, result.trained = step_time.arch(model.denoiser), _trained(p)
     result.largest = 4 * max(torch.Size(one.plan.site.shape).numel() for one in p.model.adapter.mounted)
     result.trains_text, result.decodes = p.model.trains_text, p.model.decoder is not None
-    ledger.leave_out([*mine, *(t for some in tensors.values() for t in some)])
+    tracker.leave_out([*mine, *(t for some in tensors.values() for t in some)])
     for parameter in mine:
-        parameter.register_post_accumulate_grad_hook(lambda q: ledger.relabel(_grad(q), "adapter"))
-    p.terms.terms = [_watched(term, ledger) for term in p.terms.terms]
-    with ledger, cuda_autocast() if device == "cuda" else nullcontext(), _to_host(ledger):
-        heard = _captions(p, ledger, result)
-        _pictures(p, ledger, result, maker, shape)
-        micro = fake_model.batch(maker, p, shape, None if p.model.trains_text else heard)
-        _training(p, ledger, result, micro)
+        parameter.register_post_accumulate_grad_hook(lambda q: tracker.relabel(_grad(q), "adapter"))
+    p.terms.terms = [_watched(term, tracker) for term in p.terms.terms]
+    with tracker, cuda_autocast() if device == "cuda" else nullcontext(), _to_host(tracker):
+        conditioning = _captions(p, tracker, result)
+        _pictures(p, tracker, result, maker, shape)
+        micro = fake_model.batch(maker, p, shape, None if p.model.trains_text else conditioning)
+        _training(p, tracker, result, micro)
         if config.data.validation_split:
             with torch.no_grad():
                 _judge(p, micro)
-            result.phases["validation"] = ledger.peak
-        _preview(p, ledger, result, maker, heard)
+            result.phases["validation"] = tracker.peak
+        _preview(p, tracker, result, maker, conditioning)
     return result
 
 
-def _held(model: Family, dtype: torch.dtype) -> tuple[dict[str, dict[str, int]], dict[str, list[int]]]:
+def _weights(model: Family, dtype: torch.dtype) -> tuple[dict[str, dict[str, int]], dict[str, list[int]]]:
     """See ``Estimate.modules`` and ``Estimate.blocks``; of a model without an adapter."""
 
     def layers(module: nn.Module) -> list[torch.Size]:
@@ -141,14 +142,14 @@ def _held(model: Family, dtype: torch.dtype) -> tuple[dict[str, dict[str, int]],
 
 
 @contextmanager
-def _to_host(ledger: MemoryTracker) -> Iterator[None]:
-    """What is offloaded goes to the same fake device here: it is told apart by its label."""
+def _to_host(tracker: MemoryTracker) -> Iterator[None]:
+    """What is offloaded goes to the same fake device here: its label tells it."""
     was = Host._away
 
     def away(self: Host, tensor: Tensor) -> Any:
         if tensor.is_leaf or tensor.numel() * tensor.element_size() < self.small:
             return tensor
-        with ledger.labelled(HOST):
+        with tracker.labelled(HOST):
             return tensor.clone(), tensor.device, None
 
     Host._away = away
@@ -167,60 +168,60 @@ def _grad(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _watched(term: Term, ledger: MemoryTracker) -> Term:
+def _watched(term: Term, tracker: MemoryTracker) -> Term:
     """The term, with what it makes counted as the decoder's where it decodes."""
     if not term.options.decodes:
         return term
 
     def loss(step: Step) -> Tensor:
-        with ledger.labelled("decoder", term.name):
+        with tracker.labelled("decoder", term.name):
             return term.loss(step)
 
     return Term(term.name, loss, term.objective, term.options)
 
 
-def _captions(p: FakeSession, ledger: MemoryTracker, result: Estimate) -> Conditioning:
-    with torch.no_grad(), ledger.labelled("text encoders"):
-        ledger.begin()
-        heard = p.model.family.encode_text([""])
-        result.phases["captions"] = ledger.peak
-    return heard
+def _captions(p: FakeSession, tracker: MemoryTracker, result: Estimate) -> Conditioning:
+    with torch.no_grad(), tracker.labelled("text encoders"):
+        tracker.begin()
+        conditioning = p.model.family.encode_text([""])
+        result.phases["captions"] = tracker.peak
+    return conditioning
 
 
-def _pictures(p: FakeSession, ledger: MemoryTracker, result: Estimate, maker: FakeTensors, shape: Shape) -> None:
-    with ledger.labelled("autoencoder"):
-        ledger.begin()
+def _pictures(p: FakeSession, tracker: MemoryTracker, result: Estimate, maker: FakeTensors, shape: Shape) -> None:
+    with tracker.labelled("autoencoder"):
+        tracker.begin()
         p.model.family.encode_pixels(maker.empty(1, 3, shape.height, shape.width))
-        result.phases["pictures"] = ledger.peak
+        result.phases["pictures"] = tracker.peak
 
 
-def _training(p: FakeSession, ledger: MemoryTracker, result: Estimate, batch: Batch) -> None:
+def _training(p: FakeSession, tracker: MemoryTracker, result: Estimate, batch: Batch) -> None:
     p.model.adapter.train(True)
-    ledger.begin()
-    with ledger.labelled("adapter"):
+    tracker.begin()
+    with tracker.labelled("adapter"):
         for parameter in p.model.adapter.parameters() if p.config.run.accumulation > 1 else ():
             parameter.grad = torch.zeros_like(parameter)
     cached = any(isinstance(o, ReferenceOptions) and o.reference_draws for _, o in p.config.terms().values())
-    remembered = _Remembered(ledger) if cached else None
-    _judge(p, batch, remembered, lambda: setattr(result, "kept", sum(ledger.live.values())))
-    result.phases["training step"], result.flops = ledger.peak, ledger.flops.total()
-    result.decoding = {name: count for name, count in ledger.flops.items() if name}
+    remembered = _Remembered(tracker) if cached else None
+    _judge(p, batch, remembered, lambda: setattr(result, "kept", sum(tracker.live.values())))
+    result.phases["training step"], result.flops = tracker.peak, tracker.flops.total()
+    result.decoding = {name: count for name, count in tracker.flops.items() if name}
     for parameter in p.model.adapter.parameters():
         parameter.grad = None
     p.model.adapter.train(False)
-    ledger.begin()
+    tracker.begin()
 
 
 @dataclass
 class _Remembered:
     """References of fixed draws: computed on the first visit, so their operations are not a step's."""
 
-    ledger: MemoryTracker
+    tracker: MemoryTracker
 
     def get(self, model: Model, terms: LossTerms, batch: Batch, draw: Draw, compute: Callable[[], Errors]) -> Errors:
-        before = self.ledger.flops.copy()
+        before = self.tracker.flops.copy()
         errors = compute()
-        self.ledger.flops = before
+        self.tracker.flops = before
         return errors
 
 
@@ -239,29 +240,31 @@ def _judge(
             p.model, p.terms, batch, chance, roles, 0, torch.amp.GradScaler("cpu", enabled=False), references
         )
         return
-    judged = compute_loss(p.model, p.terms, batch, chance, roles, 0, references)
+    result = compute_loss(p.model, p.terms, batch, chance, roles, 0, references)
     between()
-    if judged.loss.requires_grad:
-        judged.loss.backward()
+    if result.loss.requires_grad:
+        result.loss.backward()
 
 
 @torch.no_grad()
-def _preview(p: FakeSession, ledger: MemoryTracker, result: Estimate, maker: FakeTensors, heard: Conditioning) -> None:
+def _preview(
+    p: FakeSession, tracker: MemoryTracker, result: Estimate, maker: FakeTensors, conditioning: Conditioning
+) -> None:
     side = p.config.data.resolution or p.model.family.spec.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
     prompts = sampling.prompts(p.config.sample, native, p.model.family.spec.multiple)
     if not prompts:
         return
     largest = max(prompts, key=lambda prompt: prompt.width * prompt.height)
-    ledger.begin()
+    tracker.begin()
     z = maker.empty(
         1, p.model.family.channels, largest.height // p.model.family.cell, largest.width // p.model.family.cell
     )
     with p.model.autocast():
-        p.model.family.predict(z, torch.full((1,), 0.5 if p.model.process.is_flow else 500.0), heard)
-    with ledger.labelled("decoder"):
+        p.model.family.predict(z, torch.full((1,), 0.5 if p.model.process.is_flow else 500.0), conditioning)
+    with tracker.labelled("decoder"):
         p.model.family.decode(z)
-    result.phases["previews"] = ledger.peak
+    result.phases["previews"] = tracker.peak
 
 
 def _trained(p: FakeSession) -> list[tuple[str, list[int], str, int]]:
@@ -296,7 +299,7 @@ def optimizer_bytes(config: Config, trained: Iterable[tuple[str, list[int], str,
 
 
 def phases(config: Config, m: Estimate, device: str, captions_change: bool = False) -> list[Phase]:
-    """What a run of this configuration holds in each of its phases. Here is the arithmetic of what stays on the card.
+    """What a run of this configuration holds in each of its phases. Here is the arithmetic of what stays on the GPU.
 
     ``captions_change``: they are encoded during the run, as they are not kept or vary.
     """
@@ -329,7 +332,7 @@ def phases(config: Config, m: Estimate, device: str, captions_change: bool = Fal
 
 
 def weights_bytes(config: Config, m: Estimate, device: str) -> int:
-    """What the frozen denoiser takes of the device: held small, and streamed with room for two blocks. From a CPU they
+    """What the frozen denoiser takes of the device: quantized, and streamed with room for two blocks. From a CPU they
     are streamed to the memory that they lie in."""
     kind, resident = config.memory.base_weights, config.memory.blocks_on_gpu
     whole, parts = m.modules["denoiser"][kind], m.blocks[kind]

@@ -1,4 +1,4 @@
-"""Does a run fit on a card, how long will it take, and what would make it fit?"""
+"""Does a run fit on a GPU, how long will it take, and what would make it fit?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..families.load import Found, configs
 from ..losses.pixel import DecodeOptions
 from ..runs import user_cache
 from ..runs.control import gigabytes
-from ..training import step_time as pace
+from ..training import step_time
 from ..training.build import scan
 from ..training.remedies import PARTS, Phase, Remedy, ladder
 from . import fake_model
@@ -35,12 +35,12 @@ NAME, VERSION = "forecasts", 3
 
 @dataclass(frozen=True)
 class Fit:
-    """A run on a card."""
+    """A run on a GPU."""
 
     config: Config
     measured: Estimate
     phases: list[Phase]
-    card: Gpu
+    gpu: Gpu
 
     @property
     def worst(self) -> Phase:
@@ -52,7 +52,7 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        return self.gb <= self.card.free
+        return self.gb <= self.gpu.free
 
 
 def shape(config: Config, found: Found, dataset: Dataset | None) -> Shape:
@@ -71,10 +71,10 @@ def shape(config: Config, found: Found, dataset: Dataset | None) -> Shape:
 
 
 class Estimator:
-    """Asks of one model and its data, for several configurations and one card."""
+    """Estimates of one model and its data, for several configurations and one GPU."""
 
-    def __init__(self, config: Config, found: Found, dataset: Dataset | None, card: Gpu):
-        self.found, self.card = found, card
+    def __init__(self, config: Config, found: Found, dataset: Dataset | None, gpu: Gpu):
+        self.found, self.gpu = found, gpu
         self._data = (config.data, dataset)
 
     def dataset(self, config: Config) -> Dataset | None:
@@ -87,31 +87,31 @@ class Estimator:
 
     def __call__(self, config: Config) -> Fit:
         dataset = self.dataset(config)
-        at, dtype = shape(config, self.found, dataset), self.card.dtype(config.run.precision)
+        at, dtype = shape(config, self.found, dataset), self.gpu.dtype(config.run.precision)
         room = self._room(config)
-        key = _key(config, self.found, at, dtype, self.card.device, room)
-        kept = user_cache.known(NAME).get(key)
-        if kept:
-            kept["trained"] = [tuple(row) for row in kept["trained"]]
-            measured = Estimate(**kept)
+        key = _key(config, self.found, at, dtype, self.gpu.device, room)
+        cached = user_cache.known(NAME).get(key)
+        if cached:
+            cached["trained"] = [tuple(row) for row in cached["trained"]]
+            measured = Estimate(**cached)
         else:
-            measured = estimate(config, self.found, at, dtype, self.card.device, room)
+            measured = estimate(config, self.found, at, dtype, self.gpu.device, room)
             user_cache.remember(NAME, key, asdict(measured))
         change = dataset is not None and dataset.needs_text_encoder
-        return Fit(config, measured, phases(config, measured, self.card.device, change), self.card)
+        return Fit(config, measured, phases(config, measured, self.gpu.device, change), self.gpu)
 
     def _room(self, config: Config) -> int | None:
-        """What decode = "auto" will find free, before the model; in quarters of a GiB, so that a forecast is kept."""
+        """Bytes free for decode = "auto" before the model is loaded; in quarters of a GiB, for the cache's sake."""
         chosen = [o for o, _ in config.terms().values() if isinstance(o, DecodeOptions) and o.decode == "auto"]
-        return int(self.card.free * 4) * GIB // 4 if chosen and self.card.device == "cuda" else None
+        return int(self.gpu.free * 4) * GIB // 4 if chosen and self.gpu.device == "cuda" else None
 
-    def pace(self, fit: Fit) -> pace.StepTime | None:
+    def step_time(self, fit: Fit) -> step_time.StepTime | None:
         at = shape(fit.config, self.found, self.dataset(fit.config))
-        dtype = self.card.dtype(fit.config.run.precision)
-        names = (self.card.name, str(dtype).removeprefix("torch."))
-        key = pace.key(fit.config, fit.measured.arch, (at.width, at.height), *names)
+        dtype = self.gpu.dtype(fit.config.run.precision)
+        names = (self.gpu.name, str(dtype).removeprefix("torch."))
+        key = step_time.key(fit.config, fit.measured.arch, (at.width, at.height), *names)
         each, _ = operations(fit.config, fit.measured, self.found.process)
-        return pace.expect(key, *names, each * fit.config.run.accumulation)
+        return step_time.expect(key, *names, each * fit.config.run.accumulation)
 
     def computing(self, fit: Fit) -> float:
         """Operations of an average step, as a multiple of one whose terms decode nothing."""
@@ -158,21 +158,21 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
 # ---------------------------------------------------------------------------------------------------------- answering
 
 
-def answer(checker: Estimator, config: Config, steps: int | None) -> dict[str, Any]:
+def answer(estimator: Estimator, config: Config, steps: int | None) -> dict[str, Any]:
     """JSON-able: the ``fit`` of ``check --json``. GB are GiB."""
-    fit = checker(config)
-    found, card = checker.pace(fit), checker.card
-    remedies = [] if fit.fits else checker.remedies(fit)
-    dtype = str(card.dtype(config.run.precision)).removeprefix("torch.")
+    fit = estimator(config)
+    found, gpu = estimator.step_time(fit), estimator.gpu
+    remedies = [] if fit.fits else estimator.remedies(fit)
+    dtype = str(gpu.dtype(config.run.precision)).removeprefix("torch.")
     return {
-        "gb": round(fit.gb, 2), "of_gb": round(card.free, 2), "fits": fit.fits, "card": card.name,
-        "device": card.device, "precision": dtype, "at": fit.worst.name, "parts": _rounded(fit.worst),
+        "gb": round(fit.gb, 2), "of_gb": round(gpu.free, 2), "fits": fit.fits, "card": gpu.name,
+        "device": gpu.device, "precision": dtype, "at": fit.worst.name, "parts": _rounded(fit.worst),
         "phases": [{"name": one.name, "gb": round(one.total / GIB, 2), "parts": _rounded(one)} for one in fit.phases],
         "seconds": round(found.seconds * steps) if found and steps else None,
         "seconds_per_step": found.seconds if found else None,
         "pace": found.source if found else "no run of this machine is remembered yet; the first one, or check "
         "--calibrate, teaches it",
-        "computing": round(checker.computing(fit), 2),
+        "computing": round(estimator.computing(fit), 2),
         "remedies": [
             {"label": one.label, "cost": one.cost, "exact": one.exact, "changes": one.changes,
              "gb": round(after.gb, 2), "fits": after.fits}
@@ -182,16 +182,16 @@ def answer(checker: Estimator, config: Config, steps: int | None) -> dict[str, A
 
 
 def not_estimated(config: Config, world: int) -> list[str]:
-    """What a run will hold that the forecast does not know of, a line each."""
-    said = []
+    """What a run will hold that is not in the estimate, one per line."""
+    lines = []
     if config.memory.compile != "none":
-        said.append("memory.compile: what compiled code takes, and the compiler itself, is not in the forecast")
+        lines.append("memory.compile: what compiled code takes, and the compiler itself, is not in the estimate")
     if world > 1:
-        said.append(
-            f"{world} processes: the forecast is of each card, which holds its own copy of everything; the sum of the "
+        lines.append(
+            f"{world} processes: the estimate is of each GPU, which holds its own copy of everything; the sum of the "
             "gradients, twice the adapter for a moment, is not in it"
         )
-    return said
+    return lines
 
 
 def _rounded(phase: Phase) -> dict[str, float]:
@@ -199,7 +199,7 @@ def _rounded(phase: Phase) -> dict[str, float]:
 
 
 def apply(config: Config, fit: dict[str, Any], say: Callable[[str], None]) -> Config:
-    """The configuration with the remedies of an answer. ValueError when they are not enough."""
+    """The configuration with the remedies of an answer. UserError when they are not enough."""
     for one in fit["remedies"]:
         say(f"fit: {one['label']} ({one['cost']}): {gigabytes(one['gb'])} GB")
         config = config.changed(one["changes"])
@@ -207,6 +207,6 @@ def apply(config: Config, fit: dict[str, Any], say: Callable[[str], None]) -> Co
         least = fit["remedies"][-1]["gb"] if fit["remedies"] else fit["gb"]
         raise UserError(
             f"--fit: it needs {gigabytes(least)} GB at least, and {fit['card']} has {gigabytes(fit['of_gb'])} GB free; "
-            "choose a smaller model or a larger card"
+            "choose a smaller model or a larger GPU"
         )
     return config

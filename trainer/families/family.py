@@ -140,7 +140,7 @@ class Family:
     shift: float = 0.0
     """m of the latents."""
     added: str = ""
-    """What adapters were added to the weights, told by their content."""
+    """What adapters were added to the weights, as digests of their content."""
 
     @property
     def name(self) -> str:
@@ -175,7 +175,7 @@ class Family:
         weight = next(self.vae.parameters())
         with torch.autocast(weight.device.type, enabled=False):
             means = [self.vae.encode(one.to(weight)).latent_dist.mode() for one in pixels.split(1)]
-        return self.scale * (_wide(torch.cat(means)) - self.shift)
+        return self.scale * (at_least_float32(torch.cat(means)) - self.shift)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -183,10 +183,10 @@ class Family:
         weight = next(self.vae.parameters())
         with torch.autocast(weight.device.type, enabled=False):
             z = latents.to(weight) / self.scale + self.shift
-            return _wide(torch.cat([self.vae.decode(one).sample for one in z.split(1)]))
+            return at_least_float32(torch.cat([self.vae.decode(one).sample for one in z.split(1)]))
 
     def encode_text(self, captions: list[str]) -> Conditioning:
-        """What the denoiser hears of each caption, on the first encoder's device.
+        """The conditioning of each caption, on the first encoder's device.
 
         With gradient where encoders are trained. Captions longer than they read are cut, and counted in ``truncated``.
         """
@@ -209,7 +209,7 @@ class Family:
         dtype = _dtype(self.denoiser)
         pooled = None if conditioning.pooled is None else conditioning.pooled.to(dtype)
         text = replace(conditioning, hidden=conditioning.hidden.to(dtype), pooled=pooled)
-        return _wide(self.spec.run(self.denoiser, noisy.to(dtype), self.process.time(level), text))
+        return at_least_float32(self.spec.run(self.denoiser, noisy.to(dtype), self.process.time(level), text))
 
     def warnings(self) -> list[str]:
         """One line per text encoder that could not read some captions whole; beside T5 the CLIPs may miss the rest."""
@@ -225,11 +225,11 @@ class Family:
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Content hashes for cache keys: ``model``, ``vae`` (of latents) and ``text`` (of conditioning); as the
-        modules are when they are first asked for, so only once adapters are added and weights held as they stay."""
+        modules are when they are first asked for, so only once adapters are added and weights are quantized."""
         how = self.options
         reading = (how.clip_skip, how.max_tokens, how.weighted_captions, how.t5_max_tokens, how.t5_mask, how.clip_mask)
         words = [_spelling(self.tokenizers[name]) for name in self.text_encoders]
-        kinds = [f"{name} {_dtype(module)}{_held(module)}" for name, module in self.text_encoders.items()]
+        kinds = [f"{name} {_dtype(module)}{_quantization(module)}" for name, module in self.text_encoders.items()]
         return {
             "model": self.files.digest("model") + self.added,
             "vae": self.files.digest("vae", str(_dtype(self.vae)), str(self.scale), str(self.shift)),
@@ -254,19 +254,19 @@ class Family:
 
 def _spelling(tokenizer: Any) -> str:
     """All of a tokenizer but its momentary padding and truncation."""
-    held = json.loads(tokenizer.backend_tokenizer.to_str())
-    kept = {key: value for key, value in held.items() if key not in ("padding", "truncation")}
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
     return json.dumps([kept, tokenizer.pad_token_id], sort_keys=True)
 
 
-def _held(module: nn.Module) -> str:
-    """How a module's weights are held, where that is not as they are."""
+def _quantization(module: nn.Module) -> str:
+    """How a module's weights are quantized; empty where they are not."""
     kind = quantized_as(module)
     return "" if kind == "full" else f" {kind}"
 
 
-def _wide(value: Tensor) -> Tensor:
-    """At least float32."""
+def at_least_float32(value: Tensor) -> Tensor:
+    """In float32, or in float64 where it is that."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 

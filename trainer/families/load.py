@@ -22,7 +22,7 @@ from .options import ModelOptions
 from .parts import Source
 from .sources import Checkpoint, Files, locate, open_file
 
-_SPOKEN: dict[str, Prediction] = {
+_PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "epsilon",
     "v": "v",
     "v_prediction": "v",
@@ -53,7 +53,7 @@ def load(
 ) -> Family:
     """The model of ``options``, frozen, on the CPU. The autoencoder is never float16, which overflows: float32 instead.
 
-    Raises ValueError, one line, for whatever is missing, damaged, of another kind, or contradicts the options.
+    Raises UserError, one line, for whatever is missing, damaged, of another kind, or contradicts the options.
     """
     found = found or identify(options)
     spec, source = found.spec, found.source
@@ -108,7 +108,7 @@ def configs(found: Found) -> parts.Configs:
 
 
 def assumed(options: ModelOptions) -> Found:
-    """A family's public model, for who asks without naming a file. ValueError when there is no family either."""
+    """A family's public model, where no file is named. UserError when there is no family either."""
     if options.family == "auto":
         raise UserError("model.family: neither a model nor its family is given; set model.path, or model.family")
     spec = families[options.family].build()
@@ -162,10 +162,10 @@ def _place(named: str, where: str, options: ModelOptions | None = None) -> Sourc
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a source itself says of its noise process."""
+    """What a source itself states about its noise process."""
 
     prediction: Prediction | None
-    said_by: str
+    source: str
     """Where it says so, or why it is in doubt."""
     doubtful: bool
     zero_snr: bool
@@ -232,9 +232,11 @@ def _other_part(file: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> str:
 def _folder_spec(folder: Path) -> FamilySpec:
     net = next((p for p in ("unet", "transformer") if (folder / p / "config.json").is_file()), None)
     if net is None:
-        held = sorted(f.name for f in folder.glob("*.safetensors"))
+        inside = sorted(f.name for f in folder.glob("*.safetensors"))
         hint = (
-            f"name one of its files ({', '.join(held[:3])})" if held else "name a checkpoint file or a diffusers folder"
+            f"name one of its files ({', '.join(inside[:3])})"
+            if inside
+            else "name a checkpoint file or a diffusers folder"
         )
         raise UserError(f"model.path: {folder} is no diffusers folder (no unet or transformer in it); {hint}")
     config = {"_class_name": "UNet2DConditionModel", **_json(folder / net / "config.json")}
@@ -257,14 +259,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _file_evidence(file: Checkpoint) -> Evidence:
-    told = file.metadata.get("modelspec.prediction_type", "")
+    declared = file.metadata.get("modelspec.prediction_type", "")
     zero, name = "ztsnr" in file.shapes, file.path.stem
-    prediction, said_by, doubtful = _SPOKEN.get(told), "its modelspec.prediction_type", False
+    prediction, source, doubtful = _PREDICTIONS.get(declared), "its modelspec.prediction_type", False
     if "v_pred" in file.shapes:
-        prediction, said_by = "v", "its 'v_pred' key"
+        prediction, source = "v", "its 'v_pred' key"
     elif prediction is None and re.search(r"v[-_ ]?pred", name, re.IGNORECASE):
-        said_by, doubtful = "its name speaks of v-prediction, but nothing in it does", True
-    return Evidence(prediction, said_by, doubtful, zero, scaled_linear())
+        source, doubtful = "its name mentions v-prediction, but nothing in it does", True
+    return Evidence(prediction, source, doubtful, zero, scaled_linear())
 
 
 def _folder_evidence(folder: Path) -> Evidence:
@@ -280,8 +282,8 @@ def _folder_evidence(folder: Path) -> Evidence:
         config.get("beta_start", 0.00085), config.get("beta_end", 0.012), config.get("num_train_timesteps", 1000)
     )
     zero = bool(config.get("rescale_betas_zero_snr"))
-    told = _SPOKEN.get(config.get("prediction_type", ""))
-    return Evidence(told, "its scheduler_config.json", False, zero, alphas)
+    declared = _PREDICTIONS.get(config.get("prediction_type", ""))
+    return Evidence(declared, "its scheduler_config.json", False, zero, alphas)
 
 
 def _process(options: ModelOptions, spec: FamilySpec, evidence: Evidence, notes: list[str]) -> Process:
@@ -304,28 +306,28 @@ def _flow(spec: FamilySpec) -> Process:
 
 
 def _prediction(options: ModelOptions, spec: FamilySpec, evidence: Evidence, notes: list[str]) -> Prediction:
-    """The configured, the told or the usual prediction; ValueError when they contradict or nobody says."""
-    asked, told = options.prediction, evidence.prediction
-    if told and told not in spec.predictions:
+    """The configured, the declared or the usual prediction; UserError when they contradict or none is known."""
+    asked, declared = options.prediction, evidence.prediction
+    if declared and declared not in spec.predictions:
         raise UserError(
-            f"model.path: {options.path} predicts {told} by {evidence.said_by}, which is not known for {spec.title}; "
-            "give another model"
+            f"model.path: {options.path} predicts {declared} by {evidence.source}, which is not known for "
+            f"{spec.title}; give another model"
         )
     if asked != "auto":
         if asked not in spec.predictions:
             raise UserError(
                 f"model.prediction: {asked}, but {spec.title} predicts {' or '.join(spec.predictions)}; set 'auto'"
             )
-        if told and told != asked:
+        if declared and declared != asked:
             raise UserError(
-                f"model.prediction: {asked}, but {options.path} predicts {told} by {evidence.said_by}; set 'auto'"
+                f"model.prediction: {asked}, but {options.path} predicts {declared} by {evidence.source}; set 'auto'"
             )
         return asked
-    if told:
-        notes.append(f"it predicts {told} (by {evidence.said_by})")
-        return told
+    if declared:
+        notes.append(f"it predicts {declared} (by {evidence.source})")
+        return declared
     if evidence.doubtful or spec.assumed is None:
-        why = evidence.said_by if evidence.doubtful else "such files do not say what they predict"
+        why = evidence.source if evidence.doubtful else "such files do not say what they predict"
         raise UserError(f"model.prediction: {options.path}: {why}; set prediction = 'v' or 'epsilon'")
     notes.append(
         f"it predicts {spec.assumed}" + (", as nothing in it says otherwise" if len(spec.predictions) > 1 else "")
@@ -350,7 +352,7 @@ def _encoder_source(
 ) -> Source | None:
     """Where a text encoder is read from; None for an optional one that is missing or not wanted."""
     if encoder.optional and not options.use_t5:
-        notes.append("T5 is not used; the model hears zeros in its place")
+        notes.append("T5 is not used; the model receives zeros in its place")
         return None
     if encoder.option and (named := getattr(options, encoder.option)):
         notes.append(f"{encoder.folder}: {named}")
@@ -362,7 +364,7 @@ def _encoder_source(
     if inside:
         return source
     if encoder.optional:
-        notes.append(f"there is no T5 in {options.path}; the model hears zeros in its place (model.t5 names a file)")
+        notes.append(f"there is no T5 in {options.path}; the model receives zeros in its place (model.t5 names a file)")
         return None
     where = f"name its file in model.{encoder.option}" if encoder.option else "use a checkpoint that holds it"
     raise UserError(f"model.path: {options.path} holds no {encoder.folder} ({spec.title} needs it); {where}")
@@ -370,7 +372,7 @@ def _encoder_source(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The libraries' progress bars and advice are off while a model is read; what is wrong is told by ValueErrors."""
+    """Switch off the libraries' progress bars and advice while a model is read; faults are UserErrors."""
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log
 

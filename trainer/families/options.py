@@ -46,7 +46,7 @@ class ModelOptions(Options):
     t5: PathStr | None = option(None, kohya="t5xxl", label="T5-XXL file")
     """The T5-XXL text encoder, for SD3 files that hold none."""
     use_t5: bool = option(True, label="Use T5")
-    """Load T5 for SD3 where there is one. Without it the model hears zeros in its place and needs 10 GB less."""
+    """Load T5 for SD3 where there is one. Without it the model receives zeros in its place and needs 10 GB less."""
     t5_max_tokens: int = option(256, kohya="t5xxl_max_token_length", label="T5 caption length (tokens)", ge=16, le=512)
     """How many tokens of a caption T5 reads (SD3); also the number of zeros without T5."""
     t5_mask: bool = option(False, kohya="apply_t5_attn_mask", label="T5 attention mask")

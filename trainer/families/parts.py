@@ -50,14 +50,14 @@ def read_denoiser(source: Checkpoint | Path, spec: FamilySpec, dtype: torch.dtyp
 
 
 def check_vae(source: Checkpoint | Path, spec: FamilySpec, where: str) -> None:
-    """ValueError when there is no autoencoder, or in a file one of another kind."""
+    """UserError when there is no autoencoder, or in a file one of another kind."""
     if isinstance(source, Path):
-        held = (_home(source, "vae") / "config.json").is_file()
+        there = (_home(source, "vae") / "config.json").is_file()
         first = (0, spec.vae["latent_channels"])
     else:
         first = source.shapes.get(f"{_vae_prefix(source)}decoder.conv_in.weight", ())
-        held, source = bool(first), source.path
-    if not held:
+        there, source = bool(first), source.path
+    if not there:
         raise UserError(f"{where}: {source} holds no autoencoder; name a VAE file or folder in model.vae")
     if first[1] != spec.vae["latent_channels"]:
         raise UserError(
@@ -172,7 +172,7 @@ def _from_weights(made: Any, weights: dict[str, Tensor], config: dict[str, Any],
 
 
 def _filled(module: Any, weights: dict[str, Tensor], path: Path) -> Any:
-    """A module without weights given its tensors; ValueError when one is missing or of another shape."""
+    """A module without weights given its tensors; UserError when one is missing or of another shape."""
     wanted = module.state_dict()
     if lost := [key for key in wanted if key not in weights]:
         raise UserError(f"model: {path} lacks {lost[0]} ({len(lost)} in all); it is incomplete")
@@ -189,16 +189,16 @@ def _filled(module: Any, weights: dict[str, Tensor], path: Path) -> Any:
 def _from_folder(made: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
     if not (folder / "config.json").is_file():
         raise UserError(f"model: there is no {folder / 'config.json'}; give a whole diffusers folder")
-    held = [f.name for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")]
-    if variant is None and held and all(name.count(".") > 1 for name in held):
-        variant = held[0].split(".")[1].split("-")[0]  # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
+    weights = [f.name for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")]
+    if variant is None and weights and all(name.count(".") > 1 for name in weights):
+        variant = weights[0].split(".")[1].split("-")[0]  # model.fp16-00001-of-00002.safetensors
     try:
         module, found = made.from_pretrained(
             folder, torch_dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True
         )
     except (OSError, RuntimeError, KeyError) as error:
-        told = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"model: {folder} cannot be read ({told}); download it again") from None
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"model: {folder} cannot be read ({reason}); download it again") from None
     if lost := sorted(found["missing_keys"]):
         raise UserError(f"model: {folder} lacks {lost[0]} ({len(lost)} in all); it is incomplete")
     return module

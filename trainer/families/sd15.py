@@ -56,7 +56,7 @@ def run(denoiser: Any, noisy: Tensor, time: Tensor, conditioning: Conditioning) 
 
 
 def refuse_sd3(options: ModelOptions, name: str) -> None:
-    """ValueError when an option is set that only SD3 has."""
+    """UserError when an option is set that only SD3 has."""
     fields = ("t5", "t5_mask", "clip_mask")
     if found := [field for field in fields if getattr(options, field)]:
         raise UserError(f"model.{found[0]}: {name} has no such text encoder option, only SD3 does; remove it")

@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def open_file(path: Path, where: str) -> Checkpoint:
-    """Names and shapes of a checkpoint file. ValueError when it is damaged or a pickle of more than tensors."""
+    """Names and shapes of a checkpoint file. UserError when it is damaged or a pickle of more than tensors."""
     if path.suffix == ".safetensors":
         return _open_safetensors(path, where)
     return _open_pickle(path, where)
@@ -75,17 +75,17 @@ def _open_pickle(path: Path, where: str) -> Checkpoint:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of another pickle protocol: it loads, or what follows is said
-            held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            warnings.simplefilter("ignore")  # of another pickle protocol: it loads, or the error below is raised
+            state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except BROKEN_PICKLE as error:
         code = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words go on to advise loading it all the same
         raise UserError(
             f"{where}: {path} holds more than tensors{f' ({code[1]})' if code else ''}, or is damaged, and a pickle "
             "can run any code, so it is not loaded; give a .safetensors file"
         ) from None
-    while isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
-        held = held["state_dict"]
-    tensors = {k: v for k, v in held.items() if isinstance(v, Tensor)} if isinstance(held, dict) else {}
+    while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     return Checkpoint(path, shapes, {}, lambda keys: {key: tensors[key] for key in keys})
 
@@ -94,7 +94,7 @@ def _open_pickle(path: Path, where: str) -> Checkpoint:
 
 
 def locate(path: str, where: str, revision: str | None = None, variant: str | None = None) -> Path:
-    """A file or folder on this machine for a path or hub id (downloaded if need be). ValueError when there is none."""
+    """A file or folder on this machine for a path or hub id (downloaded if need be). UserError when there is none."""
     place = Path(path)
     if place.is_dir():
         return place
@@ -154,17 +154,17 @@ class Files:
     def digest(self, part: Literal["model", "vae", "text"], *facts: str) -> str:
         """SHA-256 over the contents of a part's files and over ``facts``."""
         files = sorted({f for p in self.parts.values() for f in p}) if part == "model" else self.parts[part]
-        told = [sha256(file) for file in files] + list(facts)
-        return hashlib.sha256("\n".join(told).encode()).hexdigest()
+        digests = [sha256(file) for file in files] + list(facts)
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def metadata(self) -> dict[str, str]:
         """Names and hashes as sd-scripts writes them into a LoRA's header."""
-        said = {"ss_sd_model_name": self.path.name, "ss_vae_name": self.own_vae.name if self.own_vae else "None"}
+        found = {"ss_sd_model_name": self.path.name, "ss_vae_name": self.own_vae.name if self.own_vae else "None"}
         if self.path.is_file():
-            said |= {"ss_sd_model_hash": short_hash(self.path), "ss_new_sd_model_hash": sha256(self.path)}
+            found |= {"ss_sd_model_hash": short_hash(self.path), "ss_new_sd_model_hash": sha256(self.path)}
         if self.own_vae and self.own_vae.is_file():
-            said |= {"ss_vae_hash": short_hash(self.own_vae), "ss_new_vae_hash": sha256(self.own_vae)}
-        return said
+            found |= {"ss_vae_hash": short_hash(self.own_vae), "ss_new_vae_hash": sha256(self.own_vae)}
+        return found
 
 
 def short_hash(path: Path) -> str:

@@ -38,9 +38,9 @@ def clip_tokens(tokenizer: Any, captions: list[str], limit: int = CHUNK, weighte
     ids, masks, weights, cut = [], [], [], []
     for caption in captions:
         pieces = emphasis(caption) if weighted else [(caption, 1.0)]
-        said = [(token, weight) for text, weight in pieces for token in _ids(tokenizer, text)]
-        cut.append(max(0, len(said) - limit))
-        tokens = [token for token, _ in said[:limit]]
+        weighted_tokens = [(token, weight) for text, weight in pieces for token in _ids(tokenizer, text)]
+        cut.append(max(0, len(weighted_tokens) - limit))
+        tokens = [token for token, _ in weighted_tokens[:limit]]
         line = [*tokens, end, *[pad] * limit][:limit]
         for at in range(0, limit, CHUNK):
             words = line[at : at + CHUNK]
@@ -50,7 +50,7 @@ def clip_tokens(tokenizer: Any, captions: list[str], limit: int = CHUNK, weighte
             ids.append([start, *words, end if full else pad])
             real = CHUNK + 2 if full else max(0, len(tokens) - at) + 2
             masks.append([1] * real + [0] * (CHUNK + 2 - real))
-        weights.append([weight for _, weight in said[:limit]] + [1.0] * (limit - len(tokens)))
+        weights.append([weight for _, weight in weighted_tokens[:limit]] + [1.0] * (limit - len(tokens)))
     shape = (len(captions), chunks, CHUNK + 2)
     emphasised = torch.tensor(weights) if weighted else None
     return Tokens(torch.tensor(ids).reshape(shape), torch.tensor(masks).reshape(shape), emphasised, cut)

@@ -19,7 +19,7 @@ _FORGE = ("backend/huggingface/stabilityai/stable-diffusion-3-medium-diffusers/t
 
 
 def tokenizer(encoder: Encoder, model: Path, cache_dir: str | None) -> Any:
-    """The tokenizer for a text encoder of the model (file or folder) at ``model``. ValueError: which files to give."""
+    """The tokenizer for a text encoder of the model (file or folder) at ``model``. UserError: which files to give."""
     kind = "T5Tokenizer" if encoder.model == "T5EncoderModel" else "CLIPTokenizer"
     home = model if model.is_dir() else model.parent
     if model.is_dir() and _complete(kind, home / encoder.tokenizer):

@@ -48,7 +48,7 @@ def _recomputed(inner: Callable[..., Any], host: Host | None) -> Callable[..., A
             return inner(*args, **kwargs)
         count, names = len(args), list(kwargs)
 
-        # all by position: only these does torch's checkpoint hand to the hooks; what ``run`` held itself would stay
+        # all by position: only these does torch's checkpoint hand to the hooks; what ``run`` closes over would stay
         def run(*values: Any) -> Any:
             return inner(*values[:count], **dict(zip(names, values[count:])))
 

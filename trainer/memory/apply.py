@@ -1,4 +1,4 @@
-"""[memory] pulled on a model: weights held small or streamed, blocks recomputed or compiled, the decoder tuned."""
+"""[memory] applied to a model: weights quantized or streamed, blocks recomputed or compiled, the decoder set up."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def quantize_and_offload(
     say: Callable[[str], None],
 ) -> Streamer | None:
     """Before an adapter is there: make frozen weights small, each on the device where it will be; those of blocks that
-    are streamed stay in the host's memory. ValueError without bitsandbytes."""
+    are streamed stay in the host's memory. UserError without bitsandbytes."""
     memory.set_limit(device, options.limit_gb)
     resident = options.blocks_on_gpu
     streams = resident != "all" and (resident != "auto" or device.type == "cuda")
     try:
-        held = quantize.quantize_module(
+        count = quantize.quantize_module(
             denoiser, options.base_weights, spec.quantized, device, torch.device("cpu") if streams else None
         )
-        if held:
-            say(f"base weights: {held} layers in {quantize.quantized_as(denoiser)}")
+        if count:
+            say(f"base weights: {count} layers in {quantize.quantized_as(denoiser)}")
         for encoder, place in encoders.values():
             quantize.quantize_module(encoder, options.text_weights, quantize.TEXT, place)
     except ImportError as error:
@@ -51,7 +51,7 @@ def quantize_and_offload(
         return None
     streamer = Streamer(spec.blocks(denoiser, resize=True), device, resident if isinstance(resident, int) else 0)
     away, count = streamer.host_bytes / 2**30, len(streamer.blocks)
-    say(f"streaming: {streamer.resident} of {count} blocks stay on the card, {away:.2f} GiB in the host's memory")
+    say(f"streaming: {streamer.resident} of {count} blocks stay on the GPU, {away:.2f} GiB in the host's memory")
     return streamer
 
 

@@ -39,18 +39,18 @@ class MemoryOptions(Options):
     """How many blocks of the frozen network stay on the GPU; the others live in the host's memory and are copied to it
     ahead of use. ``auto``: none in the first two steps, then as many as there is room for. The same numbers."""
     limit_gb: float | None = option(None, label="Memory limit (GB)", gt=0)
-    """Use at most so much of the card's memory, and leave the rest to others."""
+    """Use at most this much of the GPU's memory, and leave the rest to others."""
     channels_last: bool = option(False, label="Channels last")
-    """Keep pictures in memory with their channels last, as a card's convolutions like it, in the U-Net and in the
+    """Keep pictures in memory with their channels last, as a GPU's convolutions like it, in the U-Net and in the
     decoder. Equal up to rounding."""
     compile: Literal["none", "denoiser", "decoder", "both"] = option("none", label="Compile")
     """Let torch compile the network's blocks, the decoder's, or both, for training steps (previews and the rest run as
     they are): the first steps take minutes, the others less time. It is kept in the run's cache folder. Equal up to
-    rounding; it needs a C++ compiler, on a card also Triton. Blocks that are streamed cannot be compiled."""
+    rounding; it needs a C++ compiler, on a GPU also Triton. Blocks that are streamed cannot be compiled."""
     base_weights: Weights = option("full", label="Base weights")
-    """How the frozen denoiser is held: ``full`` as ``run.precision`` says, ``fp8`` and ``int8`` in half of 16 bits,
-    ``nf4`` in about a third (its convolutions in int8). Unpacked layer by layer as they are used; the adapter learns on
-    the rounded model."""
+    """How the frozen denoiser is quantized: ``full`` is as ``run.precision``, ``fp8`` and ``int8`` take half of 16
+    bits, ``nf4`` about a third (its convolutions in int8). Unpacked layer by layer as they are used; the adapter learns
+    on the rounded model."""
     text_weights: Weights = option("full", label="Text encoder weights")
     """The same for the text encoders (SD3's T5 needs 9.5 GB in 16 bits, 2.7 in nf4)."""
     grad_cache: bool = option(False, label="GradCache (one picture at a time)", formerly="one_by_one")
@@ -74,7 +74,7 @@ class MemoryOptions(Options):
 
 
 def choose_device(wanted: str) -> torch.device:
-    """A device of this machine; a card always with its number. ValueError for one that is not there."""
+    """A device of this machine; a GPU always with its number. UserError for one that is not there."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -83,12 +83,12 @@ def choose_device(wanted: str) -> torch.device:
         raise UserError(f"run.device: '{wanted}' is no device; use auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "run.device: torch finds no CUDA card here; use device = 'auto', or run `python install.py doctor`"
+            "run.device: torch finds no CUDA GPU here; use device = 'auto', or run `python install.py doctor`"
         )
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         if device.index >= (count := torch.cuda.device_count()):
-            raise UserError(f"run.device: there is no {device}; the last of this machine's cards is cuda:{count - 1}")
+            raise UserError(f"run.device: there is no {device}; the last of this machine's GPUs is cuda:{count - 1}")
     return device
 
 
@@ -97,7 +97,7 @@ def device_name(device: torch.device) -> str:
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of frozen weights and arithmetic. ValueError where the device cannot do it."""
+    """The dtype of frozen weights and arithmetic. UserError where the device cannot do it."""
     if wanted == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -122,9 +122,7 @@ def choose_attention(device: torch.device, wanted: str = "auto") -> tuple[str, s
         why = "SDPA (xformers is not installed)"
     except (NotImplementedError, RuntimeError, AttributeError, OSError):
         version = getattr(sys.modules.get("xformers"), "__version__", "")
-        why = (
-            f"SDPA (xformers {version} has no kernel for {'a CPU' if device.type == 'cpu' else 'this torch and card'})"
-        )
+        why = f"SDPA (xformers {version} has no kernel for {'a CPU' if device.type == 'cpu' else 'this torch and GPU'})"
     if wanted == "xformers":
         why += ", though xformers was asked for"
     return "sdpa", why
@@ -137,20 +135,20 @@ def use_attention(denoiser: Any, name: str) -> str | None:
         try:
             denoiser.enable_xformers_memory_efficient_attention()
         except RuntimeError as error:  # a NotImplementedError too, as xformers says it
-            said = str(error).strip().splitlines()[0]
-            return f"attention: SDPA after all (diffusers cannot use xformers here: {said})"
+            reason = str(error).strip().splitlines()[0]
+            return f"attention: SDPA after all (diffusers cannot use xformers here: {reason})"
     return None
 
 
 def set_limit(device: torch.device, limit_gb: float | None) -> None:
-    """Cap what this process takes of the card."""
+    """Cap what this process takes of the GPU."""
     if limit_gb is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 2**30 / total), device)
 
 
 def spare_bytes(device: torch.device, limit_gb: float | None) -> int:
-    """What the steps so far left free on the card, less a tenth of its memory for what other steps may need."""
+    """What the steps so far left free on the GPU, less a tenth of its memory for what other steps may need."""
     free, total = torch.cuda.mem_get_info(device)
     mine = torch.cuda.memory_reserved(device)
     most = min(free + mine, total if limit_gb is None else int(limit_gb * 2**30))
@@ -158,7 +156,7 @@ def spare_bytes(device: torch.device, limit_gb: float | None) -> int:
 
 
 def free_bytes(device: torch.device, limit_gb: float | None) -> int | None:
-    """What is free on the card now; None on a CPU."""
+    """What is free on the GPU now; None on a CPU."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -178,7 +176,7 @@ def release(device: torch.device) -> None:
 
 
 def spilled(device: torch.device) -> tuple[float, float] | None:
-    """(GiB used, GiB there) of a card that is full where the system lends it its own memory; Windows does that."""
+    """(GiB used, GiB there) of a GPU that is full where the system lends it its own memory; Windows does that."""
     if device.type != "cuda" or sys.platform != "win32":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -188,7 +186,7 @@ def spilled(device: torch.device) -> tuple[float, float] | None:
 
 
 def used_gb(device: torch.device) -> float:
-    """GiB in use now: reserved on a card, resident in memory on a CPU."""
+    """GiB in use now: reserved on a GPU, resident in memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device) / 2**30
     import psutil
@@ -197,7 +195,7 @@ def used_gb(device: torch.device) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Until the card has done what it was given."""
+    """Wait until the GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -212,7 +210,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_gb(device: torch.device) -> float:
-    """GiB: reserved on the card at most; on a CPU the largest resident size of this process."""
+    """GiB: reserved on the GPU at most; on a CPU the largest resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**30
     if sys.platform == "win32":

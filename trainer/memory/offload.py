@@ -1,9 +1,9 @@
-"""Blocks of the frozen denoiser that live in the host's memory and are copied to the card ahead of use.
+"""Blocks of the frozen denoiser that live in the host's memory and are copied to the GPU ahead of use.
 
-The base never changes, so nothing is written back. A block's weights lie in one piece of pinned memory; the card has
+The base never changes, so nothing is written back. A block's weights lie in one piece of pinned memory; the GPU has
 room for two such pieces, the one in use and the one to come, which is copied on a stream of its own. A layer asks for
-its weight in its forward and again in its backward pass (see ``frozen``), so it makes no difference to the numbers when
-a piece was given to another block in between. What comes next is what came next the last time, in each direction.
+its weight in its forward and again in its backward pass (see ``quantize``), so it makes no difference to the numbers
+when a piece was given to another block in between. What comes next is what came next the last time, in each direction.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ class Block:
     host: Tensor | None = None
     slot: int | None = None
     ready: Any = None
-    """The event after which the card has it."""
+    """The event after which the GPU has it."""
     views: list[Parts] = field(default_factory=list)
 
 
 class Streamer:
-    """The blocks of a denoiser, some resident on the card, the rest streamed."""
+    """The blocks of a denoiser, some resident on the GPU, the rest streamed."""
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device, resident: int = 0):
-        """Their layers may be quantized already or plain. ``resident``: how many blocks stay on the card."""
+        """Their layers may be quantized already or plain. ``resident``: how many blocks stay on the GPU."""
         self.device = device
         self.blocks = [_block(module) for module in blocks]
         self.blocks = [block for block in self.blocks if block.layers]
         self.resident = len(self.blocks)
         self.copies = 0
-        """Blocks copied to the card so far."""
+        """Blocks copied to the GPU so far."""
         self.missed = 0
-        """Those of them that were not foreseen: the card waited."""
+        """Those of them that were not prefetched: the GPU waited."""
         self._after: dict[tuple[bool, Block], Block] = {}
         self._now: tuple[bool, Block] | None = None
         self._slots: list[Tensor] = []
@@ -111,7 +111,7 @@ class Streamer:
     # ------------------------------------------------------------------------------------------------ streaming
 
     def fetch(self, block: Block) -> list[Parts]:
-        """The parts of a block's layers, on the card."""
+        """The parts of a block's layers, on the GPU."""
         now = (in_backward(), block)
         if now == self._now:
             return block.views
@@ -131,7 +131,7 @@ class Streamer:
     def _copy(self, block: Block) -> None:
         """Into the slot that is not in use; after everything that was computed with what was there."""
         assert block.host is not None and self._now is not None
-        slot = next(i for i, held in enumerate(self._of) if held is not self._now[1] or held is None)
+        slot = next(i for i, block_in in enumerate(self._of) if block_in is not self._now[1] or block_in is None)
         if (old := self._of[slot]) is not None:
             old.slot, old.views = None, []
         self._of[slot], block.slot = block, slot
@@ -170,7 +170,7 @@ class _Fetch:
 
 
 def pinned(size: int, device: torch.device) -> Tensor:
-    """So many bytes of the host's memory, pinned for a card, exactly (torch's own allocator takes the next power of
+    """``size`` bytes of the host's memory, pinned for a GPU, exactly (torch's own allocator takes the next power of
     two, and keeps it). Where the system pins no more they are plain memory: slower to copy, not wrong."""
     host = torch.empty(size, dtype=torch.uint8)
     if device.type == "cuda" and size:
@@ -189,7 +189,7 @@ def unpin(host: Tensor) -> None:
 
 
 def _block(module: nn.Module) -> Block:
-    """A block with all its layers held, in whatever way they are."""
+    """A block with all its layers wrapped, quantized or not."""
     layers = []
     for layer in list(module.modules()):
         if type(layer) in (nn.Linear, nn.Conv2d):

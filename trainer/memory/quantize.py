@@ -1,8 +1,8 @@
-"""Frozen weights held small (8 or 4 bits) or somewhere else, and whole only while their layer computes with them.
+"""Frozen weights quantized (8 or 4 bits) or offloaded, and whole only while their layer computes with them.
 
-A held layer is still an ``nn.Linear`` or ``nn.Conv2d`` with a ``weight``, so every kind of adapter sits on it as on any
-other. Its output's gradient is taken with the weight unpacked a second time; no unpacked weight outlives a layer's
-forward or backward pass, with or without checkpointing. The arithmetic of int8 and nf4 is bitsandbytes'.
+A quantized layer is still an ``nn.Linear`` or ``nn.Conv2d`` with a ``weight``, so every kind of adapter sits on it as
+on any other. Its output's gradient is taken with the weight unpacked a second time; no unpacked weight outlives a
+layer's forward or backward pass, with or without checkpointing. The arithmetic of int8 and nf4 is bitsandbytes'.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch.nn.grad import conv2d_input
 
 Weights = Literal["full", "fp8", "int8", "nf4"]
 Parts = dict[str, Tensor]
-"""What a weight is held as."""
+"""The tensors that a weight is stored as."""
 BLOCK = 64
 """Numbers that share a scale in nf4."""
 TEXT = ("encoder",)
-"""The part of a text encoder whose layers are held; what is before and after stays as it is."""
+"""The part of a text encoder whose layers are quantized; what is before and after stays as it is."""
 
 
 def kind_for(layer: nn.Module, wanted: Weights) -> Weights:
-    """How a layer is held: convolutions, few and sensitive, get 8 bits where the rest gets 4."""
+    """How a layer is quantized: convolutions, few and sensitive, get 8 bits where the rest gets 4."""
     return "int8" if wanted == "nf4" and isinstance(layer, nn.Conv2d) else wanted
 
 
 def pack(weight: Tensor, kind: Weights) -> Parts:
-    """A weight [out, ...] as it is held. ``full``: as it is."""
+    """A weight [out, ...] as it is stored. ``full``: as it is."""
     if kind == "full":
         return {"packed": weight.contiguous()}
     rows = weight.flatten(1)
@@ -77,7 +77,7 @@ def _levels(device: torch.device) -> Tensor:
 
 
 def quantized_bytes(kind: Weights, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Bytes that a weight of ``shape`` takes when it is held."""
+    """Bytes that a weight of ``shape`` takes when it is quantized."""
     numbers = torch.Size(shape).numel()
     if kind == "full":
         return numbers * dtype.itemsize
@@ -122,7 +122,7 @@ def weights_reused() -> Iterator[None]:
 
 
 class _Quantized(nn.Module):
-    """What held layers share. They are made of plain ones by ``quantize_layer``, never constructed."""
+    """What quantized layers share. They are made of plain ones by ``quantize_layer``, never constructed."""
 
     kind: Weights
     shape: torch.Size
@@ -179,7 +179,7 @@ class QuantizedConv2d(_Quantized, nn.Conv2d):  # pyright: ignore
 
 
 def quantizable(module: nn.Module, inside: Collection[str]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """The layers that can be held, by name: those ``inside`` children of these names."""
+    """The layers that can be quantized, by name: those ``inside`` children of these names."""
     for name, layer in module.named_modules():
         if any(part in inside for part in name.split(".")) and type(layer) in (nn.Linear, nn.Conv2d):
             if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
@@ -191,8 +191,8 @@ def quantizable(module: nn.Module, inside: Collection[str]) -> Iterator[tuple[st
 def quantize_layer(
     layer: nn.Module, kind: Weights, device: torch.device | None = None, keep: torch.device | None = None
 ) -> None:
-    """Turn a plain layer into a held one, its weight packed on ``device`` (where it is, if not given), then kept there
-    or at ``keep``."""
+    """Turn a plain layer into a quantized one. Its weight is packed on ``device`` (where it is, if not given) and kept
+    there or at ``keep``."""
     weight: Tensor = layer.weight  # pyright: ignore[reportAssignmentType]
     parts = pack(weight.detach().to(device or weight.device), kind)
     del layer._parameters["weight"]
@@ -210,7 +210,7 @@ def quantize_module(
     device: torch.device,
     keep: torch.device | None = None,
 ) -> int:
-    """Hold every layer that can be, packed on ``device`` and kept there or at ``keep``; layer by layer, so that no
+    """Quantize every layer that can be, packed on ``device`` and kept there or at ``keep``; layer by layer, so that no
     second copy is on the device. How many there are."""
     if weights == "full":
         return 0
@@ -226,6 +226,6 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def quantized_as(module: nn.Module) -> str:
-    """``full``, or the kinds that a module's layers are held as: part of what its output depends on."""
+    """``full``, or the kinds that a module's layers are quantized as: part of what its output depends on."""
     kinds = {layer.kind for layer in module.modules() if isinstance(layer, _Quantized)}
     return "+".join(sorted(kinds - {"full"})) or "full"
