@@ -249,7 +249,7 @@ def standing(run: control.Run, history: progress.History) -> str:
     if status.state == "failed":
         out += note(status.message, "bad")
         hint = next((help_ for sign, help_ in words.REMEDIES if sign.lower() in status.message.lower()), "")
-        ours = status.exit_code == control.OURS or control.DEFECT in status.message
+        ours = status.exit_code == control.INTERNAL_ERROR or control.DEFECT in status.message
         out += note(hint, "warn") if hint or not ours else _to_report(control.tail(run.path, REPORTED))
     elif status.message:
         out += note(status.message)

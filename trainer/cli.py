@@ -1,4 +1,7 @@
-"""The command line. Exit codes: 0 done, 2 the user's mistake (one clear line), 1 ours, 130 interrupted after saving."""
+"""The command line: the parser and the process edge.
+
+Exit codes: 0 done, 2 a mistake in what was given (one line), 1 a defect (a traceback), 130 interrupted after saving.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from typing import Any
 from .commands import adapters, kohya, pairs
 from .commands.common import configuration, print_json, print_lines, print_note
 from .errors import UserError
-from .runs.control import DEFECT, DONE, INTERRUPTED, MISTAKE, OURS
+from .runs.control import DEFECT, DONE, INTERNAL_ERROR, INTERRUPTED, USER_ERROR
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.add_argument("--debug", action="store_true", help="show the traceback of every error, and log in detail")
         added.set_defaults(run=run)
         return added
 
@@ -39,11 +43,15 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     train = configured("train", _train, "Train an adapter.")
-    train.add_argument("--resume", action="store_true", help="go on from the run's last state")
-    train.add_argument("--fit", action="store_true", help="first change what does not fit on the card, cheapest first")
-    check = configured("check", _check, "Say what a run would do, how much memory and time it takes, without a model.")
-    check.add_argument("--card", help='another card than the one here, such as "RTX 3060 12GB"')
-    check.add_argument("--memory", help="any card of which so much is free, such as 8GB")
+    train.add_argument("--resume", action="store_true", help="continue from the run's last state")
+    train.add_argument("--fit", action="store_true", help="first change what does not fit on the GPU, cheapest first")
+    train.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="trace the first N steps into the run's folder"
+    )
+    train.add_argument("--memory-snapshot", action="store_true", help="record the GPU's allocations (CUDA only)")
+    check = configured("check", _check, "Report what a run would do, its memory and its time, without loading a model.")
+    check.add_argument("--card", help='another GPU than the one here, e.g. "RTX 3060 12GB"')
+    check.add_argument("--memory", help="free GPU memory to assume, e.g. 8GB")
     check.add_argument("--fit", action="store_true", help="print the configuration, changed so that it fits")
     check.add_argument("-o", "--output", help="with --fit: write it to this file instead")
     check.add_argument("--force", action="store_true", help="with -o: replace what is there already")
@@ -64,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     adapters.register(command)
     pairs.register(command, configured)
     kohya.register(command)
-    command("doctor", _doctor, "Say what this machine can train with.")
+    command("doctor", _doctor, "Report what this machine can train with.")
     command("demo", _demo, "Train the bundled style set on the bundled base; ends with a before/after picture.")
     return top
 
@@ -86,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     given = pairs.joined(list(sys.argv[1:] if arguments is None else arguments))
     _utf8()
+    debug = "--debug" in given
+    if debug:
+        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         given, arguments_of_kohya = kohya.take_arguments(given)
         args, rest = parser().parse_known_args(given)
@@ -94,21 +105,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
+        if debug:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
+        return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `presets | head -1`: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception:  # the process edge
-        return _ours()
-
-
-def _ours() -> int:
-    traceback.print_exc()
-    print(f"error: {DEFECT}", file=sys.stderr)
-    return OURS
+        traceback.print_exc()
+        print(f"error: {DEFECT}", file=sys.stderr)
+        return INTERNAL_ERROR
 
 
 def _utf8() -> None:
@@ -138,8 +147,12 @@ def dotted(rest: Sequence[str], allowed: bool) -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> int:
-    config = configuration(args)
-    examined = None
+    from .memory.device import choose_device
+    from .training.profiling import Profiler
+
+    config, examined = configuration(args), None
+    profiler = Profiler(args.profile, args.memory_snapshot)
+    profiler.check(choose_device(config.run.device))
     if args.fit:
         from .commands.check import card_for, check, examine
         from .estimate import report
@@ -149,7 +162,7 @@ def _train(args: argparse.Namespace) -> int:
         config = report.apply(config, answer["fit"], print_note)
     from .training.loop import train
 
-    return train(config, resume=args.resume, examined=examined)
+    return train(config, resume=args.resume, examined=examined, profiler=profiler)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ Order of precedence: flag > file > preset > default. Paths are relative to the f
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ from .training.health import RecoveryOptions
 from .training.run_options import RunOptions
 from .training.validation import ValidationOptions
 
+_log = logging.getLogger(__name__)
 VERSION = 2
 OBJECTIVE = "sft"
 """The kind of objective where none is given."""
@@ -41,7 +43,7 @@ WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin", ".toml", ".txt", ".json", ".p
 
 
 class ConfigError(UserError):
-    """Everything that is wrong with a configuration, a line each: ``where: what is wrong; what would be right``."""
+    """Everything that is wrong with a configuration, one per line: ``where: what is wrong; what would be right``."""
 
     def __init__(self, problems: list[tuple[str, str]]):
         self.problems = [(escaped(where), escaped(what)) for where, what in problems]
@@ -138,7 +140,7 @@ def config_model() -> type[Config]:
 
 def load(path: str | Path | None = None, flags: Mapping[str, Any] | None = None, preset: str | None = None) -> Config:
     """Read a TOML file, lay it over its preset and the flags over both. Raises ConfigError with all problems."""
-    file = absolute(_ours(read_toml(Path(path)), path), Path(path).resolve().parent) if path else {}
+    file = absolute(_refuse_kohya(read_toml(Path(path)), path), Path(path).resolve().parent) if path else {}
     flags = absolute(nested(flags or {}), Path.cwd())
     name = preset or flags.get("preset") or file.get("preset")
     base: dict[str, Any] = {}
@@ -146,6 +148,7 @@ def load(path: str | Path | None = None, flags: Mapping[str, Any] | None = None,
         found = find_preset(str(name))
         base = absolute(read_toml(found), found.parent)
     _refuse_broken(file)
+    _log.debug("configuration: file %s, preset %s, flags %s", path, name, flags)
     return parse(merge(merge(base, file), {**flags, **({"preset": name} if name else {})}), str(path or "flags"))
 
 
@@ -179,7 +182,7 @@ def _refuse_broken(raw: Mapping[str, Any]) -> None:
         raise ConfigError(problems)
 
 
-def _ours(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
+def _refuse_kohya(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """``raw``; UserError for a file of Kohya's tools."""
     others = [
         table for name, table in raw.items() if isinstance(table, dict) and name not in config_model().model_fields
@@ -199,7 +202,7 @@ def parse(raw: Mapping[str, Any], source: str = "configuration") -> Config:
     try:
         config = config_model().model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(_merged(_told(problem, raw) for problem in error.errors())) from None
+        raise ConfigError(_merged(_readable(problem, raw) for problem in error.errors())) from None
     if "mse" not in given.get("loss", {}):
         config.loss.model_fields_set.discard("mse")  # a default is not set: it goes when another latent loss comes
     idle = [e.name for e in losses if getattr(config.objective, e.name) and e.name not in config.loss.terms()]
@@ -458,8 +461,8 @@ def _models(annotation: Any) -> Iterator[type[Options]]:
 # ---------------------------------------------------------------------------------------------------------- problems
 
 
-def _told(problem: Any, raw: Any) -> tuple[str, str]:
-    """A pydantic problem in our words: (where, what is wrong; what would be right)."""
+def _readable(problem: Any, raw: Any) -> tuple[str, str]:
+    """A problem found by pydantic as (where, "what is wrong; what would be right")."""
     where = _place(problem["loc"], raw)
     kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind == "extra_forbidden":
@@ -474,10 +477,10 @@ def _told(problem: Any, raw: Any) -> tuple[str, str]:
         return where, str(context.get("error", problem["msg"]))
     if kind == "union_tag_invalid":
         return f"{where}.kind", f"there is no '{context['tag']}'; {nearest(context['tag'], objectives.names())}"
-    said = re.sub(r"^Input should be", "it should be", problem["msg"])
-    said = re.sub(r"^it should be a valid dictionary or instance of \w+", "it should be a table", said)
+    wanted = re.sub(r"^Input should be", "it should be", problem["msg"])
+    wanted = re.sub(r"^it should be a valid dictionary or instance of \w+", "it should be a table", wanted)
     shown = repr(given) if len(repr(given)) <= 60 else f"{repr(given)[:57]}..."
-    return where, f"{shown} does not fit; {said}"
+    return where, f"{shown} does not fit; {wanted}"
 
 
 def _merged(problems: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -486,14 +489,14 @@ def _merged(problems: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     for where, what in problems:
         at.setdefault(where, []).append(what)
     joined = {
-        where: " or ".join([said[0], *(more.rpartition("it should be ")[2] for more in said[1:])])
-        for where, said in at.items()
+        where: " or ".join([lines[0], *(more.rpartition("it should be ")[2] for more in lines[1:])])
+        for where, lines in at.items()
     }
     return list(joined.items())
 
 
 def _place(loc: Iterable[Any], raw: Any) -> str:
-    """Pydantic's location without the names of union members, which nobody wrote."""
+    """Pydantic's location without the names of union members, which are not part of the file."""
     out, at = [], raw
     for part in loc:
         known = isinstance(at, Mapping) and (part in at or str(part) in _fields_at(".".join(out), raw))

@@ -128,12 +128,12 @@ def test_a_defect_is_shown_with_the_lines_to_report_and_a_full_disk_is_none(cont
         write(run / "status.json", json.dumps({"v": 1, "state": "failed", "step": 1, "total": 9, **status}))
         return train.standing(control.list_runs(home.runs)[0], progress.History())
 
-    ours = told(exit_code=control.OURS, message="IndexError: 4")
+    ours = told(exit_code=control.INTERNAL_ERROR, message="IndexError: 4")
     assert "IndexError: 4" in ours and words.DEFECT in ours and "  &lt;odd&gt;" in ours
     assert words.DEFECT in told(message=control.DEFECT)  # it ended before it could say more
-    full = told(exit_code=control.OURS, message="OSError: [Errno 28] No space left on device")
+    full = told(exit_code=control.INTERNAL_ERROR, message="OSError: [Errno 28] No space left on device")
     assert words.DEFECT not in full and "The disk is full" in full
-    assert words.DEFECT not in told(exit_code=control.MISTAKE, message="data: no pictures")
+    assert words.DEFECT not in told(exit_code=control.USER_ERROR, message="data: no pictures")
 
 
 def test_a_programming_mistake_is_a_traceback_in_the_log_and_a_general_line_on_the_page(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
-from ..runs.control import DONE, MISTAKE
+from ..runs.control import DONE, USER_ERROR
 from .common import Command, configuration, print_json, print_lines
 
 
@@ -66,7 +66,7 @@ def _check(args: argparse.Namespace) -> int:
         return print_json(found.as_json())
     print(f"{found.pairs} pairs, {found.ratings} ratings, {found.prompts} prompts")
     print("\n".join(found.lines() or ["nothing is wrong"]))
-    return DONE if found.sound else MISTAKE
+    return DONE if found.sound else USER_ERROR
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ from .made import Made, defaults
 from .read import Values, read_flags
 
 ENDINGS = (".toml", ".json", ".yaml", ".yml")
-OURS = ("json", "output", "adapter", "prompts", "cells", "preset")
+OURS = ("json", "output", "adapter", "prompts", "cells", "preset", "debug", "profile", "memory-snapshot")
 """Flags of our own commands that are not options."""
 
 

@@ -1,6 +1,6 @@
-"""Runs as a host sees them: start, watch, ask, stop, list. Standard library only, for the UI and ComfyUI's nodes.
+"""Runs as a host sees them: start, watch, steer, list. Standard library only, for the page and ComfyUI's nodes.
 
-A run is its folder; whoever knows the folder can watch and steer it, also after a restart. Training is always another
+A run is identified by its folder, so a host can watch and steer it also after a restart. Training is always another
 process, in the trainer's own environment.
 """
 
@@ -28,11 +28,11 @@ from .process import kill as kill_tree
 ROOT = Path(__file__).resolve().parents[2]
 Request = Literal["stop", "save", "sample"]
 REQUESTS = ("stop", "save", "sample")
-DONE, OURS, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-"""How the trainer's process ends."""
+DONE, INTERNAL_ERROR, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes of the trainer's process."""
 DEFECT = "this is a defect of Pixelkiln; please report it with the traceback"
 ELSEWHERE_SECONDS = 60
-"""How long a run on another machine, in a shared folder, may be silent before it counts as gone."""
+"""How long a run on another machine, in a shared folder, may write nothing before it counts as gone."""
 TURN = "trainer.runs.turn"
 _starting = threading.Lock()
 
@@ -41,7 +41,7 @@ _starting = threading.Lock()
 
 
 def find_python(root: str | Path = ROOT) -> Path:
-    """The Python of the trainer's own environment, or what ``PIXELKILN_PYTHON`` names. ValueError: how to get it."""
+    """The Python of the trainer's own environment, or what ``PIXELKILN_PYTHON`` names. Raises UserError."""
     chosen = os.environ.get("PIXELKILN_PYTHON")
     python = Path(root) / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if chosen and not Path(chosen).is_file():
@@ -52,7 +52,7 @@ def find_python(root: str | Path = ROOT) -> Path:
 
 
 class Refused(UserError):
-    """The trainer said no: its clear line, its exit code, and its JSON answer if it gave one."""
+    """The trainer ended with an error: its line, its exit code, and its JSON answer if there is one."""
 
     def __init__(self, line: str, code: int, answer: dict[str, Any]):
         super().__init__(line)
@@ -67,7 +67,10 @@ def ask(
     module: str = "trainer",
     timeout: float = 300,
 ) -> dict[str, Any]:
-    """What ``python -m trainer ARGUMENTS --json`` answers. ValueError (Refused) with the trainer's own line."""
+    """Run ``python -m trainer ARGUMENTS --json`` and return its answer.
+
+    :raises UserError: it could not be run, or (Refused) ended with an error.
+    """
     command = [str(python or find_python(root)), "-m", module, *arguments]
     command += [] if "--json" in arguments else ["--json"]
     try:
@@ -76,17 +79,17 @@ def ask(
             **apart(),
         )  # fmt: skip
     except OSError as error:
-        told = f"trainer: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
-        raise UserError(told) from None
+        line = f"trainer: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
+        raise UserError(line) from None
     except subprocess.TimeoutExpired:
         raise UserError(f"trainer: no answer to '{arguments[0]}' within {timeout:g} s; try again") from None
-    text, said = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+    text, errors = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
     try:
         answer = json.loads(text)
     except ValueError:
         answer = None
     if done.returncode or not isinstance(answer, dict):
-        line = _complaint(said) or f"trainer: '{arguments[0]}' ended with code {done.returncode} and said nothing"
+        line = _error_line(errors) or f"trainer: '{arguments[0]}' ended with code {done.returncode} and no message"
         raise Refused(line, done.returncode, answer if isinstance(answer, dict) else {})
     return answer
 
@@ -96,10 +99,10 @@ def gigabytes(amount: float) -> str:
     return f"{amount:.2f}" if amount < 1 else f"{amount:.1f}"
 
 
-def _complaint(text: str) -> str:
+def _error_line(text: str) -> str:
     """The trainer's last ``error: ...``, whole, or else its last line."""
-    _, *complaints = re.split(r"(?m)^error: ", text)
-    return (complaints or text.strip().split("\n"))[-1].strip()
+    _, *errors = re.split(r"(?m)^error: ", text)
+    return (errors or text.strip().split("\n"))[-1].strip()
 
 
 # ------------------------------------------------------------------------------------------------------------- start
@@ -117,7 +120,7 @@ class Job:
         return self.process.pid
 
     def exit_code(self) -> int | None:
-        """None while it runs. 0 done, 2 the user's mistake, 1 ours, 130 stopped after saving."""
+        """None while it runs. 0 done, 2 a user error, 1 a defect, 130 stopped after saving."""
         return self.process.poll()
 
 
@@ -157,8 +160,8 @@ def start(
             # In place: the new process removes this file, and leftovers of atomic writes, as soon as it has the lock.
             (run_dir / "start.json").write_text(json.dumps(started), encoding="utf-8")
     except OSError as error:
-        told = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
-        raise UserError(f"{run_dir}: the training cannot be started there ({told})") from None
+        reason = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
+        raise UserError(f"{run_dir}: the training cannot be started there ({reason})") from None
     return Job(run_dir, process)
 
 
@@ -180,7 +183,7 @@ def _busy(now: Status) -> str:
 
 @contextmanager
 def lock(run_dir: str | Path) -> Iterator[None]:
-    """Held by the one process that trains into a run's folder; ValueError when another does. Do this before all else.
+    """Held, before anything else, by the one process that trains into a run's folder; UserError when another does.
 
     It ends with the process, even a killed one. The run counts as running from here on. Leftovers of a killed writer
     are removed, and so are requests that nobody obeyed, unless a host started us and may have asked already.
@@ -203,7 +206,7 @@ def lock(run_dir: str | Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands."""
+    """The state of a run."""
 
     state: str = "new"
     """new (nothing ran here yet), queued, running, saving, done, stopped, failed."""
@@ -214,22 +217,22 @@ class Status:
     message: str = ""
     exit_code: int | None = None
     t: float = 0.0
-    """When the run last said something, seconds since 1970."""
+    """When the run last wrote its status, in seconds since 1970."""
     pid: int = 0
     start: str | None = None
     host: str = ""
     job: str | None = None
     log: int = 0
-    """Where its words in ``log.txt`` begin."""
+    """The byte of ``log.txt`` at which its output begins."""
     live: bool = False
-    """There is a process that trains, or is about to."""
+    """Whether there is a process that trains, or is about to."""
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Status) if f.name != "live"}
 
 
 def status(run_dir: str | Path) -> Status:
-    """How the run stands now. A run whose process is gone is told as failed; nothing is written."""
+    """The state of the run. A run whose process is gone is reported as failed; nothing is written."""
     run_dir = Path(run_dir)
     now = _read(run_dir / "status.json")
     if now.state in ("running", "saving") and _alive(now, run_dir / "status.json"):
@@ -239,22 +242,22 @@ def status(run_dir: str | Path) -> Status:
         if _alive(begun, run_dir / "start.json"):
             message = begun.message or "starting"
             return Status("queued", message=message, pid=begun.pid, start=begun.start, host=begun.host, live=True)
-        said = _complaint(tail(run_dir, since=begun.log))
-        return Status("failed", message=said or "it ended before it began", pid=begun.pid)
+        line = _error_line(tail(run_dir, since=begun.log))
+        return Status("failed", message=line or "it ended before it began", pid=begun.pid)
     if now.state in ("running", "saving"):
         return replace(now, state="failed", eta=None, message=_gone(run_dir, now))
     return now
 
 
 def _read(path: Path) -> Status:
-    """What a status file says; what does not fit is as if it were missing."""
-    told = {key: value for key, value in read_object(path).items() if key in _DEFAULTS}
-    wanted = {key: (int, float) if key == "t" else type(_DEFAULTS[key]) for key in told}
-    return Status(**{k: v for k, v in told.items() if _DEFAULTS[k] is None or isinstance(v, wanted[k])})
+    """Read a status file; values of a wrong type count as missing."""
+    values = {key: value for key, value in read_object(path).items() if key in _DEFAULTS}
+    wanted = {key: (int, float) if key == "t" else type(_DEFAULTS[key]) for key in values}
+    return Status(**{k: v for k, v in values.items() if _DEFAULTS[k] is None or isinstance(v, wanted[k])})
 
 
 def _alive(now: Status, path: Path) -> bool:
-    """Whether the process is there. Of another machine's, through a shared folder, only silence tells."""
+    """Whether the process is there. Of another machine's, through a shared folder, the age of the file decides."""
     if now.host == host():
         return now.start is not None and start_time(now.pid) == now.start
     try:
@@ -268,7 +271,7 @@ def _gone(run_dir: Path, now: Status) -> str:
     words = f" ({last.removeprefix('error: ')})" if last.startswith("error: ") else ""
     where = "" if now.host == host() else f" on {now.host}"
     why = f"the process is gone{where}: it crashed, was killed, or the machine went down{words}"
-    return f"{why}; resume goes on from the last saved state"
+    return f"{why}; resume continues from the last saved state"
 
 
 def events(run_dir: str | Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -277,7 +280,7 @@ def events(run_dir: str | Path, offset: int = 0) -> tuple[list[dict[str, Any]], 
 
 
 def tail(run_dir: str | Path, lines: int = 40, since: int = 0) -> str:
-    """The end of ``log.txt``, from byte ``since`` at most; of a progress bar only its last picture."""
+    """The end of ``log.txt``, from byte ``since`` at most; of a progress bar only its last state."""
     try:
         with (Path(run_dir) / "log.txt").open("rb") as file:
             file.seek(max(since, file.seek(0, os.SEEK_END) - 65536))
@@ -297,7 +300,7 @@ class Run:
 
 
 def list_runs(runs_dir: str | Path) -> list[Run]:
-    """The runs below a folder, the one that spoke last first."""
+    """The runs below a folder: those that train first, then by the time of their last status."""
     try:
         with os.scandir(runs_dir) as entries:
             folders = [Path(entry.path) for entry in entries if entry.is_dir()]
@@ -345,7 +348,7 @@ def _literal(name: str) -> str:
 
 
 def request(run_dir: str | Path, what: Request) -> None:
-    """Ask a running training to stop (it saves first), to save, or to draw its previews. ValueError if none runs."""
+    """Ask a running training to stop (saving first), save, or draw its previews. Raises UserError if none runs."""
     run_dir = Path(run_dir)
     if what not in REQUESTS:
         raise UserError(f"request: there is no '{what}'; there is: {', '.join(REQUESTS)}")
@@ -356,14 +359,14 @@ def request(run_dir: str | Path, what: Request) -> None:
 
 
 def stop(run_dir: str | Path, timeout: float = 60) -> Status:
-    """Ask it to save and stop, and wait so long for it to end. Still ``live`` afterwards? Wait more, or ``kill``."""
-    with suppress(ValueError):  # it ended by itself
+    """Ask it to save and stop, and wait at most ``timeout`` seconds; ``kill`` ends what is still ``live``."""
+    with suppress(UserError):  # it ended by itself
         request(run_dir, "stop")
     return wait(run_dir, timeout)
 
 
 def wait(run_dir: str | Path, timeout: float) -> Status:
-    """Wait at most so many seconds for the run's process to end."""
+    """Wait at most ``timeout`` seconds for the run's process to end."""
     until = time.monotonic() + timeout
     while (now := status(run_dir)).live and time.monotonic() < until:
         time.sleep(0.05)

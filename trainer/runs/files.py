@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pickle
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from ..errors import UserError
 
+_log = logging.getLogger(__name__)
 BROKEN_PICKLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
     ArithmeticError, AssertionError, ImportError, struct.error, zipfile.BadZipFile,
@@ -42,7 +44,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
 
     ``content`` is the bytes, a text (written as UTF-8), or a function that writes the file whose path it is given.
     With ``durable`` the file survives a power cut too; without, only the death of this process. Raises NotWritten
-    (an OSError and a ValueError); the file aside is removed whatever happens.
+    (an OSError and a UserError); the temporary file is removed whatever happens.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
@@ -55,15 +57,16 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
             with aside.open("r+b") as file:
                 os.fsync(file.fileno())
         _replace(aside, path)
+        _log.debug("wrote %s", path)
     except BaseException as error:
         with suppress(OSError):
             aside.unlink()
-        # Writers in Rust, such as safetensors, raise classes of their own for what the system said.
-        told = re.search(r"\(os error (\d+)\)", str(error))
+        # Writers in Rust, such as safetensors, raise their own exceptions for system errors.
+        code = re.search(r"\(os error (\d+)\)", str(error))
         if isinstance(error, OSError):
             raise NotWritten(path, error.errno) from error
-        if told:
-            raise NotWritten(path, int(told[1])) from error
+        if code:
+            raise NotWritten(path, int(code[1])) from error
         raise
     if durable and os.name != "nt":
         folder = os.open(path.parent, os.O_RDONLY)
@@ -73,7 +76,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
 
 
 def _replace(aside: Path, path: Path) -> None:
-    """Rename, patient on Windows, where it fails for as long as somebody reads the old file."""
+    """Rename, with retries on Windows, where it fails for as long as somebody reads the old file."""
     for wait in _WINDOWS_WAITS if os.name == "nt" else ():
         try:
             aside.replace(path)
@@ -113,7 +116,10 @@ def _same(target: Path, source: Path) -> bool:
 
 
 def make_folder(folder: str | Path, option: str = "") -> Path:
-    """The folder, made where it is missing. ValueError, naming the ``option`` that asked, where that cannot be."""
+    """Make a folder where it is missing, and return it.
+
+    :raises UserError: it cannot be made or written to; the message names the ``option`` that names the folder.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,8 +127,8 @@ def make_folder(folder: str | Path, option: str = "") -> Path:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         name = f"{option}: {folder}" if option else f"{folder}:"
-        told = f"{name} cannot be written ({error.strerror}); choose a folder that you may write to"
-        raise UserError(told) from None
+        line = f"{name} cannot be written ({error.strerror}); choose a folder that you may write to"
+        raise UserError(line) from None
     return folder
 
 
@@ -154,7 +160,7 @@ def decode(data: bytes) -> str:
 
 
 def sweep(folder: str | Path) -> int:
-    """Remove what a killed ``write_atomic`` left below a folder that nobody writes to now; how many files."""
+    """Remove what a killed ``write_atomic`` left below a folder that nobody writes to now; returns how many files."""
     leftovers = [p for p in Path(folder).rglob(".*.tmp") if _ASIDE.fullmatch(p.name)]
     for path in leftovers:
         path.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from .build import Examined, build_session
 from .health import Health
 from .monitors import StepTimeMonitor
 from .oom import OutOfMemoryFallback, fill_with_blocks
+from .profiling import Profiler
 from .progress_writer import ProgressWriter
 from .recovery import Diverged, roll_back
 from .reference_cache import ReferenceCache
@@ -46,7 +47,9 @@ SAVED_AFTER = (OSError, RuntimeError, ValueError)
 """Errors after which the steps taken so far are saved."""
 
 
-def train(config: Config, resume: bool = False, examined: Examined | None = None) -> int:
+def train(
+    config: Config, resume: bool = False, examined: Examined | None = None, profiler: Profiler | None = None
+) -> int:
     """Run a whole training; returns the exit code. Raises UserError for a person's mistake, shown in one line.
 
     ``examined``: the model and the data, where ``check`` has read them already.
@@ -54,13 +57,13 @@ def train(config: Config, resume: bool = False, examined: Examined | None = None
     folder = RunFolder(Path(config.run.out) / config.run.name)
     try:
         if distributed.rank_and_world()[0] == 0:
-            return _lead(config, folder, resume, examined)
+            return _lead(config, folder, resume, examined, profiler or Profiler())
         return _follow(config, folder, resume)
     finally:
         distributed.finalize()
 
 
-def _lead(config: Config, folder: RunFolder, resume: bool, examined: Examined | None) -> int:
+def _lead(config: Config, folder: RunFolder, resume: bool, examined: Examined | None, profiler: Profiler) -> int:
     """As the only process, or the first of several: the one that writes."""
     folder.make()
     board = _tensorboard_folder(config.run, folder)
@@ -73,7 +76,7 @@ def _lead(config: Config, folder: RunFolder, resume: bool, examined: Examined | 
             with _out_of_memory_is_one_line():
                 progress = stoppable(writer.progress, stop_requested, whole=True)
                 session = build_session(config, writer.log, progress, examined)
-                return Loop(session, folder, writer, stop_requested).run(resume)
+                return Loop(session, folder, writer, stop_requested, profiler=profiler).run(resume)
         except StoppedEarly as stopped:
             writer.end("stopped", writer.at, str(stopped), INTERRUPTED)
             return INTERRUPTED
@@ -142,6 +145,7 @@ class Loop:
     references: ReferenceCache | None = None
     verified: bool = False
     """Whether a saved file was compared with the trained adapter's effect; once per run."""
+    profiler: Profiler = field(default_factory=Profiler)
 
     def __post_init__(self) -> None:
         self.health = Health(self.session.config.recovery)
@@ -181,8 +185,9 @@ class Loop:
             self._sample()
         memory.reset_peak(s.model.device)
         try:
-            with self.writer.bar(s.total, self.steps_done):
-                stopped = self._train()
+            recording = self.profiler.recording(self.folder.path, s.model.device, self.writer.log)
+            with self.writer.bar(s.total, self.steps_done), recording as step_done:
+                stopped = self._train(step_done)
             return self._stop() if stopped and self.steps_done < s.total else self._finish()
         except Diverged:
             raise
@@ -191,13 +196,14 @@ class Loop:
                 self._save_after_error()
             raise
 
-    def _train(self) -> bool:
-        """All steps; returns whether a stop was requested before the last."""
+    def _train(self, step_done: Callable[[], None]) -> bool:
+        """All steps; returns whether a stop was requested before the last. ``step_done`` is called after each."""
         s, stopped = self.session, False
         while self.steps_done < s.total and not stopped:
             facts = self.step()
             self.steps_done += 1
             self.in_optimizer_step = False
+            step_done()
             self.writer.event("step", self.steps_done, **facts)
             self.writer.tick(facts)
             for line in s.monitor.update(facts["terms"]):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..runs.control import INTERRUPTED, MISTAKE, OURS
+from ..runs.control import DEFECT, INTERNAL_ERROR, INTERRUPTED, USER_ERROR
 from ..runs.events import STARTED_AS, EventLog, State, write_status
 from ..runs.files import make_folder
 
@@ -143,10 +143,10 @@ class ProgressWriter:
         if isinstance(error, KeyboardInterrupt):
             state, code, message = "stopped", INTERRUPTED, "interrupted twice, so nothing more was saved"
         elif isinstance(error, UserError):
-            state, code, message = "failed", MISTAKE, str(error)
+            state, code, message = "failed", USER_ERROR, str(error)
         else:
-            state, code, message = "failed", OURS, f"{type(error).__name__}: {error}"
-            line = "".join(traceback.format_exception(error)).rstrip()
+            state, code, message = "failed", INTERNAL_ERROR, f"{type(error).__name__}: {error}"
+            line = f"{''.join(traceback.format_exception(error))}error: {DEFECT}"
         self._write_line(line if state == "failed" else message)
         self.event("end", self.at, state=state, message=message, exit_code=code)
         if self.main:
