@@ -58,9 +58,9 @@ def refused(home: Path, capsys, command: str = "check", **more: object) -> str:
     """Exit 2 and one line; the line."""
     assert main([*start(home, command), *flags(home, **more)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    said = [line for line in lines if line.startswith("error: ")]
-    assert len(said) == 1 and "Traceback" not in "".join(lines)
-    return said[0]
+    shown = [line for line in lines if line.startswith("error: ")]
+    assert len(shown) == 1 and "Traceback" not in "".join(lines)
+    return shown[0]
 
 
 def test_check_answers_without_loading_a_model(home, capsys):
@@ -115,9 +115,9 @@ def test_pairs_alone_says_what_there_is(capsys):
 def test_ranks_that_are_none(words, capsys):
     assert main(words) == 2
     name, value = words[-1].split("=")
-    said = capsys.readouterr().err
-    assert (f"error: {name}: {value} is no rank; give 1 or more" in said) == (value != "4")
-    assert said.startswith(f"error: {name}: ") and said.count("\n") == 1
+    shown = capsys.readouterr().err
+    assert (f"error: {name}: {value} is no rank; give 1 or more" in shown) == (value != "4")
+    assert shown.startswith(f"error: {name}: ") and shown.count("\n") == 1
 
 
 def an_adapter(path: Path) -> Path:
@@ -131,9 +131,9 @@ def mistake(capsys, *words: object) -> str:
     """Exit 2 and one line; the line."""
     capsys.readouterr()
     assert main([str(word) for word in words]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1
-    return said
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1
+    return shown
 
 
 def test_converting_and_merging_replace_nothing_unasked(tmp_path, capsys):
@@ -156,8 +156,8 @@ def test_converting_and_merging_replace_nothing_unasked(tmp_path, capsys):
 @pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "much"])
 def test_weights_that_are_none(weight, tmp_path, capsys):
     a = an_adapter(tmp_path / "a.safetensors")
-    said = mistake(capsys, "merge", tmp_path / "b.safetensors", f"{a}={weight}")
-    assert f"'{weight}' is no weight; write FILE=0.5" in said
+    shown = mistake(capsys, "merge", tmp_path / "b.safetensors", f"{a}={weight}")
+    assert f"'{weight}' is no weight; write FILE=0.5" in shown
 
 
 def test_outputs_that_cannot_be_made(home, tmp_path, capsys):
@@ -171,9 +171,9 @@ def test_outputs_that_cannot_be_made(home, tmp_path, capsys):
     for words in (generate, draw, train, ["pairs-import", str(home / "pairs"), *taken]):
         capsys.readouterr()
         assert main(words) == 2
-        said = capsys.readouterr().err
-        assert "cannot be written (Not a directory)" in said or "cannot be written (File exists)" in said, said
-        assert "Traceback" not in said
+        shown = capsys.readouterr().err
+        assert "cannot be written (Not a directory)" in shown or "cannot be written (File exists)" in shown, shown
+        assert "Traceback" not in shown
     assert "-n: 0 is no number of pictures; give 1 or more" in mistake(capsys, *generate, "-n", "0")
 
 
@@ -200,8 +200,8 @@ def test_each_adapter_has_its_own_folder_of_pictures(home, tmp_path, capsys, mon
 def test_inspecting_a_whole_model_takes_a_screen_not_a_book(tmp_path, capsys):
     save_file({f"model.{i}.weight": torch.zeros(1) for i in range(2000)}, tmp_path / "model.safetensors")
     assert main(["inspect", str(tmp_path / "model.safetensors")]) == 0
-    said = capsys.readouterr().out
-    assert "and 1990 more" in said and len(said) < 2000
+    shown = capsys.readouterr().out
+    assert "and 1990 more" in shown and len(shown) < 2000
 
 
 def test_train_sample_and_inspect(home, tmp_path, capsys):
@@ -239,7 +239,7 @@ def test_train_sample_and_inspect(home, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "shown"),
     [
         ({"adapter__rnk": 4}, "adapter.rnk: there is no such option; did you mean 'rank'?"),
         (
@@ -255,8 +255,8 @@ def test_train_sample_and_inspect(home, tmp_path, capsys):
         ({"loss__mse__weight": 0.0}, "every term has weight 0"),
     ],
 )
-def test_a_mistake_is_one_line(home, capsys, more, said):
-    assert said in refused(home, capsys, **more)
+def test_a_mistake_is_one_line(home, capsys, more, shown):
+    assert shown in refused(home, capsys, **more)
 
 
 def test_an_unknown_argument_is_one_line(home, capsys):
@@ -297,9 +297,9 @@ def test_a_pickle_that_holds_code_is_refused_and_never_run(home, tmp_path, capsy
     torch.save({"state_dict": {"w": torch.zeros(1)}, "bad": Code()}, tmp_path / "m.ckpt")
     (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Code()))
     for name in ("m.ckpt", "raw.ckpt"):
-        said = refused(home, capsys, model__path=tmp_path / name)
-        assert name in said
-        assert "will likely succeed" not in said  # torch's advice to load it all the same
+        shown = refused(home, capsys, model__path=tmp_path / name)
+        assert name in shown
+        assert "will likely succeed" not in shown  # torch's advice to load it all the same
     assert "executed" not in capsys.readouterr().out
 
 
@@ -328,8 +328,8 @@ def test_check_refuses_the_folders_that_train_refuses(home, tmp_path, capsys):
     ],
 )
 def test_check_says_what_train_says(home, tmp_path, capsys, more):
-    said = [refused(home, capsys, command, run__out=tmp_path, **more) for command in ("check", "train")]
-    assert said[0] == said[1] and ("/nowhere" in said[0] or "schedule" in said[0])
+    shown = [refused(home, capsys, command, run__out=tmp_path, **more) for command in ("check", "train")]
+    assert shown[0] == shown[1] and ("/nowhere" in shown[0] or "schedule" in shown[0])
 
 
 PHASES = {"files": (scan, "place"), "captions": (Shelf, "words"), "pictures": (Shelf, "make"),

@@ -49,13 +49,13 @@ def test_a_hub_id_stays_an_id():
 
 
 def test_all_problems_at_once_each_with_its_place():
-    said = problems(
+    message = problems(
         adapter__rnk=3, run__steps="many", loss__pixel__mode="mixd", data__sets=[{"path": "a", "repeat": 2}]
     )
-    assert said["adapter.rnk"] == "there is no such option; did you mean 'rank'?"
-    assert said["run.steps"].startswith("'many' does not fit; it should be a valid integer")
-    assert "'mixed', 'x0', 'anchored' or 'stepped'" in said["loss.pixel.mode"]
-    assert said["data.sets.0.repeat"] == "there is no such option; did you mean 'repeats'?"
+    assert message["adapter.rnk"] == "there is no such option; did you mean 'rank'?"
+    assert message["run.steps"].startswith("'many' does not fit; it should be a valid integer")
+    assert "'mixed', 'x0', 'anchored' or 'stepped'" in message["loss.pixel.mode"]
+    assert message["data.sets.0.repeat"] == "there is no such option; did you mean 'repeats'?"
 
 
 def test_a_value_that_fits_none_of_several_types_is_one_problem():
@@ -100,16 +100,16 @@ def test_another_objective_drops_the_options_of_the_presets_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[run\nsteps = 3", "this is not TOML"),
         ("config_version = 9\n", "config_version 9 is not known"),
         ("config_version = 'x'\n", "is not known"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path, text, said):
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, text, message):
     (tmp_path / "bad.toml").write_text(text, "utf-8")
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         c.load(tmp_path / "bad.toml")
     assert "\n" not in str(caught.value)
 
@@ -158,8 +158,8 @@ def test_a_typo_names_the_option(row, data):
     known = {r["name"] for r in c.reference() if r["table"] == row["table"]}
     if len(name) < 5 or typo in known:
         return
-    said = problems(**{f"{row['table']}__{typo}": 1})[f"{row['table']}.{typo}"]
-    assert said.startswith("there is no such option; did you mean '")
+    message = problems(**{f"{row['table']}__{typo}": 1})[f"{row['table']}.{typo}"]
+    assert message.startswith("there is no such option; did you mean '")
 
 
 def test_every_option_has_a_help_text():
@@ -195,6 +195,6 @@ def test_a_file_of_kohyas_tools_is_told(tmp_path, text, flag):
     file.write_text(text, "utf-8")
     with pytest.raises(
         ValueError, match=rf"k\.toml: this is a file of Kohya's tools; give it as {flag} .*k\.toml"
-    ) as told:
+    ) as caught:
         c.load(file)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pixelkiln.trainer.commands import doctor
-from pixelkiln.trainer.commands.doctor import Facts, tell
+from pixelkiln.trainer.commands.doctor import Facts, report_lines
 
 CARD = Facts(
     python="3.12.3",
@@ -23,46 +23,46 @@ CARD = Facts(
 )
 
 
-def test_a_sound_machine_is_one_verdict():
-    assert tell(CARD)[1:] == [
+def test_a_working_machine_is_one_line():
+    assert report_lines(CARD)[1:] == [
         "ready: NVIDIA GeForce RTX 3060 12 GB, bf16, SDPA (xformers 0.0.35 has no kernel for this torch and card), "
         "8-bit optimizers ok"
     ]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"spared": ("gradio",)}, "missing: gradio. Without it .* Mend: python install.py ui"),
+        ({"missing_optional": ("gradio",)}, "missing: gradio. Without it .* Fix: python install.py ui"),
         ({"eight_bit_error": "bitsandbytes: not installed"}, "missing: 8-bit optimizers .* AdamW takes four times"),
         ({"device": "cpu", "torch": "2.13.0+cpu"}, r"unused: NVIDIA GeForce RTX 3060, for torch 2.13.0\+cpu does not"),
-        ({"device": "cpu", "device_error": "no kernel image"}, r"broken: .*no kernel image.* Mend: update the driver"),
+        ({"device": "cpu", "device_error": "no kernel image"}, r"broken: .*no kernel image.* Fix: update the driver"),
         ({"disk_gb": 1.2}, "little disk: 1.2 GB free"),
     ],
 )
-def test_a_missing_part_says_what_works_and_what_mends_it(change: dict[str, object], said: str):
-    lines = tell(replace(CARD, **change))
+def test_a_missing_part_says_what_works_and_what_fixes_it(change: dict[str, object], message: str):
+    lines = report_lines(replace(CARD, **change))
     assert len(lines) == 3
-    assert re.match(said, lines[1])
+    assert re.match(message, lines[1])
     assert "Without" in lines[1] or "stops when" in lines[1]
-    assert "Mend: " in lines[1]
+    assert "Fix: " in lines[1]
     assert lines[-1].startswith("ready: ")
 
 
-def test_every_spare_part_has_its_line():
-    lines = tell(replace(CARD, spared=tuple(doctor.SPARE)))
-    assert [line.split(".")[0] for line in lines[1:-1]] == [f"missing: {name}" for name in doctor.SPARE]
+def test_every_optional_module_has_its_line():
+    lines = report_lines(replace(CARD, missing_optional=tuple(doctor.OPTIONAL)))
+    assert [line.split(".")[0] for line in lines[1:-1]] == [f"missing: {name}" for name in doctor.OPTIONAL]
 
 
 def test_nothing_trains_without_torch_or_diffusers():
-    lines = tell(
+    lines = report_lines(
         Facts(python="3.12.3", torch_error="libcudart.so.13: cannot open", missing={"diffusers": "not installed"})
     )
     assert any("missing: torch (libcudart.so.13: cannot open). Without it nothing trains." in line for line in lines)
     assert lines[-1] == "not ready: torch, diffusers missing; python install.py trainer --repair"
 
 
-def test_a_package_that_cannot_be_imported_is_told_not_raised(tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_a_package_that_cannot_be_imported_is_reported_not_raised(tmp_path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "halfmade.py").write_text("import no_such_part")
     (tmp_path / "clashing.py").write_text("raise RuntimeError('needs torch 1.0\\nand more')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -77,4 +77,4 @@ def test_this_machine():
     facts = doctor.gather()
     assert facts.missing == {}
     assert facts.eight_bit_error is None
-    assert doctor.tell(facts)[-1].startswith(f"ready: {facts.device_name}")
+    assert doctor.report_lines(facts)[-1].startswith(f"ready: {facts.device_name}")

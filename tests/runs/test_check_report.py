@@ -39,14 +39,14 @@ def test_an_answer_without_figures_is_told_too():
     assert check_report.lines({"model": {"family": "sd15"}}) == ["model     sd15, predicts ?"]
 
 
-@pytest.mark.parametrize("preset, size, said", [
+@pytest.mark.parametrize("preset, size, message", [
     ("sdxl-style-12gb", 512, "made for sdxl, this model is SD 1.5"), ("demo", 128, "the resolution is 128"),
     ("sdxl-style-12gb", [1024, 768], "made for sdxl"), ("mine-own", [128, 512], "the resolution is 128"),
 ])  # fmt: skip
-def test_a_preset_for_another_family_or_size_is_a_warning(preset, size, said):
+def test_a_preset_for_another_family_or_size_is_a_warning(preset, size, message):
     found = check_report.preset_warnings(preset, {**ANSWER, "resolution": size})
     assert len(found) == 1
-    assert said in found[0]
+    assert message in found[0]
 
 
 @pytest.mark.parametrize("preset, size", [("sd15-style-8gb", 512), ("demo", 384), ("mine", None), ("sd-own", 512)])

@@ -84,7 +84,7 @@ def test_a_crash_is_told_as_failed_and_nothing_is_written(run: Path):
     now = control.status(run)
     assert (now.state, now.step, now.live) == ("failed", 2, False)
     assert now.message.startswith("the process is gone")
-    assert "(out of memory); resume goes on" in now.message
+    assert "(out of memory); resume continues" in now.message
     assert (run / "status.json").read_bytes() == written
     with pytest.raises(ValueError, match="run 'cat': nothing trains there, so it cannot save; start it first"):
         control.request(run, "save")
@@ -175,8 +175,8 @@ def test_a_number_that_now_belongs_to_another_process(run: Path):
     run.mkdir()
     write_status(run, "running", step=7, total=9)
     assert control.status(run).live, "we live, and say that we train"
-    told = json.loads((run / "status.json").read_text())
-    (run / "status.json").write_text(json.dumps({**told, "start": "before"}))
+    recorded = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**recorded, "start": "before"}))
     assert (control.status(run).state, control.status(run).step) == ("failed", 7)
     control.kill(run)  # and not this process, whose number it is
 
@@ -193,8 +193,8 @@ def test_clock_jumps_change_nothing(run: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_folder_that_another_machine_writes(run: Path):
     run.mkdir()
     write_status(run, "running", step=7)
-    told = json.loads((run / "status.json").read_text())
-    (run / "status.json").write_text(json.dumps({**told, "host": "elsewhere"}))
+    recorded = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**recorded, "host": "elsewhere"}))
     assert control.status(run).live
     os.utime(run / "status.json", (1e9, 1e9))
     assert control.status(run).message.startswith("the process is gone on elsewhere")
@@ -230,7 +230,7 @@ def test_ask(run: Path):
     with pytest.raises(control.Refused, match=r"^adapter\.rank: first\nadapter\.kind: second$") as refused:
         control.ask(["inspect"], root=root, **HERE)
     assert (refused.value.code, refused.value.answer["problems"]) == (1, ["a"])
-    with pytest.raises(ValueError, match="'babble' ended with code 0 and said nothing"):
+    with pytest.raises(ValueError, match="'babble' ended with code 0 and no message"):
         control.ask(["babble"], root=root, **HERE)
     with pytest.raises(ValueError, match=r"no answer to 'hang' within 0\.3 s"):
         control.ask(["hang"], root=root, timeout=0.3, **HERE)
@@ -275,9 +275,9 @@ def test_a_list_of_many_runs_is_quick(tmp_path: Path):
         folder = tmp_path / f"run{number}"
         folder.mkdir()
         write_status(folder, "running" if number % 2 else "done", step=number)
-        told = json.loads((folder / "status.json").read_text())
+        recorded = json.loads((folder / "status.json").read_text())
         live = {} if number == 1 else {"pid": 2**22 + number}
-        (folder / "status.json").write_text(json.dumps({**told, "t": number, **live}))
+        (folder / "status.json").write_text(json.dumps({**recorded, "t": number, **live}))
     (tmp_path / "no run").mkdir()
     (tmp_path / "file").touch()
     began = time.perf_counter()

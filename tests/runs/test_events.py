@@ -63,7 +63,7 @@ def test_reading_goes_on_where_it_ended(tmp_path: Path):
         assert ([e["kind"] for e in first], [e["kind"] for e in second]) == (["start"], ["step"])
         assert read_events(path, offset) == ([], offset)
     path.write_bytes(b'{"kind": "new"}\n')
-    assert read_events(path, offset) == ([{"kind": "new"}], 16), "begun anew"
+    assert read_events(path, offset) == ([{"kind": "new"}], 16), "written again"
 
 
 def test_a_torn_line_costs_that_line_only(tmp_path: Path):
@@ -116,8 +116,8 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path):
 def test_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(events.STARTED_AS, "token")
     write_status(tmp_path, "saving", step=3, total=9, eta=math.inf, message="ü", exit_code=None)
-    told = read_object(tmp_path / "status.json")
-    assert {**told, "t": 0, "start": 0, "host": 0} == {
+    status = read_object(tmp_path / "status.json")
+    assert {**status, "t": 0, "start": 0, "host": 0} == {
         "v": 1, "t": 0, "state": "saving", "step": 3, "total": 9, "eta": None, "message": "ü", "exit_code": None,
         "pid": os.getpid(), "start": 0, "host": 0, "job": "token",
     }  # fmt: skip
@@ -151,9 +151,9 @@ def test_no_room_for_a_file_leaves_the_old_one(tmp_path: Path, writing: str):
         "try: write_atomic(folder / 'a', content)\n"
         "except NotWritten as error: print(error.errno, error)"
     )
-    said = in_little_room(code, tmp_path)
-    assert said.startswith(f"27 {tmp_path / 'a'}: it cannot be written (file too large)")
-    assert "\n" not in said
+    message = in_little_room(code, tmp_path)
+    assert message.startswith(f"27 {tmp_path / 'a'}: it cannot be written (file too large)")
+    assert "\n" not in message
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
 

@@ -61,6 +61,7 @@ def test_a_killed_run_leaves_the_queue(runs):
     first = start(runs, "first", steps=100_000)
     until(lambda: control.status(first).state == "running", "the first run")
     waiting = start(runs, "waiting")
+    until(lambda: "'first'" in control.status(waiting).message, "the second run to wait")
     last = start(runs, "last")
     until(lambda: "'waiting'" in control.status(last).message, "the last run to wait")
     control.kill(waiting)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..runs.control import DONE, USER_ERROR
 from .common import Command, print_json, print_lines
 
 
@@ -42,13 +43,13 @@ def register(command: Command) -> None:
     merge.add_argument("--force", action="store_true", help="replace what is there already")
 
 
-def _sound(**ranks: int | None) -> None:
+def _check_ranks(**ranks: int | None) -> None:
     for name, rank in ranks.items():
         if rank is not None and rank < 1:
             raise UserError(f"--{name.replace('_', '-')}: {rank} is no rank; give 1 or more")
 
 
-def _free(target: Path, sources: Sequence[Path], folder: bool, force: bool, usage: str) -> None:
+def _check_adapter_target(target: Path, sources: Sequence[Path], folder: bool, force: bool, usage: str) -> None:
     """UserError where the target is no name for an adapter, or would replace what it must not."""
     from ..runs.files import check_target
 
@@ -63,7 +64,7 @@ def _keys(args: argparse.Namespace) -> int:
     from ..adapters.names import encoder
     from ..families.load import meta
 
-    _sound(rank=args.rank, conv_rank=args.conv_rank)
+    _check_ranks(rank=args.rank, conv_rank=args.conv_rank)
     denoiser, encoders = meta(args.family)
     if args.conv_rank and key_mapping(args.family).network == "mmdit":
         raise UserError(f"--conv-rank: {args.family} has no such convolutions; leave it out")
@@ -98,7 +99,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
         found = verify_file(args.file, _network, args.family)
         facts["verified"], facts["problems"] = found.lines, found.problems
-    code = 2 if facts.get("problems") else 0
+    code = USER_ERROR if facts.get("problems") else DONE
     if args.json:
         print_json(facts)
         return code
@@ -129,15 +130,15 @@ def _flat(table: dict[str, Any], above: str = "") -> list[str]:
 def _convert(args: argparse.Namespace) -> int:
     from ..adapters.convert import convert
 
-    _sound(rank=args.rank)
-    _free(args.target, [args.source], args.to == "peft", args.force, "convert IN OUT")
+    _check_ranks(rank=args.rank)
+    _check_adapter_target(args.target, [args.source], args.to == "peft", args.force, "convert IN OUT")
     return print_lines([*convert(args.source, args.target, args.to, args.rank, args.family, _names), str(args.target)])
 
 
 def _merge(args: argparse.Namespace) -> int:
     from ..adapters.convert import merge
 
-    _sound(rank=args.rank)
+    _check_ranks(rank=args.rank)
     sources = []
     for word in args.sources:
         path, equals, weight = word.rpartition("=")
@@ -147,5 +148,5 @@ def _merge(args: argparse.Namespace) -> int:
             raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5") from None
         if not math.isfinite(sources[-1][1]):
             raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5")
-    _free(args.target, [path for path, _ in sources], False, args.force, "merge OUT A B=0.5")
+    _check_adapter_target(args.target, [path for path, _ in sources], False, args.force, "merge OUT A B=0.5")
     return print_lines([*merge(sources, args.target, args.rank, args.family, _names), str(args.target)])

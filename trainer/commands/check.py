@@ -60,7 +60,7 @@ def _values(tables: Any, option: str) -> list[str]:
 
 
 def card_for(config: Config, card: str | None, memory: str | None) -> gpus.Gpu:
-    """The card that is named, a card with so much memory, or the device that the run would take here."""
+    """The GPU that is named, one with that much memory, or the device that the run would take here."""
     if card and memory:
         raise UserError("--card and --memory are both given; keep one of them")
     return gpus.named(card) if card else gpus.with_memory(memory) if memory else gpus.here(config.run.device)
@@ -74,7 +74,7 @@ def examine(config: Config) -> Examined:
 
 
 def check(config: Config, card: gpus.Gpu, examined: Examined | None = None) -> dict[str, Any]:
-    """JSON-able: the model as its file tells it, data, steps, terms, files, and whether it fits on the GPU.
+    """JSON-able: the model as its file describes it, data, steps, terms, files, and whether it fits on the GPU.
 
     Without a model its family's public form is taken, without data the configured resolution. UserError as ``train``
     would raise it. ``examined``: of the same configuration, where that is done already.
@@ -110,7 +110,7 @@ def check(config: Config, card: gpus.Gpu, examined: Examined | None = None) -> d
 
 
 def _places(config: Config, folder: RunFolder) -> None:
-    """ValueError for a folder that the run could not write to. Nothing is made."""
+    """Raise UserError for a folder that the run could not write to. Nothing is made."""
     _writable("run.out", folder.path)
     if config.run.log_dir:
         _writable("run.log_dir", Path(config.run.log_dir))
@@ -127,7 +127,7 @@ def _writable(option: str, path: Path) -> None:
 
 
 def _files(config: Config, found: Found) -> None:
-    """ValueError, as a run says it, for a file that is missing or of another kind than the run needs."""
+    """Raise UserError, as a run would, for a file that is missing or of another kind than the run needs."""
     for path in config.model.base_adapters:
         read_start(AdapterOptions(init_from=path), found.spec.name)
     if config.adapter.init_from:
@@ -138,7 +138,7 @@ def _files(config: Config, found: Found) -> None:
 
 
 def _schedule(config: Config, total: int | None) -> None:
-    """ValueError, as a run says it, for a schedule that its options do not fit."""
+    """Raise UserError, as a run would, for a schedule that its options do not fit."""
     if total:
         groups = [{"name": name, "params": [torch.nn.Parameter(torch.zeros(1))]} for name in ("denoiser", "te")]
         build_schedule(config.schedule, total, build_optimizer(config.optimizer, groups)[0])

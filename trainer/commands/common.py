@@ -19,7 +19,7 @@ class Command(Protocol):
 
 
 def configuration(args: argparse.Namespace, read: Callable[..., Any] | None = None) -> Any:
-    """The configuration that a command line names: in words of ours, read with ``read`` or ``load``, or kohya's."""
+    """The configuration of a command line: file, preset and flags, or kohya's arguments. ``read``: as ``load``."""
     from ..config import load
 
     if args.kohya:
@@ -42,7 +42,7 @@ def _from_kohya(args: argparse.Namespace) -> Any:
 
 
 def print_note(line: str) -> None:
-    """A line for the person beside the answer: to standard error."""
+    """A line for the person, on standard error; the answer is on standard output."""
     print(line, file=sys.stderr)
 
 

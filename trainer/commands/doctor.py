@@ -1,4 +1,4 @@
-"""What this machine can train with: facts gathered by small functions, told by pure ones.
+"""What this machine can train with: facts gathered by small functions, reported by pure ones.
 
 Nothing is imported at the top that may be missing or broken: the doctor has to work when little else does.
 """
@@ -20,17 +20,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SET_UP = "python install.py trainer"
-MEND = f"{SET_UP} --repair"
+FIX = f"{SET_UP} --repair"
 NEEDED = ("safetensors", "pydantic", "toml", "diffusers", "transformers", "peft", "accelerate", "PIL", "numpy", "tqdm")
-SPARE = {
-    "tensorboard": ("the curves are only in events.jsonl", MEND),
-    "tomlkit": ("training works, but configurations cannot be written or imported", MEND),
-    "prodigyopt": ("all optimizers but Prodigy work", MEND),
-    "schedulefree": ("all optimizers but the schedule-free ones work", MEND),
+OPTIONAL = {
+    "tensorboard": ("the curves are only in events.jsonl", FIX),
+    "tomlkit": ("training works, but configurations cannot be written or imported", FIX),
+    "prodigyopt": ("all optimizers but Prodigy work", FIX),
+    "schedulefree": ("all optimizers but the schedule-free ones work", FIX),
     "gradio": ("training and the ComfyUI nodes work, but there is no interface in the browser", "python install.py ui"),
 }
-"""What a run does without: how far things work then, and the command that mends it."""
-LITTLE_DISK_GB = 5.0
+"""Optional modules: what does not work without each, and the command that installs it."""
+LOW_DISK_GB = 5.0
 
 
 @dataclass(frozen=True)
@@ -44,54 +44,56 @@ class Facts:
     """cuda, mps or cpu: what training runs on."""
     device_name: str = ""
     device_gb: float = 0.0
-    """Memory of the card, GiB; 0 on a CPU."""
+    """Memory of the GPU in GiB; 0 on a CPU."""
     device_error: str = ""
-    """Why a card that torch names does not compute."""
+    """Why a GPU that torch names does not compute."""
     driver: str = ""
-    """A card that the driver names, whether torch sees it or not: "NVIDIA GeForce RTX 3060"."""
+    """A GPU that the driver names, whether torch sees it or not: "NVIDIA GeForce RTX 3060"."""
     precision: str = "fp32"
     attention: str = "SDPA"
     eight_bit_error: str | None = None
     """Why 8-bit optimizers do not work; None when a step with one was made."""
     missing: dict[str, str] = field(default_factory=dict)
     """Modules of NEEDED that cannot be imported, with the error."""
-    spared: tuple[str, ...] = ()
-    """Modules of SPARE that are not installed."""
+    missing_optional: tuple[str, ...] = ()
+    """Modules of OPTIONAL that are not installed."""
     disk_gb: float = 0.0
     """Free in the folder of the project, GiB."""
 
 
-# ------------------------------------------------------------------------------------------------------------- telling
+# ------------------------------------------------------------------------------------------------------------ reporting
 
 
-def tell(facts: Facts) -> list[str]:
+def report_lines(facts: Facts) -> list[str]:
     """One line per thing to know, and at the end ``ready: ...`` or ``not ready: ...``."""
     lines = [f"Python {facts.python}, torch {facts.torch or 'missing'}, {facts.disk_gb:.0f} GB of disk free"]
     broken = facts.missing if facts.torch else {"torch": facts.torch_error, **facts.missing}
-    lines += [f"missing: {name} ({error}). Without it nothing trains. Mend: {MEND}" for name, error in broken.items()]
-    lines += [f"missing: {name}. Without it {SPARE[name][0]}. Mend: {SPARE[name][1]}" for name in facts.spared]
+    lines += [f"missing: {name} ({error}). Without it nothing trains. Fix: {FIX}" for name, error in broken.items()]
+    lines += [
+        f"missing: {name}. Without it {OPTIONAL[name][0]}. Fix: {OPTIONAL[name][1]}" for name in facts.missing_optional
+    ]
     if facts.torch and facts.driver and facts.device == "cpu" and not facts.device_error:
         lines.append(
             f"unused: {facts.driver}, for torch {facts.torch} does not see it. Without it training runs on the CPU, "
-            f"some fifty times slower. Mend: {SET_UP}"
+            f"some fifty times slower. Fix: {SET_UP}"
         )
     if facts.device_error:
         lines.append(
             f"broken: {facts.device_name or facts.driver} ({facts.device_error}). Without it training runs on the CPU, "
-            f"with device = 'cpu' in [run]. Mend: update the driver, then {MEND}"
+            f"with device = 'cpu' in [run]. Fix: update the driver, then {FIX}"
         )
     if facts.torch and facts.eight_bit_error:
         lines.append(
             f"missing: 8-bit optimizers ({facts.eight_bit_error}). Without them AdamW takes four times the optimizer "
-            f"memory, and quantised bases are off. Mend: {MEND}"
+            f"memory, and quantized bases are off. Fix: {FIX}"
         )
-    if facts.disk_gb < LITTLE_DISK_GB:
+    if facts.disk_gb < LOW_DISK_GB:
         lines.append(
-            f"little disk: {facts.disk_gb:.1f} GB free. A run stops when it cannot save. Mend: make room, or set out "
+            f"little disk: {facts.disk_gb:.1f} GB free. A run stops when it cannot save. Fix: make room, or set out "
             "in [run] to another disk"
         )
     if broken:
-        return [*lines, f"not ready: {', '.join(broken)} missing; {MEND}"]
+        return [*lines, f"not ready: {', '.join(broken)} missing; {FIX}"]
     return [*lines, f"ready: {', '.join(_parts(facts))}"]
 
 
@@ -106,18 +108,18 @@ def _parts(facts: Facts) -> list[str]:
 
 def report() -> list[str]:
     """The lines to print; the last one is the output."""
-    return tell(gather())
+    return report_lines(gather())
 
 
 def gather() -> Facts:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of optional kernels that nothing here uses
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports optional kernels that nothing here uses
     import_error = cannot_import("torch")
     bare = Facts(
         python=platform.python_version(),
         torch_error=import_error,
         driver=driver_card(),
         missing={name: error for name in NEEDED if (error := cannot_import(name))},
-        spared=tuple(name for name in SPARE if not importlib.util.find_spec(name)),
+        missing_optional=tuple(name for name in OPTIONAL if not importlib.util.find_spec(name)),
         disk_gb=shutil.disk_usage(ROOT).free / 2**30,
     )
     if import_error:
@@ -141,7 +143,7 @@ def cannot_import(name: str) -> str:
 
 
 def driver_card() -> str:
-    """The first card that NVIDIA's driver names, whatever torch thinks of it."""
+    """The first GPU that NVIDIA's driver names, whatever torch thinks of it."""
     program = shutil.which("nvidia-smi")
     if not program:
         return ""
@@ -154,7 +156,7 @@ def driver_card() -> str:
 
 
 def device() -> dict[str, Any]:
-    """What torch computes on; a card counts only when it has multiplied two matrices."""
+    """What torch computes on; a GPU counts only when it has multiplied two matrices."""
     import torch
 
     here = {"device": "cpu", "device_name": f"CPU ({torch.get_num_threads()} threads)"}

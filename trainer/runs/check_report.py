@@ -1,4 +1,4 @@
-"""What ``check --json`` answered, as rows for people: the command line, the nodes and the page show the same words.
+"""The answer of ``check --json`` as rows of text, the same on the command line, in the nodes and on the page.
 
 Standard library only.
 """
@@ -27,9 +27,9 @@ def rows(answer: Mapping[str, Any], preset: str = "") -> list[Row]:
         ("model", f"{model.get('title') or model.get('family', '?')}, predicts {model.get('prediction', '?')}")
     )
     if data:
-        held = f", {data['held_out']} held out" if data.get("held_out") else ""
+        held_out = f", {data['held_out']} held out" if data.get("held_out") else ""
         epoch = f", {data['samples_per_epoch']} samples an epoch" if data.get("samples_per_epoch") else ""
-        found.append(("data", f"{data.get('items', '?')} {data.get('kind', '')}".rstrip() + held + epoch))
+        found.append(("data", f"{data.get('items', '?')} {data.get('kind', '')}".rstrip() + held_out + epoch))
         buckets = ", ".join(f"{b['width']}x{b['height']}: {b['samples']}" for b in data.get("buckets") or [])
         found += [("buckets", buckets)] if buckets else []
     if answer.get("steps"):

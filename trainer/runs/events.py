@@ -1,4 +1,4 @@
-"""What a run says of itself: ``events.jsonl``, a line per event, and ``status.json``. Standard library only."""
+"""What a run reports: ``events.jsonl``, one line per event, and ``status.json``. Standard library only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EventLog:
         self._torn = _torn(self.path)
 
     def write(self, kind: str, step: int, **more: Any) -> None:
-        """One event. Numbers that JSON has no word for (NaN, infinity) become null. Raises NotWritten."""
+        """Append an event. Non-finite numbers become null. Raises NotWritten."""
         event = {"v": 1, "t": round(time.time(), 3), "kind": kind, "step": step, **more}
         line = b"\n" * self._torn + _json(event) + b"\n"
         self._torn = True
@@ -63,12 +63,12 @@ def _torn(path: Path) -> bool:
 
 
 def _json(value: Any) -> bytes:
-    """One line. File names that are no text in the system's encoding lose the bytes that are none."""
+    """One line of JSON. File names that are not valid text lose the bytes that are not."""
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
 def plain(value: Any) -> Any:
-    """The value in JSON's own terms: numbers of any library as Python's, NaN and infinity as None, the rest as text."""
+    """The value as JSON types: numbers of any library as Python's, non-finite ones as None, anything else as text."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
@@ -81,10 +81,10 @@ def plain(value: Any) -> Any:
 
 
 def read_events(path: str | Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The whole events from a byte offset on, and the offset to go on from next time.
+    """Read the whole events from a byte offset on; returns them and the offset to continue from.
 
-    A last line without its end is left for next time, a line that is no JSON object is left out, and a file that is
-    shorter than the offset (begun anew) is read from its start. No file: no events.
+    A last line without its end is left for next time, a line that is not a JSON object is skipped, and a file that is
+    shorter than the offset (written again) is read from its start. No file: no events.
     """
     try:
         with Path(path).open("rb") as file:
@@ -116,7 +116,7 @@ def write_status(
     message: str = "",
     exit_code: int | None = None,
 ) -> None:
-    """Replace ``status.json`` in this process's name. ``eta`` in seconds. Raises NotWritten.
+    """Replace ``status.json``, naming this process in it. ``eta`` in seconds. Raises NotWritten.
 
     Cheap enough for every second; only a power cut can lose it.
     """
@@ -126,7 +126,7 @@ def write_status(
 
 
 def identity(pid: int | None = None) -> dict[str, Any]:
-    """Which process: its number, its start and its machine. This one when no number is given."""
+    """What identifies a process: its number, its start and its machine. Without a number, this process."""
     return {"pid": os.getpid(), "start": _own_start(os.getpid()), "host": host()} if pid is None else {
         "pid": pid, "start": start_time(pid), "host": host()
     }  # fmt: skip
@@ -138,7 +138,7 @@ def _own_start(pid: int) -> str | None:
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file; empty when the file is missing or holds anything else."""
+    """Read a JSON object from a file; empty when the file is missing or holds anything else."""
     for wait in (0.02, 0.1, None):
         try:
             return _object(Path(path).read_bytes())

@@ -10,7 +10,7 @@ from ..errors import UserError
 
 
 def safe_name(name: str) -> str:
-    """A name from outside that may become a folder or a file on any system, unchanged. ValueError otherwise."""
+    """Return ``name`` where it can be a folder's or a file's name on any system; raises UserError otherwise."""
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
     if reserved or not re.fullmatch(r"(?![.\s])[^\\/:*?\"<>|\x00-\x1f\x7f]{1,100}(?<![.\s])", name):
         raise UserError(
@@ -21,7 +21,7 @@ def safe_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps what: read it with ``ls``, the UI, or a node."""
+    """The paths of a run's files: its interface to the page, the nodes and people."""
 
     path: Path
 
@@ -57,10 +57,11 @@ class RunFolder:
         return self.checkpoints / f"{self.path.name}-step{step:08d}.safetensors"
 
     def epoch(self, epoch: int) -> Path:
-        """The adapter after so many epochs."""
+        """The adapter after ``epoch`` epochs."""
         return self.checkpoints / f"{self.path.name}-{epoch:06d}.safetensors"
 
     def make(self) -> None:
+        """Make all folders. Raises UserError where they cannot be written to."""
         try:
             for folder in (self.path, self.samples, self.checkpoints, self.state, self.control):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -73,8 +74,8 @@ class RunFolder:
             ) from None
 
     def set_aside(self) -> Path | None:
-        """Move the states, checkpoints and pictures of an earlier run into a new folder ``earlier``, then ``earlier-2``
-        and so on; None without any."""
+        """Move the states, checkpoints and pictures of an earlier run into a new folder ``earlier``, ``earlier-2`` and
+        so on, and return it; None where there are none."""
         old = [path for path in (self.state, self.checkpoints, self.samples) if any(path.iterdir())]
         old += [self.before_after] if self.before_after.exists() else []
         if not old:
@@ -94,7 +95,7 @@ class RunFolder:
         return earlier
 
     def take_requests(self) -> set[str]:
-        """The requests lying in ``control/``, taken away: stop, save, sample."""
+        """Remove and return the requests in ``control/``: stop, save, sample."""
         asked = (
             {p.name for p in self.control.iterdir()} & {"stop", "save", "sample"} if self.control.is_dir() else set()
         )

@@ -1,4 +1,4 @@
-"""What an operating system says of processes, on Linux, macOS and Windows. Standard library only."""
+"""Processes and file locks on Linux, macOS and Windows. Standard library only, as ComfyUI's Python imports it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..errors import UserError
 
 
 def start_time(pid: int) -> str | None:
-    """When a living process began, in the system's own words; None when there is no such process.
+    """When a living process started, in the system's own format; None when there is no such process.
 
     A number may be given to another process later, or after a restart of the machine; number and start together name
     one process for good, and no change of the clock alters them.
@@ -50,10 +50,10 @@ def _boot() -> str:
 
 
 def _ps_start(pid: int) -> str | None:
-    told = subprocess.run(
+    columns = subprocess.run(
         ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
     ).stdout.split()
-    return None if not told or told[0].startswith("Z") else " ".join(told[1:])
+    return None if not columns or columns[0].startswith("Z") else " ".join(columns[1:])
 
 
 def _windows_start(pid: int) -> str | None:
@@ -66,14 +66,15 @@ def _windows_start(pid: int) -> str | None:
     handle = ctypes.c_void_p(handle)
     created, other, code = ctypes.c_uint64(), ctypes.c_uint64(), ctypes.c_uint32()
     try:
-        told = kernel.GetProcessTimes(handle, *map(ctypes.byref, (created, other, other, other)))
-        told = told and kernel.GetExitCodeProcess(handle, ctypes.byref(code))
-        return str(created.value) if told and code.value == 259 else None  # STILL_ACTIVE
+        ok = kernel.GetProcessTimes(handle, *map(ctypes.byref, (created, other, other, other)))
+        ok = ok and kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+        return str(created.value) if ok and code.value == 259 else None  # STILL_ACTIVE
     finally:
         kernel.CloseHandle(handle)
 
 
 def host() -> str:
+    """The name of this machine."""
     return platform.node()
 
 

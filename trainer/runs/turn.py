@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from .control import DONE, INTERRUPTED
 from .events import STARTED_AS, read_object, write_status
 from .files import make_folder, user_cache, write_atomic
 from .process import locked
 
 POLL_SECONDS = 0.2
-INTERRUPTED = 130
 
 
 class Stopped(Exception):
@@ -33,7 +33,7 @@ class Stopped(Exception):
 
 @contextmanager
 def turn(device: str, name: str, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Hold ``device`` for this process; first come, first served among the processes of this user.
+    """Reserve ``device`` for this process; first come, first served among the processes of this user.
 
     ``waiting`` is called again and again with the name of the run directly ahead, and may raise. A ticket is a file
     that its process locks for life, so a killed process leaves the queue at once.
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
                      exit_code=INTERRUPTED)  # fmt: skip
         (run_dir / "start.json").unlink(missing_ok=True)
         return INTERRUPTED
-    if code == 0 and options.copy_to is not None:
+    if code == DONE and options.copy_to is not None:
         copy = copy_adapter(run_dir, options.copy_to)
         print(f"copied to {copy}" if copy else "no final adapter to copy", flush=True)
     return code

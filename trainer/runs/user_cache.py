@@ -1,4 +1,4 @@
-"""What this machine remembers between runs, by key: small JSON files in the user's cache folder, newest last."""
+"""Values cached between runs by key: small JSON files in the user's cache folder, newest last."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .events import read_object
 from .files import user_cache, write_atomic
 
 
@@ -15,20 +16,16 @@ def _file(name: str) -> Path:
 
 
 def known(name: str) -> dict[str, Any]:
-    """All that is remembered under a name; empty when there is nothing, or nothing that can be read."""
-    try:
-        found = json.loads(_file(name).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """All that is cached under a name; empty when there is nothing, or nothing that can be read."""
+    return read_object(_file(name))
 
 
 def remember(name: str, key: str, value: Any, most: int = 300) -> None:
-    """Only a convenience: what cannot be written is found out again next time."""
-    kept = known(name)
-    kept.pop(key, None)
-    kept[key] = value
-    newest = dict(list(kept.items())[-most:])
+    """Cache a value; the oldest of more than ``most`` go. What cannot be written is computed again next time."""
+    values = known(name)
+    values.pop(key, None)
+    values[key] = value
+    newest = dict(list(values.items())[-most:])
     with suppress(OSError):
         _file(name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(_file(name), json.dumps(newest), durable=False)
