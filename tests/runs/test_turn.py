@@ -87,11 +87,10 @@ def test_a_finished_run_is_copied_and_a_failed_one_is_not(runs, tmp_path):
     good = start(runs, "good", copy_to=tmp_path / "loras" / "pixelkiln")
     bad = start(runs, "bad", copy_to=tmp_path / "loras" / "pixelkiln", mistake="no such name")
     copy = tmp_path / "loras" / "pixelkiln" / "good.safetensors"
-    until(copy.is_file, "the copy")
+    until(lambda: "copied to" in control.tail(good), "the copy")
     until(lambda: not control.status(bad).live and not control.status(good).live, "both ends")
     assert control.status(bad).message == "run.name: no such name"
     assert [path.name for path in copy.parent.iterdir()] == ["good.safetensors"]
-    assert "copied to" in control.tail(good)
 
 
 def test_a_copy_that_is_the_same_is_left_alone(tmp_path):
