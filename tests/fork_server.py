@@ -1,7 +1,7 @@
 """Runs of the command line in processes of their own, without the seconds that an import takes: forked, not started.
 
 ``Server()`` starts one Python that trains once, so that all is imported, and then forks a child per run. A child can be
-told to die by SIGKILL at its n-th change of the file system, or in the middle of writing a file. Not on Windows.
+made to die by SIGKILL at its n-th change of the file system, or in the middle of writing a file. Not on Windows.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _die() -> None:
 
 
 def _each_change(act: Callable[[int], None]) -> None:
-    """Tell the number of each change of the file system, before it is made."""
+    """Report the number of each change of the file system, before it is made."""
     count = 0
 
     def hook(event: str, details: tuple) -> None:
@@ -172,7 +172,7 @@ def _torn_at(count: int) -> None:
 
 
 def _kill_after(seconds: float) -> None:
-    """Die so many seconds after the first step began."""
+    """Die that many seconds after the first step began."""
     import threading
 
     from pixelkiln.trainer.training import loop as engine
@@ -188,7 +188,7 @@ def _kill_after(seconds: float) -> None:
 
 
 def _at_step(count: int, act: Callable[[Any], object]) -> None:
-    """Do something before the step that follows so many."""
+    """Act before the step that follows step ``count``."""
     from pixelkiln.trainer.training import loop as engine
 
     step = engine.Loop.step
@@ -246,17 +246,17 @@ def _wait_for(path: str) -> None:
 
 
 def _no_override(_: bool) -> None:
-    """Root that is held to permissions as everybody is: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    """Root without its exemption from file permissions: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
     import ctypes
 
     if os.geteuid() or sys.platform != "linux":
         return
     libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)
-    held = (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, held) == 0
+    capabilities = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, capabilities) == 0
     for i in range(2):
-        held[i] &= ~0b110
-    assert libc.capset(header, held) == 0
+        capabilities[i] &= ~0b110
+    assert libc.capset(header, capabilities) == 0
 
 
 if __name__ == "__main__":

@@ -192,6 +192,8 @@ def checkpoint(
 def write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, **metadata: str) -> Path:
     from safetensors.torch import save_file
 
-    held = {k: (v.to(dtype) if dtype and v.is_floating_point() else v).clone().contiguous() for k, v in tensors.items()}
-    save_file(held, path, metadata={"format": "pt", **metadata})
+    converted = {
+        k: (v.to(dtype) if dtype and v.is_floating_point() else v).clone().contiguous() for k, v in tensors.items()
+    }
+    save_file(converted, path, metadata={"format": "pt", **metadata})
     return path

@@ -80,8 +80,8 @@ def header_of(rng: random.Random, data: bytes) -> bytes:
     table = json.loads(data[8 : 8 + length])
     for _ in range(rng.choice((1, 1, 3))):
         table = _json_of(rng, table)
-    said = json.dumps(table).encode()
-    return struct.pack("<Q", len(said)) + said + data[8 + length :]
+    header = json.dumps(table).encode()
+    return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
 def _json_of(rng: random.Random, value: Any) -> Any:

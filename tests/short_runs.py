@@ -1,4 +1,4 @@
-"""Small real runs for tests: a tiny model, a few pictures, a configuration, and what the run said."""
+"""Small real runs for tests: a tiny model, a few pictures, a configuration, and the run's events."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def steps(config: Config) -> list[tuple[float, float]]:
 
 
 def stop_after(monkeypatch, count: int) -> None:
-    """Ask for a stop as Ctrl-C does, after so many steps."""
+    """Ask for a stop as Ctrl-C does, after ``count`` steps."""
     step = loop.Loop.step
 
     def counted(self):

@@ -79,7 +79,7 @@ def small_adapter() -> dict[str, torch.Tensor]:
 
 
 def attempt(home: Home, capsys: Capture, arguments: list[str], allowed: Codes = (0, 2)) -> tuple[int, str, str]:
-    """Run a command under limits: its exit code and what it said."""
+    """Run a command under limits: its exit code and its output."""
 
     def hung(number: int, frame: FrameType | None) -> None:
         raise Hung(f"{SECONDS} s: {arguments}")
@@ -267,11 +267,11 @@ def damaged(home: Home, capsys: Capture, kind: str, numbers: range) -> None:
         try:
             look(home, capsys, data)
         except BaseException as error:
-            kept = os.environ.get("PIXELKILN_FUZZ_KEEP")
-            if not kept:
+            folder = os.environ.get("PIXELKILN_FUZZ_KEEP")
+            if not folder:
                 raise AssertionError(f"{kind} {number} of seed {SEED}: {error}") from error
-            Path(kept, f"{kind}-{SEED}-{number}").write_bytes(data)
-            Path(kept, f"{kind}-{SEED}-{number}.txt").write_text(f"{type(error).__name__}: {error}"[-3000:], "utf-8")
+            Path(folder, f"{kind}-{SEED}-{number}").write_bytes(data)
+            Path(folder, f"{kind}-{SEED}-{number}.txt").write_text(f"{type(error).__name__}: {error}"[-3000:], "utf-8")
             capsys.readouterr()
 
 

@@ -1,7 +1,7 @@
 """The contract with people outside: what golden/contract/ records must still be there; additions are allowed.
 
 Recorded are command lines, JSON answers, run folders, adapter files, options, nodes, workflows, HTTP routes,
-environment variables and entry points. PIXELKILN_RECORD_GOLDEN=1 writes the records anew.
+environment variables and entry points. PIXELKILN_RECORD_GOLDEN=1 writes the records again.
 """
 
 from __future__ import annotations

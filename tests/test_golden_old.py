@@ -1,6 +1,6 @@
 """Files that an earlier version wrote keep working: a stopped run, references, configurations and adapter files.
 
-``golden/old`` was written once, by the code of November 2026, and is never written anew: ``stopped`` is a run that was
+``golden/old`` was written once, by the code of November 2026, and is never written again: ``stopped`` is a run that was
 stopped after 3 of 6 steps (without curves and caches), ``references`` belongs to a preference run, ``options`` has
 configurations that together set every option, and ``adapters`` has files of every family. ``@ROOT@`` stands for the
 folder where all that was.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from making import picture
+from sample_data import picture
 
 from pixelkiln.trainer.data.cache import SdScriptsLatents, Store, find_npz, read_npz
 from pixelkiln.trainer.runs.files import NotWritten

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from making import PRINTS, Encoder, dataset, folder, noise, picture, png
 from PIL import Image
+from sample_data import PRINTS, Encoder, dataset, folder, noise, picture, png
 from torch import Tensor
 
 from pixelkiln.trainer.data.cache import SdScriptsLatents

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import noise, picture
 from PIL import Image
+from sample_data import noise, picture
 
 from pixelkiln.trainer.data import augment, pictures
 from pixelkiln.trainer.data.buckets import Fit

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import folder, noise, picture
 from PIL import Image
+from sample_data import folder, noise, picture
 
 from pixelkiln.trainer.data.cache import Index
 from pixelkiln.trainer.data.items import Scan

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import picture, png
+from sample_data import picture, png
 
 from pixelkiln.trainer.data import pairs_file
 from pixelkiln.trainer.data.pairs_file import Pair, Rating, add_best, add_pair, add_rating, contradictions

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import noise, picture, png
 from PIL import Image
+from sample_data import noise, picture, png
 
 from pixelkiln.trainer.data.pairs import export_pairs, import_pairs
 from pixelkiln.trainer.data.pairs_check import check_pairs

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import short_runs as runs
 import torch
-from estimating import DPO, FULL, MIDCROP, SIDE, WINDOW, compare, estimated_peak, wanted
+from estimate_checks import DPO, FULL, MIDCROP, SIDE, WINDOW, compare, estimated_peak, wanted
 
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.commands.check import card_for, check

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import measured
+import memory_probe
 import numpy as np
 import pytest
 import torch
-from estimating import FULL, SIDE, compare, estimated_peak, wanted
+from estimate_checks import FULL, SIDE, compare, estimated_peak, wanted
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelkiln.trainer.commands.check import check
@@ -107,7 +107,7 @@ def test_auto_takes_the_plan_that_the_room_allows(home, monkeypatch):
     found, at = identify(config.model), Shape(512, 512, ("plain",), 1)
     p.model.decoder.room = p.model.decoder.need(40**2)  # of 64 x 64 cells
     assert plan_for(config.terms()["pixel"][0], p.model.decoder, 64, 64).window == 16
-    peak = measured.peak(lambda: measured.forward(p, batch).backward())
+    peak = memory_probe.peak(lambda: memory_probe.forward(p, batch).backward())
     weights = sum(kinds["full"] for kinds in memory.estimate(config, found, at, torch.float32, "cpu").modules.values())
     small = memory.estimate(config, found, at, torch.float32, "cpu", p.model.decoder.room + weights)
     assert estimated_peak(small) == pytest.approx(peak, rel=0.1)
@@ -143,7 +143,7 @@ def test_operations_of_a_step(home):
     p.dataset.prepare()
     batch = p.dataset.batch(0)
     p.model.conditioning(batch)
-    assert m.flops == counted(lambda: measured.forward(p, batch).backward())
+    assert m.flops == counted(lambda: memory_probe.forward(p, batch).backward())
     whole, decoding = memory.operations(config, m, found.process)
     assert decoding == pytest.approx(m.decoding["pixel"] / 8, rel=1e-6)
     assert whole == pytest.approx(m.flops - m.decoding["pixel"] * 7 / 8, rel=1e-6)

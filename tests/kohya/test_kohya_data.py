@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import folder as pictures
+from sample_data import folder as pictures
 
 from pixelkiln.extension.recipe import read_import
 from pixelkiln.trainer import config as c

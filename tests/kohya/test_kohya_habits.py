@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tomlkit
-from making import folder, picture
+from sample_data import folder, picture
 
 from pixelkiln.trainer import config as c
 from pixelkiln.trainer.cli import main

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from making import picture
+from sample_data import picture
 
 from pixelkiln.trainer.adapters.options import AdapterOptions
 from pixelkiln.trainer.adapters.plan import block_rates

@@ -19,7 +19,7 @@ import pytest
 import safetensors.torch
 import sd15_small
 import torch
-from making import picture
+from sample_data import picture
 from short_runs import events
 
 from pixelkiln.trainer.config import load

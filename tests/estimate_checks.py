@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import measured
+import memory_probe
 import short_runs as runs
 import torch
 
@@ -33,19 +33,19 @@ def compare(config: Config) -> tuple[int, int, int, memory.Estimate]:
     p.dataset.prepare()
     batch = step.micro_batches(p.dataset.batch(0), config.run.batch)[0]
     known = (p.model.family.denoiser, p.model.family.vae, *p.model.family.text_encoders.values())
-    said = batch.conditioning
-    inputs = size_of(t for t in (batch.latents, said and said.hidden, said and said.pooled) if t is not None)
+    text = batch.conditioning
+    inputs = size_of(t for t in (batch.latents, text and text.hidden, text and text.pooled) if t is not None)
     p.model.family.predict(batch.latents, torch.zeros(len(batch)), p.model.conditioning(batch))
-    with measured.Saved(*known) as saved:
-        loss = measured.forward(p, batch)
+    with memory_probe.Saved(*known) as saved:
+        loss = memory_probe.forward(p, batch)
     del loss
 
     def run() -> None:
-        loss = measured.forward(p, batch)
+        loss = memory_probe.forward(p, batch)
         if loss.requires_grad:
             loss.backward()
 
-    peak = measured.peak(run)
+    peak = memory_probe.peak(run)
     at = report.shape(config, identify(config.model), p.dataset)
     estimate = memory.estimate(config, identify(config.model), at, torch.float32, "cpu")
     return saved.bytes, peak + inputs, inputs, estimate

@@ -1,4 +1,4 @@
-"""Measuring what a real step holds: by torch's memory profiler, and by hooks on what autograd saves."""
+"""Measures the memory of a real step: the peak by torch's profiler, and what autograd saves by hooks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def peak(run: Callable[[], Any]) -> int:
     assert found is not None and found.kineto_results is not None
     sizes = [event.nbytes() for event in found.kineto_results.events() if event.name() == "[memory]"]
     assert sizes
-    held = highest = 0
+    current = highest = 0
     for size in sizes:
-        held += size
-        highest = max(highest, held)
+        current += size
+        highest = max(highest, current)
     return highest
 
 
@@ -37,12 +37,12 @@ class Saved:
     def __init__(self, *known: torch.nn.Module):
         self._known = {t.untyped_storage().data_ptr() for m in known for t in (*m.parameters(), *m.buffers())}
         self._seen: dict[int, Any] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._known:
-            self._seen[storage.data_ptr()] = storage  # held, so that no other takes its place
+            self._seen[storage.data_ptr()] = storage  # a reference, so that the address is not reused
         return tensor
 
     @property
