@@ -76,13 +76,13 @@ LARGE = {**RECOMPUTE, "run.batch": 1, "data.resolution": 512, "loss.pixel.mode":
 
 def in_the_middle(monkeypatch):
     """Where a window takes the most: a real draw's place is as it falls."""
-    drawn = measured.draw
+    drawn = memory_probe.draw
 
     def centred(*args):
         chance = drawn(*args)
         return replace(chance, window=torch.full_like(chance.window, 0.5))
 
-    monkeypatch.setattr(measured, "draw", centred)
+    monkeypatch.setattr(memory_probe, "draw", centred)
 
 
 @pytest.mark.nightly
