@@ -4,16 +4,16 @@
     python -m bench --models sd15,sdxl --size 1024 --memory 8,12 --cases "latent;plain;nf4"
     python -m bench --tiny                           # what CI runs: a few cases, small and short
     python -m bench --append all.jsonl --table       # a table of what was measured, from a file that grew
-    python -m bench --foretell                       # operations and GiB of the families, by check's symbolic run
+    python -m bench --estimate                       # operations and GiB of the families, by check's symbolic run
 
 Models are ``base`` (bundled), ``sd15``, ``sdxl``, ``sd3-medium`` (full size, random weights, written to a temporary
 folder: 2 to 7 GB) or a path. Every case runs in a process of its own, so that its peak memory is its own. Times are
 medians over the steps after two that are not counted; on a CPU they are what its threads computed, all together, so
-that other work on the machine is not in them. A card of a smaller class is imitated by capping what the process takes
-(``memory.limit_gb``, torch.cuda.set_per_process_memory_fraction); its speed stays the large card's. With ``--append`` a
+that other work on the machine is not in them. A GPU of a smaller class is imitated by capping what the process takes
+(``memory.limit_gb``, torch.cuda.set_per_process_memory_fraction); its speed stays the large GPU's. With ``--append`` a
 row that the file has already, from the same machine, torch and settings, is not measured again.
 Machines differ and are noisy: compare the ratios, which are to the first case of the same model, size and class.
-What is foretold needs neither weights nor a card, is of a CUDA card in bf16, and is marked so in rows and tables.
+An estimate needs neither weights nor a GPU, is for a CUDA GPU in bf16, and is marked so in rows and tables.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .foretell import columns, foretell, meant
+from .estimate import columns, estimate, is_estimable
 from .models import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +107,7 @@ def main() -> None:
     )
     parser.add_argument("--models", "--model", help="names or paths, separated by commas; base when not given")
     parser.add_argument("--cases", help="names, separated by semicolons")
-    parser.add_argument("--memory", default="0", help="classes in GB, separated by commas; 0 is the whole card")
+    parser.add_argument("--memory", default="0", help="classes in GB, separated by commas; 0 is the whole GPU")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--size", type=int, help="pixels per side; the model's own when not given")
     parser.add_argument("--batch", type=int, default=1)
@@ -116,7 +116,9 @@ def main() -> None:
     parser.add_argument("--append", type=Path, help="add rows to this file of JSON lines; rows it has are not repeated")
     parser.add_argument("--json", type=Path, help="write the rows of this run here")
     parser.add_argument("--table", action="store_true", help="print the rows of --append and measure nothing")
-    parser.add_argument("--foretell", action="store_true", help="foretell the cases instead of measuring them")
+    parser.add_argument(
+        "--estimate", "--foretell", action="store_true", help="estimate the cases instead of measuring them"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
@@ -127,9 +129,9 @@ def main() -> None:
     if args.tiny:
         args.size, args.steps = args.size or 64, 1
         args.cases = args.cases or ";".join(TINY)
-    args.precision = "bf16" if args.foretell else args.precision
-    args.models = args.models or (",".join(FAMILIES) if args.foretell else "base")
-    args.cases = args.cases or ";".join(name for name in CASES if not args.foretell or meant(CASES[name]))
+    args.precision = "bf16" if args.estimate else args.precision
+    args.models = args.models or (",".join(FAMILIES) if args.estimate else "base")
+    args.cases = args.cases or ";".join(name for name in CASES if not args.estimate or is_estimable(CASES[name]))
     old = read(args.append)
     rows, broken = (old, []) if args.table else run(args, old)
     print(table(rows))
@@ -141,7 +143,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace, old: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows, and what broke: that is no result, and is measured the next time."""
-    rows, broken, machine = [], [], of_machine(args.foretell)
+    rows, broken, machine = [], [], of_machine(args.estimate)
     known = {identity(row): row for row in old}
     with tempfile.TemporaryDirectory() as scratch:
         for model in args.models.split(","):
@@ -154,16 +156,16 @@ def run(args: argparse.Namespace, old: list[dict[str, Any]]) -> tuple[list[dict[
                     }  # fmt: skip
                     if (row := known.get(identity(settings))) is None:
                         try:
-                            if args.foretell:
-                                row = {**settings, **foretold(settings)}
+                            if args.estimate:
+                                row = {**settings, **estimated(settings)}
                             else:
                                 path = path or place(model, Path(scratch) / model.replace("/", "_"))
                                 row = {**settings, **apart(settings, str(path), args.steps, f"{scratch}/cache")}
                         except RuntimeError as error:
                             broken.append(f"bench: {model}, {name}: {error}")
                             continue
-                        said = row.get("seconds") or row.get("failed") or f"{row['flops']:.3g} operations"
-                        print(f"{model} {limit:g} GB {name}: {said}", file=sys.stderr)
+                        result = row.get("seconds") or row.get("failed") or f"{row['flops']:.3g} operations"
+                        print(f"{model} {limit:g} GB {name}: {result}", file=sys.stderr)
                         if args.append:
                             with args.append.open("a", encoding="utf-8") as file:
                                 file.write(json.dumps(row) + "\n")
@@ -179,12 +181,12 @@ def place(model: str, scratch: Path) -> Path:
     return random_model(model, scratch) if model in FAMILIES else Path(model)
 
 
-def foretold(settings: dict[str, Any]) -> dict[str, Any]:
+def estimated(settings: dict[str, Any]) -> dict[str, Any]:
     """What ``check`` expects of a case: rows that are never taken for measured ones."""
     flags = flags_of(settings)
-    if settings["model"] not in FAMILIES or not meant(flags):
-        raise SystemExit(f"bench: nothing can be foretold of {settings['model']}, {settings['case']}")
-    own = foretell({**settings, "flags": flags})
+    if settings["model"] not in FAMILIES or not is_estimable(flags):
+        raise SystemExit(f"bench: there is no estimate of {settings['model']}, {settings['case']}")
+    own = estimate({**settings, "flags": flags})
     return {"foretold": True, "probability": flags.get("loss.pixel.probability", 1.0), **own}
 
 
@@ -226,14 +228,14 @@ def read(path: Path | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
-def of_machine(foretold: bool = False) -> dict[str, str]:
+def of_machine(estimate: bool = False) -> dict[str, str]:
     import diffusers
     import peft
     import torch
 
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {
-        "card": "none" if foretold else card, "python": platform.python_version(), "torch": torch.__version__,
+        "card": "none" if estimate else gpu, "python": platform.python_version(), "torch": torch.__version__,
         "cuda": str(torch.version.cuda), "diffusers": diffusers.__version__, "peft": peft.__version__,
     }  # fmt: skip
 
@@ -249,9 +251,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for title, group in groups.items():
         if group[0].get("foretold"):
-            lines += [f"{title}: foretold, not measured", "", *columns(group), ""]
+            lines += [f"{title}: estimated, not measured", "", *columns(group), ""]
             continue
-        head = "| case | seconds a step | ratio | peak GiB | foretold | above the model | of matmul peak |"
+        head = "| case | seconds a step | ratio | peak GiB | estimated | above the model | of matmul peak |"
         lines += [title, "", head, "|---|---|---|---|---|---|---|"]
         first = next((row["seconds"] for row in group if "seconds" in row), None)
         for row in group:
@@ -259,8 +261,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 lines.append(f"| {row['case']} | {row['failed']} | | | | | |")
                 continue
             above, ratio = row["peak_gb"] - row["before_gb"], row["seconds"] / first
-            foretold = f"{row['foretold_gb']:.2f}" if "foretold_gb" in row else ""
-            memory = f"{row['peak_gb']:.2f} | {foretold} | {above:.2f}"
+            estimate = f"{row['foretold_gb']:.2f}" if "foretold_gb" in row else ""
+            memory = f"{row['peak_gb']:.2f} | {estimate} | {above:.2f}"
             lines.append(
                 f"| {row['case']} | {row['seconds']:.3f} | {ratio:.2f} | {memory} | {row['of_matmul_peak']:.0%} |"
             )

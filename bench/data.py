@@ -5,7 +5,7 @@
 
 Pictures are synthetic PNGs, all different; latents are random. The first start fills the cache, the second finds it
 full: that is what a run's start costs. Batches are read with the thread that reads ahead, in a random order, while the
-caller does something for ``--busy`` milliseconds, as a card would; *waited* is what of a step it spent waiting.
+caller does something for ``--busy`` milliseconds, as a GPU would; *waited* is what of a step it spent waiting.
 """
 
 from __future__ import annotations

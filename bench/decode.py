@@ -128,14 +128,14 @@ def noise(
     side = float(true.shape[-1] * decoder.factor)
     size = torch.tensor([[side, side, 0, 0, side, side]])
     with torch.no_grad():
-        said = replace(family.encode_text([""]), size=size)
+        conditioning = replace(family.encode_text([""]), size=size)
     adapter = inject(family.denoiser, family.text_encoders, family.name, AdapterOptions(rank=4), seed=0)
     batch = Batch(true, [""], size, Rows.plain(1), ["mosaic"])
     steps: list[tuple[Tensor, Tensor]] = []
     for level in range(levels):
         chance = fixed_draw(batch, level, levels, 0, family.process, NoiseOptions())
         noisy = family.process.noisy(batch.latents, chance.added, chance.level)
-        out = family.predict(noisy, chance.level, said)
+        out = family.predict(noisy, chance.level, conditioning)
         steps.append(latents(Step(batch, chance, noisy, out, family.process, decoder), "mixed")[:2])
     count_attention()
     first: list[float] = []

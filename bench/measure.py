@@ -60,8 +60,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         folder.make()
         with ProgressWriter(folder.path) as writer:
             session = build_session(config, lambda line: None)
-            foretold = {} if plain else {"foretold_gb": _foretold(config, session)}
-            return foretold | _timed(config, session, folder, writer, case["steps"], plain)
+            estimate = {} if plain else {"foretold_gb": _estimated_gb(config, session)}
+            return estimate | _timed(config, session, folder, writer, case["steps"], plain)
 
 
 def _timed(
@@ -110,8 +110,8 @@ def _clock(device: torch.device) -> Callable[[], float]:
     return time.process_time if device.type == "cpu" else time.perf_counter
 
 
-def _foretold(config: Config, session: Session) -> float:
-    """GiB that ``check`` expects of the steps; without a card's context, which torch does not count."""
+def _estimated_gb(config: Config, session: Session) -> float:
+    """GiB that ``check`` expects of the steps; without a GPU's context, which torch does not count."""
     fit = Estimator(config, identify(config.model), session.dataset, gpus.here(config.run.device))(config)
     context = CONTEXT["cuda"] if session.model.device.type == "cuda" else 0
     return (max(phase.total for phase in fit.phases if phase.name in (STEP, "optimizer step")) - context) / gpus.GIB

@@ -12,7 +12,7 @@ FAMILIES = ("sd15", "sdxl", "sd3-medium")
 
 
 def random_model(name: str, folder: Path) -> Path:
-    """A family's public shapes in ``folder``, in bfloat16; SD3 without T5. Made on a card where there is one."""
+    """A family's public shapes in ``folder``, in bfloat16; SD3 without T5. Made on a GPU where there is one."""
     import diffusers
     import transformers
 

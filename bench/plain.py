@@ -15,7 +15,7 @@ class Plain:
     """One LoRA step on the bare denoiser of ``session``: same modules, rank, optimizer, precision, batch and pictures.
 
     PEFT injects the adapter, diffusers' own gradient checkpointing recomputes, autocast and AdamW are torch's. Latents
-    and text come from the same caches. There is no pixel term, no preference, no held or streamed weight.
+    and text come from the same caches. There is no pixel term, no preference, no quantized or offloaded weight.
     """
 
     def __init__(self, session: Session, checkpointing: bool, dtype: torch.dtype):

@@ -7,7 +7,7 @@ saved file of each is then asked, whatever it was trained with:
 
 - accuracy: the share of held-out pairs in the right order, by latent errors over the base's at 16 fixed noise levels,
   by pixel errors at 2 of them. A pair's levels are one observation: the 95 % interval resamples pairs.
-- style: pictures of the 40 held-out prompts at fixed seeds, judged by a small classifier that was trained on the two
+- style: pictures of the 40 held-out prompts at fixed seeds, classified by a small network that was trained on the two
   styles of the other pairs.
 - colour: the mean difference of the greatest and the least of red, green and blue, against the rejected pictures'.
 - subject: whether one of the five of all 380 pictures whose edges are most alike is of the prompt, in either style.
@@ -107,7 +107,7 @@ def measured(name: str, folder: Path, file: Path | None, base: dict[str, Any] | 
     errors = held_out(session)
     row = {"arm": name, "errors": errors, "pictures": [str(p) for p in drawn], "minutes": minutes(folder)}
     row["accuracy"] = {term: interval(in_order(errors[term], (base or row)["errors"][term])) for term in errors}
-    row |= judged(drawn, captions)
+    row |= classified(drawn, captions)
     known.write_text(json.dumps(row), "utf-8")
     return row
 
@@ -158,7 +158,7 @@ def minutes(folder: Path) -> float | None:
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def judged(drawn: list[Path], captions: list[str]) -> dict[str, Any]:
+def classified(drawn: list[Path], captions: list[str]) -> dict[str, Any]:
     rows = [json.loads(line) for line in (PAIRS / "pairs.jsonl").read_text("utf-8").splitlines()]
     known = [(row["prompt"], style, PAIRS / row[style]) for row in rows for style in ("chosen", "rejected")]
     every, made = pixels([path for *_, path in known]), pixels(drawn)
@@ -233,12 +233,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         style, subject = (f"{row[key]} of {row['count']}" for key in ("style", "subject"))
         took = "" if row["minutes"] is None else f"{row['minutes']:.1f}"
         lines.append(f"| {row['arm']} | {took} | {latent} | {pixel} | {style} | {row['colour']:.0%} | {subject} |")
-    told = ", ".join(sorted({f"{row['classifier']:.3f}" for row in rows}))
-    return "\n".join([*lines, "", f"The classifier is right about {told} of the held-out pictures themselves."])
+    right = ", ".join(sorted({f"{row['classifier']:.3f}" for row in rows}))
+    return "\n".join([*lines, "", f"The classifier is right about {right} of the held-out pictures themselves."])
 
 
 def sheet(rows: list[dict[str, Any]], path: Path, columns: int = 8, cell: int = 96, margin: int = 190) -> None:
-    """A line of pictures for each row: every so many of the held-out prompts."""
+    """A line of pictures for each row: every n-th of the held-out prompts."""
     page = Image.new("RGB", (margin + columns * cell, len(rows) * cell), "white")
     pen = ImageDraw.Draw(page)
     for y, row in enumerate(rows):

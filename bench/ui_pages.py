@@ -4,7 +4,7 @@
 
 Each time is from the click (or the address) until what the screen is for is there and painted: its text, and every
 picture in view decoded. The first visit comes with nothing remembered: no thumbnail, no size, no event read. Then
-``--rounds`` further visits, of which the median and the longest are told. Needs Chromium (``--chromium PATH``).
+``--rounds`` further visits, of which the median and the longest are printed. Needs Chromium (``--chromium PATH``).
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def past_run(run: Path) -> None:
             draw(run / "candidates" / f"{row}{seed}.png", 9 * row + seed, f"{prompt}\nSteps: 20, Seed: {seed}")
 
 
-def draw(path: Path, seed: int, told: str = "") -> None:
+def draw(path: Path, seed: int, parameters: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     info = PngImagePlugin.PngInfo()
-    info.add_text("parameters", told or "none")
+    info.add_text("parameters", parameters or "none")
     Image.new("RGB", (512, 512), (seed % 256, seed // 8 % 256, 90)).save(path, pnginfo=info)
 
 

@@ -38,7 +38,7 @@ class Walk:
     def __init__(self, page: Any, begun: float, out: Path, runs: Path):
         self.page, self.begun, self.out = page, begun, out
         self.folders = [str(runs.parent), str(ROOT)]
-        self.clicks, self.told = 0, {}
+        self.clicks, self.tasks = 0, {}
 
     def click(self, what: str) -> None:
         self.page.click(what)
@@ -49,8 +49,8 @@ class Walk:
         self.clicks += 1
 
     def note(self, what: str) -> None:
-        self.told[what] = {"seconds": round(time.monotonic() - self.begun, 1), "clicks": self.clicks}
-        print(f"{what}: {self.told[what]}", file=sys.stderr, flush=True)
+        self.tasks[what] = {"seconds": round(time.monotonic() - self.begun, 1), "clicks": self.clicks}
+        print(f"{what}: {self.tasks[what]}", file=sys.stderr, flush=True)
 
     def shoot(self, name: str, at: str = "") -> None:
         """The screen as it is, light and dark; ``at``: scrolled to this."""
@@ -162,7 +162,7 @@ def main() -> None:
             first_use(walk, args.steps, runs)
             compare_and_prefer(walk, runs)
         browser.close()
-    json.dump({"v": 1, "steps": args.steps, "walk": walk.told}, sys.stdout, indent=1)
+    json.dump({"v": 1, "steps": args.steps, "walk": walk.tasks}, sys.stdout, indent=1)
     print()
 
 

@@ -59,33 +59,33 @@ def test_a_file_that_grew_is_a_table_and_is_not_measured_again(tmp_path):
     assert "| nf4 | 1.500 | 1.50 | 5.00 | 5.20 | 2.00 | 30% |" in said and "| fp8 | out of memory |" in said
 
 
-def test_what_is_foretold_is_never_taken_for_measured(monkeypatch, tmp_path, capsys):
+def test_an_estimate_is_never_taken_for_measured(monkeypatch, tmp_path, capsys):
     """Of a step of 4 operations and one whose decode, for half of the samples, adds 6: p = 0.5 * 0.3 * 4 / 6."""
     numbers = [{"flops": 4e12, "decoding": 0.0, "step_gb": 2.0, "run_gb": 2.5},
                {"flops": 1e13, "decoding": 6e12, "step_gb": 3.0, "run_gb": 3.0}]  # fmt: skip
-    monkeypatch.setattr(bench, "foretell", lambda case: numbers[case["case"].startswith("pixel")])
+    monkeypatch.setattr(bench, "estimate", lambda case: numbers[case["case"].startswith("pixel")])
     monkeypatch.setitem(bench.CASES, "pixel, full", {**bench.CASES["pixel, full"], "loss.pixel.probability": 0.5})
     file, cases = tmp_path / "rows.jsonl", "latent, checkpointed;pixel, full"
-    flags = ["--foretell", "--models", "sd15", "--cases", cases, "--append", str(file)]
+    flags = ["--estimate", "--models", "sd15", "--cases", cases, "--append", str(file)]
     monkeypatch.setattr(sys, "argv", ["bench", *flags])
     bench.main()
     said = capsys.readouterr().out
-    assert "sd15, 512 px, batch 1, bf16, not capped; card none" in said and "foretold, not measured" in said
+    assert "sd15, 512 px, batch 1, bf16, not capped; card none" in said and "estimated, not measured" in said
     assert "| latent, checkpointed | 4.0 | 1.00 | | | 2.00 | 1.00 | 2.50 |" in said
     assert "| pixel, full | 10.0 | 2.50 | 2.50 | 0.10 | 3.00 | 1.50 | 3.00 |" in said
     rows = bench.read(file)
     assert all(row["foretold"] and "seconds" not in row for row in rows)
     assert bench.identity(rows[0]) != bench.identity({**rows[0], "machine": bench.of_machine()})
-    with pytest.raises(SystemExit, match="nothing can be foretold of base, latent"):
-        bench.foretold({"model": "base", "case": "latent"})
-    with pytest.raises(SystemExit, match="nothing can be foretold of sd15, plain"):
-        bench.foretold({"model": "sd15", "case": "plain"})
+    with pytest.raises(SystemExit, match="there is no estimate of base, latent"):
+        bench.estimated({"model": "base", "case": "latent"})
+    with pytest.raises(SystemExit, match="there is no estimate of sd15, plain"):
+        bench.estimated({"model": "sd15", "case": "plain"})
 
 
 @pytest.mark.nightly
-def test_a_family_is_foretold_without_weights():
+def test_a_family_is_estimated_without_weights():
     settings = {"model": "sd15", "case": "dpo, cached reference", "size": 64, "batch": 1}
-    row = bench.foretold(settings)
+    row = bench.estimated(settings)
     assert row["foretold"] and 1e10 < row["flops"] < 1e12 and 1.6 < row["step_gb"] <= row["run_gb"] < 4
 
 

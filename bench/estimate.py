@@ -1,4 +1,4 @@
-"""One case of the bench foretold, without weights or a card: operations and GiB by the symbolic run of ``check``."""
+"""One case of the bench estimated, without weights or a GPU: operations and GiB by the symbolic run of ``check``."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pixelkiln.trainer.families.load import assumed
 from pixelkiln.trainer.training.build import scan
 from pixelkiln.trainer.training.remedies import STEP
 
-ROOMY = Gpu("a CUDA card", 80.0, 80.0, "cuda", True)
+ROOMY = Gpu("a CUDA GPU", 80.0, 80.0, "cuda", True)
 """Room for every decode, so that ``auto`` goes by the picture's size alone."""
 UNSEEN = {
     "plain", "memory.attention", "memory.compile", "memory.channels_last", "loss.pixel.target_cache",
     "loss.lpips.backbone",
 }  # fmt: skip
-"""What a symbolic run says nothing new of."""
+"""Options that a symbolic run does not see."""
 
 
-def meant(flags: Mapping[str, Any]) -> bool:
-    """Whether foretelling a case says something."""
+def is_estimable(flags: Mapping[str, Any]) -> bool:
+    """Whether an estimate of a case tells something."""
     return not UNSEEN & flags.keys() and flags.get("memory.blocks_on_gpu") != "auto"
 
 
-def foretell(case: Mapping[str, Any]) -> dict[str, Any]:
-    """``case``: model (a family), size, batch, flags. Operations of an average step, and GiB on a card in bf16."""
+def estimate(case: Mapping[str, Any]) -> dict[str, Any]:
+    """``case``: model (a family), size, batch, flags. Operations of an average step, and GiB on a GPU in bf16."""
     with tempfile.TemporaryDirectory() as out:
         flags = {
             "run.out": out, "run.batch": case["batch"], "run.precision": "bf16", "model.path": "",
