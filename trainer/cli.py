@@ -72,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
     adapters.register(command)
     pairs.register(command, configured)
     kohya.register(command)
-    command("doctor", _doctor, "Report what this machine can train with.")
+    doctor = command("doctor", _doctor, "Report what this machine can train with.")
+    doctor.add_argument("--json", action="store_true")
     command("demo", _demo, "Train the bundled style set on the bundled base; ends with a before/after picture.")
     return top
 
@@ -236,9 +237,9 @@ def _presets(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from .commands.doctor import report
+    from .commands.doctor import report, report_json
 
-    return print_lines(report())
+    return print_json(report_json(_version())) if args.json else print_lines(report())
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
 
+from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.commands import doctor
 from pixelkiln.trainer.commands.doctor import Facts, report_lines
 
@@ -78,3 +80,11 @@ def test_this_machine():
     assert facts.missing == {}
     assert facts.eight_bit_error is None
     assert doctor.report_lines(facts)[-1].startswith(f"ready: {facts.device_name}")
+
+
+def test_json_for_a_bug_report(capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ready"] and found["lines"][-1].startswith("ready: ")
+    assert found["facts"]["python"] and found["packages"]["torch"] == found["facts"]["torch"]
+    assert found["version"] and found["system"]

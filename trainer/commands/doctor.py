@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ OPTIONAL = {
 }
 """Optional modules: what does not work without each, and the command that installs it."""
 LOW_DISK_GB = 5.0
+PACKAGES = ("torch", *NEEDED, *OPTIONAL, "bitsandbytes", "xformers", "triton", "pillow")
+"""Distributions whose versions a bug report needs."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,29 @@ def _parts(facts: Facts) -> list[str]:
 
 
 def report() -> list[str]:
-    """The lines to print; the last one is the output."""
+    """The lines to print; the last one is the verdict."""
     return report_lines(gather())
+
+
+def report_json(version: str) -> dict[str, Any]:
+    """The same for programs and bug reports, with the versions of all packages that training uses."""
+    facts = gather()
+    lines = report_lines(facts)
+    return {
+        "version": version,
+        "system": platform.platform(),
+        "ready": lines[-1].startswith("ready: "),
+        "lines": lines,
+        "facts": asdict(facts),
+        "packages": {name: installed for name in PACKAGES if (installed := _installed(name))},
+    }
+
+
+def _installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def gather() -> Facts:
