@@ -1,7 +1,7 @@
 """A first use of the page in a real Chromium, timed: from its start to the first preview of the demo, then to a
 preference run; and a picture of every screen, light and dark.
 
-    python bench/ui_walk.py [--steps 150] [--out docs/screens]
+    python bench/ui_walk.py [--steps 150] [--out build/screens]
 
 Clicks are counted as a person makes them; a key of a vote is none. Needs Chromium (``--chromium PATH``).
 """
@@ -147,7 +147,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screens")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "screens")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:

@@ -383,11 +383,11 @@ def main() -> dict:
     # of another family
     try:
         load.apply(sd15, text, folder / "xl_lora.safetensors", 1, 1, "", "error")
-        found["sdxl on sd15"] = {"said": "nothing"}
+        found["sdxl on sd15"] = {"message": "nothing"}
     except ValueError as error:
-        found["sdxl on sd15"] = {"said": str(error)}
+        found["sdxl on sd15"] = {"message": str(error)}
     warned = load.apply(sd15, text, folder / "xl_lora.safetensors", 1, 1, "", "warn")
-    found["sdxl on sd15, warn"] = {"said": warned.info}
+    found["sdxl on sd15, warn"] = {"message": warned.info}
     asis = load.apply(sd15, text, folder / "xl_lora.safetensors", 0.7, 0.4, "", "as ComfyUI")
     theirs, *_ = core(sd15, text, adapter.read(folder / "xl_lora.safetensors").tensors)
     found["sdxl on sd15, as ComfyUI"] = {"same": asis.model.patches.keys() == theirs.patches.keys()}

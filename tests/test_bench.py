@@ -54,9 +54,9 @@ def test_a_file_that_grew_is_a_table_and_is_not_measured_again(tmp_path):
     read = bench.read(file)
     assert read == rows and bench.read(tmp_path / "none") == []
     assert bench.identity(rows[1]) == bench.identity(row) != bench.identity({**row, "limit_gb": 6.0})
-    said = bench.table(read)
-    assert "sdxl, 1024 px, batch 1, auto, capped at 8 GB; card a card, torch 2" in said
-    assert "| nf4 | 1.500 | 1.50 | 5.00 | 5.20 | 2.00 | 30% |" in said and "| fp8 | out of memory |" in said
+    printed = bench.table(read)
+    assert "sdxl, 1024 px, batch 1, auto, capped at 8 GB; card a card, torch 2" in printed
+    assert "| nf4 | 1.500 | 1.50 | 5.00 | 5.20 | 2.00 | 30% |" in printed and "| fp8 | out of memory |" in printed
 
 
 def test_an_estimate_is_never_taken_for_measured(monkeypatch, tmp_path, capsys):
@@ -69,10 +69,10 @@ def test_an_estimate_is_never_taken_for_measured(monkeypatch, tmp_path, capsys):
     flags = ["--estimate", "--models", "sd15", "--cases", cases, "--append", str(file)]
     monkeypatch.setattr(sys, "argv", ["bench", *flags])
     bench.main()
-    said = capsys.readouterr().out
-    assert "sd15, 512 px, batch 1, bf16, not capped; card none" in said and "estimated, not measured" in said
-    assert "| latent, checkpointed | 4.0 | 1.00 | | | 2.00 | 1.00 | 2.50 |" in said
-    assert "| pixel, full | 10.0 | 2.50 | 2.50 | 0.10 | 3.00 | 1.50 | 3.00 |" in said
+    printed = capsys.readouterr().out
+    assert "sd15, 512 px, batch 1, bf16, not capped; card none" in printed and "estimated, not measured" in printed
+    assert "| latent, checkpointed | 4.0 | 1.00 | | | 2.00 | 1.00 | 2.50 |" in printed
+    assert "| pixel, full | 10.0 | 2.50 | 2.50 | 0.10 | 3.00 | 1.50 | 3.00 |" in printed
     rows = bench.read(file)
     assert all(row["foretold"] and "seconds" not in row for row in rows)
     assert bench.identity(rows[0]) != bench.identity({**rows[0], "machine": bench.of_machine()})

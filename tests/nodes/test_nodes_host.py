@@ -66,8 +66,8 @@ def test_todays_names_of_every_kind_give_what_core_gives_for_names_that_it_reads
 
 def test_another_family_is_an_error_a_warning_or_as_comfyui(findings):
     words = "this adapter is for SDXL (cross-attention 2048), the model is SD1.5 (cross-attention 768)"
-    assert words in findings["sdxl on sd15"]["said"]
-    warned = findings["sdxl on sd15, warn"]["said"]
+    assert words in findings["sdxl on sd15"]["message"]
+    warned = findings["sdxl on sd15, warn"]["message"]
     assert words in warned
     assert "matched 62 of 746" in warned
     assert findings["sdxl on sd15, as ComfyUI"]["same"]
@@ -149,7 +149,7 @@ def test_preference_on_the_node_and_headless(server):
                       two=("PixelkilnPreference", {**common, "winner": -1}))  # fmt: skip
     assert len(pairs_file.read_pairs(server.data / "likes")) == 1
     token = done["outputs"]["two"]["pixelkiln_choice"][0]["token"]
-    assert server.post("/pixelkiln/choose", {"token": token, "winner": 1})["said"] == "likes: 1 pair added"
+    assert server.post("/pixelkiln/choose", {"token": token, "winner": 1})["message"] == "likes: 1 pair added"
     assert "made already" in server.post("/pixelkiln/choose", {"token": token, "winner": 1})["error"]
     rows = pairs_file.read_pairs(server.data / "likes")
     assert [(row.prompt, row.seed, row.chosen) for row in rows] == [("a colour", 5, rows[0].chosen)] * 2
@@ -318,7 +318,7 @@ def test_workflows_run(server):
             assert server.ended(server.queue(text_to_image))["error"] == "", "in core's own loader, at once"
         if name == "preference":
             (choice,) = (o["pixelkiln_choice"][0] for o in done["outputs"].values() if "pixelkiln_choice" in o)
-            assert server.post("/pixelkiln/choose", {"token": choice["token"], "winner": 0})["said"].endswith(
+            assert server.post("/pixelkiln/choose", {"token": choice["token"], "winner": 0})["message"].endswith(
                 "1 pair added"
             )
 
