@@ -20,6 +20,8 @@ from .errors import UserError
 from .runs.control import DEFECT, DONE, INTERNAL_ERROR, INTERRUPTED, USER_ERROR
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = ROOT / "pyproject.toml"
+"""Only in the source tree, not in a package that a wheel installed."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
     def configured(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         kohyas = "Kohya's arguments stand in for a configuration: --config_file, --dataset_config, " if (
-            name in kohya.KOHYA) else ""  # fmt: skip
+            name in kohya.COMMANDS) else ""  # fmt: skip
         kohyas += "--network_dim 32 and all others of train_network.py, also a whole pasted line." if kohyas else ""
         added = command(name, run, f"{text} Any option also as a flag: --adapter.rank=16. {kohyas}".rstrip())
         added.add_argument("config", nargs="?", help="a .toml configuration")
@@ -84,9 +86,8 @@ def _version() -> str:
 
     import tomllib  # pyright: ignore[reportMissingImports]  # the trainer needs Python 3.11
 
-    project = ROOT / "pyproject.toml"
-    if project.is_file():
-        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    if PROJECT.is_file():
+        return str(tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["version"])
     return metadata.version("pixelkiln")
 
 
@@ -247,7 +248,8 @@ def _demo(args: argparse.Namespace) -> int:
     from .runs.folder import RunFolder
     from .training.loop import train
 
-    config = load(preset="demo", flags={"run.out": str(ROOT / "runs")})
+    runs = ROOT / "runs" if PROJECT.is_file() else Path("runs")  # never into an installed package
+    config = load(preset="demo", flags={"run.out": str(runs)})
     code = train(config)
     if code == DONE:
         folder = RunFolder(Path(config.run.out) / config.run.name)

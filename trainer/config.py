@@ -350,7 +350,7 @@ def _copied(value: Any) -> Any:
 def _at(tables: Any, place: Iterable[str | int]) -> Any:
     """The table at a place, made where it is not there."""
     for part in place:
-        tables = tables[part] if isinstance(tables, list) else tables.setdefault(part, {})
+        tables = tables[int(part)] if isinstance(tables, list) else tables.setdefault(part, {})
     return tables
 
 

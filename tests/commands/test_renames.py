@@ -90,6 +90,13 @@ def test_the_former_name_works_beside_kohyas_flags(tmp_path):
     assert load_kohya(given)[0].memory.grad_cache
 
 
+def test_inspect_shows_the_configuration_of_an_old_file_under_todays_names(capsys):
+    file = Path(__file__).parents[1] / "golden" / "old" / "adapters" / "sd15.safetensors"
+    assert main(["inspect", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "memory.grad_cache = false" in shown and "recovery.max_rollbacks" in shown and "one_by_one" not in shown
+
+
 def test_digests_are_made_of_the_first_names():
     assert MemoryOptions(grad_cache=True).recorded_dump()["one_by_one"] is True
     assert NoiseOptions().recorded_dump()["whole_timesteps"] is False

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,12 @@ def _names(family: str) -> dict[str, tuple[int, ...]]:
 
 def _inspect(args: argparse.Namespace) -> int:
     from ..adapters.convert import inspect
+    from ..config import ConfigError, renamed
 
     facts = inspect(args.file)
+    if isinstance(facts.get("config"), dict):
+        with suppress(ConfigError):  # a file of somebody who wrote an option under two names
+            facts["config"] = renamed(facts["config"])
     if args.verify:
         from ..adapters.verify import verify_file
 

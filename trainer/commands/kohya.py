@@ -1,4 +1,4 @@
-"""Command lines and files of Kohya's sd-scripts: ``import-kohya``, and a configuration where one of ours may stand."""
+"""Command lines and files of Kohya's sd-scripts: ``import-kohya``, and as the configuration of other commands."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from .common import Command, print_json, print_lines
 
 
 def register(command: Command) -> None:
-    kohya = command("import-kohya", _import_kohya, "Turn kohya's configuration into one of ours, with comments.")
+    kohya = command("import-kohya", _import_kohya, "Convert kohya's configuration to a Pixelkiln one, with comments.")
     kohya.add_argument("file", type=Path, nargs="?", help="a .toml of sd-scripts; kohya's flags may follow")
     kohya.add_argument("-o", "--output", type=Path, help="the file to write; printed when not given")
     kohya.add_argument("--force", action="store_true", help="replace what is there already")
     kohya.add_argument("--json", action="store_true")
 
 
-KOHYA = ("train", "check", "sample", "draw", "pairs-generate")
-"""Commands that take kohya's command line in place of a configuration of ours."""
-KOHYA_BEGINS = {"--config_file", "--dataset_config", "--pretrained_model_name_or_path", "--train_data_dir"}
-"""Flags that say it is one."""
+COMMANDS = ("train", "check", "sample", "draw", "pairs-generate")
+"""Commands that take kohya's command line in place of a configuration."""
+MARKS = {"--config_file", "--dataset_config", "--pretrained_model_name_or_path", "--train_data_dir"}
+"""Flags by which kohya's command line is recognised."""
 
 
 def take_arguments(words: list[str]) -> tuple[list[str], Any]:
-    """A command line without its kohya flags, and these, where it has any."""
+    """Split kohya's arguments off a command line; returns the rest, and those or None."""
     from ..kohya.launcher import is_launcher
 
     if words and is_launcher(words[0]):  # a line that was pasted whole, without a command
         words = ["train", *words]
-    if not words or words[0] not in (*KOHYA, "import-kohya"):
+    if not words or words[0] not in (*COMMANDS, "import-kohya"):
         return words, None
     pasted = len(words) > 1 and is_launcher(words[1])
-    if words[0] != "import-kohya" and not pasted and not any(word.partition("=")[0] in KOHYA_BEGINS for word in words):
+    if words[0] != "import-kohya" and not pasted and not any(word.partition("=")[0] in MARKS for word in words):
         return words, None
     from ..kohya.entrance import take
 

@@ -214,7 +214,9 @@ def peak_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**30
     if sys.platform == "win32":
-        return _windows_peak() / 2**30
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**30
     if sys.platform == "linux":
         with suppress(OSError, StopIteration):
             rows = Path("/proc/self/status").read_text("ascii").splitlines()
@@ -223,20 +225,3 @@ def peak_gb(device: torch.device) -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _windows_peak() -> int:
-    from ctypes import wintypes
-
-    class Counters(ctypes.Structure):
-        _fields_ = [
-            ("cb", wintypes.DWORD),
-            ("PageFaultCount", wintypes.DWORD),
-            ("PeakWorkingSetSize", ctypes.c_size_t),
-            *[(f"field{i}", ctypes.c_size_t) for i in range(7)],
-        ]
-
-    counters = Counters(cb=ctypes.sizeof(Counters))
-    windll = ctypes.windll  # pyright: ignore[reportAttributeAccessIssue]
-    windll.psapi.GetProcessMemoryInfo(windll.kernel32.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
-    return int(counters.PeakWorkingSetSize)

@@ -104,7 +104,7 @@ def apart() -> dict[str, Any]:
 
 def start_detached(
     command: Sequence[str], log: Path | BinaryIO | None, *, cwd: str | Path, env: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
+) -> subprocess.Popen[Any]:
     """Start a process that outlives this one. Its output is appended to ``log``, or dropped. Raises OSError."""
     if isinstance(log, Path):
         with log.open("ab") as file:
