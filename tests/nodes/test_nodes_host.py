@@ -149,7 +149,7 @@ def test_preference_on_the_node_and_headless(server):
                       two=("PixelkilnPreference", {**common, "winner": -1}))  # fmt: skip
     assert len(pairs_file.read_pairs(server.data / "likes")) == 1
     token = done["outputs"]["two"]["pixelkiln_choice"][0]["token"]
-    assert server.post("/pixelkiln/choose", {"token": token, "winner": 1})["message"] == "likes: 1 pair added"
+    assert server.post("/pixelkiln/choose", {"token": token, "winner": 1})["said"] == "likes: 1 pair added"
     assert "made already" in server.post("/pixelkiln/choose", {"token": token, "winner": 1})["error"]
     rows = pairs_file.read_pairs(server.data / "likes")
     assert [(row.prompt, row.seed, row.chosen) for row in rows] == [("a colour", 5, rows[0].chosen)] * 2
@@ -318,7 +318,7 @@ def test_workflows_run(server):
             assert server.ended(server.queue(text_to_image))["error"] == "", "in core's own loader, at once"
         if name == "preference":
             (choice,) = (o["pixelkiln_choice"][0] for o in done["outputs"].values() if "pixelkiln_choice" in o)
-            assert server.post("/pixelkiln/choose", {"token": choice["token"], "winner": 0})["message"].endswith(
+            assert server.post("/pixelkiln/choose", {"token": choice["token"], "winner": 0})["said"].endswith(
                 "1 pair added"
             )
 
