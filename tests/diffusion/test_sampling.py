@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import get_args
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from pixelkiln.trainer.diffusion.process import Process, scaled_linear
+from pixelkiln.trainer.diffusion.process import Process, scaled_linear, zero_terminal_snr
 from pixelkiln.trainer.diffusion.sampling import (
     SampleOptions,
+    Sampler,
+    Spacing,
     before_after,
     draw,
     grid,
@@ -47,20 +51,72 @@ def test_flow_starts_at_pure_noise_and_is_shifted_by_three():
     assert levels[2] == pytest.approx(3 * 0.5 / (1 + 2 * 0.5))
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "ddim", "dpmpp_2m", "k_dpm_2", "pndm", "dpmsingle"])
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_a_network_that_knows_the_picture_draws_the_picture(sampler, prediction):
-    """With out = the true target for a fixed z0, every deterministic sampler must end at z0."""
-    process = Process(prediction, scaled_linear())
+PROCESSES = {
+    "epsilon": EPSILON, "v": Process("v", scaled_linear()), "flow": FLOW,
+    "v with zero terminal SNR": Process("v", zero_terminal_snr(scaled_linear())),
+}  # fmt: skip
+TO_ALPHA_0 = ("ddim", "pndm")
+"""Samplers that end at the schedule's first alpha, where some noise is left, and not at none."""
+
+
+@pytest.mark.parametrize("spacing", get_args(Spacing))
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_network_that_knows_the_picture_draws_the_picture(name, sampler, spacing):
+    """With out = the true target for a fixed z0, every sampler must end at z0."""
+    process = PROCESSES[name]
     z0 = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
 
     def predict(noisy, level, conditioning):
         a, s = (v.float() for v in process.scales(level))
         return process.target(z0, (noisy - a * z0) / s, level)
 
-    prompt = prompts(SampleOptions(prompts=["x"], sampler=sampler, guidance=1.0, steps=30), (32, 32))[0]
-    got = draw(process, predict, prompt, NONE, NONE, 4, torch.device("cpu"))
-    assert (got - z0).abs().max() < 0.1
+    asked = SampleOptions(prompts=["x"], sampler=sampler, scheduler=spacing, guidance=1.0, steps=20)
+    got = draw(process, predict, prompts(asked, (32, 32))[0], NONE, NONE, 4, torch.device("cpu"))
+    assert (got - z0).abs().max() < (0.1 if sampler in TO_ALPHA_0 else 1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 50])
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_a_schedule_to_zero_snr_is_sampled_in_any_number_of_steps(sampler, steps):
+    process = PROCESSES["v with zero terminal SNR"]
+    asked = SampleOptions(prompts=["x"], sampler=sampler, scheduler="karras", guidance=1.0, steps=steps)
+    prompt = prompts(asked, (32, 32))[0]
+    got = draw(process, lambda x, level, c: torch.tanh(x), prompt, NONE, NONE, 4, torch.device("cpu"))
+    assert bool(got.isfinite().all())
+
+
+def test_a_schedule_to_zero_snr_is_sampled_from_comfyuis_largest_sigma():
+    process = PROCESSES["v with zero terminal SNR"]
+    for spacing in get_args(Spacing):
+        levels = sigmas(process, spacing, 12)
+        assert levels[0].item() == pytest.approx((1 / 4.8973451890853435e-08 - 1) ** 0.5, abs=1e-3)
+        assert (levels.diff() < 0).all()
+        first: list[Tensor] = []
+        asked = SampleOptions(prompts=["x"], scheduler=spacing, guidance=1.0, steps=12)
+
+        def predict(noisy, level, conditioning, first=first):
+            first.append(noisy)
+            return torch.zeros_like(noisy)
+
+        draw(process, predict, prompts(asked, (32, 32))[0], NONE, NONE, 4, torch.device("cpu"))
+        noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(42))
+        torch.testing.assert_close(first[0], noise, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_is_measured_from_the_negative_prompt():
+    """Euler of one step ends at x - sigma (n + g (p - n)): g = 1 is the prompt, g = 0 its opposite."""
+    positive, negative = (Conditioning(torch.full((1, 1, 1), value)) for value in (3.0, 1.0))
+
+    def predict(noisy, level, conditioning):
+        return torch.full_like(noisy, float(conditioning.prompt))
+
+    def drawn(guidance: float) -> Tensor:
+        prompt = prompts(SampleOptions(prompts=["x"], guidance=guidance, steps=1), (32, 32))[0]
+        return draw(FLOW, predict, prompt, positive, negative, 4, torch.device("cpu"))
+
+    for guidance, mixed in ((0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (7.5, 16.0)):
+        torch.testing.assert_close(drawn(0.0) - drawn(guidance), torch.full((1, 4, 4, 4), mixed - 1.0))
 
 
 def test_flow_draws_the_picture_exactly():

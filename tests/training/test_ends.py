@@ -12,6 +12,8 @@ from short_runs import config, events, trajectory
 
 from pixelkiln.trainer.adapters.verify import VerifyResult
 from pixelkiln.trainer.cli import main
+from pixelkiln.trainer.diffusion import sampling
+from pixelkiln.trainer.families.family import Family
 from pixelkiln.trainer.losses import mse
 from pixelkiln.trainer.training import loop
 
@@ -67,6 +69,34 @@ def test_the_state_is_saved_before_the_file_is_verified_and_a_difference_is_a_wa
     trajectory(done)
     assert seen == [True]
     assert any("another effect" in line for line in warnings(done))
+
+
+@pytest.mark.parametrize("what", ["latents", "pixels", "crash", "disk", "grid"])
+def test_a_preview_that_fails_costs_a_preview(tmp_path, monkeypatch, what):
+    def crash(*_, **__):
+        raise (OSError("no space left") if what == "disk" else IndexError("index 21 is out of bounds"))
+
+    nan = torch.full((1, 4, 8, 8), torch.nan)
+    match what:
+        case "latents":
+            monkeypatch.setattr(sampling, "draw", lambda *_: nan)
+        case "pixels":
+            monkeypatch.setattr(Family, "decode", lambda *_: nan[:, :3])
+        case "crash":
+            monkeypatch.setattr(sampling, "draw", crash)
+        case "disk":
+            monkeypatch.setattr(sampling, "save_picture", crash)
+        case "grid":
+            monkeypatch.setattr(sampling, "grid", crash)
+    done = config(tmp_path, {"run.steps": 2, "sample.prompts": ["a cat"], "sample.steps": 2})
+    assert len(trajectory(done)) == 2
+    assert (tmp_path / "runs" / "t" / "t.safetensors").exists()
+    message = {"latents": "the model's latents are non-finite", "pixels": "the autoencoder's pixels are non-finite",
+               "disk": "OSError: no space left"}.get(what, "IndexError: index 21")  # fmt: skip
+    lost = "no grid of the previews" if what == "grid" else "no preview of 'a cat'"
+    said = [line for line in warnings(done) if message in line]
+    assert [line.partition(" (")[0] for line in said] == [f"step 0: {lost}", f"step 2: {lost}"]
+    assert sum(e["kind"] == "sample" for e in events(done)) == (2 if what == "grid" else 0)
 
 
 @pytest.mark.slow

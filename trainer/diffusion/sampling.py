@@ -216,12 +216,23 @@ def _shifted(u: Tensor, shift: float) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
+LAST_ALPHA = 4.8973451890853435e-08
+"""Cumulative alpha that ComfyUI samples a zero-terminal-SNR schedule with in place of its last, 0: sigma 4518.76."""
+
+
+def _alphas(process: Process) -> Tensor:
+    """The cumulative alphas to sample with, all above 0, as sigma = sqrt((1 - alpha) / alpha) must be finite."""
+    assert process.alphas is not None
+    return torch.where(process.alphas <= 0, LAST_ALPHA, process.alphas)
+
+
 def sigmas(process: Process, spacing: Spacing, steps: int) -> Tensor:
     """[steps + 1] float64 noise levels from the largest to 0, spaced as ComfyUI's schedulers of the same names."""
     if process.alphas is None:
         table = _shifted(torch.arange(1, 1001, dtype=torch.float64) / 1000, process.sampling_shift)
     else:
-        table = ((1 - process.alphas) / process.alphas.clamp(min=1e-8)).sqrt()
+        alphas = _alphas(process)
+        table = ((1 - alphas) / alphas).sqrt()
 
     def at(timestep: Tensor) -> Tensor:
         """Sigma at a fractional timestep."""
@@ -289,8 +300,7 @@ def draw(
 def _scheduler(process: Process, prompt: Prompt, levels: Tensor) -> Any:
     import diffusers
 
-    assert process.alphas is not None
-    alphas = process.alphas
+    alphas = _alphas(process)
     betas = (1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])).numpy().astype(np.float32)
     kind = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}[process.prediction]
     extra: dict[str, Any] = {
@@ -298,10 +308,14 @@ def _scheduler(process: Process, prompt: Prompt, levels: Tensor) -> Any:
         "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
     }.get(prompt.sampler, {})
     made = getattr(diffusers, _SCHEDULERS[prompt.sampler])(trained_betas=betas, prediction_type=kind, **extra)
+    if bool((process.alphas == 0).any()):  # float32 betas cannot tell the last from 1, nor its alpha from 0
+        made.alphas_cumprod = alphas.float()
     if prompt.sampler == "euler":
         made.set_timesteps(sigmas=levels.tolist())
     else:
         made.set_timesteps(prompt.steps)
+    if hasattr(made, "set_begin_index"):  # or the first timestep is looked up, where several may round to one
+        made.set_begin_index(0)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -282,7 +283,8 @@ class Loop:
         self._sample()
         texts = [prompt.text for prompt in s.previews.prompts]
         if s.is_main and texts:
-            sampling.before_after(self.folder.samples, texts, self.folder.before_after)
+            with self._error_is_a_warning("no picture of before and after"):
+                sampling.before_after(self.folder.samples, texts, self.folder.before_after)
         if self.times and not self.adapter_moved:
             self.writer.warning(
                 "the adapter has not changed, as every gradient or learning rate was 0: check masks, alpha channels, "
@@ -519,11 +521,26 @@ class Loop:
                 if self.stop_requested.is_set() and self.steps_done < s.total:
                     stop_if(s.world == 1 and not self.steps_done)
                     return
-                path = sampling.picture_path(self.folder.samples, self.steps_done, index)
-                facts = {"run": s.config.run.name, "step": self.steps_done}
-                sampling.save_picture(previews.picture(prompt), path, prompt, facts)
-                self.writer.event("sample", self.steps_done, path=str(path), prompt=prompt.text, seed=prompt.seed)
-        sampling.grid(self.folder.samples, [prompt.text for prompt in previews.prompts])
+                with self._error_is_a_warning(f"no preview of '{prompt.text}'"):
+                    path = sampling.picture_path(self.folder.samples, self.steps_done, index)
+                    facts = {"run": s.config.run.name, "step": self.steps_done}
+                    sampling.save_picture(previews.picture(prompt), path, prompt, facts)
+                    self.writer.event("sample", self.steps_done, path=str(path), prompt=prompt.text, seed=prompt.seed)
+        with self._error_is_a_warning("no grid of the previews"):
+            sampling.grid(self.folder.samples, [prompt.text for prompt in previews.prompts])
+
+    @contextmanager
+    def _error_is_a_warning(self, lost: str) -> Iterator[None]:
+        """An error costs what is ``lost``, not the run; that memory ran out is reported by the caller."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not isinstance(error, UserError):
+                logging.getLogger(__name__).exception("step %d: %s", self.steps_done, lost)
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.writer.warning(f"step {self.steps_done}: {lost} ({reason})")
 
     def _held_out_loss(self, batches: list[Batch]) -> None:
         s, model, options = self.session, self.session.model, self.session.config.validation

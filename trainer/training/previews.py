@@ -11,9 +11,15 @@ from torch import Tensor
 from ..diffusion import sampling
 from ..diffusion.sampling import Prompt
 from ..diffusion.types import Conditioning
+from ..errors import UserError
 from ..memory import apply
 from ..memory.device import MemoryOptions
 from .model import Model
+
+
+def _require_finite(values: Tensor, what: str, why: str) -> None:
+    if not bool(values.isfinite().all()):
+        raise UserError(f"preview: {what} are non-finite (NaN or infinite), a black picture: {why}")
 
 
 class Previews:
@@ -30,7 +36,7 @@ class Previews:
 
     @torch.no_grad()
     def picture(self, prompt: Prompt) -> Image.Image:
-        """One picture; the adapter is in evaluation mode."""
+        """One picture; the adapter is in evaluation mode. UserError where it is of non-finite values."""
         model, family = self.model, self.model.family
         model.adapter.train(False)
 
@@ -49,8 +55,11 @@ class Previews:
                 model.device,
                 family.cell,
             )
+            _require_finite(latents, "the model's latents", "the adapter has diverged, or the model in its precision")
             family.vae.to(model.device)
-            return sampling.to_image(family.decode(latents)[0])
+            pixels = family.decode(latents)[0]
+            _require_finite(pixels, "the autoencoder's pixels", "it overflows in its precision")
+            return sampling.to_image(pixels)
 
     def _conditioning(self, prompt: Prompt, text: str) -> Conditioning:
         cached = self.cached.get(text)
