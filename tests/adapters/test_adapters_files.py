@@ -253,6 +253,43 @@ def test_every_file_is_verified(family: str, kind: str, tmp_path: Path) -> None:
     assert all(list(layer.active_adapters) == ["default"] for one in adapter.mounted for layer in one.layers)
 
 
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3-medium"])
+@pytest.mark.parametrize(
+    ("kind", "model", "own"),
+    [
+        ("lora", torch.bfloat16, torch.bfloat16),
+        ("lora", torch.bfloat16, torch.float32),
+        ("lora", torch.float32, torch.bfloat16),
+        ("lora", torch.float16, torch.float32),
+        ("lora", torch.float64, torch.float64),
+        *((kind, torch.bfloat16, torch.bfloat16) for kind in keys.KINDS if kind != "lora"),
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_a_file_is_verified_in_every_pair_of_dtypes(tmp_path: Path, family, kind, model, own) -> None:
+    """Whatever the model, the adapter (run.full: bfloat16) and the file (save.dtype) are held in: the right file is
+    right, and one of which a matrix is 10 % off is not."""
+    torch.manual_seed(2)
+    parts, path = tiny.parts(family), tmp_path / "a.safetensors"
+    options = AdapterOptions(kind=kind, rank=3, alpha=1.5)
+    adapter = inject(parts.denoiser.to(model), {}, family, options, dtype=own, seed=1)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_((torch.randn(parameter.shape) * 0.1).to(parameter))
+    header = files.metadata(family, kind, {}, rank=3, alpha=1.5, network_args=adapter.network_args())
+    before = {name: value.clone() for name, value in adapter.state_dict().items()}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        tensors = adapter.for_file(dtype)
+        files.save(path, tensors, header)
+        found = verify(path, adapter)
+        assert not found.problems, (dtype, found.problems)
+        part = next(name for name in tensors if name.endswith(("lora_up.weight", "hada_w1_a", "lokr_w1")))
+        files.save(path, {**tensors, part: tensors[part] * 1.1}, header)
+        assert "another effect than what was trained" in verify(path, adapter).problems[0], dtype
+    after = adapter.state_dict()
+    assert all(after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_an_effect_below_the_models_rounding_is_no_error(tmp_path: Path) -> None:
     """A short training of a bfloat16 model: both pictures differ by rounding alone, and that is header."""
     parts = tiny.parts("sdxl")

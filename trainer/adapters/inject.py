@@ -214,7 +214,8 @@ class Adapter:
         found = self.state_dict()
         if self.kind == "dora" and self.options.dora_for == "comfyui":
             for one in self.mounted:
-                found[f"{one.plan.site.name}.dora_scale"] *= _site_ratio(one).cpu()
+                name = f"{one.plan.site.name}.dora_scale"
+                found[name] = found[name] * _site_ratio(one).cpu()
         return {name: value.to(dtype) for name, value in found.items()}
 
     def network_args(self) -> dict[str, str]:
@@ -399,12 +400,31 @@ def _generator(seed: int | None) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+@contextmanager
+def in_float32(layers: Sequence[Any]) -> Iterator[None]:
+    """The layers' adapter in float32 where it is narrower: what it stands for, without the rounding of its products."""
+    narrow = [
+        (parameter, parameter.data)
+        for layer in layers
+        for name, parameter in layer.named_parameters()
+        if not name.startswith("base_layer.") and parameter.dtype in (torch.bfloat16, torch.float16)
+    ]
+    try:
+        for parameter, value in narrow:
+            parameter.data = value.float()
+        yield
+    finally:
+        for parameter, value in narrow:
+            parameter.data = value
+
+
 def norm_ratio(layer: Any) -> Tensor:
     """|W| / |W + delta| per row of a layer's weight."""
     from peft.utils.integrations import dequantize_module_weight
 
     bare = dequantize_module_weight(layer.get_base_layer()).float().flatten(1)
-    adapted = bare + layer.get_delta_weight(NAME).float().flatten(1)
+    with in_float32([layer]):
+        adapted = bare + layer.get_delta_weight(NAME).float().flatten(1)
     return bare.norm(dim=1) / adapted.norm(dim=1)
 
 

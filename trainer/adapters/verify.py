@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import algebra, files, keys
-from .inject import Adapter, norm_ratio
+from .inject import Adapter, in_float32, norm_ratio
 from .layers import NAME
 from .mappings.mapping import key_mapping
 from .names import DENOISER, model_paths, network_names
@@ -97,10 +97,11 @@ def _verify(path: Path, adapter: Adapter, effect: bool, found: VerifyResult) -> 
             raise UserError(f"{path}: '{name}' does not fit its module: {wrong}")
         if not effect:
             continue
-        wanted = {"delta": torch.cat([layer.get_delta_weight(NAME).float().flatten(1) for layer in there])}
-        if adapter.kind == "dora":
-            sizes = torch.cat([layer.lora_magnitude_vector[NAME].weight.float().flatten() for layer in there])
-            wanted["dora_scale"] = sizes * torch.cat([norm_ratio(x) for x in there]) if by_comfyui else sizes
+        with in_float32(there):
+            wanted = {"delta": torch.cat([layer.get_delta_weight(NAME).float().flatten(1) for layer in there])}
+            if adapter.kind == "dora":
+                sizes = torch.cat([layer.lora_magnitude_vector[NAME].weight.float().flatten() for layer in there])
+                wanted["dora_scale"] = sizes * torch.cat([norm_ratio(x) for x in there]) if by_comfyui else sizes
         if swapped(places[name][0][1], _weight_shape(there[0])):
             wanted = {part: torch.cat(rows.chunk(2)[::-1]) for part, rows in wanted.items()}
         apart, wrong = difference(module, wanted)
