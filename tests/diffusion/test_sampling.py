@@ -109,7 +109,7 @@ def test_guidance_is_measured_from_the_negative_prompt():
     positive, negative = (Conditioning(torch.full((1, 1, 1), value)) for value in (3.0, 1.0))
 
     def predict(noisy, level, conditioning):
-        return torch.full_like(noisy, float(conditioning.prompt))
+        return torch.full_like(noisy, float(conditioning.hidden))
 
     def drawn(guidance: float) -> Tensor:
         prompt = prompts(SampleOptions(prompts=["x"], guidance=guidance, steps=1), (32, 32))[0]

@@ -220,3 +220,10 @@ def test_fixed_draws_of_a_pair_are_shared_in_either_order():
 def test_options_that_contradict_each_other(options, where):
     with pytest.raises(ValidationError, match=where):
         NoiseOptions(**options)
+
+
+def test_a_logit_normals_mean_is_that_of_the_unshifted_level():
+    """kohya's order: u = sigmoid(mean + std z), then the shift; a shift of s adds log s to the logit."""
+    u = (torch.arange(100000, dtype=torch.float64) + 0.5) / 100000
+    sigma = level_at(u, process("flow"), NoiseOptions(logit_mean=-0.5, logit_std=0.8, shift=3.0)).double()
+    assert torch.logit(sigma).median().item() == pytest.approx(-0.5 + math.log(3.0), abs=1e-2)
