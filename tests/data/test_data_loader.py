@@ -15,6 +15,7 @@ from PIL import Image
 from sample_data import PRINTS, Encoder, dataset, folder, noise, picture, png
 from torch import Tensor
 
+from pixelkiln.trainer.data.buckets import conditioning
 from pixelkiln.trainer.data.cache import SdScriptsLatents
 from pixelkiln.trainer.data.loader import Dataset
 from pixelkiln.trainer.data.options import DataOptions
@@ -499,3 +500,36 @@ def test_rows_of_a_set_that_preserves_are_marked(tmp_path):
     batch = made.batch(0)
     assert batch.preserve is not None
     assert batch.preserve.tolist() == [key.startswith("b/") for key in batch.keys]
+
+
+def test_a_flip_is_in_sdxls_size_conditioning(tmp_path):
+    """A picture fitted inside its bucket has a margin; its crop corner is the other one's where it is mirrored."""
+    picture(tmp_path / "pics" / "a.png", (70, 121), 1, "a")
+    made = dataset({"path": str(tmp_path / "pics"), "flip": True, "repeats": 12})
+    one = made.items[0].pictures[0]
+    plain, turned = (conditioning(one.size, one.fit.bucket, flip) for flip in (False, True))
+    assert plain != turned, "the picture has to tell them apart"
+    seen = set()
+    first: dict[bool, Tensor] = {}
+    for step in range(6):
+        batch = made.batch(step)
+        for row in range(len(batch.keys)):
+            size = tuple(int(v) for v in batch.size[row].tolist())
+            flipped = size == tuple(turned)
+            assert flipped or size == tuple(plain)
+            seen.add(flipped)
+            latents = first.setdefault(flipped, batch.latents[row])
+            assert torch.equal(latents, batch.latents[row]), "pictures that are told alike are alike"
+    assert seen == {False, True}
+    assert not torch.equal(first[False], first[True])
+
+
+def test_a_cached_picture_belongs_to_its_crop(tmp_path):
+    """Everything that decides the latents is in their key, above all where the window was cut."""
+    made = dataset({"path": str(folder(tmp_path / "pics", 1))})
+    item = made.items[0]
+    one, options = item.pictures[0], made.set_of(item)
+    places = [((96, 64), (0, 0)), ((96, 64), (16, 0)), ((64, 96), (0, 16)), ((128, 96), (16, 0))]
+    keys = {made.shelf.key(one, options, place, flip, color) for place in places for flip in (False, True)
+            for color in (None, "x")}  # fmt: skip
+    assert len(keys) == 16

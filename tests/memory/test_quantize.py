@@ -138,3 +138,14 @@ def test_a_card_unpacks_what_the_processor_does(kind):
     quantize.quantize_layer(here, kind)
     quantize.quantize_layer(there, kind, torch.device("cuda"))
     torch.testing.assert_close(there.weight.cpu(), here.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_int8_is_unbiased_and_keeps_the_largest_weight_of_each_row():
+    """A row's largest weight is 127 of its steps: it comes back as it was (bitsandbytes takes rows in float16)."""
+    plain, quantized = layer(LINEAR), layer(LINEAR)
+    quantize.quantize_layer(quantized, "int8")
+    at = plain.weight.abs().argmax(1, keepdim=True)
+    largest, found = plain.weight.gather(1, at), quantized.weight.gather(1, at)
+    torch.testing.assert_close(found, largest, rtol=1e-3, atol=0)
+    ratio = (plain.weight * quantized.weight).sum() / plain.weight.square().sum()
+    assert float(ratio) == pytest.approx(1, abs=1e-3)
