@@ -1,4 +1,4 @@
-"""The estimate against measurement: what a symbolic step is said to hold, and what a real one holds."""
+"""The estimate against measurement: what a symbolic step holds, and what a real one holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each family against diffusers' own pipeline, on tiny models: what the network hears and says, what latents are."""
+"""Each family against diffusers' own pipeline, on tiny models: text, network outputs and latents."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_text_is_the_pipelines(folders, name):
     family = load(ModelOptions(path=str(folders[name])))
     assert family.name == name
     with torch.no_grad():
-        said = family.encode_text(CAPTIONS)
+        text = family.encode_text(CAPTIONS)
         hidden, pooled = pipeline_text(pipeline(folders[name]), CAPTIONS)
-    assert torch.equal(said.hidden, hidden)
-    assert (said.pooled is None) == (pooled is None)
-    assert said.pooled is None or torch.equal(said.pooled, pooled)
+    assert torch.equal(text.hidden, hidden)
+    assert (text.pooled is None) == (pooled is None)
+    assert text.pooled is None or torch.equal(text.pooled, pooled)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,13 +75,13 @@ def test_network_is_the_pipelines(folders, name):
     pipe("a red cat", num_inference_steps=2, guidance_scale=1.0, height=64, width=48, output_type="latent",
          generator=torch.Generator().manual_seed(3))  # fmt: skip
     with torch.no_grad():
-        said = family.encode_text(["a red cat"])
+        text = family.encode_text(["a red cat"])
         for args, kwargs, out in seen:
             noisy = args[0] if args else kwargs["hidden_states"]
             time = (args[1] if len(args) > 1 else kwargs["timestep"]).reshape(1)
             level = time / 1000 if family.process.is_flow else time.float()
             assert torch.equal(family.process.time(level).float(), time.float())
-            assert torch.equal(family.predict(noisy, level, said), out)
+            assert torch.equal(family.predict(noisy, level, text), out)
     assert len(seen) == 2
 
 
@@ -105,14 +105,14 @@ def test_latents_are_the_autoencoders(folders, name):
 def test_clip_skip_counts_from_the_end(folders):
     """Kohya's n is diffusers' n - 1; no clip skip is n = 1."""
     pipe = pipeline(folders["sd15"])
-    heard = {}
+    states = {}
     with torch.no_grad():
         for n in (1, 2, 3):
             family = load(ModelOptions(path=str(folders["sd15"]), clip_skip=n))
-            heard[n] = family.encode_text(CAPTIONS).hidden
-            assert torch.equal(heard[n], pipeline_text(pipe, CAPTIONS, n - 1)[0])
-        assert torch.equal(heard[1], load(ModelOptions(path=str(folders["sd15"]))).encode_text(CAPTIONS).hidden)
-    assert not torch.equal(heard[1], heard[2])
+            states[n] = family.encode_text(CAPTIONS).hidden
+            assert torch.equal(states[n], pipeline_text(pipe, CAPTIONS, n - 1)[0])
+        assert torch.equal(states[1], load(ModelOptions(path=str(folders["sd15"]))).encode_text(CAPTIONS).hidden)
+    assert not torch.equal(states[1], states[2])
 
 
 def test_micro_conditioning_reaches_the_network(folders):
@@ -121,43 +121,43 @@ def test_micro_conditioning_reaches_the_network(folders):
     noisy, level = torch.randn(1, 4, 8, 6, generator=torch.Generator().manual_seed(2)), torch.tensor([500.0])
     ids = pipe._get_add_time_ids((300, 200), (16, 8), (64, 48), torch.float32, 24)
     with torch.no_grad():
-        said = family.encode_text(["a red cat"])
+        text = family.encode_text(["a red cat"])
         size = torch.tensor([[300.0, 200, 16, 8, 64, 48]])
-        out = family.predict(noisy, level, replace(said, size=size))
+        out = family.predict(noisy, level, replace(text, size=size))
         want = pipe.unet(
-            noisy, 500, said.hidden, added_cond_kwargs={"text_embeds": said.pooled, "time_ids": ids}
+            noisy, 500, text.hidden, added_cond_kwargs={"text_embeds": text.pooled, "time_ids": ids}
         ).sample
         assert torch.equal(out, want)
         own = torch.tensor([[64.0, 48, 0, 0, 64, 48]])
-        assert torch.equal(family.predict(noisy, level, said), family.predict(noisy, level, replace(said, size=own)))
-        assert not torch.equal(out, family.predict(noisy, level, said))
+        assert torch.equal(family.predict(noisy, level, text), family.predict(noisy, level, replace(text, size=own)))
+        assert not torch.equal(out, family.predict(noisy, level, text))
 
 
 def test_missing_t5_is_zeros(tmp_path):
     folder = tiny.tiny_sd3(tmp_path / "m", with_t5=False)
     family = load(ModelOptions(path=str(folder)))
     with torch.no_grad():
-        said = family.encode_text(CAPTIONS)
+        text = family.encode_text(CAPTIONS)
         hidden, pooled = pipeline_text(pipeline(folder), CAPTIONS)
-    assert torch.equal(said.hidden, hidden) and said.pooled is not None and torch.equal(said.pooled, pooled)
-    assert said.hidden.shape[1] == 77 + 256 and not said.hidden[:, 77:].any()
+    assert torch.equal(text.hidden, hidden) and text.pooled is not None and torch.equal(text.pooled, pooled)
+    assert text.hidden.shape[1] == 77 + 256 and not text.hidden[:, 77:].any()
     assert any("T5" in note for note in family.notes)
 
 
 def test_t5_can_be_left_out_cut_and_masked(folders):
-    def heard(**options) -> torch.Tensor:
+    def encoded(**options) -> torch.Tensor:
         with torch.no_grad():
             return load(ModelOptions(path=str(folders["sd3-medium"]), **options)).encode_text(["a red cat"]).hidden
 
-    whole = heard()
-    assert not heard(use_t5=False)[:, 77:].any()
-    assert heard(t5_max_tokens=32).shape[1] == 77 + 32
-    masked = heard(t5_mask=True)
+    whole = encoded()
+    assert not encoded(use_t5=False)[:, 77:].any()
+    assert encoded(t5_max_tokens=32).shape[1] == 77 + 32
+    masked = encoded(t5_mask=True)
     assert torch.equal(masked[:, :77], whole[:, :77]) and not torch.equal(masked[:, 77:80], whole[:, 77:80])
-    # With its padding hidden T5 hears the same words however much padding there is.
-    assert torch.allclose(masked[:, 77:80], heard(t5_mask=True, t5_max_tokens=16)[:, 77:80], atol=1e-6)
+    # With its padding hidden T5 reads the same words however much padding there is.
+    assert torch.allclose(masked[:, 77:80], encoded(t5_mask=True, t5_max_tokens=16)[:, 77:80], atol=1e-6)
     # CLIP is causal: hiding what comes later changes nothing up to the end mark.
-    assert torch.allclose(heard(clip_mask=True)[:, :5], whole[:, :5], atol=1e-6)
+    assert torch.allclose(encoded(clip_mask=True)[:, :5], whole[:, :5], atol=1e-6)
 
 
 def test_gradients_reach_the_text_encoders(folders):

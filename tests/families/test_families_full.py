@@ -57,14 +57,14 @@ def test_public_sizes(name, tmp_path, monkeypatch):
     pipe = pipeline(family)
     pipe.set_progress_bar_config(disable=True)
     with torch.no_grad():
-        heard = family.encode_text(CAPTIONS)
+        text = family.encode_text(CAPTIONS)
         if name in ("sd15", "sd2"):
-            assert torch.equal(heard.hidden, pipe.encode_prompt(CAPTIONS, "cpu", 1, False)[0])
+            assert torch.equal(text.hidden, pipe.encode_prompt(CAPTIONS, "cpu", 1, False)[0])
         else:
             more = {} if name == "sdxl" else {"prompt_2": None, "prompt_3": None}
             hidden, _, pooled, _ = pipe.encode_prompt(CAPTIONS, device="cpu", do_classifier_free_guidance=False, **more)
-            assert torch.equal(heard.hidden, hidden)
-            assert heard.pooled is not None and torch.equal(heard.pooled, pooled)
+            assert torch.equal(text.hidden, hidden)
+            assert text.pooled is not None and torch.equal(text.pooled, pooled)
         seen = []
         net = family.denoiser
         hook = net.register_forward_hook(

@@ -83,8 +83,8 @@ def test_a_single_file_trains(name: str, tmp_path: Path) -> None:
     child.start()
     child.join(1800)
     code, peak = answer.get(timeout=10)
-    told = [json.loads(line) for line in (tmp_path / "runs/t/events.jsonl").read_text("utf-8").splitlines()]
-    steps = [e for e in told if e["kind"] == "step"]
+    rows = [json.loads(line) for line in (tmp_path / "runs/t/events.jsonl").read_text("utf-8").splitlines()]
+    steps = [e for e in rows if e["kind"] == "step"]
     print(f"{name}: peak {peak:.1f} GiB, {steps[-1]['t'] - steps[0]['t']:.0f} s for two steps")
     assert code == 0
     assert len(steps) == 3

@@ -93,10 +93,10 @@ def test_single_file_is_the_folder(name, tiny_file, tmp_path):
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first), part
     with torch.no_grad():
-        heard, said = one.encode_text(["a red cat"]), two.encode_text(["a red cat"])
-    assert torch.allclose(heard.hidden, said.hidden, atol=1e-6)
-    if heard.pooled is not None and said.pooled is not None:
-        assert torch.allclose(heard.pooled, said.pooled, atol=1e-6)
+        first, second = one.encode_text(["a red cat"]), two.encode_text(["a red cat"])
+    assert torch.allclose(first.hidden, second.hidden, atol=1e-6)
+    if first.pooled is not None and second.pooled is not None:
+        assert torch.allclose(first.pooled, second.pooled, atol=1e-6)
     assert (one.scale, one.shift) == (two.scale, two.shift)
     assert one.metadata()["ss_new_sd_model_hash"] == sources.sha256(path)
 
@@ -448,8 +448,8 @@ def test_t5s_tokenizer_is_looked_for_and_missed_in_words(tmp_path, offline, monk
     model.touch()
     with pytest.raises(ValueError) as error:
         words.tokenizer(encoder, model, None)
-    told = str(error.value)
-    assert "tokenizer.json" in told and str(model.parent / "t5_tokenizer") in told and "use_t5 = false" in told
+    line = str(error.value)
+    assert "tokenizer.json" in line and str(model.parent / "t5_tokenizer") in line and "use_t5 = false" in line
 
     places = {
         "comfyui": tmp_path / "ComfyUI" / "comfy" / "text_encoders" / "t5_tokenizer",

@@ -33,8 +33,8 @@ def test_built_in_vocabulary_is_clips():
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (49406, 49407, 49407)
     assert words.clip("!").pad_token_id == 0
-    said = tokenizer('Ünïcödé, emoji 🦊 & "quotes"', padding="max_length", max_length=77).input_ids
-    assert len(said) == 77 and max(said) == 49407 and said[-1] == 49407
+    text = tokenizer('Ünïcödé, emoji 🦊 & "quotes"', padding="max_length", max_length=77).input_ids
+    assert len(text) == 77 and max(text) == 49407 and text[-1] == 49407
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
@@ -79,13 +79,13 @@ def test_states_of_chunks_are_joined_between_one_start_and_one_end(folder):
         long, pooled = clip_states(encoder, clip_tokens(tokenizer, [f"{first} {second}"], 150), 2, normed=False)
         one, pool = clip_states(encoder, clip_tokens(tokenizer, [first]), 2, normed=False)
         two, _ = clip_states(encoder, clip_tokens(tokenizer, [second]), 2, normed=False)
-        said = family.encode_text([f"{first} {second}"])
+        text = family.encode_text([f"{first} {second}"])
     assert long.shape == (1, 152, 24)
     assert torch.allclose(long[:, :76], one[:, :76], atol=1e-6)
     assert torch.allclose(long[:, 76:], two[:, 1:], atol=1e-6)
-    assert pool is not None and pooled is not None and said.pooled is not None
+    assert pool is not None and pooled is not None and text.pooled is not None
     assert torch.allclose(pooled, pool, atol=1e-6)
-    assert said.hidden.shape == (1, 152, 40) and torch.allclose(said.pooled, pool, atol=1e-6)
+    assert text.hidden.shape == (1, 152, 40) and torch.allclose(text.pooled, pool, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_what_is_cut_is_told(folder, tmp_path):
     assert family.warnings()[0].startswith(
         "2 captions are longer than te1 reads; the worst loses 15 tokens: 'a red blue"
     )
-    # SD3's CLIP may miss what its T5 hears.
+    # SD3's CLIP may miss what its T5 reads.
     third = load(ModelOptions(path=str(tiny.tiny_sd3(tmp_path / "sd3")), t5_max_tokens=300))
     third.encode_text([caption(80)])
     assert third.warnings() == [] and "te1" in third.truncated

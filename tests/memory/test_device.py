@@ -63,8 +63,8 @@ def test_xformers_that_diffusers_cannot_use_is_said():
     def enable():
         raise NotImplementedError("No operator found for `memory_efficient_attention_forward`\nmore")
 
-    said = memory.use_attention(SimpleNamespace(enable_xformers_memory_efficient_attention=enable), "xformers")
-    assert said == (
+    note = memory.use_attention(SimpleNamespace(enable_xformers_memory_efficient_attention=enable), "xformers")
+    assert note == (
         "attention: SDPA after all (diffusers cannot use xformers here: "
         "No operator found for `memory_efficient_attention_forward`)"
     )
@@ -139,8 +139,8 @@ def test_without_room_for_it_the_run_goes_on(tmp_path, monkeypatch, what):
     flags = {"sample.prompts": ["a cat"], "data.validation_split": 0.5, "validation.every": 4}
     config = runs.config(tmp_path, flags)
     assert len(runs.trajectory(config)) == 6
-    said = [line for line in warnings(config) if f"no {what} this time" in line]
-    assert len(said) >= 2 and "out of memory (CUDA out of memory. Tried to allocate 1.00 GiB)" in said[0]
+    lines = [line for line in warnings(config) if f"no {what} this time" in line]
+    assert len(lines) >= 2 and "out of memory (CUDA out of memory. Tried to allocate 1.00 GiB)" in lines[0]
 
 
 def test_no_room_at_all_is_one_line(tmp_path, monkeypatch):
@@ -176,9 +176,9 @@ def test_half_of_the_resident_blocks_are_the_first_to_go(tmp_path, monkeypatch):
     config = runs.config(tmp_path, {"run.steps": 4, "memory.blocks_on_gpu": 4, "run.name": "short"})
     short = runs.trajectory(config)
     assert kept[:3] == [4, 2, 1] and short == [pytest.approx(pair, rel=1e-9) for pair in plain]
-    told = [e for e in runs.events(config) if e["kind"] == "oom"]
-    assert [e["options"] for e in told] == [{"memory.blocks_on_gpu": 2}, {"memory.blocks_on_gpu": 1}]
-    assert all(e["exact"] for e in told)
+    fallbacks = [e for e in runs.events(config) if e["kind"] == "oom"]
+    assert [e["options"] for e in fallbacks] == [{"memory.blocks_on_gpu": 2}, {"memory.blocks_on_gpu": 1}]
+    assert all(e["exact"] for e in fallbacks)
 
 
 def test_streamed_blocks_fill_the_memory_that_a_step_leaves(monkeypatch):
@@ -238,16 +238,16 @@ def test_training_all_weights_needs_bfloat16(tmp_path, monkeypatch):
 
 
 def test_sizes_are_told_to_sdxl_as_they_are():
-    told = {}
+    added = {}
 
     def denoiser(noisy, time, encoder_hidden_states, added_cond_kwargs):
-        told.update(added_cond_kwargs)
+        added.update(added_cond_kwargs)
         return SimpleNamespace(sample=noisy)
 
     size = torch.tensor([[1333.0, 777.0, 0.0, 0.0, 1333.0, 777.0]])
-    said = Conditioning(torch.zeros(1, 77, 8), torch.zeros(1, 8), size=size)
-    sdxl.run(denoiser, torch.zeros(1, 4, 8, 8, dtype=torch.bfloat16), torch.zeros(1), said)
-    assert torch.equal(told["time_ids"], size)
+    text = Conditioning(torch.zeros(1, 77, 8), torch.zeros(1, 8), size=size)
+    sdxl.run(denoiser, torch.zeros(1, 4, 8, 8, dtype=torch.bfloat16), torch.zeros(1), text)
+    assert torch.equal(added["time_ids"], size)
 
 
 @pytest.mark.gpu

@@ -112,8 +112,8 @@ def test_a_run_on_held_weights_trains_saves_and_proves_its_file(tmp_path, name, 
     done = config(tmp_path, {**flags, "memory.gradient_checkpointing": True}, name, data="data.pairs")
     losses = trajectory(done)
     assert losses[0][1] > 0 and losses[0][0] == pytest.approx(0.6931, abs=1e-3)  # the reference is the held model too
-    said = (tmp_path / "runs" / "t" / "log.txt").read_text("utf-8")
-    assert "each has the trained effect" in said and "base weights: " in said
+    log = (tmp_path / "runs" / "t" / "log.txt").read_text("utf-8")
+    assert "each has the trained effect" in log and "base weights: " in log
     assert not [e for e in events(done) if e["kind"] == "warning" and "not a number" in str(e)]
 
 
@@ -123,11 +123,11 @@ def test_text_is_cached_anew_when_encoders_are_held_differently(tmp_path):
 
     family = load(ModelOptions(path=str(tiny.tiny_sd15(tmp_path))))
     before = family.fingerprints["text"]
-    said = family.encode_text(["a cat"]).hidden
+    plain = family.encode_text(["a cat"]).hidden
     del family.__dict__["fingerprints"]
     quantize.quantize_module(family.text_encoders["te"], "nf4", quantize.TEXT, CPU)
     assert family.fingerprints["text"] != before
-    off = (family.encode_text(["a cat"]).hidden - said).norm() / said.norm()
+    off = (family.encode_text(["a cat"]).hidden - plain).norm() / plain.norm()
     assert 0 < off < 0.3
 
 
