@@ -1,4 +1,4 @@
-"""The page: six numbered steps over one recipe, one queue and the folders of the runs."""
+"""The page: five numbered steps over one recipe, one queue and the folders of the runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 
-from . import check, compare, images, look, pictures, prefer, recipe, train, words
-from .page import EVENT, SLOW, Context, Screen
-from .security import UPLOAD_BYTES, Guard, Login
+from . import compare, images, look, pictures, prefer, recipe, train, words
+from .page import EVENT, Context, Screen
+from .security import DOWNLOAD, UPLOAD_BYTES, Guard, Login
 
 UNREADABLE = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100"><rect width="100" height="100" fill="#8886"/>'
@@ -25,28 +25,30 @@ TYPES = {
     ".bmp": "image/bmp",
     ".avif": "image/avif",
 }
-SWITCH = "() => { document.body.classList.toggle('dark'); }"
+SWITCH = "() => localStorage.setItem('pixelkiln-theme', document.body.classList.toggle('dark') ? 'dark' : 'light')"
 
 
 def page(context: Context) -> gr.Blocks:
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, fill_width=True) as blocks:
         with gr.Row(elem_id="top"):
-            gr.HTML(f"<h1>{words.TITLE}<small>{words.TAGLINE}</small></h1>")
+            gone = f'<span hidden id="gone-text">{words.SERVER_GONE}</span>'
+            skip = f'<a class="skip" href="#steps">{words.SKIP}</a>'
+            gr.HTML(f"{skip}{gone}<h1>{words.TITLE}<small>{words.TAGLINE}</small></h1>")
             headline = gr.HTML()
             dark = gr.Button(words.DARK, size="sm", scale=0, min_width=110)
         screens: dict[str, Screen] = {}
         tabs_of: dict[str, gr.Tab] = {}
         following: dict[str, gr.Button] = {}
         builders = {
-            "pictures": pictures.build, "recipe": recipe.build, "check": check.build, "train": train.build,
-            "compare": compare.build, "prefer": prefer.build,
+            "pictures": pictures.build, "recipe": recipe.build, "train": train.build, "compare": compare.build,
+            "prefer": prefer.build,
         }  # fmt: skip
         with gr.Tabs(elem_id="steps") as tabs:
             for name, build in builders.items():
                 with gr.Tab(words.TABS[name], id=name, elem_id=f"tab-{name}") as tabs_of[name]:
                     screens[name] = build(context)
-                    if name in words.NEXT and name != "check":
-                        with gr.Row():
+                    if name in words.NEXT:
+                        with gr.Row(elem_classes="sticky-end"):
                             gr.HTML("")
                             following[name] = gr.Button(
                                 words.NEXT[name], variant="primary", scale=0, min_width=220, elem_id=f"next-{name}"
@@ -56,15 +58,23 @@ def page(context: Context) -> gr.Blocks:
         screens["train"].parts["redraw"](dark.click(None, None, None, js=SWITCH, **EVENT))
         for name, screen in screens.items():
             pace = train.TICK if name == "train" else train.REST
-            tabs_of[name].select(
-                lambda name=name, pace=pace: (name, gr.Timer(pace)), None, [current, clock], **EVENT
-            ).then(screen.show, screen.inputs, screen.outputs, **(SLOW if name == "check" else EVENT))
+            shown = (
+                tabs_of[name]
+                .select(lambda name=name, pace=pace: (name, gr.Timer(pace)), None, [current, clock], **EVENT)
+                .then(screen.show, screen.inputs, screen.outputs, **EVENT)
+            )
+            if name == "recipe":
+                screen.parts["check"].on_change(shown)
         order = list(screens)
         for name, button in following.items():
             target = order[order.index(name) + 1]
             _go(button.click(lambda: None, None, None, **EVENT), tabs, target)
         _start(screens, tabs)
         _train_on(screens, tabs)
+        again = screens["train"].parts
+        _go(again["again"].click(again["use_recipe"], [again["run"]], None, **EVENT), tabs, "recipe")
+        again = screens["train"].parts
+        _go(again["again"].click(again["use_recipe"], [again["run"]], None, **EVENT), tabs, "recipe")
         blocks.load(screens["pictures"].show, screens["pictures"].inputs, screens["pictures"].outputs, **EVENT)
         blocks.load(lambda: train.headline(context), None, [headline], **EVENT)
 
@@ -85,17 +95,15 @@ def _go(event: Any, tabs: gr.Tabs, target: str) -> None:
 
 
 def _start(screens: dict[str, Screen], tabs: gr.Tabs) -> None:
-    """Start training: queue the recipe, and show the new run."""
-    checked = screens["check"].parts
-    folder = gr.State("")
+    """When the recipe was queued: show the new run."""
+    started = screens["recipe"].parts["check"].started
     run = screens["train"].parts["run"]
 
     def choose(path: str) -> Any:
         name = Path(path).name
-        return gr.update(choices=[name], value=name)
+        return (gr.update(choices=[name], value=name), gr.Tabs(selected="train")) if path else (gr.skip(), gr.skip())
 
-    event = checked["start"].click(checked["begin"], None, [folder], **EVENT)
-    _go(event.success(choose, [folder], [run], **EVENT), tabs, "train")
+    started.change(choose, [started], [run, tabs], **EVENT)
 
 
 def _train_on(screens: dict[str, Screen], tabs: gr.Tabs) -> None:
@@ -122,6 +130,13 @@ def application(context: Context, login: Login | None) -> Any:
         if not path.is_file():
             return Response(status_code=404)
         return FileResponse(path, media_type=TYPES[path.suffix.lower()], headers=kept)
+
+    @web.get("/file/{signature}/{name}")
+    def file(signature: str, name: str) -> Response:
+        path = context.addresses.path(signature, DOWNLOAD, name)
+        if path is None or not path.is_file():
+            return Response(status_code=404)
+        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
     @web.get("/alive")
     def alive() -> dict[str, str]:

@@ -1,10 +1,19 @@
-"""Screen 3: what a run would do, before it does it; problems with a button that applies the remedy."""
+"""The panel at the end of the recipe: what a run would do, before it does it; what is worth fixing, with a button each;
+and the start, which never acts on an old report."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,82 +22,223 @@ from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
 from ..trainer.runs.control import gigabytes
-from . import draft, fields, queue, words
+from ..trainer.runs.events import read_object
+from . import draft, fields, findings, queue, words
 from .draft import Problem
-from .page import EVENT, SLOW, Context, Screen, bar, facts, kindly, note, notes, problem_list
-from .store import write
+from .findings import MANY, Finding
+from .page import EVENT, Context, bar, facts, kindly, note, notes, problem_list
+from .store import locked, write, write_json
 
 REMEDIES = 4
 """How many remedies are offered at a time."""
-MANY = "*"
-"""In the place of a remedy's key: its value is a table of changes."""
+KEPT = 12
+"""Answers that are remembered."""
+SETTLED = 2.0
+"""Seconds without a change after which the recipe is checked by itself."""
+LOOK_SECONDS = 1.0
+"""How long the sizes of pictures may be looked at before the rest is left for the next look."""
 
 
-def build(context: Context) -> Screen:
-    home = context.home
-    shown = gr.HTML(elem_id="check-report")
-    buttons = []
-    with gr.Row():
-        for number in range(REMEDIES):
-            buttons.append(gr.Button(visible=False, elem_id=f"remedy-{number}", size="sm"))
-    with gr.Row():
-        gr.HTML("")
-        again = gr.Button(words.CHECK_AGAIN, scale=0, min_width=150, elem_id="check-again")
-        start = gr.Button(
-            words.NEXT["check"], variant="primary", scale=0, min_width=220, elem_id="start-training", interactive=False
-        )
-    remedies = gr.State([])
-    outputs = [shown, start, remedies, *buttons]
+@dataclass(frozen=True)
+class Report:
+    """What is known of a recipe."""
 
-    def show() -> list[Any]:
-        text = draft.read(home)
-        problems = draft.problems(text, home.draft, context.folders)
-        answer: dict[str, Any] = {}
-        if not problems:
-            problems, answer = ask(context, text)
-        offered = [one.remedy for one in problems if one.remedy] or fitting(answer)
+    key: str
+    problems: tuple[Problem, ...]
+    found: tuple[Finding, ...]
+    answer: dict[str, Any]
+    """Empty while the trainer has not answered."""
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.answer) and not self.problems and not any(one.stops for one in self.found)
+
+    @property
+    def questions(self) -> bool:
+        """Whether somebody should look before a start."""
+        fit = self.answer.get("fit") or {}
+        return not fit.get("fits", True) or any(not one.pictures for one in self.found)
+
+
+class Asking:
+    """The trainer's check of a configuration, in a process that can be ended."""
+
+    def __init__(self, context: Context, text: str):
+        self._process: subprocess.Popen[bytes] | None = None
+        self.cancelled = False
+        self.problems: list[Problem] = []
+        self.answer: dict[str, Any] = {}
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._ask, args=(context, text), daemon=True)
+        self._thread.start()
+
+    def _ask(self, context: Context, text: str) -> None:
+        try:
+            self.problems, self.answer = ask(context, text, self._started)
+        except Exception as error:  # a programming mistake: raised where the answer is waited for
+            self.error = error
+
+    def _started(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        if self.cancelled:
+            process.kill()
+
+    def done(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if self._process is not None:
+            with suppress(OSError):
+                self._process.kill()
+
+
+class Check:
+    """The panel: its parts as they lie on the page, and what they do."""
+
+    def __init__(self, context: Context):
+        self.context, self.home = context, context.home
+        self._asking: dict[str, Asking] = {}
+        self.offered, self.accepted, self.started = gr.State([]), gr.State(""), gr.State("")
+        gr.HTML(f"<h2>{words.CHECK}</h2>")
+        self.shown = gr.HTML(elem_id="check-report")
+        with gr.Row(elem_classes="tight"):
+            self.buttons = [gr.Button(visible=False, elem_id=f"remedy-{n}", size="sm") for n in range(REMEDIES)]
+        with gr.Row(elem_classes="sticky-end"):
+            self.cancel = gr.Button(
+                words.CANCEL, visible=False, size="sm", elem_id="cancel-check", scale=0, min_width=90
+            )
+            self.again = gr.Button(words.CHECK_AGAIN, scale=0, min_width=130, elem_id="check-again")
+            self.start = gr.Button(
+                words.START, variant="primary", scale=0, min_width=220, elem_id="start-training", interactive=False
+            )
+        self.outputs = [self.shown, self.start, self.again, self.cancel, self.offered, *self.buttons]
+        self._wire()
+
+    def _wire(self) -> None:
+        self.again.click(functools.partial(self.run, fresh=True), None, self.outputs, **EVENT)
+        self.cancel.click(self.stop, None, None, **EVENT)
+        self.start.click(self.begin, [self.accepted], [*self.outputs, self.accepted, self.started], **EVENT)
+
+    def on_change(self, event: Any) -> None:
+        """After an event that may change the recipe: what is known of it, and after a pause the trainer's check."""
+        event.success(self.settle, None, self.outputs, **EVENT)
+
+    def settle(self) -> Iterator[list[Any]]:
+        """What is known at once; the rest when nothing has changed for a moment."""
+        text = draft.read(self.home)
+        report = self.known(text)
+        yield self._view(report)
+        if report.answer or report.problems:
+            return
+        until = time.monotonic() + SETTLED
+        while time.monotonic() < until:
+            time.sleep(0.2)
+            if draft.read(self.home) != text:
+                return
+        yield from self.run()
+
+    def run(self, fresh: bool = False) -> Iterator[list[Any]]:
+        """The whole check: what the page knows at once, then the trainer's answer."""
+        text = draft.read(self.home)
+        report = self.known(text, remembered=not fresh)
+        if not (report.answer or report.problems):
+            yield self._view(report, asking=True)
+            report = self._answered(text, report.key) or report
+        yield self._view(report)
+
+    def stop(self) -> None:
+        for one in list(self._asking.values()):
+            one.cancel()
+
+    def _answered(self, text: str, key: str) -> Report | None:
+        """Wait for the trainer; None when it was cancelled, or the recipe changed meanwhile."""
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = self._asking[key] = Asking(self.context, text)
+        try:
+            while not asking.done(0.2):
+                if draft.read(self.home) != text:
+                    asking.cancel()
+        finally:
+            if asking.done(0):
+                self._asking.pop(key, None)
+        if asking.error is not None:
+            raise asking.error
+        if asking.cancelled:
+            return None
+        _remember(self.context, key, asking)
+        return self.known(text)
+
+    def known(self, text: str, remembered: bool = True) -> Report:
+        """What the page knows of a recipe without asking: its own look, and an answer that still holds."""
+        folders = self.context.folders
+        problems = draft.problems(text, self.home.draft, folders)
+        values = draft.values(text, folders)
+        key = _key(text, values, self.home.runs)
+        kept = read_object(self.home.own / "checks.json").get(key) if remembered and not problems else None
+        answer: dict[str, Any] = kept["answer"] if kept else {}
+        problems += [Problem(one["where"], one["what"]) for one in kept["problems"]] if kept else []
+        own = draft.values_of(text)
+        problems = [Problem(p.where, p.what, p.remedy or draft.remedy(p.where, p.what, own)) for p in problems]
+        found = [*findings.of_recipe(values), *findings.of_pairs(values)]
+        found += findings.of_answer(values, answer, self.home.runs) if answer else []
+        if isinstance(size := draft.get(values, "data.resolution", 512), int):
+            found += findings.of_pictures(values, data_folders(values), size, LOOK_SECONDS)
+        return Report(key, tuple(problems), tuple(found), answer)
+
+    def _view(self, report: Report, asking: bool = False, accepted: bool = False) -> list[Any]:
+        values = self.context.recipe()
+        offered = [one.remedy for one in report.problems if one.remedy]
+        offered += [one.remedy for one in report.found if one.remedy and not report.problems]
+        offered += fitting(report.answer)
         offered = offered[:REMEDIES]
-        fits = (answer.get("fit") or {}).get("fits", True)
-        odd = note(other_family(str(draft.values_of(text).get("preset", "")), answer), "warn")
-        good = note(words.CHECK_GOOD if fits and not odd else "", "good")
-        html = problem_list(problems) or good + odd + report(answer)
-        filled = [
-            gr.update(value=label if key == MANY else f"{words.APPLY}: {label}", visible=True)
-            for label, key, _ in offered
-        ]
-        filled += [gr.update(visible=False)] * (REMEDIES - len(offered))
-        return [html, gr.update(interactive=not problems), offered, *filled]
-
-    def wait() -> Iterator[list[Any]]:
-        yield [note(words.CHECKING), gr.update(interactive=False), [], *[gr.update(visible=False)] * REMEDIES]
-        yield show()
+        labels = [gr.update(value=label, visible=True) for label, *_ in offered]
+        labels += [gr.update(visible=False)] * (REMEDIES - len(offered))
+        start = words.START_ANYWAY if accepted else words.START
+        allowed = not report.problems and not any(one.stops for one in report.found)
+        return [
+            shown(report, values, self.context, asking), gr.update(interactive=allowed, value=start),
+            gr.update(visible=not asking), gr.update(visible=asking), offered, *labels,
+        ]  # fmt: skip
 
     @kindly
-    def apply(number: int, offered: list[Any]) -> None:
+    def apply(self, number: int, offered: list[Any]) -> None:
         if number < len(offered):
             label, key, value = offered[number]
             if key == MANY:
-                context.change(value)
+                self.context.change(value)
             else:
-                draft.apply_remedy(home, (label, key, value), context.folders)
+                draft.apply_remedy(self.home, (label, key, value), self.context.folders)
+
+    def begin(self, accepted: str) -> Iterator[list[Any]]:
+        """Queue a copy of the recipe, if a check of just this recipe found it ready. What is worth fixing is shown
+        first; a second press starts anyway. The last output is the run's folder."""
+        text = draft.read(self.home)
+        report = self.known(text)
+        if not (report.answer or report.problems):
+            yield [*self._view(report, asking=True), "", ""]
+            report = self._answered(text, report.key) or report
+        if not report.ready or (report.questions and accepted != report.key):
+            asks = report.ready and report.questions
+            yield [*self._view(report, accepted=asks), report.key if asks else "", ""]
+            return
+        yield [*self._view(report), "", self._queued(text)]
 
     @kindly
-    def begin() -> str:
-        """Queue a copy of the recipe; gives the run's folder."""
-        text = draft.read(home)
-        name = queue.free_name(home, _name(context, text))
-        added = queue.add(home, name, draft.snapshot(text, home.draft, name, home.runs, context.folders))
-        queue.ensure(home)
+    def _queued(self, text: str) -> str:
+        if draft.read(self.home) != text:
+            raise UserError(words.CHANGED_MEANWHILE)
+        name = queue.free_name(self.home, _name(self.context, text))
+        added = queue.add(
+            self.home, name, draft.snapshot(text, self.home.draft, name, self.home.runs, self.context.folders)
+        )
+        queue.ensure(self.home)
         return added.folder
 
-    again.click(wait, None, outputs, **SLOW)
-    for number, button in enumerate(buttons):
-        applied = button.click(functools.partial(apply, number), [remedies], None, **EVENT)
-        applied.success(wait, None, outputs, **SLOW)
-    return Screen(wait, outputs, parts={"start": start, "begin": begin})
 
-
-def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
+def ask(context: Context, text: str, started: Any = lambda _: None) -> tuple[list[Problem], dict[str, Any]]:
     """The trainer's own check of the configuration as it would run."""
     home = context.home
     own = draft.values_of(text)
@@ -96,7 +246,7 @@ def ask(context: Context, text: str) -> tuple[list[Problem], dict[str, Any]]:
         name = queue.free_name(home, _name(context, text))
         path = home.own / "check.toml"
         write(path, draft.snapshot(text, home.draft, name, home.runs, context.folders))
-        return [], control.ask(["check", str(path)])
+        return [], control.ask(["check", str(path)], started=started)
     except control.Refused as refused:
         listed = refused.answer.get("problems")
         if isinstance(listed, list):
@@ -110,13 +260,106 @@ def _name(context: Context, text: str) -> str:
     return str(draft.get(draft.values(text, context.folders), "run.name", "last"))
 
 
-def other_family(preset: str, answer: dict[str, Any]) -> str:
-    """A line when the preset, whose name begins with its family, is for another one than the model's; else nothing."""
-    made_for, dash, _ = preset.partition("-")
-    model = answer.get("model") or {}
-    if not dash or not model or str(model["family"]).startswith(made_for):
+def _line(problem: Any) -> str:
+    if isinstance(problem, dict):
+        return f"{problem.get('where', '')}: {problem.get('what', problem)}"
+    return ": ".join(map(str, problem)) if isinstance(problem, (list, tuple)) else str(problem)
+
+
+# ------------------------------------------------------------------------------------------------- what is remembered
+
+
+def data_folders(values: dict[str, Any]) -> list[Path]:
+    """The folders of pictures that a recipe names."""
+    sets = [one.get("path") for one in draft.get(values, "data.sets", []) or [] if isinstance(one, dict)]
+    return [Path(one) for one in [draft.get(values, "data.path"), *sets] if isinstance(one, str) and one]
+
+
+def _key(text: str, values: dict[str, Any], runs: Path) -> str:
+    """Of everything that an answer depends on: the recipe, its preset, its files, and the runs that teach how long a
+    step takes."""
+    named = [draft.get(values, key) for key in draft.FILES]
+    paths = [Path(one) for one in named if isinstance(one, str) and one] + data_folders(values)
+    ended = sum(not one.status.live for one in control.list_runs(runs))
+    whole = [text, values, [_stamp(path) for path in paths], ended]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _stamp(path: Path) -> list[Any]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return [str(path)]
+    return [str(path), stat.st_mtime_ns, stat.st_size]
+
+
+def _remember(context: Context, key: str, asking: Asking) -> None:
+    path = context.home.own / "checks.json"
+    row = {"problems": [{"where": p.where, "what": p.what} for p in asking.problems], "answer": asking.answer}
+    with locked(path):
+        rows = {name: one for name, one in read_object(path).items() if name != key}
+        write_json(path, {**dict(list(rows.items())[-KEPT + 1 :]), key: row})
+
+
+def last_answer(home: Any) -> dict[str, Any]:
+    """The newest answer, whatever recipe it was for; empty without one."""
+    rows = [one["answer"] for one in read_object(home.own / "checks.json").values() if one.get("answer")]
+    return rows[-1] if rows else {}
+
+
+# -------------------------------------------------------------------------------------------------------- what is shown
+
+
+def shown(report: Report, values: dict[str, Any], context: Context, asking: bool) -> str:
+    """Verdict first, then what is worth fixing, then everything else on demand."""
+    worth = [one for one in report.found if not one.stops]
+    stops = [Problem("", one.text) for one in report.found if one.stops]
+    problems = [*report.problems, *stops]
+    if problems:
+        return note(words.NOT_READY, "bad verdict") + problem_list(problems) + _worth(worth, context)
+    if not report.answer:
+        line = words.CHECKING if asking else words.NOT_CHECKED
+        return note(line, "verdict") + _worth(worth, context)
+    fit = report.answer.get("fit") or {}
+    verdict = note(ready(report.answer, values), "good verdict" if fit.get("fits", True) else "bad verdict")
+    warnings = [str(one) for one in report.answer.get("warnings", []) if not _said_already(str(one), worth)]
+    return (
+        verdict
+        + note(words.CHECKED)
+        + _worth([*worth, *(Finding(one) for one in warnings)], context)
+        + fit_report(fit)
+        + f"<details><summary>{words.DETAILS}</summary>{details(report.answer)}</details>"
+    )
+
+
+def ready(answer: dict[str, Any], values: dict[str, Any]) -> str:
+    """``Ready: about 56 s, 0.6 of 19.8 GB of memory, 0.2 GB of disk``."""
+    fit = answer.get("fit") or {}
+    time_ = words.ABOUT.format(clock(fit["seconds"])) if fit.get("seconds") else words.NOT_KNOWN
+    memory = words.OF_GPU.format(gigabytes(fit["gb"]), gigabytes(fit["of_gb"]), fit["card"]) if fit.get("of_gb") else ""
+    disk = words.OF_DISK.format(gigabytes(findings.disk(values, answer)))
+    return (words.READY if fit.get("fits", True) else words.TOO_LARGE).format(
+        ", ".join(filter(None, (time_, memory, disk)))
+    )
+
+
+def _said_already(warning: str, found: list[Finding]) -> bool:
+    """Whether the page's own look has found what the trainer warns of; it shows the pictures too."""
+    return any(one.pictures and str(one.pictures[0].name) in warning for one in found)
+
+
+def _worth(found: list[Finding], context: Context) -> str:
+    if not found:
         return ""
-    return words.OTHER_FAMILY.format(preset, model["title"])
+    rows = ""
+    for one in found:
+        thumbs = "".join(
+            f'<img loading="lazy" alt="{escape(path.name)}" title="{escape(path.name)}" '
+            f'src="{context.addresses.url(path, 96)}">'
+            for path in one.pictures
+        )
+        rows += f"<li>{escape(one.text)}{thumbs}</li>"
+    return f'<h3>{escape(words.WORTH_FIXING.format(len(found)))}</h3><ul class="worth">{rows}</ul>'
 
 
 def fitting(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -132,18 +375,15 @@ def fitting(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def fit_report(fit: dict[str, Any]) -> str:
-    """Memory and time of a run, as the trainer estimates it."""
+    """Memory of a run, as the trainer estimates it, and what would make it smaller."""
     if not fit:
         return ""
     room = words.OF_GPU.format(gigabytes(fit["gb"]), gigabytes(fit["of_gb"]), fit["card"])
-    time = words.ABOUT.format(clock(fit["seconds"])) if fit.get("seconds") else words.NOT_KNOWN
     peak = {name: gb for name, gb in fit["parts"].items() if gb >= 0.005}
     remedies = [f"{one['label']}: {gigabytes(one['gb'])} GB, {one['cost']}" for one in fit["remedies"]]
     hopeless = not fit["fits"] and not (fit["remedies"] and fit["remedies"][-1]["fits"])
     return (
-        note("" if fit["fits"] else words.TOO_LARGE.format(room), "bad")
-        + note(words.NOT_ENOUGH if hopeless else "", "bad")
-        + facts([(words.TIME, f"{time} ({fit['pace']})")])
+        note(words.NOT_ENOUGH if hopeless else "", "bad")
         + bar(fit["gb"] / max(fit["of_gb"], 0.01), f"{words.MEMORY}: {room}", "" if fit["fits"] else "over")
         + _listed(words.AT_PEAK.format(fit["at"]), [(f"{gigabytes(gb)} GB", name) for name, gb in peak.items()])
         + _listed(words.MAKES_FIT, [(str(number), one) for number, one in enumerate(remedies, 1)])
@@ -156,15 +396,10 @@ def _listed(title: str, rows: list[tuple[str, str]]) -> str:
     return f"<h3>{escape(title)}</h3><ul class='buckets'>{lines}</ul>" if rows else ""
 
 
-def _line(problem: Any) -> str:
-    if isinstance(problem, dict):
-        return f"{problem.get('where', '')}: {problem.get('what', problem)}"
-    return ": ".join(map(str, problem)) if isinstance(problem, (list, tuple)) else str(problem)
-
-
-def report(answer: dict[str, Any]) -> str:
-    """What ``check --json`` knows, for a person."""
+def details(answer: dict[str, Any]) -> str:
+    """What ``check --json`` knows beyond the verdict."""
     data, model = answer.get("data") or {}, answer.get("model") or {}
+    fit = answer.get("fit") or {}
     steps, epoch = answer.get("steps"), data.get("steps_per_epoch")
     lengths = words.PER_EPOCH.format(epoch, data.get("samples_per_epoch", "?")) if epoch else ""
     terms, size = answer.get("terms") or {}, answer.get("resolution")
@@ -175,6 +410,8 @@ def report(answer: dict[str, Any]) -> str:
         (words.HELD_OUT, data.get("held_out") or None),
         (words.LENGTH, words.STEPS_EPOCHS.format(steps, answer.get("epochs") or 0)),
         (words.AN_EPOCH, lengths),
+        (words.TIME, f"{clock(fit['seconds'])} ({fit.get('pace', '')})" if fit.get("seconds") else words.NOT_KNOWN),
+        (words.COMPUTE, words.COMPUTE_TIMES.format(fit["computing"]) if fit.get("computing", 0) > 1 else None),
         (words.RESOLUTION, " × ".join(map(str, size)) if isinstance(size, list) else size),
         (words.LOSSES, ", ".join(terms)),
         (words.LEARNS_FROM, "; ".join(titles.get(kind, kind) for kind in kinds)),
@@ -184,10 +421,4 @@ def report(answer: dict[str, Any]) -> str:
         (f"{bucket.get('width')} × {bucket.get('height')}", str(bucket.get("samples")))
         for bucket in data.get("buckets") or []
     ]
-    return (
-        notes([str(one) for one in answer.get("warnings", [])], "warn")
-        + fit_report(answer.get("fit") or {})
-        + facts(rows)
-        + _listed(words.BUCKETS, buckets)
-        + notes([str(one) for found in (model, data, answer) for one in found.get("notes", [])])
-    )
+    return facts(rows) + _listed(words.BUCKETS, buckets) + notes([str(one) for one in model.get("notes", [])])

@@ -1,4 +1,4 @@
-"""Screen 5: checkpoints, strengths and the base side by side; a blind vote; and the winner where it is used."""
+"""Screen 4: checkpoints, strengths and the base side by side; a blind vote; and the winner where it is used."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Compare:
         self.context, self.home, self.address = context, context.home, context.addresses
         with gr.Accordion(words.COMPARE) as self.asking:
             self._ask()
-        self.message = gr.HTML(elem_id="compare-message")
+        self.message, self.shown = gr.HTML(elem_id="compare-message"), gr.State("")
         with gr.Tabs():
             with gr.Tab(words.GRID):
                 self.grid = gr.HTML(elem_id="compare-grid")
@@ -53,7 +53,7 @@ class Compare:
                 self._use()
         self.table = [self.asked, self.left, self.right]
         self.result = [self.message, self.grid, *self.table]
-        self.outputs = [self.run, self.which, self.prompts, self.used, self.where, *self.result, self.tally]
+        self.outputs = [self.run, self.which, self.prompts, self.used, self.where, *self.result, self.tally, self.shown]
         self._wire()
         voting.select(lambda: gr.update(open=False), None, [self.asking], **EVENT)  # room for the pictures
 
@@ -91,7 +91,7 @@ class Compare:
             self.add_host = gr.Button(words.ADD_HOST, scale=1, min_width=150, elem_id="add-host")
 
     def _wire(self) -> None:
-        self.run.input(self.show, [self.run], self.outputs, **EVENT)
+        self.run.input(self.show, [self.run, self.shown], self.outputs, **EVENT)
         asked = [self.run, self.which, self.strengths, self.prompts]
         # The last values of a generator come twice: the pictures to vote on are laid by an event of their own, or they
         # would lie there again when the first vote is already in.
@@ -105,13 +105,14 @@ class Compare:
         self.use.click(self.give, [self.used, self.where], None, **EVENT)
         self.add_host.click(self.remember_host, [self.host_folder], [self.where], **EVENT)
 
-    def show(self, chosen: str | None) -> list[Any]:
-        """The run's checkpoints, its last sheet, and what was drawn of it."""
+    def show(self, chosen: str | None, before: str = "") -> list[Any]:
+        """The run's checkpoints, its last sheet, and what was drawn of it. What was typed or chosen for the run that
+        was shown ``before`` stays."""
         known = [one for one in control.list_runs(self.home.runs) if control.checkpoints(one.path)]
         current = next((one for one in known if one.name == chosen), known[0] if known else None)
         if current is None:
             blank = [gr.update(choices=[], value=None), gr.update(choices=[], value=[]), ""]
-            rest = [_where(self.home), note(words.NO_RUNS), "", "", "", "", ""]
+            rest = [_where(self.home), note(words.NO_RUNS), "", "", "", "", "", ""]
             return [*blank, gr.update(choices=[], value=None), *rest]
         options = _options(current.path, known)
         sheet = draws.latest(current.path)
@@ -120,10 +121,13 @@ class Compare:
         picked = [one for one in dict.fromkeys(picked) if one in ids]
         texts = sheet.prompts if sheet else prompts_of(current.path)
         files = [one for one in options if one[1] != BASE]
+        same = current.name == before
         return [
             gr.update(choices=[one.name for one in known], value=current.name),
-            gr.update(choices=options, value=picked), "\n".join(texts),
-            gr.update(choices=files, value=files[-1][1]), _where(self.home), *self._result(current.path, sheet), "",
+            gr.update(choices=options) if same else gr.update(choices=options, value=picked),
+            gr.skip() if same else "\n".join(texts),
+            gr.update(choices=files) if same else gr.update(choices=files, value=files[-1][1]), _where(self.home),
+            *self._result(current.path, sheet), "", current.name,
         ]  # fmt: skip
 
     def _result(self, run_dir: Path, sheet: Sheet | None) -> list[Any]:
@@ -215,7 +219,7 @@ class Compare:
 
 def build(context: Context) -> Screen:
     screen = Compare(context)
-    return Screen(screen.show, screen.outputs, [screen.run])
+    return Screen(screen.show, screen.outputs, [screen.run, screen.shown])
 
 
 def stop_button(home: Any, elem_id: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,42 @@ from tomlkit.exceptions import TOMLKitError
 
 from ..trainer import config
 from ..trainer.errors import UserError
+from ..trainer.runs.events import read_object
 from . import words
 from .security import Folders
-from .store import Home, locked, read_text, write
+from .store import Home, locked, read_text, write, write_json
 
 KEPT_WITH_A_NEW_PRESET = ("run.name", "run.out", "model.path", "data", "sample.prompts")
+OF_A_FOLDER = (
+    "run.name", "run.out", "data.path", "data.sets", "data.trigger", "data.pairs", "data.ratings", "sample.prompts",
+)  # fmt: skip
+"""What belongs to one folder of pictures, and to no preset."""
 SHAPE = ("kind", "rank")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+FILES = ("model.path", "model.vae", "adapter.init_from", "data.path", "data.pairs", "data.ratings")
 BUNDLED = Folders(())
 """No folder at all: presets by their names only."""
-COPIES = 9
+COPY = "draft-before-[0-9][0-9][0-9][0-9].toml"
+COPIES = 20
 """How many earlier recipes are kept."""
 EMPTY = (None, "", [])
 START = f"# {words.HEADER}\nconfig_version = 2\n"
+
+
+TRIGGER = "[trigger]"
+"""In a preview prompt: the trigger word of the recipe goes here."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A recipe that another took the place of."""
+
+    path: Path
+    name: str
+    preset: str
+    changes: int
+    """How many options it changes of its preset."""
+    t: float
 
 
 @dataclass(frozen=True)
@@ -108,21 +132,61 @@ def untouched(key: str, entered: Any, shown: Any, now: Any) -> bool:
     return entered == shown
 
 
-def start_over(home: Home, text: str) -> Path | None:
-    """Put another recipe in the place of this one. Gives the copy of this one; None when it was the same."""
+def start_over(home: Home, text: str, because: str = "") -> Path | None:
+    """Put another recipe in the place of this one. Gives the copy of this one; None when it was the same.
+
+    ``because`` says what did it, for the line beside Undo.
+    """
     with locked(home.draft):
-        return _put(home, read(home), text)
+        return _put(home, read(home), text, because)
 
 
-def _put(home: Home, old: str, new: str) -> Path | None:
+def _put(home: Home, old: str, new: str, because: str) -> Path | None:
     copy = None if old in (START, new) else _copy(home, old)
     write(home.draft, new)
+    if old != new:
+        write_json(home.own / "replaced.json", {"v": 1, "text": old, "because": because})
     return copy
+
+
+def replaced(home: Home) -> str | None:
+    """What replaced the recipe before this one; None when there is nothing to undo."""
+    found = read_object(home.own / "replaced.json")
+    return str(found["because"]) if isinstance(found.get("text"), str) and "because" in found else None
+
+
+def undo(home: Home) -> None:
+    """Bring the recipe back that was replaced last; what was changed since is kept among the earlier ones."""
+    found = read_object(home.own / "replaced.json")
+    if not isinstance(found.get("text"), str):
+        raise UserError("undo: no recipe was replaced")
+    with locked(home.draft):
+        if (now := read(home)) != START:
+            _copy(home, now)
+        write(home.draft, found["text"])
+        forget_replaced(home)
+
+
+def forget_replaced(home: Home) -> None:
+    (home.own / "replaced.json").unlink(missing_ok=True)
+
+
+def earlier(home: Home) -> list[Earlier]:
+    """Recipes that others took the place of, newest first."""
+    found = []
+    for path in sorted(home.own.glob(COPY), reverse=True):
+        text = read_text(path)
+        own = values_of(text)
+        changes = len(difference(text))
+        found.append(
+            Earlier(path, str(get(own, "run.name", "")), str(own.get("preset", "")), changes, path.stat().st_mtime)
+        )
+    return found
 
 
 def _copy(home: Home, text: str) -> Path:
     """The text beside the recipe, under a number of its own and once only; the oldest of too many goes."""
-    copies = sorted(home.own.glob("draft-before-[0-9][0-9][0-9][0-9].toml"))
+    copies = sorted(home.own.glob(COPY))
     same = next((one for one in copies if read_text(one) == text), None)
     if same is not None:
         return same
@@ -217,7 +281,11 @@ def choose_preset(home: Home, name: str | None, folders: Folders = BUNDLED) -> P
     with locked(home.draft):
         text = read(home)
         lost = text != _over(get(values_of(text), "preset"), text, folders)
-        return _put(home, text if lost else START, _over(name, text, folders))
+        new = _over(name, text, folders)
+        if not lost:  # only what the preset says changes: nothing of a person's goes
+            write(home.draft, new)
+            return None
+        return _put(home, text, new, name or words.NO_PRESET)
 
 
 def _over(name: str | None, text: str, folders: Folders) -> str:
@@ -241,6 +309,11 @@ def _learning(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any
     return out
 
 
+def dumps(tables: Mapping[str, Any]) -> str:
+    """Tables as TOML."""
+    return tomlkit.dumps(dict(tables))
+
+
 def values_of(text: str) -> dict[str, Any]:
     """What stands in the text itself, without its preset."""
     try:
@@ -260,13 +333,45 @@ def problems(text: str, path: Path, folders: Folders = BUNDLED) -> list[Problem]
     try:
         if own.get("preset"):  # first: without it, much else seems to be missing
             preset_file(str(own["preset"]), folders)
-        config.parse(config.merge(inherited(own, folders), own), str(path))
+        whole = config.merge(inherited(own, folders), own)
+        config.parse(whole, str(path))
     except config.ConfigError as error:
         return [Problem(where, what, remedy(where, what, own)) for where, what in error.problems]
     except UserError as error:
         where, _, what = str(error).partition(": ")
         return [Problem(where, what, remedy(where, what, own))]
-    return []
+    return missing_files(whole, path)
+
+
+def missing_files(whole: Mapping[str, Any], path: Path) -> list[Problem]:
+    """Files and folders of the recipe that are not there; the trainer itself looks into them."""
+    found = []
+    for key in FILES:
+        value = get(whole, key)
+        if (
+            isinstance(value, str)
+            and value
+            and not HUB_ID.fullmatch(value)
+            and not (path.parent / Path(value).expanduser()).exists()
+        ):
+            found.append(Problem(key, words.NOT_THERE_PATH.format(value)))
+    return found
+
+
+def fill_trigger(texts: Iterable[str], trigger: str) -> list[str]:
+    """Prompts with the trigger word where they ask for it; without one its place closes up."""
+    if trigger:
+        return [text.replace(TRIGGER, trigger) for text in texts]
+    return [re.sub(r"\[trigger\]\s*,?\s*", "", text).strip() for text in texts]
+
+
+def without_trigger(values: Mapping[str, Any]) -> list[str]:
+    """The preview prompts in which the trigger word does not occur; none where there is no trigger word."""
+    trigger, texts = get(values, "data.trigger") or "", get(values, "sample.prompts") or []
+    if not trigger or not isinstance(texts, list):
+        return []
+    word = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)")
+    return [text for text in map(str, texts) if TRIGGER not in text and not word.search(text)]
 
 
 def located(line: str, own: Mapping[str, Any]) -> list[Problem]:
@@ -314,6 +419,8 @@ def snapshot(text: str, source: Path, name: str, runs: Path, folders: Folders) -
     raw = config.merge(inherited(own, folders), own)
     raw.pop("preset", None)
     raw = config.merge(raw, {"run": {"name": name, "out": str(runs)}})
+    if isinstance(texts := get(raw, "sample.prompts"), list):
+        raw["sample"] = {**raw["sample"], "prompts": fill_trigger(map(str, texts), get(raw, "data.trigger") or "")}
     whole = config.parse(config.absolute(raw, source.parent), str(source)).to_toml()
     for key, value in flat(values_of(whole)).items():
         folders.allow(key, value)

@@ -127,7 +127,7 @@ def start(run_dir: Path, one: Sheet) -> None:
 def _gpu_is_free(runs: Path) -> None:
     training = next((run.name for run in control.list_runs(runs) if run.status.live), None)
     if training:
-        raise UserError(f"draw: run '{training}' trains on this machine's GPU; pause it in step 4, or wait for it")
+        raise UserError(f"draw: run '{training}' trains on this machine's GPU; pause it in step 3, or wait for it")
     if under_way(runs):
         raise UserError("draw: other pictures are being drawn; wait for them, or press Stop")
 

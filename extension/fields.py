@@ -13,6 +13,11 @@ from ..trainer import config
 from . import words
 
 Row = Mapping[str, Any]
+SYNONYMS = {
+    "vram": "memory", "lr": "learning_rate", "dim": "rank", "size": "resolution", "te": "text_encoders",
+    "fp8": "weights", "mirror": "flip",
+}  # fmt: skip
+"""What people call an option -> a word that is in its name, kohya's name or help."""
 
 
 def key_of(row: Row) -> str:
@@ -20,9 +25,8 @@ def key_of(row: Row) -> str:
 
 
 def label(row: Row) -> str:
-    """``Rank (network_dim)``: the friendly name, and kohya's beside it because every guide uses that."""
-    friendly = row["label"] or row["name"].replace("_", " ").capitalize()
-    return f"{friendly} ({row['kohya']})" if row["kohya"] else friendly
+    """The friendly name; kohya's, which every guide uses, ends the help."""
+    return row["label"] or row["name"].replace("_", " ").capitalize()
 
 
 def kind(row: Row) -> str:
@@ -72,7 +76,8 @@ def dress(row: Row, problem: str | None) -> dict[str, Any]:
     """Help below the label, or what is wrong."""
     if problem:
         return {"info": f"⚠ {problem}", "elem_classes": ["option", "problem"]}
-    return {"info": row["help"].replace("``", ""), "elem_classes": ["option"]}
+    kohya = words.KOHYAS_NAME.format(row["kohya"]) if row["kohya"] else ""
+    return {"info": row["help"].replace("``", "") + kohya, "elem_classes": ["option"]}
 
 
 def show(row: Row, value: Any) -> Any:
@@ -154,7 +159,7 @@ def fitting(candidates: Sequence[Row], objective: str) -> Row | None:
 
 def search(by_key: Mapping[str, Sequence[Row]], query: str, table: str | None, objective: str) -> list[Row]:
     """Options whose name, label, kohya name or help holds every word; the names' matches first."""
-    asked = query.lower().split()
+    asked = [SYNONYMS.get(word, word) for word in query.lower().split()]
     found: list[tuple[int, Row]] = []
     for candidates in by_key.values():
         row = fitting(candidates, objective)

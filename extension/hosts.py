@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
 from ..trainer.runs.files import write_atomic
-from . import words
 from .store import ROOT, Home, write_json
 
 NAMES = (
@@ -73,20 +71,17 @@ def add(home: Home, folder: Path) -> None:
     write_json(home.settings, {**settings, "hosts": [*known, str(folder)]})
 
 
-def models(hosts: Iterable[Host]) -> list[tuple[str, str]]:
-    """Base models to choose from: (what is shown, the path). The bundled one first."""
-    found: dict[str, str] = {}
-    bundled = ROOT / "presets" / "base"
-    if (bundled / "model_index.json").is_file():
-        found[str(bundled)] = words.DEMO_BASE
-    for host in hosts:
-        for folder in host.checkpoints:
-            depth = ("*", "*/*") if folder.name != "models" else ("*",)
-            for path in sorted(p for pattern in depth for p in folder.glob(pattern)):
-                whole = path.is_dir() and (path / "model_index.json").is_file()
-                if whole or (path.suffix == ".safetensors" and path.stat().st_size > 5e8):
-                    found.setdefault(str(path), f"{path.stem} ({host.name})")
-    return [(shown, path) for path, shown in found.items()]
+def model_places(home: Home) -> list[Path]:
+    """Folders of base models beside those of the programs: the page's own, and those that were added."""
+    added = read_object(home.settings).get("model_folders", [])
+    return [home.models, *(Path(one) for one in added if isinstance(one, str))]
+
+
+def add_models(home: Home, folder: Path) -> None:
+    """Look for base models in this folder too."""
+    settings = read_object(home.settings)
+    known = [one for one in settings.get("model_folders", []) if one != str(folder)]
+    write_json(home.settings, {**settings, "model_folders": [*known, str(folder)]})
 
 
 def give(adapter: Path, host: Host) -> Path:

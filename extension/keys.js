@@ -1,10 +1,11 @@
 () => {
   // Keys press the visible button that carries them: left, right, down (tie), S (skip), U (undo).
   const names = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", s: "skip", u: "undo" };
+  const typing = "input, textarea, select, [contenteditable=true], [role=listbox], [role=tab], .cm-editor";
   document.addEventListener("keydown", (event) => {
     const name = names[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!name || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.closest("input, textarea, select, [contenteditable=true], [role=listbox], .cm-editor")) return;
+    if (event.target.closest(typing)) return;
     for (const screen of ["prefer", "vote"]) {
       const found = document.getElementById(`${screen}-${name}`);
       const button = found && (found.matches("button") ? found : found.querySelector("button"));
@@ -15,4 +16,74 @@
       }
     }
   });
+
+  // Tab leaves the text of the recipe; arrow keys move along the tabs.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Tab" && event.target.closest(".cm-editor")) event.stopPropagation();
+    const tab = event.target.closest("#steps > .tab-wrapper [role=tab]");
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!tab || !by) return;
+    const tabs = tabsOf();
+    const next = tabs[(tabs.indexOf(tab) + by + tabs.length) % tabs.length];
+    event.preventDefault();
+    next.focus();
+    next.click();
+  }, true);
+
+  // Each screen has an address, and the theme is remembered.
+  const tabsOf = () => [...document.querySelectorAll("#steps > .tab-wrapper [role=tab]")].filter((one) => one.offsetParent);
+  const screens = ["pictures", "recipe", "train", "compare", "prefer"];
+  const goTo = () => {
+    const tab = tabsOf()[screens.indexOf(location.hash.slice(1))];
+    if (tab && tab.getAttribute("aria-selected") !== "true") tab.click();
+  };
+  window.addEventListener("hashchange", goTo);
+  const wait = setInterval(() => {
+    if (!tabsOf().length) return;
+    clearInterval(wait);
+    goTo();
+    new MutationObserver(() => {
+      const at = tabsOf().findIndex((one) => one.getAttribute("aria-selected") === "true");
+      if (at >= 0 && location.hash.slice(1) !== screens[at]) history.replaceState(null, "", `#${screens[at]}`);
+    }).observe(document.getElementById("steps"), { subtree: true, attributes: true, attributeFilter: ["aria-selected"] });
+  }, 100);
+  const theme = localStorage.getItem("pixelkiln-theme");
+  if (theme) document.body.classList.toggle("dark", theme === "dark");
+
+  // The browser's title says how far a run is; its end is a notification.
+  let before = "";
+  const look = () => {
+    const line = document.querySelector(".headline");
+    if (!line) return;
+    const { title = "", run = "" } = line.dataset;
+    document.title = title ? `${title} · Pixelkiln` : "Pixelkiln";
+    if (before && run !== before && "Notification" in window && Notification.permission === "granted")
+      new Notification("Pixelkiln", { body: before });
+    before = run;
+  };
+  setInterval(look, 1000);
+  document.addEventListener("click", (event) => {
+    const copied = event.target.closest("[data-copy]");
+    if (copied) navigator.clipboard?.writeText(copied.dataset.copy).then(() => copied.classList.add("done"));
+    const start = event.target.closest("#start-training");
+    if (start && "Notification" in window && Notification.permission === "default") Notification.requestPermission();
+  });
+
+  // Without the server nothing that is typed would be saved: a banner says so, and typing stops.
+  const banner = document.createElement("div");
+  banner.id = "server-gone";
+  banner.setAttribute("role", "alert");
+  banner.hidden = true;
+  document.body.append(banner);
+  let missed = 0;
+  setInterval(async () => {
+    try {
+      missed = (await fetch("/alive", { cache: "no-store" })).ok ? 0 : missed + 1;
+    } catch {
+      missed += 1;
+    }
+    banner.textContent = document.getElementById("gone-text")?.textContent || "";
+    banner.hidden = missed < 2;
+    document.querySelector(".gradio-container").inert = missed >= 2;
+  }, 3000);
 }

@@ -46,5 +46,5 @@ def style() -> str:
 
 
 def keys() -> str:
-    """The page's own script: keys for voting, and the light/dark switch."""
+    """The page's own script: keys, addresses of screens, theme, title and notification."""
     return (HERE / "keys.js").read_text(encoding="utf-8")

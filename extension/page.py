@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden",
 """For every event: not offered as an API, no overlay while it works."""
 SLOW: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "concurrency_limit": None}
 
+FLAG = r"(?:with|use|give|without|by)?\s*--[a-z][\w.-]*(?:[ =](?:[A-Z]+|[\w./-]+))?"
+"""A command-line flag in a message, with the word before it and its value."""
 RENDER: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "render"}
 """For what builds parts of the page again: one after another, since gradio keeps them in one table without a lock."""
 
@@ -79,12 +82,6 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
     return inner
 
 
-def say_copy(path: Path | None) -> None:
-    """Where the recipe is that another took the place of."""
-    if path is not None:
-        gr.Info(words.COPY_OF_RECIPE.format(escape(str(path))))
-
-
 def note(text: str, kind: str = "quiet") -> str:
     """A line of text; kind: quiet, good, warn, bad."""
     return f'<p class="note {kind}">{escape(text)}</p>' if text else ""
@@ -102,11 +99,17 @@ def problem_list(problems: list[Problem]) -> str:
     return f'<ul class="problems" role="alert">{rows}</ul>' if rows else ""
 
 
-def bar(part: float, text: str, kind: str = "") -> str:
+def plain_message(text: str) -> str:
+    """A message of the trainer without its command-line flags: the page has buttons for them."""
+    return re.sub(FLAG, "", text).strip()
+
+
+def bar(part: float, text: str, kind: str = "", label: str = words.PROGRESS) -> str:
     """How much of a whole; ``part`` from 0 to 1. Kind: over, when it is more than there is."""
     width = max(0.0, min(1.0, part)) * 100
     return (
-        f'<div class="bar {kind}" role="progressbar" aria-valuenow="{width:.0f}" aria-valuemin="0" aria-valuemax="100">'
+        f'<div class="bar {kind}" role="progressbar" aria-label="{escape(label)}" '
+        f'aria-valuenow="{width:.0f}" aria-valuemin="0" aria-valuemax="100">'
         f'<span style="width:{width:.1f}%"></span></div><p class="note">{escape(text)}</p>'
     )
 

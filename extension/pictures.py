@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from html import escape
@@ -17,10 +18,12 @@ from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
 from . import captions, crops, draft, images, tagger, words
 from .boxes import Boxes
-from .page import EVENT, SLOW, Context, Screen, kindly, note, notes, say_copy
+from .page import EVENT, SLOW, Context, Screen, kindly, note, notes
 from .recipe import read_import
 from .store import ROOT, write_json
 
+OF_A_FOLDER = ("run.name", "data.trigger", "sample.prompts")
+"""Options that belong to one folder of pictures."""
 CELLS = 12
 SIDE = 320
 LOOK_SECONDS = 1.0
@@ -34,7 +37,7 @@ class Pictures:
     def __init__(self, context: Context):
         self.context, self.home, self.address = context, context.home, context.addresses
         self.undo_file, self.saved = self.home.own / "captions-replaced.json", Boxes(context)
-        self.page, self.trigger_shown = gr.State(0), gr.State("")
+        self.page, self.trigger_shown, self.folder_shown = gr.State(0), gr.State(""), gr.State("")
         with gr.Row(elem_classes="align-end"):
             self.folder = gr.Textbox(label=words.FOLDER, info=words.FOLDER_INFO, elem_id="folder", scale=6)
             self.opened = gr.Button(words.OPEN, elem_id="open-folder", variant="primary", scale=0, min_width=110)
@@ -57,6 +60,7 @@ class Pictures:
         self.outputs = [
             self.folder, self.which, self.summary, self.back, self.place, self.forward, self.page,
             self.trigger, self.counted, self.tagging, self.no_tagger, *cells, self.trigger_shown,
+            self.folder_shown,
         ]  # fmt: skip
         self.view = [self.which, self.filter, self.holds, self.page]
         self._wire()
@@ -146,13 +150,20 @@ class Pictures:
         drawn += [_no_cell()] * (CELLS - len(part))
         trigger = draft.get(recipe, "data.trigger", "")
         return [
-            gr.update(value=current if len(folders) == 1 else str(Path(folders[0]).parent)),
+            gr.update(value=_folder_shown(folders, current)),
             gr.update(choices=[(Path(one).name, one) for one in folders], value=current, visible=len(folders) > 1),
             _summary(listing, texts, wrong, later), gr.update(interactive=at > 0),
             f'<p class="note center">{at + 1} / {pages}</p>', gr.update(interactive=at + 1 < pages), at,
             trigger, _tags(captions.counts(texts.values())), *_tagger(), *(one for cell in drawn for one in cell),
-            trigger,
+            trigger, _folder_shown(folders, current),
         ]  # fmt: skip
+
+    def again(self, typed: str, shown: str, *view: Any) -> list[Any]:
+        """The screen when somebody comes back to it: a path that is typed and not opened yet stays."""
+        now = self.show(*view)
+        if typed.strip() and typed != shown:
+            now[0] = gr.skip()
+        return now
 
     @kindly
     def choose(self, given: str) -> list[Any]:
@@ -177,7 +188,8 @@ class Pictures:
         own = self.home.data / "demo"
         if not own.is_dir():
             shutil.copytree(DEMO, own)
-        say_copy(draft.start_over(self.home, draft.changed(draft.START, {"preset": "demo", "data.path": str(own)})))
+        text = draft.changed(draft.START, {"preset": "demo", "data.path": str(own)})
+        draft.start_over(self.home, text, words.DEMO)
         return self.show()
 
     def keep(self, values: tuple[Any, ...]) -> None:
@@ -261,13 +273,26 @@ class Pictures:
     def set_trigger(self, text: str, shown: str) -> str:
         text, now = text.strip(), draft.get(self.context.recipe(), "data.trigger", "")
         if not draft.untouched("data.trigger", text, shown, now):
-            self.context.change({"data.trigger": text or None})
+            self.context.change({"data.trigger": text or None, **self._prompts(text)})
         return text
+
+    def _prompts(self, trigger: str) -> dict[str, Any]:
+        """Preview prompts that are captions as they were offered get a place for the trigger word, or lose it."""
+        recipe = self.context.recipe()
+        texts = [str(one) for one in draft.get(recipe, "sample.prompts") or []]
+        folders = _folders(recipe)
+        if not texts or not folders or not Path(folders[0]).is_dir():
+            return {}
+        known = {text.split("\n")[0] for text in captions.read_all(captions.scan(Path(folders[0]))).values() if text}
+        bare = [text.removeprefix(_with_trigger("")) for text in texts]
+        if not set(bare) <= known:
+            return {}
+        return {"sample.prompts": [_with_trigger(one) for one in bare] if trigger else bare}
 
 
 def build(context: Context) -> Screen:
     screen = Pictures(context)
-    return Screen(screen.show, screen.outputs, screen.view)
+    return Screen(screen.again, screen.outputs, [screen.folder, screen.folder_shown, *screen.view])
 
 
 def _folders(recipe: dict[str, Any]) -> list[str]:
@@ -292,7 +317,8 @@ def _resolution(recipe: dict[str, Any]) -> int:
 
 
 def _use(context: Context, listing: captions.Listing) -> None:
-    """Make the folder the recipe's data; the first captions become preview prompts where there are none."""
+    """Make the folder the recipe's data. Name, trigger word and preview prompts belong to the folder: those of the one
+    before are kept for when it is opened again, and a new one gets its name and first captions."""
     changes: dict[str, Any] = {
         "data.path": str(listing.folder),
         "data.sets": None,
@@ -306,10 +332,32 @@ def _use(context: Context, listing: captions.Listing) -> None:
             if (found := captions.KOHYA_FOLDER.fullmatch(name))
         ]
         changes |= {"data.path": None, "data.sets": sets}
-    if not draft.get(context.recipe(), "sample.prompts"):
+    own = draft.values_of(draft.read(context.home))
+    before = draft.get(own, "data.path") or ""
+    if str(listing.folder) != before:
+        known = read_object(context.home.own / "folders.json")
+        if before:
+            known[before] = {key: draft.get(own, key) for key in OF_A_FOLDER}
+            write_json(context.home.own / "folders.json", known)
+        mine = known.get(str(listing.folder))
+        first = not before and not mine  # what was written before the first folder was opened is meant for it
+        changes |= mine or {key: draft.get(own, key) if first else None for key in OF_A_FOLDER}
+        changes["run.name"] = changes["run.name"] or _plain_name(listing.folder)
+    if not changes.get("sample.prompts", draft.get(own, "sample.prompts")):
         texts = [text for text in captions.read_all(listing).values() if text]
-        changes["sample.prompts"] = list(dict.fromkeys(text.split("\n")[0] for text in texts))[:3] or None
+        offered = list(dict.fromkeys(text.split("\n")[0] for text in texts))[:3]
+        trigger = changes.get("data.trigger", draft.get(own, "data.trigger"))
+        changes["sample.prompts"] = [_with_trigger(text) if trigger else text for text in offered] or None
     context.change(changes)
+
+
+def _plain_name(folder: Path) -> str:
+    """A run's name after its folder."""
+    return re.sub(r"[^\w .()+-]", "_", folder.name).strip(" .")[:60] or "pictures"
+
+
+def _with_trigger(prompt: str) -> str:
+    return f"{draft.TRIGGER}, {prompt}"
 
 
 def _kept(name: str, texts: dict[str, str | None], wrong: dict[str, list[str]], filtered: str, held: str) -> bool:
@@ -343,6 +391,10 @@ def _no_cell() -> tuple[Any, ...]:
     return gr.update(visible=False), "", "", ""
 
 
+def _folder_shown(folders: list[str], current: str) -> str:
+    return current if len(folders) == 1 else str(Path(folders[0]).parent)
+
+
 def _nothing(text: str, recipe: dict[str, Any], folder: str = "", kind: str = "quiet") -> list[Any]:
     trigger = draft.get(recipe, "data.trigger", "")
     blank = [one for _ in range(CELLS) for one in _no_cell()]
@@ -350,7 +402,7 @@ def _nothing(text: str, recipe: dict[str, Any], folder: str = "", kind: str = "q
     still = gr.update(interactive=False)
     return [
         folder or gr.skip(), gr.update(visible=False), note(text, kind), still, "", still, 0, trigger, "", *_tagger(),
-        *blank, trigger,
+        *blank, trigger, folder,
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Screen 6: two pictures, one key. Every choice is written at once, and trains the next adapter."""
+"""Screen 5: two pictures, one key. Every choice is written at once, and trains the next adapter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..trainer.runs import control
 from ..trainer.runs.events import read_object
 from . import draft, draws, duels, words
 from .compare import lines_of, prompts_of, stop_button
-from .page import EVENT, SLOW, Context, Screen, bar, folder_of, kindly, note, say_copy, short
+from .page import EVENT, SLOW, Context, Screen, bar, folder_of, kindly, note, short
 from .store import read_text, write_json
 
 
@@ -101,12 +101,13 @@ class Prefer:
         known = [one for one in control.list_runs(self.home.runs) if control.checkpoints(one.path)]
         current = next((one for one in known if one.name == chosen), known[0] if known else None)
         before = read_object(self.home.settings).get("prefer", {})
+        first, outside = not folder, before.get("outputs", "")
         folder = folder or before.get("pairs") or str(self.home.data / "pairs")
-        outside = before.get("outputs", "")
         same = current is None or chosen == current.name
         return [
             which, folder, gr.update(choices=[one.name for one in known], value=current.name if current else None),
-            gr.skip() if same or current is None else "\n".join(prompts_of(current.path)), outside,
+            gr.skip() if same or current is None else "\n".join(prompts_of(current.path)),
+            outside if first else gr.skip(),
             gr.update(visible=which == "generate"), gr.update(visible=which == "folder"),
             *self._all(self._pool(which, current.path if current else None, outside), folder),
         ]  # fmt: skip
@@ -289,4 +290,4 @@ def fill_recipe(home: Any, pairs: Path, run_dir: Path | None) -> None:
         changes |= {name: tables[name] for name in ("model", "adapter", "sample") if name in tables}
         changes |= {"run.name": f"{run_dir.name}-{kind}", "data.resolution": resolution}
         changes |= {"adapter.init_from": str(newest[-1].path)} if newest else {}
-    say_copy(draft.start_over(home, draft.changed(draft.START, {**changes, key: str(pairs)})))
+    draft.start_over(home, draft.changed(draft.START, {**changes, key: str(pairs)}), words.TRAIN_ON_THESE)

@@ -57,6 +57,20 @@ class Queue:
         return [one for one in self.jobs if one.state in states]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands among those that wait; the first is 1."""
+
+    number: int
+    paused: bool
+
+
+def place(queue: Queue, folder: Path) -> Place | None:
+    """None for a run that does not wait."""
+    waiting = [one.folder for one in queue.of("waiting")]
+    return Place(waiting.index(str(folder)) + 1, queue.paused) if str(folder) in waiting else None
+
+
 def read(home: Home) -> Queue:
     raw = read_object(home.queue)
     known = Job.__dataclass_fields__

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 from ..trainer.errors import UserError
 from .store import Home, write
 
+DOWNLOAD = -1
+"""In the place of a picture's side: the file is to be kept, not shown."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UPLOAD_BYTES = 100 * 2**20
 CLOSED = (
@@ -151,6 +153,11 @@ class Addresses:
         except OSError:
             version = 0
         return f"/picture/{self._sign(name, side)}/{side}/{name}?{version}"
+
+    def download(self, path: Path) -> str:
+        """Where the browser fetches a file to keep."""
+        name = base64.urlsafe_b64encode(str(path).encode()).decode().rstrip("=")
+        return f"/file/{self._sign(name, DOWNLOAD)}/{name}"
 
     def path(self, signature: str, side: int, name: str) -> Path | None:
         """The file behind an address, if it is one of ours."""

@@ -48,6 +48,11 @@ class Home:
         """Pictures and pairs that come from the page."""
         return self.runs / "data"
 
+    @property
+    def models(self) -> Path:
+        """Base models and taggers that the page fetched."""
+        return self.runs / "models"
+
     def make(self) -> None:
         """UserError when the folder cannot be written."""
         try:

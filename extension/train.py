@@ -1,8 +1,11 @@
-"""Screen 4: the queue, the run that trains, its curves and previews. All of it is read from the run's folder."""
+"""Screen 3: the queue, the run that trains, its curves and previews. All of it is read from the run's folder."""
 
 from __future__ import annotations
 
 import functools
+import os
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from html import escape
@@ -11,11 +14,30 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+from PIL import Image
 
+from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
-from . import draws, progress, queue, words
-from .page import EVENT, RENDER, Context, Screen, bar, facts, folder_of, grid, kindly, note, notes, short
+from ..trainer.runs.process import start_detached
+from . import draft, draws, hosts, progress, queue, runs, words
+from .page import (
+    EVENT,
+    RENDER,
+    Context,
+    Screen,
+    bar,
+    facts,
+    folder_of,
+    grid,
+    kindly,
+    lora_hosts,
+    note,
+    notes,
+    plain_message,
+    short,
+)  # fmt: skip
+from .store import read_text
 
 COLUMNS = 8
 COLOURS = {"measured": "#9db4c8", "smoothed": "#3f86b8", "held out": "#c77d2e"}
@@ -31,36 +53,63 @@ class Train:
     """The screen: its parts as they lie on the page, and what they do."""
 
     def __init__(self, context: Context):
-        self.home, self.address = context.home, context.addresses
+        self.context, self.home, self.address = context, context.home, context.addresses
         self.seen, self.queue_mark = gr.State({}), gr.State("")
         with gr.Row(elem_classes="with-side"):
+            with gr.Column(scale=1, min_width=250, elem_classes="side"):
+                self._list()
             with gr.Column(scale=4):
                 self._run()
+                self._previews()
                 self._curve()
-                self.gallery = gr.HTML(elem_id="gallery")
-            with gr.Column(scale=1, min_width=270, elem_classes="side"):
-                gr.HTML(f"<h3>{words.QUEUE}</h3>")
-                gr.render(inputs=[self.queue_mark], **RENDER)(self._jobs)
-                self.runs = gr.HTML(elem_id="runs")
                 with gr.Accordion(words.LOG, open=False):
                     self.logged = gr.HTML(elem_id="log")
-        self.view = [self.run, self.what, self.smooth, self.log, self.seen]
+        self.view = [self.run, self.what, self.smooth, self.log, self.seen, self.prompt, self.at]
         self.outputs = [
-            self.run, self.state, self.pause, self.resume, self.sample, self.save, self.kill, self.what, self.plot,
-            self.gallery, self.logged, self.runs, self.queue_mark, self.seen,
+            self.run, self.state, self.pause, self.resume, self.sample, self.save, self.kill, self.resume_queue,
+            self.finished, self.where, self.managed, self.what, self.plot, self.previews, self.prompt, self.at,
+            self.slider, self.gallery, self.logged, self.queue_mark, self.seen,
         ]  # fmt: skip
         self._wire()
 
+    def _list(self) -> None:
+        gr.HTML(f"<h2>{words.RUNS}</h2>")
+        self.run = gr.Radio([], show_label=False, label=words.RUNS, elem_id="run", elem_classes="tiles list")
+        gr.HTML(f"<h3>{words.QUEUE}</h3>")
+        gr.render(inputs=[self.queue_mark], **RENDER)(self._jobs)
+        with gr.Accordion(words.MANAGE, open=False, elem_id="manage-run") as self.managed:
+            self.new_name = gr.Textbox(label=words.NEW_NAME, elem_id="new-name")
+            with gr.Row(elem_classes="tight"):
+                self.rename = gr.Button(words.RENAME_RUN, size="sm", elem_id="rename-run", min_width=80)
+                self.delete = gr.Button(words.DELETE_RUN, size="sm", variant="stop", elem_id="delete-run", min_width=80)
+
     def _run(self) -> None:
-        # What was chosen may be newer than the list that a tick has just filled: the name is checked where it is used.
-        self.run = gr.Dropdown([], label=words.RUN, elem_id="run", allow_custom_value=True)
         self.state = gr.HTML(elem_id="run-state")
         with gr.Row(elem_classes="tight"):
             self.pause = gr.Button(words.PAUSE, elem_id="pause", size="sm")
             self.resume = gr.Button(words.RESUME, elem_id="resume", size="sm", variant="primary")
+            self.resume_queue = gr.Button(words.RESUME_QUEUE, elem_id="resume-queue", size="sm", variant="primary")
             self.sample = gr.Button(words.SAMPLE_NOW, elem_id="sample-now", size="sm")
             self.save = gr.Button(words.SAVE_NOW, elem_id="save-now", size="sm")
             self.kill = gr.Button(words.KILL, elem_id="kill", size="sm", variant="stop")
+            self.again = gr.Button(words.TRAIN_AGAIN, elem_id="train-again", size="sm")
+        with gr.Row(visible=False, elem_classes="align-end tight card", elem_id="finished") as self.finished:
+            self.where = gr.Dropdown([], label=words.USE_WHERE, elem_id="finished-where", scale=3)
+            self.give = gr.Button(words.COPY_THERE, elem_id="finished-copy", scale=0, min_width=120)
+            self.open_folder = gr.Button(words.OPEN_FOLDER, elem_id="open-result", scale=0, min_width=130)
+
+    def _previews(self) -> None:
+        with gr.Column(visible=False) as self.previews:
+            with gr.Row(elem_classes="align-end tight"):
+                self.prompt = gr.Dropdown([], label=words.PREVIEW_OF, elem_id="preview-prompt", scale=3)
+                self.at = gr.Slider(
+                    0, 1, value=1, step=1, label=words.AT_PREVIEW, elem_id="preview-at", scale=2, buttons=[]
+                )
+            self.slider = gr.ImageSlider(
+                show_label=False, label=words.BEFORE_AFTER, interactive=False, height=420, elem_id="before-after",
+                buttons=["fullscreen"],
+            )  # fmt: skip
+        self.gallery = gr.HTML(elem_id="gallery")
 
     def _curve(self) -> None:
         with gr.Row(elem_classes="align-end tight"):
@@ -68,7 +117,7 @@ class Train:
             self.smooth = gr.Slider(0, 0.98, value=0.9, step=0.02, label=words.SMOOTH, scale=2)
             self.log = gr.Checkbox(label=words.LOG_SCALE, scale=1, min_width=120)
         self.plot = gr.LinePlot(
-            x="step", y="value", y_title=" ", color="line", color_title=" ", height=260, show_label=False,
+            x="step", y="value", y_title=" ", color="line", color_title=" ", height=200, show_label=False,
             elem_id="curve", color_map=COLOURS, buttons=["export"],
         )  # fmt: skip
         gr.HTML(note(words.CURVE_NOTE))
@@ -96,17 +145,26 @@ class Train:
             gr.HTML(note(f"{one.run}: {one.message}", "bad"))
         if not waiting and not running:
             gr.HTML(note(words.QUEUE_EMPTY))
-        pause = gr.Button(words.RESUME_QUEUE if now.paused else words.PAUSE_QUEUE, size="sm", elem_id="pause-queue")
-        act = functools.partial(queue.pause, self.home, not now.paused)
-        pause.click(functools.partial(self._then_mark, act), None, [self.queue_mark], **EVENT)
+        if waiting or running or now.paused:
+            pause = gr.Button(words.RESUME_QUEUE if now.paused else words.PAUSE_QUEUE, size="sm", elem_id="pause-queue")
+            act = functools.partial(queue.pause, self.home, not now.paused)
+            pause.click(functools.partial(self._then_mark, act), None, [self.queue_mark], **EVENT)
 
     def _wire(self) -> None:
         after: dict[str, Any] = {"fn": self.show, "inputs": self.view, "outputs": self.outputs, **EVENT}
         for button, request in ((self.pause, "stop"), (self.sample, "sample"), (self.save, "save")):
             button.click(functools.partial(self.ask, request), [self.run], None, **EVENT).then(**after)
         self.resume.click(self.resume_run, [self.run], None, **EVENT).then(**after)
+        self.resume_queue.click(self.go, None, None, **EVENT).then(**after)
         self.kill.click(self.end, [self.run], None, js=_confirm(words.KILL_QUESTION), **EVENT).then(**after)
+        self.give.click(self.copy_to, [self.run, self.where], None, **EVENT)
+        self.open_folder.click(self.show_folder, [self.run], None, **EVENT)
+        self.rename.click(self.rename_run, [self.run, self.new_name], [self.run, self.new_name], **EVENT).then(**after)
+        question = _confirm(words.DELETE_QUESTION)
+        self.delete.click(self.delete_run, [self.run], [self.run], js=question, **EVENT).then(**after)
         self.smooth.release(**after)
+        for changed in (self.prompt.input, self.at.release):
+            changed(self.picture, [self.run, self.prompt, self.at], [self.slider], **EVENT)
         for changed in (self.run.input, self.what.input, self.log.input):
             self.redraw(changed(**after))
 
@@ -116,45 +174,81 @@ class Train:
             event = event.then(lambda shown=shown: gr.update(visible=shown), None, [self.plot], **EVENT)
 
     def show(
-        self, chosen: str | None, of: str, weight: float, logarithmic: bool, before: dict[str, Any] | None
-    ) -> list[Any]:
+        self, chosen: str | None, of: str, weight: float, logarithmic: bool, before: dict[str, Any] | None,
+        prompt: int | None = None, at: int | None = None,
+    ) -> list[Any]:  # fmt: skip
         """Everything that has changed since ``before``, which says what the page shows."""
-        known = control.list_runs(self.home.runs)
+        waiting = queue.read(self.home)
+        known = self._known(waiting)
         current = next((one for one in known if one.name == chosen), known[0] if known else None)
-        now: dict[str, Any] = {"runs": [(one.name, one.status.state, one.status.step) for one in known]}
+        now: dict[str, Any] = {"runs": [(one.name, one.status.state, _part(one.status)) for one in known]}
         now |= {"run": current and current.name, "queue": _mark(self.home)}
-        parts = _nothing(now) if current is None else self._parts(current, known, now, of, weight, logarithmic)
+        if current is None:
+            parts = _nothing(now)
+        else:
+            place = queue.place(waiting, current.path)
+            parts = self._parts(
+                current, known, now, of, weight, logarithmic, place, (before or {}).get("steps"), prompt, at
+            )
         changed = [gr.skip() if (before or {}).get(key, ...) == now[key] else value for key, value in parts]
         return [*changed, now]
 
+    def _known(self, waiting: queue.Queue) -> list[control.Run]:
+        """The runs, and before them what waits and has no folder yet."""
+        runs = control.list_runs(self.home.runs)
+        names = {one.name for one in runs}
+        unbegun = [
+            control.Run(one.run, Path(one.folder), control.Status("waiting"))
+            for one in waiting.of("waiting")
+            if one.run not in names
+        ]
+        return [*(one for one in runs if one.status.live), *unbegun, *(one for one in runs if not one.status.live)]
+
     def _parts(
-        self,
-        current: control.Run,
-        known: list[control.Run],
-        now: dict[str, Any],
-        of: str,
-        weight: float,
-        logarithmic: bool,
-    ) -> list[tuple[str, Any]]:
+        self, current: control.Run, known: list[control.Run], now: dict[str, Any], of: str, weight: float,
+        logarithmic: bool, place: queue.Place | None, steps_before: Any, prompt: int | None, at: int | None,
+    ) -> list[tuple[str, Any]]:  # fmt: skip
         """(what it depends on, the value) for each output; what it depends on is put into ``now``."""
         history = progress.history(current.path)
         status, pictures = current.status, progress.pictures(current.path)
         drawable = progress.names(history)
         of = of if of in drawable else "loss"
         log = control.tail(current.path, 60)
+        steps, rows = sorted(pictures), sorted({row for one in pictures.values() for row in one})
+        row = prompt if prompt in rows else rows[0] if rows else None
+        follows = at is None or steps_before is None or at >= len(steps_before) - 1
+        index = len(steps) - 1 if follows else min(at or 0, len(steps) - 1)
+        doing = _doing(status, log)
         now |= {
-            "choice": [now["runs"], current.name], "state": [current.name, repr(status), len(history.warnings)],
+            "choice": [now["runs"], current.name], "steps": steps,
+            "state": [current.name, repr(status), len(history.warnings), repr(place), doing],
             "names": [current.name, drawable], "curve": [current.name, history.offset, of, weight, logarithmic],
             "gallery": [current.name, repr(pictures), repr(history.prompts)], "log": [log, len(history.spikes)],
         }  # fmt: skip
-        choices = [(_title(one), one.name) for one in known]
+        choices = [(_title(one, queue.place(queue.read(self.home), one.path)), one.name) for one in known]
+        hosts_there = lora_hosts(self.home)
+        result = _result(current, self.address) if status.state == "done" else ""
+        places = [(f"{one.name}: {one.loras}", str(one.root)) for one in hosts_there]
+        prompts = [(short(history.prompts.get(one, words.PROMPT.format(one + 1)), 80), one) for one in rows]
         return [
-            ("choice", gr.update(choices=choices, value=current.name)), ("state", standing(current, history)),
-            *_buttons(status), ("names", gr.update(choices=drawable, value=of)),
+            ("choice", gr.update(choices=choices, value=current.name)),
+            ("state", standing(current, history, place, doing) + result), *_buttons(status, place),
+            ("state", gr.update(visible=bool(result))),
+            ("state", gr.update(choices=places, value=places[0][1] if places else None)),
+            ("state", gr.update(visible=not status.live and place is None)),
+            ("names", gr.update(choices=drawable, value=of)),
             ("curve", _frame(history, of, weight, logarithmic)),
+            ("gallery", gr.update(visible=bool(rows))), ("gallery", gr.update(choices=prompts, value=row)),
+            ("gallery", gr.update(maximum=max(1, len(steps) - 1), value=index, info=_steps_shown(steps, index))),
+            ("gallery", _two(pictures, row, index)),
             ("gallery", _gallery(pictures, history, self.address)), ("log", _log(history, log)),
-            ("runs", _list(known)), ("queue", now["queue"]),
+            ("queue", now["queue"]),
         ]  # fmt: skip
+
+    @kindly
+    def picture(self, name: str, prompt: int | None, at: int) -> Any:
+        """Before, and at the chosen step."""
+        return _two(progress.pictures(folder_of(self.home, name)), prompt, at)
 
     @kindly
     def ask(self, what_for: Any, name: str) -> None:
@@ -166,8 +260,48 @@ class Train:
         queue.ensure(self.home)
 
     @kindly
+    def go(self) -> None:
+        queue.pause(self.home, False)
+        queue.ensure(self.home)
+
+    @kindly
     def end(self, name: str) -> None:
         control.kill(folder_of(self.home, name))
+
+    @kindly
+    def copy_to(self, name: str, target: str | None) -> None:
+        found = next((one for one in lora_hosts(self.home) if str(one.root) == target), None)
+        newest = control.checkpoints(folder_of(self.home, name))
+        if found is None or not newest:
+            raise UserError(words.NO_HOST)
+        gr.Info(words.COPIED.format(escape(str(hosts.give(newest[-1].path, found)))))
+
+    @kindly
+    def show_folder(self, name: str) -> None:
+        """The result's folder in this machine's file manager; only for who sits at it."""
+        if self.context.folders.roots is not None:
+            raise UserError(words.NOT_HERE)
+        open_in_files(folder_of(self.home, name))
+
+    @kindly
+    def rename_run(self, name: str, new: str) -> tuple[Any, str]:
+        made = runs.rename(self.home, folder_of(self.home, name), new.strip())
+        gr.Info(words.RENAMED.format(escape(name), escape(made.name)))
+        return gr.update(choices=[made.name], value=made.name), ""
+
+    @kindly
+    def delete_run(self, name: str) -> Any:
+        gr.Info(words.IN_BIN.format(escape(str(runs.to_bin(self.home, folder_of(self.home, name))))))
+        return gr.update(value=None)
+
+    @kindly
+    def use_recipe(self, name: str) -> None:
+        """The run's configuration as the recipe, under a name of its own."""
+        folder = folder_of(self.home, name)
+        tables = draft.values_of(read_text(folder / "config.toml"))
+        tables["run"] = {**tables.get("run", {}), "name": queue.free_name(self.home, name)}
+        tables["run"].pop("out", None)
+        draft.start_over(self.home, draft.dumps(tables), words.RECIPE_OF.format(name))
 
     def _then_mark(self, act: Callable[[], None]) -> str:
         act()
@@ -177,31 +311,47 @@ class Train:
 
 def build(context: Context) -> Screen:
     screen = Train(context)
-    return Screen(screen.show, screen.outputs, screen.view, {"run": screen.run, "redraw": screen.redraw})
+    parts = {"run": screen.run, "redraw": screen.redraw, "again": screen.again, "use_recipe": screen.use_recipe}
+    return Screen(screen.show, screen.outputs, screen.view, parts)
+
+
+def open_in_files(folder: Path) -> None:
+    """UserError where this machine shows no folders."""
+    program = {"win32": "explorer", "darwin": "open"}.get(sys.platform, "xdg-open")
+    if shutil.which(program) is None:
+        raise UserError(words.NO_FILE_MANAGER.format(folder))
+    start_detached([program, str(folder)], None, cwd=folder, env=os.environ)
 
 
 def _nothing(now: dict[str, Any]) -> list[tuple[str, Any]]:
     """The screen before the first run."""
     now["state"] = None
-    blank = [("state", ""), ("state", ""), ("state", "")]
+    hidden = ("state", gr.update(visible=False))
     return [
-        ("state", gr.update(choices=[], value=None)), ("state", note(words.NO_RUNS)), *_buttons(None),
-        ("state", gr.skip()), ("state", None), *blank, ("queue", now["queue"]),
+        ("state", gr.update(choices=[], value=None)), ("state", note(words.NO_RUNS)), *_buttons(None, None), hidden,
+        ("state", gr.skip()), hidden, ("state", gr.skip()), ("state", None), hidden, ("state", gr.skip()),
+        ("state", gr.skip()), ("state", None), ("state", ""), ("state", ""), ("queue", now["queue"]),
     ]  # fmt: skip
 
 
 def headline(context: Context) -> str:
-    """One line on top of the page, wherever the person is."""
+    """One line on top of the page, wherever the person is; the browser's title says the same shorter."""
     live = next((one for one in control.list_runs(context.home.runs) if one.status.live), None)
     waiting = len(queue.read(context.home).of("waiting"))
     queue.ensure(context.home)
     more = f" · {words.WAITING.format(waiting)}" if waiting else ""
     if live is None:
-        return f'<p class="headline">{more.strip(" ·")}</p>'
+        return f'<p class="headline" data-title="">{more.strip(" ·")}</p>'
     status = live.status
     part = f"{status.step} / {status.total}" if status.total else words.STATES.get(status.state, status.state)
     eta = f" · {words.LEFT_OVER.format(clock(status.eta))}" if status.eta else ""
-    return f'<p class="headline live">{escape(f"{live.name}: {part}{eta}{more}")}</p>'
+    title = f"{_part(status)} % · {live.name}" if status.total else live.name
+    line = escape(f"{live.name}: {part}{eta}{more}")
+    return f'<p class="headline live" data-title="{escape(title)}" data-run="{escape(live.name)}">{line}</p>'
+
+
+def _part(status: control.Status) -> int:
+    return round(100 * status.step / status.total) if status.total else 0
 
 
 def _confirm(question: str) -> str:
@@ -214,47 +364,57 @@ def _mark(home: Any) -> str:
     return str((now.paused, [(one.id, one.state) for one in now.jobs], after_drawing))
 
 
-def _buttons(status: control.Status | None) -> list[tuple[str, Any]]:
+def _buttons(status: control.Status | None, place: queue.Place | None) -> list[tuple[str, Any]]:
     live = bool(status and status.live)
-    again = bool(status and not live and status.state in ("stopped", "failed"))
-    return [("state", gr.update(visible=live)), ("state", gr.update(visible=again))] + [
-        ("state", gr.update(visible=live)) for _ in range(3)
-    ]
+    again = bool(status and not live and place is None and status.state in ("stopped", "failed") and status.step)
+    held = bool(place and place.paused)
+    shown = [live, again, live, live, live, held]
+    return [("state", gr.update(visible=one)) for one in shown]
 
 
-def _title(run: control.Run) -> str:
+def _title(run: control.Run, place: queue.Place | None) -> str:
     status = run.status
-    return f"{run.name} · {words.STATES.get(status.state, status.state)}"
+    state = words.STATES.get(status.state, status.state)
+    if place:
+        state = words.STATES["waiting"]
+    elif status.live and status.total:
+        state = f"{_part(status)} %"
+    return f"{run.name} · {state}"
 
 
-def _list(known: list[control.Run]) -> str:
-    rows = "".join(
-        f'<li class="{escape(one.status.state)}"><span>{escape(one.name)}</span>'
-        f"<small>{words.STATES.get(one.status.state, '')}</small></li>"
-        for one in known[:12]
-    )
-    more = note(words.MORE_RUNS.format(len(known) - 12)) if len(known) > 12 else ""
-    return f'<h3>{words.RUNS}</h3><ul class="runs">{rows}</ul>{more}' if rows else ""
+def _doing(status: control.Status, log: str) -> str:
+    """What a run does before its first step: the last line of its log, as far as it is one for people."""
+    if not status.live or status.step:
+        return ""
+    last = log.rpartition("\n")[2].strip()
+    return short(last, 120) if last and not last.startswith(("Traceback", "  ")) else ""
 
 
-def standing(run: control.Run, history: progress.History) -> str:
+def standing(run: control.Run, history: progress.History, place: queue.Place | None = None, doing: str = "") -> str:
     """How the run stands: its bar, what went wrong, its numbers."""
     status = run.status
+    if place is not None:
+        line = words.WAITS.format(run.name, place.number) + (words.QUEUE_PAUSED if place.paused else "")
+        if status.state == "waiting":
+            return note(line, "warn verdict")
     last = next(reversed(history.steps.values()), {})
     speed = progress.speed(history)
     pace = "" if not speed else f"{speed:.2f} it/s" if speed >= 1 else f"{1 / speed:.1f} s/it"
-    words_of_it = words.STATES.get(status.state, status.state)
-    line = f"{words_of_it} · {words.STEP_OF.format(status.step, status.total)}" if status.total else words_of_it
-    out = bar(status.step / status.total if status.total else 0, line)
+    state = words.STATES.get(status.state, status.state)
+    text = f"{state} · {words.STEP_OF.format(status.step, status.total)}" if status.total else state
+    text += f" · {words.LEFT_OVER.format(clock(status.eta))}" if status.live and status.eta else ""
+    out = f"<h2>{escape(run.name)}</h2>"
+    out += note(line, "warn") if place is not None else ""
+    out += bar(status.step / status.total if status.total else 0, text, label=words.PROGRESS)
+    out += note(doing)
     if status.state == "failed":
-        out += note(status.message, "bad")
+        out += note(plain_message(status.message), "bad")
         hint = next((help_ for sign, help_ in words.REMEDIES if sign.lower() in status.message.lower()), "")
         ours = status.exit_code == control.INTERNAL_ERROR or control.DEFECT in status.message
         out += note(hint, "warn") if hint or not ours else _to_report(control.tail(run.path, REPORTED))
-    elif status.message:
-        out += note(status.message)
+    elif status.message and status.state != "done":
+        out += note(plain_message(status.message))
     rows = [
-        (words.TIME_LEFT, clock(status.eta) if status.live else ""),
         (words.SPEED, pace if status.live else ""),
         (words.EPOCH, f"{last['epoch']:.2f}" if isinstance(last.get("epoch"), float) else last.get("epoch")),
         (words.LOSS, f"{last['loss']:.4g}" if isinstance(last.get("loss"), (int, float)) else ""),
@@ -264,6 +424,39 @@ def standing(run: control.Run, history: progress.History) -> str:
     ]  # fmt: skip
     warned = history.warnings[-3:]
     return out + facts(rows) + "".join(note(one, "warn") for one in warned)
+
+
+def _result(run: control.Run, address: Any) -> str:
+    """A finished run's file: its name, size and path, to copy and to download."""
+    found = control.checkpoints(run.path)
+    if not found:
+        return ""
+    path = found[-1].path
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    return (
+        f'<div class="result"><h3>{escape(words.RESULT)}</h3><p><b>{escape(path.name)}</b> · {size}</p>'
+        f'<p><code>{escape(str(path))}</code></p><p class="actions">'
+        f'<button type="button" class="plain" data-copy="{escape(str(path))}">'
+        f"{words.COPY_PATH}</button> "
+        f'<a class="plain" href="{address.download(path)}" download="{escape(path.name)}">'
+        f"{words.DOWNLOAD}</a></p></div>"
+    )
+
+
+def _steps_shown(steps: list[int], index: int) -> str:
+    return words.STEP_OF.format(steps[index], steps[-1]) if steps else ""
+
+
+def _two(pictures: dict[int, dict[int, Path]], row: int | None, index: int) -> Any:
+    """The picture of a prompt before training, or the first there is, and at the index-th preview."""
+    steps = [step for step in sorted(pictures) if row in pictures[step]] if row is not None else []
+    if not steps:
+        return None
+    chosen = steps[max(0, min(int(index), len(steps) - 1))]
+    try:
+        return tuple(Image.open(pictures[step][row]).convert("RGB") for step in (steps[0], chosen))
+    except OSError:  # it is just being written
+        return None
 
 
 def _to_report(log: str) -> str:

@@ -7,17 +7,26 @@ UNSET = "default"
 TABS = {
     "pictures": "1 Pictures",
     "recipe": "2 Recipe",
-    "check": "3 Check",
-    "train": "4 Train",
-    "compare": "5 Compare",
-    "prefer": "6 Prefer",
+    "train": "3 Train",
+    "compare": "4 Compare",
+    "prefer": "5 Prefer",
 }
-NEXT = {
-    "pictures": "Next: recipe",
-    "recipe": "Next: check",
-    "check": "Start training",
-    "train": "Compare checkpoints",
-}
+NEXT = {"pictures": "Next: recipe", "train": "Compare checkpoints"}
+START, START_ANYWAY, CANCEL = "Start training", "Start anyway", "Cancel"
+SERVER_GONE = "The page's server does not answer. Start it again; this page comes back by itself."
+SKIP = "Skip to the screen"
+
+# Things that are counted: one, more
+PICTURES, CAPTIONS, PROMPTS = ("picture", "pictures"), ("caption", "captions"), ("prompt", "prompts")
+PAIRS, RATED, OPTIONS = ("pair", "pairs"), ("rating", "ratings"), ("option", "options")
+CHANGES, STEPS, EPOCHS = ("change", "changes"), ("step", "steps"), ("epoch", "epochs")
+
+
+def number(count: int, of: tuple[str, str]) -> str:
+    """``1 picture``, ``2 pictures``."""
+    return f"{count} {of[0] if count == 1 else of[1]}"
+
+
 DARK = "Light / dark"
 
 INTERNAL_ERROR = (
@@ -64,24 +73,50 @@ TAGGING, TAGGED = "Tagging {} of {}…", "{} captions were written."
 TYPED_MEANWHILE = " {} pictures had one by then, or no tag above the minimum."
 
 # Recipe
+GOAL, GOAL_INFO = "What should it learn?", "Model, GPU and this together choose the preset that everything starts from."
+GOALS = {
+    "character": "A character or person", "style": "A style", "concept": "An object, pose or outfit",
+    "detail": "A style with fine detail", "preference": "My preferences",
+}  # fmt: skip
+BASE_MODEL = "Base model"
+MODEL_PLACEHOLDER = "or the path of a file or folder, or a hub id"
+GPU, GPU_FOUND, NO_GPU = "GPU", "found: {}, {:.0f} GB", "no GPU found on this machine"
+GPU_SIZE = "{} GB"
+LENGTH_SLIDER = "Length: quick to thorough"
+EPOCHS_OF = "{:.1f} epochs"
+NO_TRIGGER = "{} of {} preview prompts lack the trigger word '{}', so they would not show what is learned"
+ADD_TRIGGER = "Put the trigger word into the prompts"
+DRAWN_AS = "drawn as: {}"
+LONG_PROMPTS = "{} longer than the {} tokens that the text encoder reads; the rest is cut"
+TOO_LONG = "caption longer than the text encoder reads"
+FEW_PAIRS = "{}: from fewer than {} little can be learned"
+MANY_EPOCHS = "{} epochs: each picture is shown that many times, which copies it more than it teaches"
+SET_STEPS = "Set {} steps"
+DISK_SHORT = "disk: the run may write {} GB, and {} GB are free for {}; make room"
+NOT_THERE_PATH = "{} is not there; choose another or check the path"
+REPLACED_BY = "The recipe was replaced by: {}"
+AN_EARLIER = "an earlier recipe"
+EARLIER, RESTORE = "Earlier recipes", "Bring it back"
+EARLIER_ONE, NO_NAME = "{}: {}, preset {}, {}", "no name"
+FILES = "Recipe as text, import, earlier recipes"
+OWN_PRESET, SAVE_PRESET = "Keep these settings as a preset of your own, called", "Save preset"
+PRESET_SAVED, OWN = "The preset {} is kept; it is in the list of presets.", "own: {}"
+IMPORTED, UNKNOWN = "{}: {} read", ", {} unknown: {}"
+TAKE_IMPORT = "Replace the recipe"
+KOHYAS_NAME = " (kohya: {})"
 PRESET = "Preset"
-PRESET_INFO = "A goal and a GPU. Everything below starts from it; what you change is listed at the right."
+PRESET_INFO = "Everything starts from it; what you change is listed at the right."
 NO_PRESET = "none, the defaults"
 PIXEL = "Pixel loss"
-PIXEL_INFO = (
-    "Also compares decoded pictures, not only latents. It sharpens edges and textures, and costs time and memory "
-    "for decoding at every step."
-)
+PIXEL_INFO = "Also compares decoded pictures, not only latents. It costs time and memory at every step it is used."
 OBJECTIVE = "What it learns from"
-OBJECTIVE_INFO = "Preferences refine a LoRA that already draws; they need pairs or ratings, which step 6 collects."
+OBJECTIVE_INFO = "Preferences refine a LoRA that already draws; they need pairs or ratings, which step 5 collects."
 SECTIONS = {
-    "base": "Base",
     "length": "Length",
     "adapter": "Adapter",
     "loss": "Loss",
-    "previews": "Previews",
 }
-ALL_OPTIONS = "All options"
+ALL_OPTIONS = "More options"
 SEARCH = "Search options"
 SEARCH_INFO = "By name, kohya's name or words of the help: offset, network_dim, memory…"
 TABLE = "Table"
@@ -93,32 +128,35 @@ NO_DIFFERENCE = "Nothing is changed."
 TOML = "Recipe as TOML"
 APPLY_TOML = "Apply the text"
 IMPORT = "Import a recipe (.toml, kohya's .toml or .json)"
-RECIPE_OK = "The recipe is complete."
+RECIPE_OK = "Every option can be read. The check below looks at the model, the pictures, memory and disk."
 HEADER = "The recipe. What is not written here comes from the preset, and then from the defaults."
 OF_PRESET = "preset: {}"
 DEMO_BASE = "Bundled demo base (128 px)"
 
-READ = "The recipe was read."
-COPY_OF_RECIPE = "The recipe that was here is kept as {}."
 
 # Check
-CHECK_AGAIN = "Check again"
-CHECKING = "Reading the pictures and estimating memory. The first time with a model this may take minutes…"
-APPLY = "Apply"
+CHECK, CHECK_AGAIN = "Check", "Check again"
+CHECKING = "Estimating memory… The first time with a model this may take minutes."
+NOT_CHECKED = "Not checked yet."
+NOT_READY = "Not ready."
+READY, TOO_LARGE = "Ready: {}", "It needs more memory than there is: {}. It may run out of it."
+CHECKED = "Checked: every option, the model file, each picture's size, memory, disk, caption lengths."
+WORTH_FIXING = "Worth fixing ({})"
+DETAILS = "Details"
+OF_DISK = "up to {} GB of disk"
+CHANGED_MEANWHILE = "recipe: it was changed while it was checked; look at it again, then start"
+COMPUTE, COMPUTE_TIMES = "compute", "{:.1f}x a latent-only step"
 MAKE_FIT, MAKE_SMALLER = "Make it fit", "Make it smaller"
 NOT_ENOUGH = "No change of memory options is enough: choose a smaller model, resolution or rank, or a larger GPU."
-CHECK_GOOD = "Nothing stands in the way."
-OTHER_FAMILY = "The preset {} is made for another kind of model than yours, {}: choose a preset or a base that fits."
 RENAME, USE_INSTEAD, KEEP_STEPS, REMOVE = "Rename to {}", "Use '{}'", "Keep the steps", "Remove"
 MODEL, DATA, HELD_OUT, LENGTH, AN_EPOCH = "Model", "Data", "Held out", "Length", "An epoch"
 RESOLUTION, LOSSES, LEARNS_FROM, WRITES = "Resolution", "Losses", "Learns from", "Writes"
 STEPS_EPOCHS = "{} steps = {:.1f} epochs"
 PER_EPOCH = "{} steps over {} samples"
-OF_GPU = "{} GB of {} free on {}"
-TOO_LARGE = "It needs {}, so it may run out of memory."
+OF_GPU = "{} of {} GB free on {}"
 AT_PEAK = "Memory at its peak ({})"
 MAKES_FIT = "What would make it smaller, one after the other"
-TIME, ABOUT, NOT_KNOWN = "Time", "about {}", "not known yet"
+TIME, ABOUT, NOT_KNOWN = "Time", "about {}", "time not known before the first run"
 BUCKETS = "Sizes and how many samples each"
 
 # Train
@@ -128,7 +166,19 @@ MEMORY, ENDED = "Memory", "Ended"
 DEFECT = "This looks like a defect of Pixelkiln. Please report it with these last lines of its log:"
 STEP_OF, WAITING = "step {} of {}", "{} waiting"
 PROMPT, SEED, PROMPT_STEP = "prompt {}", "seed {}", "{}, step {}"
-NO_RUNS = "Nothing has been trained yet. Start a run in step 3."
+PROGRESS = "progress"
+WAITS, QUEUE_PAUSED = "{} waits: number {} in the queue", "; the queue is paused"
+MANAGE, NEW_NAME = "Rename or delete this run", "New name"
+RENAME_RUN, DELETE_RUN = "Rename", "Delete"
+DELETE_QUESTION = "Move this run to the bin?"
+RENAMED, IN_BIN = "{} is now {}.", "The run lies in {}; delete that folder to free its space."
+TRAIN_AGAIN, RECIPE_OF = "Use this run's recipe", "the recipe of {}"
+RESULT, COPY_PATH, DOWNLOAD, OPEN_FOLDER, COPY_THERE = "Done", "Copy path", "Download", "Open folder", "Copy there"
+NO_HOST = "copy: no program is chosen, or the run has no file yet; add a program's folder in step 4"
+NOT_HERE = "open folder: the page is open to other machines; use Download"
+NO_FILE_MANAGER = "open folder: this machine shows no folders; it is {}"
+PREVIEW_OF, AT_PREVIEW, BEFORE_AFTER = "Preview of", "At step", "Before | at the chosen step"
+NO_RUNS = "Nothing has been trained yet. Start one in step 2."
 PAUSE, RESUME, KILL = "Pause (save and stop)", "Resume", "End at once"
 SAMPLE_NOW, SAVE_NOW = "Draw a preview now", "Save now"
 KILL_QUESTION = "End it at once? What came after the last save is lost."
@@ -136,7 +186,7 @@ QUEUE = "Queue"
 PAUSE_QUEUE, RESUME_QUEUE = "Pause queue", "Resume queue"
 RESUMES = " (resumes)"
 QUEUE_EMPTY = "The queue is empty."
-AFTER_DRAWING = "It begins when the pictures of step 5 or 6 are drawn, or when drawing is stopped there."
+AFTER_DRAWING = "It begins when the pictures of step 4 or 5 are drawn, or when drawing is stopped there."
 CURVE, SMOOTH, LOG_SCALE = "Curve", "Smoothing", "log10"
 CURVE_NOTE = "The loss shows that training works, not how good the pictures are: look at the previews."
 PREVIEWS = "Previews: a row for each prompt, a column for each step, the same seed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pixelkiln.extension.check import MANY, fit_report, fitting, report
+from pixelkiln.extension.check import MANY, fit_report, fitting, ready
 
 PARTS = {"weights": 4.8, "adapter": 0.2, "optimizer": 0.3, "text encoders": 0.0, "autoencoder": 0.2,
          "activations": 6.0, "decoder": 0.0, "workspace": 0.9}  # fmt: skip
@@ -32,7 +32,7 @@ def test_the_page_offers_all_at_once_and_the_first_alone():
 
 
 def test_the_page_says_what_is_short_and_where():
-    html = report(answer(False))
-    assert "It needs 12.4 GB of 7.4 free on RTX 3070, so it may run out of memory." in html
-    assert "6.0 GB</b> activations" in html and "about 1 h" in html and "decoder" not in html
-    assert "may run out" not in report(answer(True)) and fit_report({}) == ""
+    verdict, html = ready(answer(False), {}), fit_report(answer(False)["fit"])
+    assert "It needs more memory than there is: about 1 h 0 min, 12.4 of 7.4 GB free on RTX 3070" in verdict
+    assert "6.0 GB</b> activations" in html and "decoder" not in html
+    assert ready(answer(True), {}).startswith("Ready: about 1 h") and fit_report({}) == ""

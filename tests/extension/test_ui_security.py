@@ -144,7 +144,7 @@ def test_what_a_runs_folder_says_is_text_on_the_page(home: Home) -> None:
         history.read(run)
         gallery = train._gallery(progress.pictures(run), history, context.addresses)
         assert "onerror" in gallery
-        for html in (train._list(known), train.standing(known[0], history), gallery, train.headline(context)):
+        for html in (train.standing(known[0], history), gallery, train.headline(context)):
             assert "<img src=x" not in html
 
 

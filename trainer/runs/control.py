@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -66,6 +66,7 @@ def ask(
     python: str | Path | None = None,
     module: str = "trainer",
     timeout: float = 300,
+    started: Callable[[subprocess.Popen[bytes]], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Run ``python -m trainer ARGUMENTS --json`` and return its answer.
 
@@ -74,23 +75,27 @@ def ask(
     command = [str(python or find_python(root)), "-m", module, *arguments]
     command += [] if "--json" in arguments else ["--json"]
     try:
-        done = subprocess.run(
-            command, cwd=root, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
-            **apart(),
+        process = subprocess.Popen(
+            command, cwd=root, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, **apart(),
         )  # fmt: skip
+        started(process)
+        out, err = process.communicate(timeout=timeout)
     except OSError as error:
         line = f"trainer: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
         raise UserError(line) from None
     except subprocess.TimeoutExpired:
+        kill_tree(process.pid)
+        process.communicate()
         raise UserError(f"trainer: no answer to '{arguments[0]}' within {timeout:g} s; try again") from None
-    text, errors = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+    text, errors = out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
     try:
         answer = json.loads(text)
     except ValueError:
         answer = None
-    if done.returncode or not isinstance(answer, dict):
-        line = _error_line(errors) or f"trainer: '{arguments[0]}' ended with code {done.returncode} and no message"
-        raise Refused(line, done.returncode, answer if isinstance(answer, dict) else {})
+    if process.returncode or not isinstance(answer, dict):
+        line = _error_line(errors) or f"trainer: '{arguments[0]}' ended with code {process.returncode} and no message"
+        raise Refused(line, process.returncode, answer if isinstance(answer, dict) else {})
     return answer
 
 
@@ -374,8 +379,18 @@ def wait(run_dir: str | Path, timeout: float) -> Status:
 
 
 def kill(run_dir: str | Path) -> Status:
-    """End the run's process and its children at once; nothing is saved. Only ever the process that is the run's."""
-    now = status(run_dir)
-    if now.live and now.host == host():
-        kill_tree(now.pid)
-    return wait(run_dir, 5)
+    """End the run's process and its children at once; nothing is saved. Only ever the process that is the run's.
+
+    The run is then stopped, not failed: somebody wanted it so.
+    """
+    run_dir, now = Path(run_dir), status(run_dir)
+    if not (now.live and now.host == host()):
+        return now
+    kill_tree(now.pid)
+    after = wait(run_dir, 5)
+    if after.live or after.state != "failed":
+        return after
+    (run_dir / "start.json").unlink(missing_ok=True)
+    lost = "ended by hand; what came after the last saved state is lost"
+    write_status(run_dir, "stopped", step=after.step, total=after.total, message=lost)
+    return status(run_dir)

@@ -1,0 +1,128 @@
+"""What a person should know before a start: what the page itself can see of the recipe, its pictures and the disk,
+and what follows from the trainer's answer. Each with a way to fix it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..trainer.errors import UserError
+from ..trainer.runs.check_report import preset_warnings
+from ..trainer.runs.control import gigabytes
+from . import captions, draft, duels, tokens, words
+
+MANY_EPOCHS = 100
+"""Showing the same pictures more often than this only copies them."""
+SENSIBLE_EPOCHS = 40
+FEW_PAIRS = 20
+SHOWN = 6
+"""Thumbnails beside a finding."""
+PREVIEW_GB, SPARE_GB = 0.002, 0.2
+GIB = 2**30
+MANY = "*"
+"""In the place of a remedy's key: its value is a table of changes."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth fixing."""
+
+    text: str
+    remedy: tuple[str, str, Any] | None = None
+    """What the button says, the option, its new value."""
+    pictures: tuple[Path, ...] = ()
+    stops: bool = False
+    """A run would fail."""
+
+
+def of_recipe(values: Mapping[str, Any]) -> list[Finding]:
+    """What the prompts say."""
+    found = []
+    trigger, missing = draft.get(values, "data.trigger") or "", draft.without_trigger(values)
+    prompts = [str(one) for one in draft.get(values, "sample.prompts") or []]
+    if missing:
+        with_it = [f"{draft.TRIGGER}, {one}" if one in missing else one for one in prompts]
+        found.append(Finding(words.NO_TRIGGER.format(len(missing), len(prompts), trigger),
+                             (words.ADD_TRIGGER, "sample.prompts", with_it)))  # fmt: skip
+    limit = draft.get(values, "model.max_tokens") or tokens.LIMIT
+    long = [one for one in draft.fill_trigger(prompts, trigger) if tokens.count(one.split(" --")[0]) > limit]
+    if long:
+        found.append(Finding(words.LONG_PROMPTS.format(words.number(len(long), words.PROMPTS), limit)))
+    return found
+
+
+def of_pictures(values: Mapping[str, Any], folders: list[Path], resolution: int, seconds: float) -> list[Finding]:
+    """What single pictures are like; sizes are looked at for at most ``seconds``."""
+    by_kind: dict[str, list[Path]] = {}
+    limit = draft.get(values, "model.max_tokens") or tokens.LIMIT
+    trigger = draft.get(values, "data.trigger") or ""
+    for folder in folders:
+        try:
+            listing = captions.scan(folder)
+        except UserError:  # the trainer says so
+            continue
+        for name, marks in captions.trouble(listing, resolution, seconds=seconds)[0].items():
+            for mark in marks:
+                kind = words.DUPLICATE if mark.startswith(words.SAME_AS.format("")) else mark
+                by_kind.setdefault(kind, []).append(folder / name)
+        for name, text in captions.read_all(listing).items():
+            if text and tokens.count(f"{trigger}, {text}") > limit:
+                by_kind.setdefault(words.TOO_LONG, []).append(folder / name)
+    if draft.get(values, "data.caption"):  # given to all that have none
+        by_kind.pop(words.NO_CAPTION, None)
+    return [
+        Finding(f"{words.number(len(paths), words.PICTURES)}: {kind}", pictures=tuple(paths[:SHOWN]))
+        for kind, paths in by_kind.items()
+    ]
+
+
+def of_pairs(values: Mapping[str, Any]) -> list[Finding]:
+    """Whether there is enough to learn from."""
+    path = draft.get(values, "data.pairs") or draft.get(values, "data.ratings")
+    if not isinstance(path, str) or not Path(path).is_dir():
+        return []
+    pairs = "pairs" in values.get("data", {})
+    there = sum(not row.tie for row in duels.pairs(Path(path))) if pairs else len(duels.ratings(Path(path)))
+    what = words.PAIRS if pairs else words.RATED
+    return [Finding(words.FEW_PAIRS.format(words.number(there, what), FEW_PAIRS))] if there < FEW_PAIRS else []
+
+
+def of_answer(values: Mapping[str, Any], answer: Mapping[str, Any], runs: Path) -> list[Finding]:
+    """What follows from the trainer's answer."""
+    found = [Finding(text) for text in preset_warnings(str(values.get("preset", "")), answer)]
+    epochs, per_epoch = answer.get("epochs") or 0, (answer.get("data") or {}).get("steps_per_epoch")
+    if epochs > MANY_EPOCHS and per_epoch:
+        steps = SENSIBLE_EPOCHS * per_epoch
+        found.append(Finding(words.MANY_EPOCHS.format(round(epochs)), (words.SET_STEPS.format(steps), MANY,
+                             {"run.steps": steps, "run.epochs": None})))  # fmt: skip
+    wanted, free = disk(values, answer), free_disk(runs)
+    if free is not None and free < wanted:
+        text = words.DISK_SHORT.format(gigabytes(wanted), gigabytes(free), runs)
+        found.append(Finding(text, stops=True))
+    return found
+
+
+def disk(values: Mapping[str, Any], answer: Mapping[str, Any]) -> float:
+    """GB that a run would write at most: adapter files, states, previews, and some to spare."""
+    parts, steps = (answer.get("fit") or {}).get("parts") or {}, answer.get("steps") or 0
+    adapter = float(parts.get("adapter", 0))
+    every, keep = (int(draft.get(values, f"save.{name}") or 0) for name in ("every", "keep_last"))
+    files = steps // every if every else 0
+    files = 1 + (min(files, keep) if keep else files)
+    states = int(draft.get(values, "save.keep_states") or 2) + 1
+    sampled = int(draft.get(values, "sample.every") or 0)
+    previews = (steps // sampled if sampled else 1) * len(draft.get(values, "sample.prompts") or [])
+    state = adapter + float(parts.get("optimizer", 0))
+    return adapter * files + state * states + PREVIEW_GB * previews + SPARE_GB
+
+
+def free_disk(folder: Path) -> float | None:
+    """GB that are free where a folder is or will be; None where the system does not say."""
+    there = next((one for one in (folder, *folder.parents) if one.is_dir()), None)
+    try:
+        return shutil.disk_usage(there).free / GIB if there else None
+    except OSError:
+        return None
