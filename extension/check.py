@@ -345,7 +345,7 @@ def ready(answer: dict[str, Any], values: dict[str, Any]) -> str:
 
 def _said_already(warning: str, found: list[Finding]) -> bool:
     """Whether the page's own look has found what the trainer warns of; it shows the pictures too."""
-    return any(one.pictures and str(one.pictures[0].name) in warning for one in found)
+    return any(path.name in warning for one in found for path in one.pictures)
 
 
 def _worth(found: list[Finding], context: Context) -> str:

@@ -65,7 +65,7 @@ def of_pictures(values: Mapping[str, Any], folders: list[Path], resolution: int,
         except UserError:  # the trainer says so
             continue
         for name, marks in captions.trouble(listing, resolution, seconds=seconds)[0].items():
-            for mark in marks:
+            for mark in marks[-1:] if words.UNREADABLE in marks else marks:
                 kind = words.DUPLICATE if mark.startswith(words.SAME_AS.format("")) else mark
                 by_kind.setdefault(kind, []).append(folder / name)
         for name, text in captions.read_all(listing).items():

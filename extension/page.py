@@ -127,7 +127,7 @@ def grid(heads: list[str], rows: str) -> str:
     """Pictures in a table: ``heads`` over its columns, ``rows`` as HTML; fewer columns, larger pictures."""
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
     return (
-        f'<div class="grid" style="--columns: {len(heads)}"><table><thead><tr><th></th>{head}</tr></thead>'
+        f'<div class="grid" style="--columns: {len(heads)}"><table><thead><tr><td></td>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 

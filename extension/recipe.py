@@ -115,7 +115,7 @@ class Recipe:
         self.objective = gr.Radio(kinds, label=words.OBJECTIVE, info=words.OBJECTIVE_INFO, elem_id="objective")
         for section, keys in PRIMARY.items():
             with gr.Group(elem_classes="section"):
-                gr.HTML(f"<h3>{words.SECTIONS[section]}</h3>")
+                gr.HTML(f"<h2>{words.SECTIONS[section]}</h2>")
                 with gr.Row():
                     for key in (key for key in keys if key in self.by_key):
                         self._field(key)
@@ -158,7 +158,7 @@ class Recipe:
             for row in rows[:MOST]:
                 key = fields.key_of(row)
                 one = fields.make(row, draft.get(values, key), wrong.get(key), key=f"{key}-{version}")
-                self._taken(one, functools.partial(self.edit, key, shown=shown), [one])
+                self._taken(one, functools.partial(self.edit_found, key, shown), [one])
         if len(rows) > MOST:
             gr.HTML(note(words.MORE_FOUND.format(len(rows) - MOST)))
 
@@ -222,7 +222,7 @@ class Recipe:
             gr.update(value=kind, visible=kind != OBJECTIVE or bool(parts and parts[1] == "preference")),
             gr.update(value=_pixel_on(values), info=_pixel_info(self.home)), _difference(text, self.context.folders),
             gr.skip() if writing else text, gr.skip() if writing else mark, mark, shown,
-            gr.update(value=parts[1] if parts else "preference" if kind != OBJECTIVE else None), self._tiles(path),
+            gr.update(value=self._goal(parts[1] if parts else "", kind)), self._tiles(path),
             gr.update(value=_length(values, self._preset_steps())), self._length_note(values), self.filled(prompts),
             note(words.REPLACED_BY.format(because), "warn") if because is not None else "",
             gr.update(visible=because is not None), gr.update(choices=_earlier(self.home), value=None), *filled,
@@ -247,6 +247,10 @@ class Recipe:
         now = self._only("", shown, typed, based_on)
         now[self.outputs.index(self.shown)] = gr.skip()
         return now
+
+    def edit_found(self, key: str, shown: dict[str, Any], entered: Any, typed: str, based_on: str) -> list[Any]:
+        """As ``edit``, for a field of the search, which is built with what it shows."""
+        return self.edit(key, entered, shown, typed, based_on)
 
     def _only(self, key: str, shown: dict[str, Any], typed: str, based_on: str) -> list[Any]:
         """The screen, with a new value for one field at most."""
@@ -289,8 +293,16 @@ class Recipe:
         self._fit_preset(goal, gb)
         return self.show(typed, based_on)
 
+    def _goal(self, of_preset: str, kind: str) -> str | None:
+        """What it learns: as the preset says, else as it was chosen."""
+        chosen = read_object(self.home.settings).get("goal")
+        if kind != OBJECTIVE:
+            return "preference"
+        return of_preset or (chosen if chosen in models.GOALS and chosen != "preference" else None)
+
     def _fit_preset(self, goal: str | None, gb: int) -> None:
         """The preset that the three choices ask for; the one that is there stays where none does."""
+        write_json(self.home.settings, {**read_object(self.home.settings), "goal": goal})
         values = self.context.recipe()
         path, now = str(draft.get(values, "model.path") or ""), str(draft.get(values, "preset", "") or "")
         parts = models.preset_parts(now)
@@ -461,336 +473,11 @@ def _kind(values: dict[str, Any]) -> str:
 
 def _fitting(by_key: Any, key: str, kind: str) -> fields.Row:
     return fields.fitting(by_key[key], kind) or by_key[key][0]
-
-
-def _field(self, key: str, **more: Any) -> None:
-        self.made[key] = _field(self.by_key[key][0], key, **more)
-
-    def _found(self, asked: str, of: str, version: str) -> None:
-        """The options that a search finds, as fields."""
-        text = draft.read(self.home)
-        values = draft.values(text, self.context.folders)
-        rows = fields.search(self.by_key, asked or "", of or None, _kind(values))
-        wrong = {one.where: one.what for one in draft.problems(text, self.home.draft, self.context.folders)}
-        shown = {fields.key_of(row): _shown_as(row, values) for row in rows[:MOST]}
-        if not rows:
-            gr.HTML(note(words.NOTHING_FOUND))
-        with gr.Row(elem_classes="cells wide"):
-            for row in rows[:MOST]:
-                key = fields.key_of(row)
-                one = fields.make(row, draft.get(values, key), wrong.get(key), key=f"{key}-{version}")
-                self._taken(one, functools.partial(self.edit, key, shown=shown), [one])
-        if len(rows) > MOST:
-            gr.HTML(note(words.MORE_FOUND.format(len(rows) - MOST)))
-
-    def _wire(self) -> None:
-        once: dict[str, Any] = {**EVENT}
-        for event in (
-            self.preset.input(self.choose_preset, [self.preset, *self.view], self.outputs, **once),
-            self.goal.input(self.choose_goal, [self.goal, self.gpu, *self.view], self.outputs, **once),
-            self.gpu.input(self.choose_gpu, [self.goal, self.gpu, *self.view], self.outputs, **once),
-            self.tiles.input(self.choose_model, [self.tiles, self.goal, self.gpu, *self.view], self.outputs, **once),
-            self.length.release(self.set_length, [self.length, *self.view], self.outputs, **once),
-            self.pixel.input(self.set_pixel, [self.pixel, *self.view], self.outputs, **once),
-            self.objective.input(self.set_objective, [self.objective, *self.view], self.outputs, **once),
-            self.apply.click(self.apply_text, [self.toml, self.based_on], self.outputs, **once),
-            self.undo.click(self.undo_replaced, None, self.outputs, **once),
-            self.restore.click(self.restore_earlier, [self.earlier], self.outputs, **once),
-            self.take.click(self.take_import, [self.pending], [*self.outputs, self.question, self.pending], **once),
-        ):
-            self.check.on_change(event)
-        for number, button in enumerate(self.check.buttons):
-            applied = button.click(functools.partial(self.check.apply, number), [self.check.offered], None, **EVENT)
-            self.check.on_change(applied.success(self.show, self.view, self.outputs, **EVENT))
-        asked = [self.question, self.asked, self.pending]
-        read = self.imported.upload(self.read_file, [self.imported], asked, show_progress_on=[self.imported], **SLOW)
-        for ended in (read.success, read.failure):  # so that another can be dropped
-            ended(lambda: None, None, [self.imported], **EVENT)
-        self.leave.click(lambda: (gr.update(visible=False), None), None, [self.question, self.pending], **EVENT)
-        self.keep.click(self.save_preset, [self.own_name], [self.preset], **EVENT)
-        self.made["sample.prompts"].input(
-            self.filled, [self.made["sample.prompts"]], [self.prompts_note], trigger_mode="always_last", **EVENT
-        )
-        for key, one in self.made.items():
-            self._taken(one, functools.partial(self.edit, key), [one, self.shown])
-
-    def _taken(self, one: Any, function: Any, inputs: list[Any]) -> None:
-        """Texts are taken when left or entered, the rest at once."""
-        texts = isinstance(one, (gr.Textbox, gr.Number))
-        for happened in (one.blur, one.submit) if texts else (one.input,):
-            self.check.on_change(happened(function, [*inputs, *self.view], self.outputs, **EVENT))
-
-    def show(self, typed: str = "", based_on: str = "") -> list[Any]:
-        """The form and the text as the file has them. A text that somebody is writing in the box (``typed``, from the
-        version ``based_on``) stays."""
-        text = draft.read(self.home)
-        values = draft.values(text, self.context.folders)
-        problems = draft.problems(text, self.home.draft, self.context.folders)
-        wrong = {one.where: one.what for one in problems}
-        kind, preset = _kind(values), str(draft.get(values, "preset", "") or "")
-        rows = {key: _fitting(self.by_key, key, kind) for key in self.made}
-        shown = {key: _shown_as(row, values) for key, row in rows.items()}
-        filled = [_filled(row, key, shown[key], values, wrong) for key, row in rows.items()]
-        good = note(words.RECIPE_OK, "good") if not problems else problem_list(problems)
-        mark = draft.mark(text)
-        writing = bool(based_on) and draft.mark(typed) != based_on
-        because = draft.replaced(self.home)
-        parts = models.preset_parts(preset)
-        prompts = "\n".join(map(str, draft.get(values, "sample.prompts") or []))
-        path = str(draft.get(values, "model.path") or "")
-        return [
-            good, gr.update(choices=presets(self.home), value=preset),
-            gr.update(value=kind, visible=kind != OBJECTIVE or bool(parts and parts[1] == "preference")),
-            gr.update(value=_pixel_on(values), info=_pixel_info(self.home)), _difference(text, self.context.folders),
-            gr.skip() if writing else text, gr.skip() if writing else mark, mark, shown,
-            gr.update(value=parts[1] if parts else "preference" if kind != OBJECTIVE else None), self._tiles(path),
-            gr.update(value=_length(values, self._preset_steps())), self._length_note(values), self.filled(prompts),
-            note(words.REPLACED_BY.format(because), "warn") if because is not None else "",
-            gr.update(visible=because is not None), gr.update(choices=_earlier(self.home), value=None), *filled,
-        ]  # fmt: skip
-
-    @kindly
-    def edit(self, key: str, entered: Any, shown: dict[str, Any], typed: str = "", based_on: str = "") -> list[Any]:
-        """One option changed in its field, which showed what ``shown`` says. No field gets a value by this: what is
-        being typed in another stays. Only one that another window has changed meanwhile shows that."""
-        values = self.context.recipe()
-        row = _fitting(self.by_key, key, _kind(values))
-        current = _shown_as(row, values)
-        value, *others = (fields.read(row, one) for one in (entered, shown.get(key, current), current))
-        try:
-            if draft.untouched(key, value, *others):
-                return [gr.skip()] * len(self.outputs)
-        except UserError as error:
-            gr.Warning(escape(str(error)), duration=12)
-            return self._only(key, {**shown, key: current}, typed, based_on)
-        self.context.change({key: None if value == row["default"] and self._inherited(key) is None else value})
-        shown[key] = entered
-        now = self._only("", shown, typed, based_on)
-        now[self.outputs.index(self.shown)] = gr.skip()
-        return now
-
-    def _only(self, key: str, shown: dict[str, Any], typed: str, based_on: str) -> list[Any]:
-        """The screen, with a new value for one field at most."""
-        now = self.show(typed, based_on)
-        for one in (self.preset, self.version, self.goal, self.tiles, self.length, self.earlier):
-            now[self.outputs.index(one)] = gr.skip()
-        for one in (self.objective, self.pixel):
-            now[self.outputs.index(one)].pop("value")
-        now[self.outputs.index(self.shown)] = shown
-        for name, at in zip(self.made, range(len(now) - len(self.made), len(now))):
-            if name != key:
-                now[at].pop("value")
-        return now
-
-    @kindly
-    def choose_preset(self, name: str, typed: str = "", based_on: str = "") -> list[Any]:
-        if (name or "") == str(draft.get(self.context.recipe(), "preset", "") or ""):
-            return [gr.skip()] * len(self.outputs)  # the field was only left
-        draft.choose_preset(self.home, name or None, self.context.folders)
-        return self.show(typed, based_on)
-
-    @kindly
-    def choose_goal(self, goal: str, gb: int, typed: str = "", based_on: str = "") -> list[Any]:
-        self._fit_preset(goal, gb)
-        return self.show(typed, based_on)
-
-    @kindly
-    def choose_gpu(self, goal: str | None, gb: int, typed: str = "", based_on: str = "") -> list[Any]:
-        settings = read_object(self.home.settings)
-        if gb == self._gpu_gb():
-            return [gr.skip()] * len(self.outputs)
-        write_json(self.home.settings, {**settings, "gpu_gb": gb})
-        self._fit_preset(goal, gb)
-        return self.show(typed, based_on)
-
-    @kindly
-    def choose_model(self, path: str, goal: str | None, gb: int, typed: str = "", based_on: str = "") -> list[Any]:
-        self.context.folders.allow("model.path", path)
-        self.context.change({"model.path": path})
-        self._fit_preset(goal, gb)
-        return self.show(typed, based_on)
-
-    def _fit_preset(self, goal: str | None, gb: int) -> None:
-        """The preset that the three choices ask for; the one that is there stays where none does."""
-        values = self.context.recipe()
-        path, now = str(draft.get(values, "model.path") or ""), str(draft.get(values, "preset", "") or "")
-        parts = models.preset_parts(now)
-        model = models.look(Path(path)) if path else None
-        family = (model.family if model else "") or (parts[0] if parts else "") or ("sd15" if goal else "")
-        if model and model.path == models.BUNDLED:
-            wanted = "demo_dpo" if goal == "preference" else "demo"
-        else:
-            wanted = models.choose_preset((name for _, name in presets(self.home)), family, goal or "", gb)
-        if wanted and wanted != now:
-            draft.choose_preset(self.home, wanted, self.context.folders)
-            if path:
-                self.context.change({"model.path": path})
-
-    @kindly
-    def set_length(self, at: float, typed: str = "", based_on: str = "") -> list[Any]:
-        steps = self._preset_steps()
-        wanted = max(1, round(steps * 2**at))
-        wanted = round(wanted, -1) if wanted > 40 else wanted
-        self.context.change(
-            {"run.epochs": None, "run.steps": None if at == 0 and self._inherited("run.steps") else wanted}
-        )
-        return self.show(typed, based_on)
-
-    @kindly
-    def set_pixel(self, on: bool, typed: str = "", based_on: str = "") -> list[Any]:
-        inherited = self._inherited("loss.pixel") is not None
-        if inherited and not on:
-            self.context.change({"loss.pixel": None, "loss.pixel.weight": 0.0})
-        else:
-            self.context.change({"loss.pixel": {} if on and not inherited else None})
-        return self.show(typed, based_on)
-
-    @kindly
-    def set_objective(self, kind: str, typed: str = "", based_on: str = "") -> list[Any]:
-        self.context.change({"objective": None if kind == OBJECTIVE else {"kind": kind}})
-        return self.show(typed, based_on)
-
-    @kindly
-    def apply_text(self, text: str, mark: str) -> list[Any]:
-        draft.replace(self.home, text, mark)
-        return self.show()
-
-    @kindly
-    def undo_replaced(self) -> list[Any]:
-        draft.undo(self.home)
-        return self.show()
-
-    @kindly
-    def restore_earlier(self, path: str | None) -> list[Any]:
-        found = next((one for one in draft.earlier(self.home) if str(one.path) == path), None)
-        if found is None:
-            raise UserError("earlier recipes: none is chosen; choose one from the list")
-        draft.start_over(self.home, read_text(found.path), words.AN_EARLIER)
-        return self.show()
-
-    @kindly
-    def read_file(self, path: str | None) -> list[Any]:
-        """What a dropped file would do; nothing is replaced yet."""
-        if not path:
-            return [gr.skip()] * 3
-        found = look_into(Path(path), self.by_key, self.context.folders)
-        line = words.IMPORTED.format(found.name, words.number(found.read, words.OPTIONS))
-        if found.unknown:
-            line += words.UNKNOWN.format(len(found.unknown), ", ".join(found.unknown[:8]))
-        return [gr.update(visible=True), note(line), found]
-
-    @kindly
-    def take_import(self, found: Import | None) -> list[Any]:
-        if found is None:
-            raise UserError("import: there is no file; drop one")
-        draft.start_over(self.home, found.text, found.name)
-        return [*self.show(), gr.update(visible=False), None]
-
-    @kindly
-    def save_preset(self, name: str) -> Any:
-        """The recipe as a preset of one's own, without what is of this folder of pictures alone."""
-        own = draft.values_of(draft.read(self.home))
-        path = own_presets(self.home) / f"{control_name(name)}.toml"
-        whole = draft.values(draft.read(self.home), self.context.folders)
-        for key in draft.OF_A_FOLDER:
-            table, _, leaf = key.partition(".")
-            if isinstance(whole.get(table), dict):
-                whole[table] = {k: v for k, v in whole[table].items() if k != leaf}
-        whole.pop("preset", None)
-        if path.exists():
-            raise UserError(f"preset: there is a {path.stem} already; choose another name")
-        write(path, f"# {own.get('preset') or words.NO_PRESET}, {time.strftime('%Y-%m-%d')}\n" + draft.dumps(whole))
-        gr.Info(words.PRESET_SAVED.format(escape(path.stem)))
-        return gr.update(choices=presets(self.home))
-
-    def filled(self, typed: str) -> str:
-        """The prompts as they will be drawn, while they are typed."""
-        values = self.context.recipe()
-        texts = [line.strip() for line in typed.split("\n") if line.strip()]
-        trigger = draft.get(values, "data.trigger") or ""
-        missing = draft.without_trigger({"data": {"trigger": trigger}, "sample": {"prompts": texts}})
-        out = [
-            note(words.DRAWN_AS.format(drawn))
-            for text, drawn in zip(texts, draft.fill_trigger(texts, trigger))
-            if drawn != text
-        ]
-        if missing:
-            out.append(note(words.NO_TRIGGER.format(len(missing), len(texts), trigger), "warn"))
-        return "".join(out)
-
-    def _tiles(self, path: str) -> Any:
-        found = models.found(hosts.find(self.home), model_folders(self.home))
-        choices = [(one.title, str(one.path)) for one in found]
-        return gr.update(choices=choices, value=path if path in [value for _, value in choices] else None)
-
-    def _gpu_gb(self) -> int:
-        """What was chosen, or the size below what the driver reports; the middle where it reports nothing."""
-        chosen = read_object(self.home.settings).get("gpu_gb")
-        if chosen in GPUS:
-            return int(chosen)
-        _, gb = models.gpu()
-        return max((size for size in GPUS if size <= gb + 0.6), default=12 if not gb else GPUS[0])
-
-    def _preset_steps(self) -> int:
-        steps = self._inherited("run.steps")
-        return steps if isinstance(steps, int) and steps > 0 else 1000
-
-    def _length_note(self, values: dict[str, Any]) -> str:
-        steps, epochs = draft.get(values, "run.steps"), draft.get(values, "run.epochs")
-        answer = check.last_answer(self.home)
-        per_epoch = (answer.get("data") or {}).get("steps_per_epoch")
-        if isinstance(epochs, int) and not steps:
-            line = words.number(epochs, words.EPOCHS)
-            steps = epochs * per_epoch if per_epoch else None
-        else:
-            steps = steps if isinstance(steps, int) else 1000
-            line = words.number(steps, words.STEPS)
-            line += f" = {words.EPOCHS_OF.format(steps / per_epoch)}" if per_epoch else ""
-        each = (answer.get("fit") or {}).get("seconds_per_step")
-        return note(line + (f", {words.ABOUT.format(clock(each * steps))}" if each and steps else ""))
-
-    def _inherited(self, key: str) -> Any:
-        """What the preset says of an option."""
-        return draft.get(draft.inherited(draft.values_of(draft.read(self.home)), self.context.folders), key)
-
-
-def build(context: Context) -> Screen:
-    screen = Recipe(context)
-    return Screen(screen.show, screen.outputs, screen.view, {"check": screen.check})
-
-
-def _length(values: dict[str, Any], preset_steps: int) -> float:
-    steps = draft.get(values, "run.steps")
-    if not isinstance(steps, int) or steps < 1:
-        return 0.0
-    return max(-LONGEST, min(LONGEST, round(2 * math.log2(steps / preset_steps)) / 2))
-
-
-def _pixel_on(values: dict[str, Any]) -> bool:
-    return draft.get(values, "loss.pixel") is not None and draft.get(values, "loss.pixel.weight") != 0
-
-
-def _pixel_info(home: Any) -> str:
-    """What it does, and what it cost in the last check where that had it on."""
-    times = (check.last_answer(home).get("fit") or {}).get("computing") or 0
-    return words.PIXEL_INFO + (f" {words.COMPUTE}: {words.COMPUTE_TIMES.format(times)}." if times > 1 else "")
-
-
-def _kind(values: dict[str, Any]) -> str:
-    return str(draft.get(values, "objective.kind", OBJECTIVE))
-
-
-def _fitting(by_key: Any, key: str, kind: str) -> fields.Row:
-    return fields.fitting(by_key[key], kind) or by_key[key][0]
-
-
-def _kinds(by_key: Any) -> list[str]:
-    found = {row.get("kind") for key, rows in by_key.items() if key.startswith("objective.") for row in rows}
-    return [kind for kind in words.OBJECTIVES if kind in found or kind == "sft"]
 
 
 def _field(row: fields.Row, key: str, **more: Any) -> gr.components.Component:
-    common = {"label": fields.label(row), "info": row["help"], "elem_id": f"field-{key.replace('.', '-')}", **more}
+    other = words.OTHER_MODEL if key == "model.path" else fields.label(row)
+    common = {"label": other, "info": row["help"], "elem_id": f"field-{key.replace('.', '-')}", **more}
     if key == "model.path":
         return gr.Textbox(max_lines=1, placeholder=words.MODEL_PLACEHOLDER, min_width=320, **common)
     if key == "sample.prompts":
@@ -861,14 +548,14 @@ def _earlier(home: Any) -> list[tuple[str, str]]:
 def _difference(text: str, folders: Folders) -> str:
     rows = draft.difference(text, folders)
     if not rows:
-        return f"<h3>{words.DIFFERENCE}</h3>{note(words.NO_DIFFERENCE)}"
+        return f"<h2>{words.DIFFERENCE}</h2>{note(words.NO_DIFFERENCE)}"
     cells = "".join(
         f"<li><code>{escape(key)}</code> {escape(_shown(new))}"
         + (f" <small>({words.OF_PRESET.format(escape(_shown(old)))})</small>" if old is not None else "")
         + "</li>"
         for key, old, new in rows
     )
-    return f"<h3>{words.DIFFERENCE}</h3><ul class='difference' tabindex='0'>{cells}</ul>"
+    return f"<h2>{words.DIFFERENCE}</h2><ul class='difference' tabindex='0'>{cells}</ul>"
 
 
 def _shown(value: Any) -> str:

@@ -406,13 +406,13 @@ def standing(run: control.Run, history: progress.History, place: queue.Place | N
     out = f"<h2>{escape(run.name)}</h2>"
     out += note(line, "warn") if place is not None else ""
     out += bar(status.step / status.total if status.total else 0, text, label=words.PROGRESS)
-    out += note(doing)
+    out += note(doing if doing != state else "")
     if status.state == "failed":
         out += note(plain_message(status.message), "bad")
         hint = next((help_ for sign, help_ in words.REMEDIES if sign.lower() in status.message.lower()), "")
         ours = status.exit_code == control.INTERNAL_ERROR or control.DEFECT in status.message
         out += note(hint, "warn") if hint or not ours else _to_report(control.tail(run.path, REPORTED))
-    elif status.message and status.state != "done":
+    elif status.message not in ("", state) and status.state != "done":
         out += note(plain_message(status.message))
     rows = [
         (words.SPEED, pace if status.live else ""),

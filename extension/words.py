@@ -78,7 +78,7 @@ GOALS = {
     "character": "A character or person", "style": "A style", "concept": "An object, pose or outfit",
     "detail": "A style with fine detail", "preference": "My preferences",
 }  # fmt: skip
-BASE_MODEL = "Base model"
+BASE_MODEL, OTHER_MODEL = "Base model", "Base model from elsewhere"
 MODEL_PLACEHOLDER = "or the path of a file or folder, or a hub id"
 GPU, GPU_FOUND, NO_GPU = "GPU", "found: {}, {:.0f} GB", "no GPU found on this machine"
 GPU_SIZE = "{} GB"
