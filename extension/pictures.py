@@ -16,10 +16,10 @@ import gradio as gr
 from ..trainer import config
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
-from . import captions, crops, draft, images, tagger, words
+from . import captions, crops, draft, fetch, images, tagger, words
 from .boxes import Boxes
 from .page import EVENT, SLOW, Context, Screen, kindly, note, notes
-from .recipe import read_import
+from .recipe import fetching, read_import
 from .store import ROOT, write_json
 
 OF_A_FOLDER = ("run.name", "data.trigger", "sample.prompts")
@@ -60,14 +60,16 @@ class Pictures:
         self.outputs = [
             self.folder, self.which, self.summary, self.back, self.place, self.forward, self.page,
             self.trigger, self.counted, self.tagging, self.no_tagger, *cells, self.trigger_shown,
-            self.folder_shown,
+            self.folder_shown, self.filter,
         ]  # fmt: skip
         self.view = [self.which, self.filter, self.holds, self.page]
         self._wire()
 
     def _middle(self) -> None:
         with gr.Row(elem_classes="align-end"):
-            self.filter = gr.Dropdown(list(words.FILTERS), value=words.FILTERS[0], label=words.FILTER, scale=1)
+            self.filter = gr.Radio(
+                list(words.FILTERS), value=words.FILTERS[0], label=words.FILTER, scale=3, elem_id="filter"
+            )
             self.holds = gr.Textbox(label=words.CAPTION_SEARCH, scale=2)
             self.back = gr.Button(words.BACK, scale=0, min_width=90, elem_id="pictures-before")
             self.place = gr.HTML(elem_id="pictures-place")
@@ -95,8 +97,17 @@ class Pictures:
         self.counted = gr.HTML()
         with gr.Group(visible=False) as self.tagging:
             self.at_least = gr.Slider(0.1, 0.9, value=0.35, step=0.05, label=words.TAG_AT_LEAST)
-            self.tag = gr.Button(words.TAG, elem_id="tag-pictures")
-        self.no_tagger = gr.HTML(note(words.NO_TAGGER.format(tagger.FOLDER)))
+            with gr.Row():
+                self.tag = gr.Button(words.TAG, elem_id="tag-pictures", min_width=120)
+                self.end_tag = gr.Button(words.CANCEL, elem_id="end-tagging", min_width=60, scale=0)
+        with gr.Column(visible=False) as self.no_tagger:
+            source = fetch.TAGGERS["tagger"]
+            about = words.GET_ABOUT.format(source.title, source.gb, source.licence, source.repository)
+            gr.HTML(note(words.NO_TAGGER.format(about, tagger.FOLDER)))
+            with gr.Row():
+                self.get_tagger = gr.Button(words.GET_TAGGER, elem_id="get-tagger", min_width=120)
+                self.end_get = gr.Button(words.CANCEL, elem_id="end-tagger", min_width=60, scale=0)
+            self.getting = gr.HTML(elem_id="getting-tagger")
         self.tagged = gr.HTML(elem_id="tagged")
 
     def _wire(self) -> None:
@@ -107,6 +118,11 @@ class Pictures:
         added.then(lambda: None, None, [self.upload], **EVENT)
         tagged = self.tag.click(self.tag_all, [self.which, self.at_least], [self.tagged], **SLOW)
         tagged.success(self.show, self.view, self.outputs, **EVENT)
+        ended = self.end_tag.click(lambda: note(words.TAGGING_ENDED), None, [self.tagged], cancels=[tagged], **EVENT)
+        ended.then(self.show, self.view, self.outputs, **EVENT)
+        got = self.get_tagger.click(functools.partial(fetching, self.home, "tagger"), None, [self.getting], **EVENT)
+        got.success(lambda: _tagger(self.home), None, [self.tagging, self.no_tagger], **EVENT)
+        self.end_get.click(functools.partial(fetch.stop, self.home, "tagger"), None, None, **EVENT)
         for changed in (self.trigger.blur, self.trigger.submit):
             changed(self.set_trigger, [self.trigger, self.trigger_shown], [self.trigger_shown], **EVENT)
         page = [*self.view, *self.boxes, *self.tokens]
@@ -129,12 +145,12 @@ class Pictures:
         recipe = self.context.recipe()
         folders = _folders(recipe)
         if not folders:
-            return _nothing(words.NO_FOLDER, recipe)
+            return _nothing(words.NO_FOLDER, recipe, self.home)
         current = chosen if chosen in folders else folders[0]
         try:
             listing = captions.scan(self.context.folders.check("data.path", current))
         except UserError as error:
-            return _nothing(str(error), recipe, current, "bad")
+            return _nothing(str(error), recipe, self.home, current, "bad")
         texts = captions.read_all(listing)
         wrong, later = captions.trouble(listing, _resolution(recipe), seconds=LOOK_SECONDS)
         names = [name for name in listing.pictures if _kept(name, texts, wrong, filtered, held)]
@@ -154,8 +170,9 @@ class Pictures:
             gr.update(choices=[(Path(one).name, one) for one in folders], value=current, visible=len(folders) > 1),
             _summary(listing, texts, wrong, later), gr.update(interactive=at > 0),
             f'<p class="note center">{at + 1} / {pages}</p>', gr.update(interactive=at + 1 < pages), at,
-            trigger, _tags(captions.counts(texts.values())), *_tagger(), *(one for cell in drawn for one in cell),
-            trigger, _folder_shown(folders, current),
+            trigger, _tags(captions.counts(texts.values())), *_tagger(self.home),
+            *(one for cell in drawn for one in cell),
+            trigger, _folder_shown(folders, current), _filters(texts, wrong),
         ]  # fmt: skip
 
     def again(self, typed: str, shown: str, *view: Any) -> list[Any]:
@@ -222,7 +239,11 @@ class Pictures:
             gr.Warning(escape(line))
         if len(refused) > 5:
             gr.Warning(words.MORE_REFUSED.format(len(refused) - 5))
-        gr.Info(words.ADDED.format(done, written, escape(str(target))))
+        gr.Info(
+            words.ADDED.format(
+                words.number(done, words.PICTURES), words.number(written, words.CAPTIONS), escape(str(target))
+            )
+        )
         _use(self.context, captions.scan(target))
         return self.show()
 
@@ -235,7 +256,7 @@ class Pictures:
         changed = captions.replace_in_all(listing, old, new, tags)
         if changed:
             write_json(self.undo_file, {"folder": str(listing.folder), "captions": changed})
-        gr.Info(words.CHANGED.format(len(changed)))
+        gr.Info(words.CHANGED.format(words.number(len(changed), words.CAPTIONS)))
         return self.show(chosen, filtered, held, at)
 
     @kindly
@@ -247,7 +268,7 @@ class Pictures:
         done = captions.restore(self.context.folders.check("undo", before["folder"]), changed)
         self.undo_file.unlink(missing_ok=True)
         left = words.LEFT_AS_EDITED.format(len(changed) - done) if done < len(changed) else ""
-        gr.Info(words.RESTORED.format(done) + left)
+        gr.Info(words.RESTORED.format(words.number(done, words.CAPTIONS)) + left)
         return self.show(chosen, filtered, held, at)
 
     def tag_all(self, chosen: str, at_least: float) -> Iterator[str]:
@@ -262,12 +283,14 @@ class Pictures:
             except UserError as error:
                 refused.append(str(error))
         typed = len(names) - len(refused) - written
-        line = words.TAGGED.format(written) + (words.TYPED_MEANWHILE.format(typed) if typed else "")
+        line = words.TAGGED.format(words.number(written, words.CAPTIONS)) + (
+            words.TYPED_MEANWHILE.format(words.number(typed, words.PICTURES)) if typed else ""
+        )
         yield note(line, "good") + notes(refused[:5], "warn")
 
     @kindly
     def _tagger(self, chosen: str) -> tuple[captions.Listing, tagger.Tagger]:
-        return captions.scan(_current(self.context, chosen)), tagger.load()
+        return captions.scan(_current(self.context, chosen)), tagger.load(tagger.folder(self.home))
 
     @kindly
     def set_trigger(self, text: str, shown: str) -> str:
@@ -368,8 +391,14 @@ def _kept(name: str, texts: dict[str, str | None], wrong: dict[str, list[str]], 
     return held.strip().lower() in (texts[name] or "").lower()
 
 
-def _tagger() -> tuple[Any, Any]:
-    here = tagger.there()
+def _filters(texts: dict[str, str | None], wrong: dict[str, list[str]]) -> Any:
+    """What can be shown, each with how many pictures that is."""
+    counts = (len(texts), sum(not text for text in texts.values()), len(wrong))
+    return gr.update(choices=[(f"{name} ({count})", name) for name, count in zip(words.FILTERS, counts)])
+
+
+def _tagger(home: Any) -> tuple[Any, Any]:
+    here = tagger.there(tagger.folder(home))
     return gr.update(visible=here), gr.update(visible=not here)
 
 
@@ -395,14 +424,15 @@ def _folder_shown(folders: list[str], current: str) -> str:
     return current if len(folders) == 1 else str(Path(folders[0]).parent)
 
 
-def _nothing(text: str, recipe: dict[str, Any], folder: str = "", kind: str = "quiet") -> list[Any]:
+def _nothing(text: str, recipe: dict[str, Any], home: Any, folder: str = "", kind: str = "quiet") -> list[Any]:
     trigger = draft.get(recipe, "data.trigger", "")
     blank = [one for _ in range(CELLS) for one in _no_cell()]
     # What somebody is typing into the field stays there.
     still = gr.update(interactive=False)
     return [
-        folder or gr.skip(), gr.update(visible=False), note(text, kind), still, "", still, 0, trigger, "", *_tagger(),
-        *blank, trigger, folder,
+        folder or gr.skip(), gr.update(visible=False), note(text, kind), still, "", still, 0, trigger, "",
+        *_tagger(home),
+        *blank, trigger, folder, gr.skip(),
     ]  # fmt: skip
 
 
@@ -410,7 +440,7 @@ def _summary(listing: captions.Listing, texts: dict[str, str | None], wrong: dic
     if not listing.pictures:
         return note(words.EMPTY_FOLDER, "bad")
     without = sum(not text for text in texts.values())
-    lines = words.COUNTED.format(len(listing.pictures), len(texts) - without)
+    lines = words.COUNTED.format(words.number(len(listing.pictures), words.PICTURES), len(texts) - without)
     out = [note(lines, "good")]
     counted: dict[str, int] = {}
     for marks in wrong.values():
@@ -419,10 +449,10 @@ def _summary(listing: captions.Listing, texts: dict[str, str | None], wrong: dic
             counted[word] = counted.get(word, 0) + 1
     out += [note(f"{number} {word}", "warn") for word, number in counted.items()]
     if later:
-        out.append(note(words.LATER.format(later)))
+        out.append(note(words.LATER.format(words.number(later, words.PICTURES))))
     if listing.others:
         named = ", ".join(listing.others[:3]) + ("…" if len(listing.others) > 3 else "")
-        out.append(note(words.IGNORED.format(len(listing.others), named)))
+        out.append(note(words.IGNORED.format(words.number(len(listing.others), words.OTHER_FILES), named)))
     return f'<div class="chips">{"".join(out)}</div>'
 
 

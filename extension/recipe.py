@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -19,8 +20,8 @@ from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
 from ..trainer.runs.events import read_object
-from . import check, draft, fields, hosts, models, words
-from .page import EVENT, RENDER, SLOW, Context, Screen, kindly, note, problem_list
+from . import check, draft, fetch, fields, hosts, models, words
+from .page import EVENT, RENDER, SLOW, Context, Screen, bar, kindly, note, problem_list
 from .security import ANYWHERE, Folders
 from .store import read_text, write, write_json
 
@@ -74,7 +75,7 @@ class Recipe:
         self.outputs = [
             self.status, self.preset, self.objective, self.pixel, self.changed, self.toml, self.based_on, self.version,
             self.shown, self.goal, self.tiles, self.length, self.length_note, self.prompts_note, self.replaced,
-            self.undo, self.earlier, *self.made.values(),
+            self.undo, self.earlier, self.searched, *self.made.values(),
         ]  # fmt: skip
         with searched:
             gr.render(inputs=[self.query, self.table, self.version], **RENDER)(self._found)
@@ -86,6 +87,8 @@ class Recipe:
         goals = [(words.GOALS[goal], goal) for goal in models.GOALS]
         self.goal = gr.Radio(goals, label=words.GOAL, info=words.GOAL_INFO, elem_id="goal")
         self.tiles = gr.Radio([], label=words.BASE_MODEL, elem_id="models", elem_classes="tiles")
+        with gr.Accordion(words.GET, open=False, elem_id="get-model"):
+            self._get()
         with gr.Row(elem_classes="align-end"):
             self._field("model.path", scale=4)
             name, gb = models.gpu()
@@ -107,6 +110,24 @@ class Recipe:
             with gr.Column(scale=1, min_width=200):
                 self._field("sample.every")
                 self.pixel = gr.Checkbox(label=words.PIXEL, info=words.PIXEL_INFO, elem_id="pixel")
+
+    def _get(self) -> None:
+        """What can be fetched by name, where models are searched, and a folder to search too."""
+        self.searched = gr.HTML()
+        self.fetched: dict[str, tuple[gr.Button, gr.Button, gr.HTML]] = {}
+        for name, source in fetch.BASES.items():
+            with gr.Row(elem_classes="align-end tight"):
+                about = words.GET_ABOUT.format(source.title, source.gb, source.licence, source.repository)
+                line = gr.HTML(note(about + (words.GET_GATED if source.gated else "")), elem_id=f"about-{name}")
+                get = gr.Button(
+                    words.GET_ONE.format(source.title), size="sm", scale=0, min_width=140, elem_id=f"get-{name}"
+                )
+                end = gr.Button(words.CANCEL, size="sm", scale=0, min_width=80, elem_id=f"end-{name}")
+            self.fetched[name] = (get, end, line)
+        with gr.Row(elem_classes="align-end tight"):
+            self.folder = gr.Textbox(label=words.MODEL_FOLDER, elem_id="model-folder", scale=4)
+            self.inside = gr.Dropdown([], label=words.BROWSE, elem_id="browse", scale=3)
+            self.add_folder = gr.Button(words.ADD_FOLDER, scale=0, min_width=170, elem_id="add-models")
 
     def _more(self) -> gr.Column:
         """Every other option, and where the search puts what it finds."""
@@ -181,6 +202,16 @@ class Recipe:
         for number, button in enumerate(self.check.buttons):
             applied = button.click(functools.partial(self.check.apply, number), [self.check.offered], None, **EVENT)
             self.check.on_change(applied.success(self.show, self.view, self.outputs, **EVENT))
+        for name, (get, end, line) in self.fetched.items():
+            fetched = get.click(functools.partial(fetching, self.home, name), None, [line], **EVENT)
+            fetched.success(self.show, self.view, self.outputs, **EVENT)
+            end.click(functools.partial(fetch.stop, self.home, name), None, None, **EVENT)
+        for happened in (self.inside.focus, self.folder.submit):
+            happened(self.browse, [self.folder], [self.inside], **EVENT)
+        entered = self.inside.input(lambda path: path, [self.inside], [self.folder], **EVENT)
+        entered.success(self.browse, [self.folder], [self.inside], **EVENT)
+        added = self.add_folder.click(self.add_models, [self.folder], None, **EVENT)
+        added.success(self.show, self.view, self.outputs, **EVENT)
         asked = [self.question, self.asked, self.pending]
         read = self.imported.upload(self.read_file, [self.imported], asked, show_progress_on=[self.imported], **SLOW)
         for ended in (read.success, read.failure):  # so that another can be dropped
@@ -225,7 +256,8 @@ class Recipe:
             gr.update(value=self._goal(parts[1] if parts else "", kind)), self._tiles(path),
             gr.update(value=_length(values, self._preset_steps())), self._length_note(values), self.filled(prompts),
             note(words.REPLACED_BY.format(because), "warn") if because is not None else "",
-            gr.update(visible=because is not None), gr.update(choices=_earlier(self.home), value=None), *filled,
+            gr.update(visible=because is not None), gr.update(choices=_earlier(self.home), value=None),
+            self._searched(), *filled,
         ]  # fmt: skip
 
     @kindly
@@ -394,6 +426,26 @@ class Recipe:
         gr.Info(words.PRESET_SAVED.format(escape(path.stem)))
         return gr.update(choices=presets(self.home))
 
+    @kindly
+    def browse(self, folder: str) -> Any:
+        """What lies in a folder of this machine: folders to go into, and models to choose."""
+        given = folder.strip() or str(Path.home())
+        path = self.context.folders.check("folder", given)
+        inside = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")]
+        folders = [(f"{one.name}/", str(one)) for one in inside if one.is_dir()]
+        return gr.update(
+            choices=[(words.UP, str(path.parent)), *folders], label=words.OPEN_FOLDER_IN.format(path), value=None
+        )
+
+    @kindly
+    def add_models(self, folder: str) -> None:
+        hosts.add_models(self.home, self.context.folders.check("folder", folder))
+
+    def _searched(self) -> str:
+        places = [str(folder) for host in hosts.find(self.home) for folder in host.checkpoints]
+        places += [str(folder) for folder in model_folders(self.home)]
+        return note(words.SEARCHED.format(", ".join(places) or words.NO_FOLDERS))
+
     def filled(self, typed: str) -> str:
         """The prompts as they will be drawn, while they are typed."""
         values = self.context.recipe()
@@ -443,6 +495,19 @@ class Recipe:
     def _inherited(self, key: str) -> Any:
         """What the preset says of an option."""
         return draft.get(draft.inherited(draft.values_of(draft.read(self.home)), self.context.folders), key)
+
+
+def fetching(home: Any, name: str) -> Iterator[str]:
+    """Fetch what has this name, and say how far it is."""
+    source = fetch.SOURCES[name]
+    kindly(fetch.start)(home, name)
+    while (now := fetch.state(home, name)).live:
+        yield bar(now.gb / source.gb, words.FETCHING.format(source.title, now.gb, source.gb))
+        time.sleep(1)
+    if now.done:
+        yield note(words.FETCHED.format(source.title, fetch.place(home, name)), "good")
+    else:
+        yield note(now.message or words.STOPPED_FETCHING, "warn")
 
 
 def build(context: Context) -> Screen:
@@ -505,9 +570,7 @@ def own_presets(home: Any) -> Path:
 
 def model_folders(home: Any) -> list[Path]:
     """Folders of models that the page itself fills, or was told of."""
-    from .hosts import model_places
-
-    return [folder for folder in model_places(home) if folder.is_dir()]
+    return [folder for folder in hosts.model_places(home) if folder.is_dir()]
 
 
 def presets(home: Any) -> list[tuple[str, str]]:

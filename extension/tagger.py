@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from ..trainer.errors import UserError
 from . import images
-from .store import ROOT
+from .store import ROOT, Home
 
 FOLDER = ROOT / "models" / "tagger"
 GENERAL, CHARACTER = 0, 4
@@ -37,6 +37,11 @@ class Tagger:
         rows = sorted(zip(found[0], self.names, self.categories), key=lambda row: (row[2] != CHARACTER, -row[0]))
         wanted = {GENERAL: at_least, CHARACTER: max(at_least, CHARACTER_AT_LEAST)}
         return ", ".join(name for sure, name, category in rows if sure >= wanted.get(category, 2.0))
+
+
+def folder(home: Home) -> Path:
+    """Where a tagger lies: one of one's own first, else the one that the page fetched."""
+    return FOLDER if there(FOLDER) else home.models / "tagger"
 
 
 def there(folder: Path = FOLDER) -> bool:

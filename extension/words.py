@@ -18,7 +18,12 @@ SKIP = "Skip to the screen"
 
 # Things that are counted: one, more
 PICTURES, CAPTIONS, PROMPTS = ("picture", "pictures"), ("caption", "captions"), ("prompt", "prompts")
-PAIRS, RATED, OPTIONS = ("pair", "pairs"), ("rating", "ratings"), ("option", "options")
+OTHER_FILES, PAIRS, RATED, OPTIONS = (
+    ("other file", "other files"),
+    ("pair", "pairs"),
+    ("rating", "ratings"),
+    ("option", "options"),
+)
 CHANGES, STEPS, EPOCHS = ("change", "changes"), ("step", "steps"), ("epoch", "epochs")
 
 
@@ -45,17 +50,17 @@ UPLOAD = "Drop pictures here, with their .txt captions; they are copied"
 DEMO = "Use the demo pictures"
 NO_FOLDER = "Give a folder, drop pictures above, or begin with the bundled demo pictures."
 EMPTY_FOLDER = "There are no pictures in this folder (PNG, JPEG, WebP, BMP or AVIF)."
-LATER = "{} pictures are still to be looked at; turn the page to continue."
+LATER = "still to be looked at: {}; turn the page to continue"
 SET, CAPTION = "Set", "Caption"
-COUNTED = "{} pictures, {} with a caption"
-IGNORED = "{} other files are ignored: {}"
+COUNTED = "{}, {} with a caption"
+IGNORED = "ignored: {} ({})"
 NO_CAPTION, UNREADABLE, VERY_LARGE, SMALL = "no caption", "cannot be read", "very large", "small"
 DUPLICATE, SAME_AS = "duplicate", "same as {}"
-ADDED = "{} pictures and {} captions were added to {}."
-MORE_REFUSED = "{} more files were refused."
-CHANGED = "{} captions were changed."
-RESTORED = "{} captions are as before."
-LEFT_AS_EDITED = " {} were changed since and stay as they are."
+ADDED = "Added to {2}: {0}, {1}."
+MORE_REFUSED = "and {} more refused"
+CHANGED = "Changed: {}."
+RESTORED = "As before: {}."
+LEFT_AS_EDITED = " Changed since, and left so: {}."
 CAPTION_PLACEHOLDER = "What is in the picture"
 FILTER = "Show"
 FILTERS = ("all", "without caption", "with a warning")
@@ -67,10 +72,12 @@ TRIGGER_INFO = (
 FIND, REPLACE, WHOLE_TAGS, REPLACE_ALL, UNDO = "Find", "Replace with", "Whole tags only", "Replace", "Undo"
 TAGS = "Most frequent tags"
 BACK, FORWARD = "‹ Back", "More ›"
-NO_TAGGER = "To write captions automatically, put a WD14 tagger (model.onnx and selected_tags.csv) into {}."
+NO_TAGGER = "A tagger writes captions for you. {} A tagger of your own (model.onnx, selected_tags.csv) goes into {}."
+TAGGING_ENDED = "Tagging was stopped; what is written stays."
+GET_TAGGER = "Get a tagger"
 TAG, TAG_AT_LEAST = "Tag pictures without caption", "Minimum confidence"
-TAGGING, TAGGED = "Tagging {} of {}…", "{} captions were written."
-TYPED_MEANWHILE = " {} pictures had one by then, or no tag above the minimum."
+TAGGING, TAGGED = "Tagging {} of {}…", "Written: {}."
+TYPED_MEANWHILE = " Left out: {} that had one by then, or no tag above the minimum."
 
 # Recipe
 GOAL, GOAL_INFO = "What should it learn?", "Model, GPU and this together choose the preset that everything starts from."
@@ -79,6 +86,17 @@ GOALS = {
     "detail": "A style with fine detail", "preference": "My preferences",
 }  # fmt: skip
 BASE_MODEL, OTHER_MODEL = "Base model", "Base model from elsewhere"
+GET, GET_ONE = "Get a base model, or add a folder of models", "Get {}"
+GET_ABOUT = "{}: {:.1f} GB, licence: {}; from {}"
+GET_GATED = " (needs a login at the hub, where the licence is accepted first)"
+FETCHING, FETCHED = "{}: {:.1f} of {:.1f} GB", "{} is here: {}"
+GATED = "{} is given only to who has accepted its licence: do that at huggingface.co/{}, run 'hf auth login', try again"
+NOT_FETCHED = "{} could not be fetched: {}; what has come so far is kept, try again"
+STOPPED_FETCHING = "It was stopped; what has come so far is kept, and the next try goes on from there."
+SEARCHED = "Searched: {}"
+NO_FOLDERS = "no folder of ComfyUI, A1111 or Forge was found"
+MODEL_FOLDER, ADD_FOLDER = "Folder of models", "Search this folder too"
+BROWSE, OPEN_FOLDER_IN, UP = "Browse", "In {}", ".. (one up)"
 MODEL_PLACEHOLDER = "or the path of a file or folder, or a hub id"
 GPU, GPU_FOUND, NO_GPU = "GPU", "found: {}, {:.0f} GB", "no GPU found on this machine"
 GPU_SIZE = "{} GB"

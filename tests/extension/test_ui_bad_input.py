@@ -67,7 +67,7 @@ def test_an_empty_folder_and_a_folder_of_texts_say_so(screen: pictures.Pictures,
     (tmp_path / "mine" / "notes.txt").write_text("a")
     assert "There are no pictures in this folder" in screen.choose(str(tmp_path / "mine"))[2]
     Image.new("RGB", (64, 64)).save(tmp_path / "mine" / "one.png")
-    assert "1 other files are ignored: notes.txt" in screen.choose(str(tmp_path / "mine"))[2]
+    assert "ignored: 1 other file (notes.txt)" in screen.choose(str(tmp_path / "mine"))[2]
 
 
 def test_a_picture_of_30000_pixels_is_shown_as_such_and_the_page_stays_quick(

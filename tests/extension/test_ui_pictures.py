@@ -100,7 +100,7 @@ def test_a_tagger_writes_captions_only_where_there_are_none(
     with gr.Blocks():
         screen = pictures.Pictures(Context(home, Addresses.of(home), Folders()))
     *_, last = screen.tag_all(str(folder), 0.6)
-    assert "2 captions were written" in last and "broken.png: it cannot be read" in last
+    assert "Written: 2 captions" in last and "broken.png: it cannot be read" in last
     texts = captions.read_all(captions.scan(folder))
     # Red: (1 + 1) / 2 = 1 for red, 1/2 for the others. Field: (200 / 255 + 1) / 2 = 0.89 for green, 0.62 for blue.
     assert texts == {"red.png": "red", "field.png": "green hill, blue", "mine.png": "my words", "broken.png": None}
@@ -122,7 +122,7 @@ def test_a_caption_that_came_while_the_tagger_worked_stays(
     *_, last = screen.tag_all(str(folder), 0.5)
     texts = captions.read_all(captions.scan(folder))
     assert texts == {"0.png": "solo", "1.png": "typed meanwhile", "2.png": "solo"}
-    assert "2 captions were written. 1 pictures had one by then" in last
+    assert "Written: 2 captions. Left out: 1 picture that had one by then" in last
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_undo_leaves_what_was_edited_since(
     screen.undo_replace(*view)
     texts = captions.read_all(captions.scan(folder))
     assert texts == {"0.png": "picture 0, soft light", "1.png": "caption 1", "2.png": "caption 2"}
-    assert "2 captions are as before. 1 were changed since and stay" in capsys.readouterr().out
+    assert "As before: 2 captions. Changed since, and left so: 1." in capsys.readouterr().out
 
 
 def test_the_demo_pressed_twice_keeps_the_recipe_before(screen: pictures.Pictures) -> None:
