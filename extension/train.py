@@ -217,7 +217,7 @@ class Train:
         steps, rows = sorted(pictures), sorted({row for one in pictures.values() for row in one})
         row = prompt if prompt in rows else rows[0] if rows else None
         follows = at is None or steps_before is None or at >= len(steps_before) - 1
-        index = len(steps) - 1 if follows else min(at or 0, len(steps) - 1)
+        index = max(0, len(steps) - 1 if follows else min(at or 0, len(steps) - 1))
         doing = _doing(status, log)
         now |= {
             "choice": [now["runs"], current.name], "steps": steps,

@@ -279,6 +279,7 @@ def test_a_run_that_waits_says_so_and_shows_no_other_runs_results(context: Conte
     queue.add_resume(context.home, old)
     shown = dict(zip(map(id, screen.outputs), screen.show("old", "loss", 0.9, False, {})))
     assert "old waits: number 1" in shown[id(screen.state)]
+    assert shown[id(screen.at)]["value"] == 0, "a slider below its least value would end every look at the runs"
 
 
 def test_a_finished_run_shows_its_file(context: Context) -> None:
