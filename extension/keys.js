@@ -41,7 +41,7 @@
   const wait = setInterval(() => {
     if (!tabsOf().length) return;
     clearInterval(wait);
-    goTo();
+    if (screens.indexOf(location.hash.slice(1)) > 0) goTo();
     new MutationObserver(() => {
       const at = tabsOf().findIndex((one) => one.getAttribute("aria-selected") === "true");
       if (at >= 0 && location.hash.slice(1) !== screens[at]) history.replaceState(null, "", `#${screens[at]}`);
