@@ -1,7 +1,7 @@
 () => {
   // Keys press the visible button that carries them: left, right, down (tie), S (skip), U (undo).
   const names = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", s: "skip", u: "undo" };
-  const typing = "input, textarea, select, [contenteditable=true], [role=listbox], [role=tab], .cm-editor";
+  const typing = "input, textarea, select, [contenteditable=true], [role=listbox], [role=tab]:focus-visible, .cm-editor";
   document.addEventListener("keydown", (event) => {
     const name = names[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!name || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -17,10 +17,11 @@
     }
   });
 
-  // Tab leaves the text of the recipe; arrow keys move along the tabs.
+  // Tab leaves the text of the recipe; arrow keys move along the tabs for who came there by keys. After a click on a tab
+  // they vote.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Tab" && event.target.closest(".cm-editor")) event.stopPropagation();
-    const tab = event.target.closest("#steps > .tab-wrapper [role=tab]");
+    const tab = event.target.closest("#steps > .tab-wrapper [role=tab]:focus-visible");
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!tab || !by) return;
     const tabs = tabsOf();
