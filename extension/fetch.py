@@ -72,7 +72,8 @@ def state(home: Home, name: str) -> State:
     folder, source = place(home, name), SOURCES[name]
     done = all((folder / file).is_file() for file in source.files)
     now = control.status(folder)
-    message = "" if now.live or done else str(read_object(folder / "failed.json").get("message", ""))
+    failed = str(read_object(folder / "failed.json").get("message", "")) or now.message  # it crashed; "" once stopped
+    message = "" if now.live or done else failed
     return State(now.live, done and not now.live, _bytes(folder) / 1e9, message)
 
 

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("gradio", reason="the interface's own extra is not installed")
 
 from pixelkiln.extension import fetch, findings, recipe
-from pixelkiln.extension.store import Home
+from pixelkiln.extension.store import ROOT, Home
 
 CONTENT = b"weights" * 1000
 
@@ -66,6 +66,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "pixelkiln").symlink_to(ROOT)  # whatever this checkout's folder is called
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     yield handler
