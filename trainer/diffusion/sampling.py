@@ -308,14 +308,10 @@ def _scheduler(process: Process, prompt: Prompt, levels: Tensor) -> Any:
         "pndm": {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
     }.get(prompt.sampler, {})
     made = getattr(diffusers, _SCHEDULERS[prompt.sampler])(trained_betas=betas, prediction_type=kind, **extra)
-    if bool((process.alphas == 0).any()):  # float32 betas cannot tell the last from 1, nor its alpha from 0
-        made.alphas_cumprod = alphas.float()
     if prompt.sampler == "euler":
         made.set_timesteps(sigmas=levels.tolist())
     else:
         made.set_timesteps(prompt.steps)
-    if hasattr(made, "set_begin_index"):  # or the first timestep is looked up, where several may round to one
-        made.set_begin_index(0)
     return made
 
 
