@@ -347,8 +347,8 @@ def _copied(value: Any) -> Any:
     return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
-def _at(tables: Any, place: Iterable[str | int]) -> Any:
-    """The table at a place, made where it is not there."""
+def _at(tables: Any, place: Iterable[Any]) -> Any:
+    """The table at a place of keys and list positions, made where it is not there."""
     for part in place:
         tables = tables[int(part)] if isinstance(tables, list) else tables.setdefault(part, {})
     return tables

@@ -110,7 +110,7 @@ def start_detached(
         with log.open("ab") as file:
             return start_detached(command, file, cwd=cwd, env=env)
     return subprocess.Popen(
-        command, cwd=cwd, env=env, text=False, stdin=subprocess.DEVNULL,
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL,
         stdout=log or subprocess.DEVNULL, stderr=subprocess.STDOUT, **apart(),
     )  # fmt: skip
 
