@@ -6,6 +6,7 @@ kind in the default run, and everything that once failed, in ``fuzz_corpus/``.
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 import random
@@ -301,7 +302,9 @@ def test_five_hundred_damaged_inputs(home, capsys, kind):
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*")) if CORPUS.exists() else [], ids=lambda path: path.name)
 def test_what_once_failed(home, capsys, path):
-    DAMAGE[path.name.partition("-")[0]][0](home, capsys, path.read_bytes())
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
+    DAMAGE[path.name.partition("-")[0]][0](home, capsys, data)
 
 
 def test_code_in_a_file_is_never_executed(home, capsys, tmp_path):
