@@ -35,11 +35,8 @@ def presets() -> list[str]:
 
 
 def _named_presets() -> list[str]:
-    own = sorted((control.ROOT / "presets").glob("*.toml"))
-    if not (control.ROOT / "presets" / "base").is_dir():  # the registry's archive comes without the demo's base model
-        own = [path for path in own if not path.stem.startswith("demo")]
-    more = [path for place in host.folders(host.DATA) for path in sorted(place.glob("*.toml"))]
-    return [path.stem for path in (*own, *more)]
+    places = [control.ROOT / "presets", *host.folders(host.DATA)]
+    return [path.stem for place in places for path in sorted(place.glob("*.toml"))]
 
 
 def preset_path(name: str, base: Path | None = None) -> Path:
