@@ -323,7 +323,7 @@ def _diffusers(
     denoiser.eval()
     try:
         mine = denoiser(**inputs).sample
-        noise = float((denoiser(**_nudge(inputs)).sample - mine).double().norm())
+        noise = float((denoiser(**_nudge(inputs)).sample - mine).cpu().double().norm())
         with adapter.off():
             bare = denoiser(**inputs).sample
         state, alphas = reader.lora_state_dict(dict(tensors), unet_config=denoiser.config)[:2]
@@ -340,7 +340,7 @@ def _diffusers(
     finally:
         for module in training:
             module.training = True
-    apart, size, whole = (float(v.double().norm()) for v in (theirs - mine, mine - bare, mine))
+    apart, size, whole = (float(v.cpu().double().norm()) for v in (theirs - mine, mine - bare, mine))
     if not apart <= (0.02 + 4 * rounding) * size + 1e-5 * whole + 4 * noise:
         found.problems.append(
             f"{path}: diffusers makes another model of it ({apart:.1e} of {size:.1e} apart); please report it"

@@ -23,6 +23,11 @@ def zero_terminal_snr(alphas: Tensor) -> Tensor:
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _wide(value: Tensor, like: Tensor) -> Tensor:
     """[B] -> [B, 1, 1, 1] in the dtype and on the device of ``like``."""
     return value.to(like).reshape(-1, *[1] * (like.ndim - 1))
@@ -58,9 +63,14 @@ class Process:
         return f"{self.prediction} {hashlib.sha256(schedule).hexdigest()}"
 
     def scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, s), each [B], float64: the amplitude of the data and of the noise."""
+        """(a, s), each [B], in ``widest``: the amplitude of the data and of the noise."""
+        dtype = widest(level.device)
         if self.alphas is None:
-            return 1 - level.double(), level.double()
+            return 1 - level.to(dtype), level.to(dtype)
+        if dtype != torch.float64:  # 1 - alpha cancels, so it is taken in float64 on the host
+            roots = (self.alphas.sqrt(), (1 - self.alphas).sqrt())
+            a, s = (root.to(dtype).to(level.device)[level.long()] for root in roots)
+            return a, s
         alpha = self.alphas.to(level.device)[level.long()]
         return alpha.sqrt(), (1 - alpha).sqrt()
 
@@ -123,7 +133,7 @@ class Process:
                 return (noisy - a * out) / s
 
     def gain(self, level: Tensor, of: Literal["mixed", "x0", "epsilon"] = "mixed") -> Tensor:
-        """[B] float64: |residual of a view| / |out - target|. Mixed: z_t from the true z0 and predicted noise."""
+        """[B] in ``widest``: |residual of a view| / |out - target|. Mixed: z_t from the true z0 and predicted noise."""
         a, s = self.scales(level)
         one = torch.ones_like(a)
         epsilon, x0 = {

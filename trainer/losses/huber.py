@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..diffusion.process import Process
+from ..diffusion.process import Process, widest
 from ..diffusion.types import Loss, Step
 from ..registry import losses, option
 from .term import LossParts, TermOptions, mean, residual
@@ -24,12 +24,15 @@ class HuberOptions(TermOptions):
 
 
 def threshold(level: Tensor, process: Process, options: HuberOptions) -> Tensor:
-    """[B] float64: the c of each row. For a flow the timestep is 1000 sigma, and SD's sigma is s / a."""
+    """[B] in ``widest``: the c of each row. For a flow the timestep is 1000 sigma, and SD's sigma is s / a."""
     match options.schedule:
         case "constant":
-            return torch.full_like(level, options.c * options.scale, dtype=torch.float64)
+            return torch.full_like(level, options.c * options.scale, dtype=widest(level.device))
         case "exponential":
-            return torch.exp(math.log(options.c) / process.steps * process.time(level).double()) * options.scale
+            return (
+                torch.exp(math.log(options.c) / process.steps * process.time(level).to(widest(level.device)))
+                * options.scale
+            )
         case "snr":
             a, s = process.scales(level)
             return (1 - options.c) * (a / (a + s)) ** 2 + options.c  # (1 - c) / (1 + s / a)^2 + c

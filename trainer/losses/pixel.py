@@ -21,7 +21,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from ..diffusion.process import Process
+from ..diffusion.process import Process, widest
 from ..diffusion.types import Loss, Step
 from ..errors import UserError
 from ..registry import PathStr, losses, option
@@ -110,7 +110,7 @@ class PixelOptions(DecodeOptions):
 
 
 def coefficient(process: Process, level: Tensor, mode: Mode, to: Tensor | None = None) -> Tensor:
-    """[B] float64: c of the decoded residual c (out - target). ``to``: the (a, s) [2, B] where ``stepped`` arrives."""
+    """[B] in ``widest``: c of the residual c (out - target). ``to``: (a, s) [2, B] where ``stepped`` arrives."""
     sign = 1 if process.prediction == "sample" else -1
     if mode == "x0":
         return sign * process.gain(level, "x0")
@@ -121,12 +121,13 @@ def coefficient(process: Process, level: Tensor, mode: Mode, to: Tensor | None =
 
 
 def arrival(process: Process, level: Tensor, jump: Tensor, reach: tuple[float, float]) -> Tensor:
-    """[2, B] float64: amplitudes of data and noise after the step of mode ``stepped``; below the schedule: clean."""
-    size = reach[0] + jump.double() * (reach[1] - reach[0])
+    """[2, B] in ``widest``: amplitudes of data and noise after the step of ``stepped``; below the schedule: clean."""
+    dtype = widest(level.device)
+    size = reach[0] + jump.to(dtype) * (reach[1] - reach[0])
     if process.is_flow:
-        sigma = (level.double() - size).clamp(min=0)
+        sigma = (level.to(dtype) - size).clamp(min=0)
         return torch.stack([1 - sigma, sigma])
-    at = (level.double() - size * process.steps).round()
+    at = (level.to(dtype) - size * process.steps).round()
     a, s = process.scales(at.clamp(min=0))
     clean = at < 0
     return torch.stack([a.masked_fill(clean, 1.0), s.masked_fill(clean, 0.0)])

@@ -35,6 +35,9 @@ def quantize_and_offload(
     """Before an adapter is there: make frozen weights small, each on the device where it will be; those of blocks that
     are streamed stay in the host's memory. UserError without bitsandbytes."""
     memory.set_limit(device, options.limit_gb)
+    for name, kind in (("base_weights", options.base_weights), ("text_weights", options.text_weights)):
+        if kind != "full" and device.type == "mps":
+            raise UserError(f"memory.{name}: '{kind}' has no kernels for Apple GPUs; use full")
     resident = options.blocks_on_gpu
     streams = resident != "all" and (resident != "auto" or device.type == "cuda")
     try:

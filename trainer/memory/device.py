@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -93,7 +95,9 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_properties(device).name if device.type == "cuda" else "this machine's CPU"
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).name
+    return "the Apple GPU" if device.type == "mps" else "this machine's CPU"
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
@@ -102,9 +106,19 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.float32
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("run.precision: fp16 does not train on a CPU; use bf16 or fp32")
+    if wanted == "fp16" and device.type in ("cpu", "mps"):
+        where = "a CPU" if device.type == "cpu" else "an Apple GPU"
+        raise UserError(f"run.precision: fp16 does not train on {where}; use bf16 or fp32")
+    if wanted == "fp64" and device.type == "mps":
+        raise UserError("run.precision: Apple GPUs have no float64; use fp32 or bf16")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}[wanted]
+
+
+def mps_fallback(device: torch.device) -> str | None:
+    """What torch is told to do with operations that an Apple GPU lacks; torch itself warns of the first of each."""
+    if device.type != "mps" or os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") != "1":
+        return None
+    return "warning: PYTORCH_ENABLE_MPS_FALLBACK is set: operations that the Apple GPU lacks run slowly on the CPU"
 
 
 def choose_attention(device: torch.device, wanted: str = "auto") -> tuple[str, str]:
@@ -140,11 +154,25 @@ def use_attention(denoiser: Any, name: str) -> str | None:
     return None
 
 
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|_STATUS_\w*ALLOC|CUBLAS_STATUS_NOT_INITIALIZED|can't allocate memory|not enough memory", re.I
+)
+"""Of CUDA (its pinned host memory too), cuBLAS and cuDNN, MPS, and the CPU's allocator on Linux and Windows. cuBLAS
+reports a handle for which there is no memory as not initialized."""
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that memory ran out, which not all of them do by their class."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
 def set_limit(device: torch.device, limit_gb: float | None) -> None:
     """Cap what this process takes of the GPU."""
     if limit_gb is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 2**30 / total), device)
+    elif limit_gb is not None and device.type == "mps":
+        torch.mps.set_per_process_memory_fraction(min(2.0, limit_gb * 2**30 / torch.mps.recommended_max_memory()))
 
 
 def spare_bytes(device: torch.device, limit_gb: float | None) -> int:
@@ -157,6 +185,10 @@ def spare_bytes(device: torch.device, limit_gb: float | None) -> int:
 
 def free_bytes(device: torch.device, limit_gb: float | None) -> int | None:
     """What is free on the GPU now; None on a CPU."""
+    if device.type == "mps":
+        most = torch.mps.recommended_max_memory()
+        most = most if limit_gb is None else min(most, int(limit_gb * 2**30))
+        return most - torch.mps.current_allocated_memory()
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -170,6 +202,8 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
     elif sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library than glibc
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -189,6 +223,8 @@ def used_gb(device: torch.device) -> float:
     """GiB in use now: reserved on a GPU, resident in memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device) / 2**30
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**30
     import psutil
 
     return psutil.Process().memory_info().rss / 2**30
@@ -198,19 +234,32 @@ def wait(device: torch.device) -> None:
     """Wait until the GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+_mps_peak = 0.0
 
 
 def reset_peak(device: torch.device) -> None:
     """From here on, where the system can: not on a CPU outside Linux."""
+    global _mps_peak
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "mps":
+        _mps_peak = 0.0
     elif sys.platform == "linux":
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 def peak_gb(device: torch.device) -> float:
-    """GiB: reserved on the GPU at most; on a CPU the largest resident size of this process."""
+    """GiB: reserved on the GPU at most; on an Apple GPU the most that was found so far when this was asked; on a CPU
+    the largest resident size of this process."""
+    global _mps_peak
+    if device.type == "mps":
+        _mps_peak = max(_mps_peak, used_gb(device))
+        return _mps_peak
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**30
     if sys.platform == "win32":

@@ -14,7 +14,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from ..diffusion.process import Process
+from ..diffusion.process import Process, widest
 from ..diffusion.types import ObjectiveOutput, Step
 from ..errors import UserError
 from ..registry import objectives, option
@@ -60,7 +60,7 @@ class SftOptions(ObjectiveOptions):
 
 
 Weighting = Callable[[Tensor], Tensor]
-"""Levels [B] -> weights [B] float64."""
+"""Levels [B] -> weights [B] in ``widest``."""
 
 
 def weightings(options: SftOptions, process: Process) -> list[Weighting]:
@@ -98,12 +98,12 @@ def weightings(options: SftOptions, process: Process) -> list[Weighting]:
 
 
 def _cosmap(level: Tensor) -> Tensor:
-    sigma = level.double()
+    sigma = level.to(widest(level.device))
     return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
 
 
 def _sigma_sqrt(level: Tensor) -> Tensor:
-    return level.double().clamp(min=1e-6) ** -2
+    return level.to(widest(level.device)).clamp(min=1e-6) ** -2
 
 
 class Sft:

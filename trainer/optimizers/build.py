@@ -29,6 +29,11 @@ def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tup
     whose rate is 0 is left out, and reported. Raises UserError in one line.
     """
     named = find(options.kind)
+    on_apple = any(p.device.type == "mps" for group in groups for p in group["params"])
+    if on_apple and named.path.startswith("bitsandbytes."):
+        raise UserError(
+            f"optimizer.kind: {options.kind} is bitsandbytes', which has no kernels for Apple GPUs; use AdamW"
+        )
     cls = load_class(named.path, Optimizer, f"optimizer.kind: {options.kind}", "AdamW")
     _check_step(cls, options.kind)
     rates = [_rate(options, group["name"]) * group.get("ratio", 1.0) for group in groups]

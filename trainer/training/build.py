@@ -166,6 +166,8 @@ def build_model(
     family = load(config.model, dtype, vae_dtype=vae_dtype, found=found)
     for line in [*family.notes, *([note] if note else [])]:
         log(line)
+    if note := memory.mps_fallback(device):
+        log(note)
     attention, why = memory.choose_attention(device, config.memory.attention)
     log(f"training on {device}, {str(dtype).removeprefix('torch.')}, attention: {why}")
     if config.model.base_adapters:

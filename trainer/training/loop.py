@@ -91,7 +91,9 @@ def _out_of_memory_is_one_line() -> Iterator[None]:
     """Where no smaller way is left to try."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not memory.is_out_of_memory(error):
+            raise
         line = f"train: out of memory ({_first_line(error)}); `check --fit` proposes what takes less"
         raise UserError(f"{line}, and --resume continues from what is saved") from error
 
@@ -118,7 +120,7 @@ def _tensorboard_folder(options: RunOptions, folder: RunFolder) -> Path:
     return Path(options.log_dir) / f"{options.log_prefix}{time.strftime('%Y%m%d%H%M%S')}" / "network_train"
 
 
-def _first_line(error: torch.OutOfMemoryError) -> str:
+def _first_line(error: RuntimeError) -> str:
     return str(error).split("\n")[0].partition(". GPU")[0]
 
 
@@ -338,8 +340,8 @@ class Loop:
             for micro in micro_batches(batch, size, s.rank, s.world):
                 total.add(self._micro_batch(micro.to(s.model.device), batch.rows.role))
             return total
-        except torch.OutOfMemoryError as error:
-            if s.world > 1:
+        except RuntimeError as error:
+            if s.world > 1 or not memory.is_out_of_memory(error):
                 raise
             message = _first_line(error)
         self._make_smaller(message)  # out here, as an error holds on to all that its step has made
@@ -507,7 +509,9 @@ class Loop:
         try:
             work()
             return
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not memory.is_out_of_memory(error):
+                raise
             message = _first_line(error)
         memory.release(self.session.model.device)
         self.writer.warning(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..diffusion.process import widest
 from ..diffusion.types import Batch, Draw
 from ..losses.term import LossTerms
 from ..memory.quantize import quantized_as
@@ -62,7 +63,7 @@ class ReferenceCache:
             self._changed = True
         return {
             name: torch.tensor(
-                [self._errors[keys[row]][name] for row in rows], dtype=torch.float64, device=model.device
+                [self._errors[keys[row]][name] for row in rows], dtype=widest(model.device), device=model.device
             )
             for name, rows in places.items()
             if rows

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..diffusion.process import widest
 from ..diffusion.types import Batch, Draw, Role, Step
 from ..losses.term import LossTerms, Term
 from .model import Model
@@ -40,7 +41,7 @@ class StepLoss:
         return StepLoss(torch.zeros((), dtype=torch.float64))
 
     def add(self, other: StepLoss) -> None:
-        self.loss = self.loss + other.loss
+        self.loss = self.loss.to(widest(other.loss.device)) + other.loss
         for name, value in other.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + other.counts[name]
@@ -145,7 +146,7 @@ def apply_objectives(
         total.loss = total.loss + terms.weight(term.name) / term.options.probability * output.values.sum() / units
         metrics = {"error": own.detach(), "value": output.values.detach(), **output.metrics}
         for name, values in metrics.items():
-            total.sums[f"{term.name}/{name}"] = float(values.double().sum())
+            total.sums[f"{term.name}/{name}"] = float(values.to(widest(values.device)).sum())
             total.counts[f"{term.name}/{name}"] = len(values)
     return total
 
