@@ -17,8 +17,8 @@ WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_+", re.IGNORE
 @cache
 def _ranks() -> dict[tuple[str, str], int]:
     lines = gzip.decompress(MERGES.read_bytes()).decode().split("\n")
-    pairs = (tuple(line.split(" ")) for line in lines if line.count(" ") == 1 and not line.startswith("#"))
-    return {pair: rank for rank, pair in enumerate(pairs)}
+    pairs = (line.split(" ") for line in lines if line.count(" ") == 1 and not line.startswith("#"))
+    return {(first, second): rank for rank, (first, second) in enumerate(pairs)}
 
 
 @cache

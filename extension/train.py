@@ -393,6 +393,7 @@ def _doing(status: control.Status, log: str) -> str:
 def standing(run: control.Run, history: progress.History, place: queue.Place | None = None, doing: str = "") -> str:
     """How the run stands: its bar, what went wrong, its numbers."""
     status = run.status
+    line = ""
     if place is not None:
         line = words.WAITS.format(run.name, place.number) + (words.QUEUE_PAUSED if place.paused else "")
         if status.state == "waiting":
@@ -449,7 +450,9 @@ def _steps_shown(steps: list[int], index: int) -> str:
 
 def _two(pictures: dict[int, dict[int, Path]], row: int | None, index: int) -> Any:
     """The picture of a prompt before training, or the first there is, and at the index-th preview."""
-    steps = [step for step in sorted(pictures) if row in pictures[step]] if row is not None else []
+    if row is None:
+        return None
+    steps = [step for step in sorted(pictures) if row in pictures[step]]
     if not steps:
         return None
     chosen = steps[max(0, min(int(index), len(steps) - 1))]

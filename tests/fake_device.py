@@ -76,7 +76,7 @@ class FakeTensor(Tensor):
     def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first.")
 
-    def is_pinned(self, *_: Any) -> bool:
+    def is_pinned(self, *_: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return False
 
     def data_ptr(self) -> int:

@@ -34,13 +34,13 @@ def equal(a: Batch, b: Batch) -> bool:
     def same(x: Tensor | None, y: Tensor | None) -> bool:
         return (x is None and y is None) or (x is not None and y is not None and torch.equal(x, y))
 
-    heard = [(a.conditioning, b.conditioning)] if a.conditioning and b.conditioning else []
+    received = [(a.conditioning, b.conditioning)] if a.conditioning and b.conditioning else []
     return (
         torch.equal(a.latents, b.latents)
         and (a.captions, a.keys, a.rows.role) == (b.captions, b.keys, b.rows.role)
         and torch.equal(a.size, b.size) and torch.equal(a.rows.group, b.rows.group)
         and torch.equal(a.rows.weight, b.rows.weight) and same(a.mask, b.mask)
-        and all(same(x.hidden, y.hidden) and same(x.pooled, y.pooled) for x, y in heard)
+        and all(same(x.hidden, y.hidden) and same(x.pooled, y.pooled) for x, y in received)
     )  # fmt: skip
 
 

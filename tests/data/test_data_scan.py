@@ -37,16 +37,16 @@ def test_pictures_with_captions(tmp_path):
 
 
 def test_somebody_is_told_how_far_it_is(tmp_path):
-    told = []
+    shown = []
 
     def progress(items, text, total=None):
         for item in items:
-            told.append((text, total))
+            shown.append((text, total))
             yield item
 
     options = DataOptions(path=str(folder(tmp_path / "pics", 3)), resolution=64, bucket_step=8)
     assert len(scan(options, 512, Index(None), progress).items) == 3
-    assert told == [("files", 3)] * 3
+    assert shown == [("files", 3)] * 3
 
 
 def test_the_order_depends_on_names_alone(tmp_path):

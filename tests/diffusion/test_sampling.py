@@ -172,7 +172,7 @@ def test_prompts_of_kohyas_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "reported"),
     [
         ("p.toml", "x = 1", "is not .prompt. with"),
         ("p.toml", "x = ", "is not .prompt. with"),
@@ -182,18 +182,18 @@ def test_prompts_of_kohyas_files(tmp_path):
         ("p.txt", "x --cn a.png", "--cn is not known"),
     ],
 )
-def test_a_wrong_prompt_file_is_one_clear_line(tmp_path, name, text, said):
+def test_a_wrong_prompt_file_is_one_clear_line(tmp_path, name, text, reported):
     (tmp_path / name).write_text(text, "utf-8")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=reported):
         prompts(SampleOptions(file=str(tmp_path / name)), (64, 64))
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "reported"),
     [("x --zz 3", "--zz is not known"), ("x --d three", "'three' is no int"), ("x --ss magic", "no sampler 'magic'")],
 )
-def test_a_wrong_flag_is_one_clear_line(line, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_flag_is_one_clear_line(line, reported):
+    with pytest.raises(ValueError, match=reported):
         prompts(SampleOptions(prompts=[line]), (64, 64))
 
 

@@ -128,7 +128,7 @@ def test_a_mapped_argument_changes_the_configuration(name, folder):
 
 
 @pytest.mark.parametrize(
-    "given, kept, told",
+    "given, kept, shown",
     [
         ({"save_every_n_epochs": 1, "save_last_n_epochs": 2}, (2, 0), False),
         ({"save_every_n_epochs": 1, "save_last_n_epochs": 2, "save_last_n_epochs_state": 1}, (1, 0), False),
@@ -138,10 +138,10 @@ def test_a_mapped_argument_changes_the_configuration(name, folder):
         ({"save_every_n_steps": 10, "save_every_n_epochs": 1, "save_last_n_epochs": 2}, (0, 0), True),
     ],
 )  # fmt: skip
-def test_states_are_kept_as_sd_scripts_keeps_them(given, kept, told, folder):
+def test_states_are_kept_as_sd_scripts_keeps_them(given, kept, shown, folder):
     got, notes = read(folder, save_state=True, **given)
     assert (got.save.keep_states, got.save.keep_states_steps) == kept
-    assert any(note.startswith("save_state: all states are kept") for note in notes) == told
+    assert any(note.startswith("save_state: all states are kept") for note in notes) == shown
     files = (got.save.keep_last, got.save.keep_last_steps, got.save.keep_last_epochs)
     assert files == (0, given.get("save_last_n_steps", 0), given.get("save_last_n_epochs", 0))
 
@@ -161,9 +161,9 @@ def test_a_refused_argument_is_named_with_what_there_is_instead(name, folder):
     argument = arguments()[name]
     value = argument.choices[0] if argument.choices else BY_TYPE[argument.type]
     family = "sd3-medium" if "sd3" in argument.families else "sd15"
-    said = problems(folder, family=family, **{name: value})
-    assert said.startswith(f"kohya.toml, line 3: {name}: ")
-    assert len(said.partition(f"{name}: ")[2]) > 20
+    reported = problems(folder, family=family, **{name: value})
+    assert reported.startswith(f"kohya.toml, line 3: {name}: ")
+    assert len(reported.partition(f"{name}: ")[2]) > 20
 
 
 def test_what_the_gui_writes_and_the_scripts_ignore_is_tolerated_silently(folder):
@@ -303,7 +303,7 @@ def test_lycoris_kinds(folder):
 
 
 @pytest.mark.parametrize(
-    ("module", "args", "said"),
+    ("module", "args", "reported"),
     [
         ("lycoris.kohya", ["algo=ia3"], "algo=ia3 is not here; there is lora, locon, loha, lokr"),
         ("lycoris.kohya", ["use_tucker=True"], "Tucker decomposition of convolutions is not here"),
@@ -316,8 +316,8 @@ def test_lycoris_kinds(folder):
         ("networks.lora", ["down_lr_weight=wave"], "there is no curve 'wave'"),
     ],
 )
-def test_networks_that_are_not_here_are_named(module, args, said, folder):
-    assert said in problems(folder, network_module=module, network_args=args)
+def test_networks_that_are_not_here_are_named(module, args, reported, folder):
+    assert reported in problems(folder, network_module=module, network_args=args)
 
 
 def test_network_arguments_become_options(folder):
@@ -332,9 +332,9 @@ def test_network_arguments_become_options(folder):
 
 
 def test_all_problems_at_once_with_their_lines(folder):
-    said = problems(folder, learning_rte=1, shuffle_caption="false", network_dim="many", seed=1.5, loss_type="l3",
+    reported = problems(folder, learning_rte=1, shuffle_caption="false", network_dim="many", seed=1.5, loss_type="l3",
                     optimizer_type="AdamV", network_module="networks.lora_flux").splitlines()  # fmt: skip
-    assert said[:5] == [
+    assert reported[:5] == [
         "kohya.toml, line 3: learning_rte: sd-scripts has no such argument; did you mean learning_rate?",
         "kohya.toml, line 4: shuffle_caption: 'false' is text, which sd-scripts takes for true; write true or false "
         "without quotes",
@@ -342,13 +342,13 @@ def test_all_problems_at_once_with_their_lines(folder):
         "kohya.toml, line 6: seed: 1.5 is no whole number; write one, such as 1",
         "kohya.toml, line 7: loss_type: 'l3' is none of its values; did you mean l1 or l2?",
     ]
-    assert said[5].startswith("kohya.toml, line 9: network_module: networks.lora_flux is not here; ")
-    assert said[6].startswith("kohya.toml, line 8: optimizer_type: there is no 'AdamV'; did you mean")
-    assert len(said) == 7
+    assert reported[5].startswith("kohya.toml, line 9: network_module: networks.lora_flux is not here; ")
+    assert reported[6].startswith("kohya.toml, line 8: optimizer_type: there is no 'AdamV'; did you mean")
+    assert len(reported) == 7
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "reported"),
     [
         ({"adaptive_noise_scale": 0.1}, "set noise_offset = 0.05"),
         ({"scale_v_pred_loss_like_noise_pred": True}, "set v_parameterization"),
@@ -380,8 +380,8 @@ def test_all_problems_at_once_with_their_lines(folder):
         ({"save_model_as": "pt"}, 'set "safetensors"'),
     ],
 )  # fmt: skip
-def test_every_check_of_sd_scripts_says_what_would_be_right(values, said, folder):
-    assert said in problems(folder, **values)
+def test_every_check_of_sd_scripts_says_what_would_be_right(values, reported, folder):
+    assert reported in problems(folder, **values)
 
 
 def test_a_file_that_is_no_toml_is_told_with_its_line(folder):
@@ -393,10 +393,10 @@ def test_a_file_that_is_no_toml_is_told_with_its_line(folder):
 
 
 def test_flags_that_are_wrong_are_told_together(folder):
-    said = problems(folder, "--network_dmi", "3", "--seed", "--learning_rate=fast")
-    assert "--network_dmi: sd-scripts has no such argument; did you mean network_dim?" in said
-    assert "--seed: a value is missing; write --seed=VALUE" in said
-    assert "--learning_rate: 'fast' is no number" in said
+    reported = problems(folder, "--network_dmi", "3", "--seed", "--learning_rate=fast")
+    assert "--network_dmi: sd-scripts has no such argument; did you mean network_dim?" in reported
+    assert "--seed: a value is missing; write --seed=VALUE" in reported
+    assert "--learning_rate: 'fast' is no number" in reported
 
 
 ALL_KEYS = sorted({*known(), *network.network_names(), *dataset.KEYS})
@@ -446,8 +446,8 @@ def test_the_imported_file_is_the_same_configuration(tmp_path_factory, values):
     base = {"pretrained_model_name_or_path": "model.safetensors", "train_data_dir": str(folder / "img")}
     given = take(["--config_file", str(write(folder, {**base, "lr_scheduler": "cosine", **values}))])[0]
     config, notes = load(given)
-    text, said = imported(given)
-    assert said == notes
+    text, reported = imported(given)
+    assert reported == notes
     (folder / "mine.toml").write_text(text, "utf-8")
     again = c.load(folder / "mine.toml")
     assert again.model_dump() == config.model_dump()
@@ -478,6 +478,6 @@ def test_a_native_file_and_kohyas_flags_are_not_mixed(folder, capsys):
     assert main(["check", "--preset", "demo", "--config_file", path]) == 2
     assert "kohya's flags are given too" in capsys.readouterr().err
     assert main(["check", "--config_file", path]) == 2
-    said = capsys.readouterr().err
-    assert "pretrained_model_name_or_path: it is not given; add --pretrained_model_name_or_path PATH" in said
-    assert "train_data_dir: it is not given; add --train_data_dir PATH or --dataset_config FILE" in said
+    reported = capsys.readouterr().err
+    assert "pretrained_model_name_or_path: it is not given; add --pretrained_model_name_or_path PATH" in reported
+    assert "train_data_dir: it is not given; add --train_data_dir PATH or --dataset_config FILE" in reported

@@ -125,7 +125,7 @@ SUBSET = '[[datasets]]\n{dataset}\n[[datasets.subsets]]\nimage_dir = "x"\n{subse
 
 
 @pytest.mark.parametrize(
-    ("general", "dataset", "subset", "said"),
+    ("general", "dataset", "subset", "reported"),
     [
         ("num_repeat = 2", "", "", "line 2: general.num_repeat: there is no such key; did you mean num_repeats?"),
         ("", "", "resolution = 512", "datasets.subsets[0].resolution: it may not stand here; put it into [general] or"),
@@ -144,15 +144,15 @@ SUBSET = '[[datasets]]\n{dataset}\n[[datasets.subsets]]\nimage_dir = "x"\n{subse
         ("enable_bucket = true\nbucket_reso_steps = 32", "", "", "32 is no multiple of 64, which sd15 needs; set 64"),
     ],
 )  # fmt: skip
-def test_every_mistake_in_a_data_set_is_told_with_its_place(general, dataset, subset, said, tmp_path):
+def test_every_mistake_in_a_data_set_is_told_with_its_place(general, dataset, subset, reported, tmp_path):
     whole = f"[general]\n{general}\n" + SUBSET.format(dataset=dataset, subset=subset)
     found = problems(tmp_path, whole)
     assert len(found) == 1
-    assert said in found[0]
+    assert reported in found[0]
 
 
 @pytest.mark.parametrize(
-    ("whole", "said"),
+    ("whole", "reported"),
     [
         ("[general]\nkeep_tokens = 1\n", "datasets: there is none; write [[datasets]]"),
         ("[[datasets]]\nresolution = 512\n", "subsets: there is none; write [[datasets.subsets]] with image_dir"),
@@ -165,8 +165,8 @@ def test_every_mistake_in_a_data_set_is_told_with_its_place(general, dataset, su
         ("[datasets\n", "this is not TOML"),
     ],
 )  # fmt: skip
-def test_a_data_set_of_the_wrong_form_is_told(whole, said, tmp_path):
-    assert said in "\n".join(problems(tmp_path, whole))
+def test_a_data_set_of_the_wrong_form_is_told(whole, reported, tmp_path):
+    assert reported in "\n".join(problems(tmp_path, whole))
 
 
 def test_all_mistakes_of_both_files_at_once(tmp_path):
@@ -211,8 +211,8 @@ def test_folders_named_like_10_cat(tmp_path):
 
 def test_a_folder_of_pictures_in_the_wrong_place_says_how_to_name_it(tmp_path):
     pictures(tmp_path / "mine", 3)
-    said = problems(tmp_path, train_data_dir=tmp_path / "mine")
-    assert said[0].endswith("it holds 3 pictures itself: move them into mine/10_mine")
+    reported = problems(tmp_path, train_data_dir=tmp_path / "mine")
+    assert reported[0].endswith("it holds 3 pictures itself: move them into mine/10_mine")
     assert "there is no folder" in problems(tmp_path, train_data_dir=tmp_path / "none")[0]
 
 
@@ -270,9 +270,9 @@ def test_the_guis_kinds_of_network(tmp_path):
     lokr = adapter("LyCORIS/LoKr", network_dim=100000, network_alpha=1, conv_dim=100000, factor=6)
     assert (lokr.kind, lokr.rank, lokr.alpha, lokr.conv_rank, lokr.factor) == ("lokr", 4096, 4096.0, 4096, 6)
     assert adapter("Kohya LoKr").kind == "lokr"
-    for kind, said in (("LyCORIS/iA3", "algo=ia3 is not here"), ("LoRA-FA", "networks.lora_fa is not here"),
+    for kind, reported in (("LyCORIS/iA3", "algo=ia3 is not here"), ("LoRA-FA", "networks.lora_fa is not here"),
                        ("Kohya LoKrr", "did you mean Kohya LoKr?")):  # fmt: skip
-        with pytest.raises(c.ConfigError, match=said):
+        with pytest.raises(c.ConfigError, match=reported):
             adapter(kind)
 
 
@@ -293,7 +293,7 @@ def test_a_file_of_another_machine_imports_without_its_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "reported"),
     [
         ('{"LoRA_type": "Flux1", "flux1_checkbox": true}', "it trains FLUX, which is not here"),
         ('{"a": 1,\n}', "this is not JSON: .* line 2"),
@@ -304,9 +304,9 @@ def test_a_file_of_another_machine_imports_without_its_folders(tmp_path):
         ('{"LoRA_type": "Standard", "network_dim": "many"}', "'many' is no number"),
     ],
 )
-def test_a_wrong_file_of_the_gui_is_told(content, said, tmp_path):
+def test_a_wrong_file_of_the_gui_is_told(content, reported, tmp_path):
     path = text(tmp_path / "gui.json", content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=reported):
         imported(take(["--config_file", str(path)])[0])
 
 

@@ -265,9 +265,9 @@ def test_a_whole_configuration_of_onetrainer(tmp_path):
     assert first["repeats"] == 3 and first["separator"] == ";" and first["flip"] and first["keep_tokens"] == 2
     assert second["preserve"] is True and raw["save"]["every_epochs"] == 2
     assert raw["sample"]["prompts"] == ["a cat --n blurry --w 512 --d 7 --l 5.5"]
-    told = "\n".join(notes)
+    shown = "\n".join(notes)
     for word in ("masked_training", "enable_random_hue", "768x1024, 512", "for validation"):
-        assert word in told, word
+        assert word in shown, word
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [("LOHA", "loha"), ("LOKR", "lokr"), ("LORA", "lora")])
@@ -322,8 +322,8 @@ def test_a_job_of_ai_toolkit_is_read(name, tmp_path):
     assert raw["sample"]["prompts"][0].startswith("p3r5on with red hair --d 42 --w 1024")
     assert raw["sample"]["prompts"][1].startswith("a cat --d 43") and raw["sample"]["at_start"] is False
     assert raw["save"]["ema"] == 0.99 and raw["save"]["every"] == 250
-    told = "\n".join(notes)
-    assert "flip_y" in told and "do_cfg" in told
+    shown = "\n".join(notes)
+    assert "flip_y" in shown and "do_cfg" in shown
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,10 @@ def test_windows_paths_in_double_quotes_are_noticed(tmp_path, capsys):
     source.write_text('pretrained_model_name_or_path = "base"\ntrain_data_dir = "D:\\train\\new"\n', "utf-8")
     assert main(["import-kohya", str(source), "-o", str(target)]) == 0
     tomllib.loads(target.read_text("utf-8"))
-    told = capsys.readouterr().out
-    assert "single quotes" in told and "\t" not in told
-    assert len(told.splitlines()) == len(
-        [line for line in told.splitlines() if line.startswith(("note:", str(target)))]
+    shown = capsys.readouterr().out
+    assert "single quotes" in shown and "\t" not in shown
+    assert len(shown.splitlines()) == len(
+        [line for line in shown.splitlines() if line.startswith(("note:", str(target)))]
     )
 
 

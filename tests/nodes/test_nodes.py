@@ -207,15 +207,15 @@ def test_metadata_above_a_mebibyte_and_trigger_words(tmp_path):
     assert {"for: sd15", "kind: lora", "rank: 4 (2 modules)", "base version: sd_v1"} <= set(adapter.about(file))
 
 
-@pytest.mark.parametrize("name, content, said", [
+@pytest.mark.parametrize("name, content, reported", [
     ("a.pt", b"x", "a.pt: it holds code beside tensors, or is damaged"),
     ("a.safetensors", b"\x10\0\0\0\0\0\0\0{}", "a.safetensors: it is cut short"),
     ("gone.safetensors", None, "no such file"),
 ])  # fmt: skip
-def test_files_that_cannot_be_read(tmp_path, name, content, said):
+def test_files_that_cannot_be_read(tmp_path, name, content, reported):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=reported):
         adapter.read(tmp_path / name)
 
 
@@ -523,13 +523,13 @@ def test_seeds_are_whole_numbers(text):
         grid.seeds(text)
 
 
-@pytest.mark.parametrize("inputs, said", [
+@pytest.mark.parametrize("inputs, reported", [
     ({"strengths": "1, 0.5, 1.0"}, "strengths: '1' is there 2 times"),
     ({"seed_list": "1 2 01"}, "seeds: '1' is there 2 times"),
     ({"prompts": "a cat\na dog\n a cat"}, "prompts: 'a cat' is there 2 times"),
 ])  # fmt: skip
-def test_a_plan_in_which_two_pictures_would_be_called_the_same(inputs, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_plan_in_which_two_pictures_would_be_called_the_same(inputs, reported):
+    with pytest.raises(ValueError, match=reported):
         grid._check_plan(**inputs)
 
 
@@ -664,14 +664,14 @@ def test_a_number_is_typed_or_left_to_the_preset(comfyui):
     assert ["--run.seed=0" in flags for flags in seeds] == [True, True, False, False, False]
 
 
-@pytest.mark.parametrize("name, value, said", [
+@pytest.mark.parametrize("name, value, reported", [
     ("learning_rate", "x", "'x' is no number; write for example 0.0001 or 1e-4, or 'as in the preset'"),
     ("learning_rate", "nan", "is no number"), ("learning_rate", "-1", "out of range; write a number from 0 to 10"),
     ("learning_rate", 11, "out of range"), ("steps", "1.5", "is no whole number"), ("rank", "2048", "out of range"),
     ("steps", "1,000", "is no whole number"), ("run_seed", -2, "out of range"),
 ])  # fmt: skip
-def test_what_is_no_number_is_told_before_anything_runs(comfyui, name, value, said):
-    with pytest.raises(UserError, match=f"^{name}: .*{re.escape(said)}"):
+def test_what_is_no_number_is_told_before_anything_runs(comfyui, name, value, reported):
+    with pytest.raises(UserError, match=f"^{name}: .*{re.escape(reported)}"):
         train._check_inputs(**{name: value})
     with pytest.raises(UserError, match=f"^{name}: "):
         train.wanted(**{**TRAIN, name: value})

@@ -62,10 +62,12 @@ def test_a_killed_process_ends_the_run_with_a_saved_state_and_one_line(server, t
     pids = together(server, cut, hooks={dead: {"kill_after_step": 5}})
     assert server.wait(pids[dead]) == -9
     assert server.wait(pids[1 - dead]) == 2
-    said = (tmp_path / f"{1 - dead}.log").read_text()
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "another of the run's 2 processes has ended" in errors[0] and "Traceback" not in said
-    assert "the state of step 5 is saved; --resume continues from there" in said
+    reported = (tmp_path / f"{1 - dead}.log").read_text()
+    errors = [line for line in reported.splitlines() if line.startswith("error: ")]
+    assert (
+        len(errors) == 1 and "another of the run's 2 processes has ended" in errors[0] and "Traceback" not in reported
+    )
+    assert "the state of step 5 is saved; --resume continues from there" in reported
     folder = Path(cut.run.out) / "cut"
     assert [p.name for p in (folder / "state").iterdir()] == ["step00000000.safetensors", "step00000005.safetensors"]
     status = json.loads((folder / "status.json").read_text("utf-8"))

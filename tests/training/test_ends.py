@@ -94,8 +94,8 @@ def test_a_preview_that_fails_costs_a_preview(tmp_path, monkeypatch, what):
     message = {"latents": "the model's latents are non-finite", "pixels": "the autoencoder's pixels are non-finite",
                "disk": "OSError: no space left"}.get(what, "IndexError: index 21")  # fmt: skip
     lost = "no grid of the previews" if what == "grid" else "no preview of 'a cat'"
-    said = [line for line in warnings(done) if message in line]
-    assert [line.partition(" (")[0] for line in said] == [f"step 0: {lost}", f"step 2: {lost}"]
+    reported = [line for line in warnings(done) if message in line]
+    assert [line.partition(" (")[0] for line in reported] == [f"step 0: {lost}", f"step 2: {lost}"]
     assert sum(e["kind"] == "sample" for e in events(done)) == (2 if what == "grid" else 0)
 
 

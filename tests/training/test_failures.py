@@ -46,9 +46,9 @@ class Run:
 
     def error(self) -> str:
         """The one clear line."""
-        said = self.log.read_text("utf-8")
-        assert "Traceback" not in said, said
-        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        reported = self.log.read_text("utf-8")
+        assert "Traceback" not in reported, reported
+        (line,) = [line for line in reported.splitlines() if line.startswith("error: ")]
         return line
 
     @property

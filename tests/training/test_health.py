@@ -60,8 +60,8 @@ def test_a_step_without_a_number_is_skipped_and_counted(tmp_path, monkeypatch):
     config = made(tmp_path)
     broken(monkeypatch, {4, 5, 9})
     assert train(config) == 0
-    said = [e["message"] for e in of_kind(config, "warning")]
-    assert [m.partition(":")[0] for m in said if "is skipped" in m] == ["step 4", "step 5", "step 9"]
+    reported = [e["message"] for e in of_kind(config, "warning")]
+    assert [m.partition(":")[0] for m in reported if "is skipped" in m] == ["step 4", "step 5", "step 9"]
     assert not of_kind(config, "rollback")
     (end,) = of_kind(config, "end")
     assert end["message"].startswith("12 steps (3 skipped) in ")

@@ -14,8 +14,8 @@ from pixelkiln.trainer.training.monitors import WARM_UP, PreferenceMonitor
 def seen(monitor: PreferenceMonitor, steps: int, reference: float = 0.1, **metrics: float) -> list[str]:
     """What is said over so many equal steps; the winner's error is the reference's plus the change."""
     change = metrics.get("winner_change", 0.0)
-    told = {f"mse/{name}": value for name, value in {**metrics, "winner": reference + change}.items()}
-    return [line for _ in range(steps) for line in monitor.update(told)]
+    shown = {f"mse/{name}": value for name, value in {**metrics, "winner": reference + change}.items()}
+    return [line for _ in range(steps) for line in monitor.update(shown)]
 
 
 def test_winners_that_get_worse_are_said_once_until_it_is_over():

@@ -55,8 +55,8 @@ def test_a_step_is_repeated_with_checkpoints_and_changes_nothing(tmp_path, monke
     short = runs.trajectory(config)
     assert full.raised == 1 and len(short) == STEPS
     assert short == [pytest.approx(pair, rel=1e-9) for pair in plain]
-    (told,) = ooms(config)
-    assert told["did"] == "gradient checkpointing" and told["exact"] and told["step"] == 2
+    (shown,) = ooms(config)
+    assert shown["did"] == "gradient checkpointing" and shown["exact"] and shown["step"] == 2
     warnings = [e["message"] for e in runs.events(config) if e["kind"] == "warning"]
     assert any("out of memory" in w and "repeated with gradient checkpointing" in w and "same" in w for w in warnings)
 
@@ -106,8 +106,8 @@ def test_nothing_left_is_one_line_and_the_state_is_kept(tmp_path, monkeypatch):
 def test_a_jump_is_named_once_until_it_is_over():
     monitor = StepTimeMonitor()
     assert not [line for _ in range(20) for line in monitor.update(1.0)]
-    said = [line for _ in range(10) for line in monitor.update(4.0)]
-    assert len(said) == 1 and "4.0 times as long as before" in said[0]
+    reported = [line for _ in range(10) for line in monitor.update(4.0)]
+    assert len(reported) == 1 and "4.0 times as long as before" in reported[0]
     assert not monitor.update(1.0) and not monitor.update(9.0)
     assert len([line for _ in range(3) for line in monitor.update(9.0)]) == 1
 
@@ -122,5 +122,5 @@ def test_one_slow_step_is_nothing_and_a_new_way_has_its_own_pace():
 
 def test_a_full_card_is_named():
     monitor = StepTimeMonitor()
-    (said,) = monitor.update(1.0, (7.9, 8.0))
-    assert "7.9 of 8.0 GB" in said and not monitor.update(1.0, (7.9, 8.0))
+    (reported,) = monitor.update(1.0, (7.9, 8.0))
+    assert "7.9 of 8.0 GB" in reported and not monitor.update(1.0, (7.9, 8.0))

@@ -82,33 +82,33 @@ def test_a_file_says_what_was_asked_and_used(tmp_path) -> None:
     }  # fmt: skip
     config = short_runs.config(tmp_path, flags)
     assert train(config) == 0
-    said, _ = read_header(Path(config.run.out) / "t" / "t.safetensors")
-    spec = {k.removeprefix("modelspec."): v for k, v in said.items() if k.startswith("modelspec.")}
+    reported, _ = read_header(Path(config.run.out) / "t" / "t.safetensors")
+    spec = {k.removeprefix("modelspec."): v for k, v in reported.items() if k.startswith("modelspec.")}
     assert spec["resolution"] == "64x64" and spec["timestep_range"] == "0,900"
     assert spec["thumbnail"].startswith("data:image/png;base64,iVBOR")
     assert (spec["usage_hint"], spec["merged_from"], spec["preprocessor"]) == ("say ink", "x", "none")
-    told = {
-        name: said[f"ss_{name}"] for name in ("loss_type", "huber_c", "huber_schedule", "keep_tokens", "resolution")
+    shown = {
+        name: reported[f"ss_{name}"] for name in ("loss_type", "huber_c", "huber_schedule", "keep_tokens", "resolution")
     }
-    assert told == {"loss_type": "huber", "huber_c": "0.2", "huber_schedule": "constant", "keep_tokens": "2",
+    assert shown == {"loss_type": "huber", "huber_c": "0.2", "huber_schedule": "constant", "keep_tokens": "2",
                     "resolution": "(64, 64)"}  # fmt: skip
-    assert json.loads(said["ss_dataset_dirs"]) == {"pictures": {"n_repeats": 1, "img_count": 8}}
-    assert said["ss_reg_dataset_dirs"] == "{}"
+    assert json.loads(reported["ss_dataset_dirs"]) == {"pictures": {"n_repeats": 1, "img_count": 8}}
+    assert reported["ss_reg_dataset_dirs"] == "{}"
 
 
 @pytest.mark.slow
 def test_the_least_metadata(tmp_path) -> None:
     config = short_runs.config(tmp_path, {"save.minimal": True, "run.steps": 1})
     assert train(config) == 0
-    said, _ = read_header(Path(config.run.out) / "t" / "t.safetensors")
-    kept = {name for name in said if not name.startswith(("modelspec.", "sshs_"))}
+    reported, _ = read_header(Path(config.run.out) / "t" / "t.safetensors")
+    kept = {name for name in reported if not name.startswith(("modelspec.", "sshs_"))}
     assert kept == {"ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha"}
 
 
-@pytest.mark.parametrize("name, told", [("x.gif", "no JPEG, PNG or WebP"), ("x.png", "cannot be read")])
-def test_a_wrong_thumbnail_is_told_before_the_run(tmp_path, name, told) -> None:
+@pytest.mark.parametrize("name, shown", [("x.gif", "no JPEG, PNG or WebP"), ("x.png", "cannot be read")])
+def test_a_wrong_thumbnail_is_told_before_the_run(tmp_path, name, shown) -> None:
     config = short_runs.config(tmp_path, {"save.thumbnail": str(tmp_path / name)})
-    with pytest.raises(ValueError, match=f"save.thumbnail: .*{told}"):
+    with pytest.raises(ValueError, match=f"save.thumbnail: .*{shown}"):
         train(config)
     assert not any(e["kind"] == "step" for e in short_runs.events(config))
 
@@ -129,8 +129,8 @@ def test_a_new_run_under_a_name_sets_aside_what_lies_there(tmp_path) -> None:
         "earlier/samples/grid.png", "earlier/samples/step00000003_00.png",
         "earlier/state/step00000003.safetensors",
     }  # fmt: skip
-    told = f"states, checkpoints and pictures of the earlier run are now in {folder.path / 'earlier'}"
-    assert (folder.path / "log.txt").read_text("utf-8").splitlines().count(told) == 1
+    shown = f"states, checkpoints and pictures of the earlier run are now in {folder.path / 'earlier'}"
+    assert (folder.path / "log.txt").read_text("utf-8").splitlines().count(shown) == 1
 
 
 def test_what_was_set_aside_stays(tmp_path) -> None:
@@ -233,12 +233,12 @@ def test_several_pools_are_told_one_by_one(tmp_path) -> None:
     config = short_runs.config(tmp_path, {"run.steps": 1, "data.sets": sets})
     config = config.model_copy(update={"data": config.data.model_copy(update={"path": None})})
     assert train(config) == 0
-    said = json.loads(read_header(Path(config.run.out) / "t" / "t.safetensors")[0]["ss_datasets"])
-    assert [(d["batch_size_per_device"], d["num_train_images"], d["resolution"]) for d in said] == [
+    reported = json.loads(read_header(Path(config.run.out) / "t" / "t.safetensors")[0]["ss_datasets"])
+    assert [(d["batch_size_per_device"], d["num_train_images"], d["resolution"]) for d in reported] == [
         (4, 8, [64, 64]), (1, 6, [128, 128])
     ]  # fmt: skip
-    assert [d["bucket_info"]["buckets"] for d in said] == [
+    assert [d["bucket_info"]["buckets"] for d in reported] == [
         {"0": {"resolution": [64, 64], "count": 8}}, {"0": {"resolution": [128, 128], "count": 6}}
     ]  # fmt: skip
-    assert [d["subsets"][0]["shuffle_caption"] for d in said] == [True, False]
-    assert said[0]["tag_frequency"]["pictures"]["a red cat 0"] == 1
+    assert [d["subsets"][0]["shuffle_caption"] for d in reported] == [True, False]
+    assert reported[0]["tag_frequency"]["pictures"]["a red cat 0"] == 1

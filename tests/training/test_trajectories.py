@@ -103,5 +103,5 @@ def test_training_learns_the_pictures(tmp_path):
     )
     losses = [loss for loss, _ in trajectory(done)]
     assert sum(losses[-20:]) < 0.97 * sum(losses[:20])
-    (told,) = [e for e in events(done) if e["kind"] == "validation"]
-    assert len(told["levels"]) == 4
+    (shown,) = [e for e in events(done) if e["kind"] == "validation"]
+    assert len(shown["levels"]) == 4

@@ -66,7 +66,7 @@ def ask(
     python: str | Path | None = None,
     module: str = "trainer",
     timeout: float = 300,
-    started: Callable[[subprocess.Popen[bytes]], object] = lambda _: None,
+    started: Callable[[subprocess.Popen[Any]], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Run ``python -m trainer ARGUMENTS --json`` and return its answer.
 
@@ -75,15 +75,16 @@ def ask(
     command = [str(python or find_python(root)), "-m", module, *arguments]
     command += [] if "--json" in arguments else ["--json"]
     try:
-        process = subprocess.Popen(
+        process: subprocess.Popen[Any] = subprocess.Popen(
             command, cwd=root, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, **apart(),
         )  # fmt: skip
-        started(process)
-        out, err = process.communicate(timeout=timeout)
     except OSError as error:
         line = f"trainer: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
         raise UserError(line) from None
+    started(process)
+    try:
+        out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         kill_tree(process.pid)
         process.communicate()
