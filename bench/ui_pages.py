@@ -103,13 +103,13 @@ class Watch:
         self.time("load the page", lambda: self.page.goto(self.address), "#pictures-summary", "pictures,")
         self.time("turn the page of pictures", lambda: self.page.click("#more-pictures"), "#pictures-place", "2 / ")
         self.step("2 Recipe", "#recipe-status .note, #recipe-status .problems")
-        self.step("4 Train", "#gallery table")
-        self.page.click("#run input")
-        self.time("choose another run", self.page.get_by_role("option", name=run).click, "#run-state", run)
-        self.step("5 Compare", "#compare-grid table")
-        self.step("6 Prefer", "#duel-right img")
-        self.step("3 Check", "#check-report .note")
-        self.time("the check's answer", lambda: None, "#check-report .facts, #check-report .problems")
+        self.step("3 Train", "#gallery table")
+        chosen = self.page.locator("#run label", has_text=run).first
+        self.time("choose another run", chosen.click, "#run-state", run)
+        self.step("4 Compare", "#compare-grid table")
+        self.step("5 Prefer", "#duel-right img")
+        self.step("2 Recipe", "#check-report .note")
+        self.time("the check's answer", lambda: None, "#check-report .good.verdict, #check-report .problems")
 
     def table(self) -> str:
         rows = ["| | first visit (s) | later, median (s) | later, longest (s) |", "|---|---|---|---|"]

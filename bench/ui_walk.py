@@ -88,15 +88,15 @@ def first_use(walk: Walk, steps: int, runs: Path) -> None:
     walk.click("#next-pictures")
     page.wait_for_selector("#recipe-status .good")
     if steps != 150:  # a shorter walk, for trying this out
+        page.click("#all-options > button")
         page.fill("#field-run-steps input", str(steps))
         page.press("#field-run-steps input", "Tab")
         page.fill("#field-sample-every input, #field-sample-every textarea", str(max(1, steps // 2)))
         page.press("#field-sample-every input, #field-sample-every textarea", "Tab")
         page.wait_for_timeout(1500)
     walk.shoot("recipe")
-    walk.click("#next-recipe")
-    page.wait_for_selector("#check-report .good")
-    walk.shoot("check")
+    page.wait_for_selector("#check-report .good.verdict")
+    walk.shoot("check", at="#check-report")
     walk.click("#start-training")
     page.wait_for_selector("#gallery img")
     walk.note("first preview")
@@ -109,7 +109,7 @@ def first_use(walk: Walk, steps: int, runs: Path) -> None:
 
 def compare_and_prefer(walk: Walk, runs: Path) -> None:
     page = walk.page
-    walk.step("5 Compare")
+    walk.step("4 Compare")
     page.wait_for_selector("#compare-which >> text=final")
     walk.click("#draw")
     page.wait_for_selector("#compare-grid img")
@@ -124,7 +124,7 @@ def compare_and_prefer(walk: Walk, runs: Path) -> None:
         until(lambda before=before: page.locator("[data-showing]").get_attribute("data-showing") != before, page)
     walk.shoot("vote")
     before = walk.clicks
-    walk.step("6 Prefer")
+    walk.step("5 Prefer")
     until(lambda: page.input_value("#prefer-run input") == "demo", page)
     walk.click("#generate")
     page.wait_for_selector("#prefer-prompt .prompt")
@@ -135,9 +135,9 @@ def compare_and_prefer(walk: Walk, runs: Path) -> None:
     walk.click("#train-on-these")
     page.wait_for_selector("#recipe-status .good")
     walk.note(f"the recipe of a preference run, {walk.clicks - before} clicks from the finished run")
-    walk.click("#next-recipe")
-    page.wait_for_selector("#check-report .good")
+    page.wait_for_selector("#check-report .good.verdict")
     walk.click("#start-training")
+    page.get_by_role("button", name="Start anyway").click()  # three pairs are few, and the check says so
     until(lambda: control.status(runs / "demo-dpo").step > 0, page)
     walk.note("preference training has begun")
 

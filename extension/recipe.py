@@ -648,8 +648,8 @@ def read_import(path: Path, folders: Folders = ANYWHERE) -> str:
 def look_into(path: Path, by_key: Any, folders: Folders) -> Import:
     """What an import would bring. UserError for a file in which no option is known."""
     tables = draft.values_of(read_text(path)) if path.suffix.lower() == ".toml" else read_object(path)
-    given = draft.flat(tables)
     ours = "config_version" in tables
+    given = draft.flat(draft.values_of(draft.current(read_text(path))) if ours else tables)
     known = {*by_key, "preset", "config_version"} if ours else kohya_names(by_key)
     unknown = [key for key in given if not _is_known(key, known, ours)]
     if len(unknown) == len(given) or not set(given) - {"config_version"}:
