@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -101,8 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         given, arguments_of_kohya = kohya.take_arguments(given)
+        given, flags = split_flags(given)
         args, rest = parser().parse_known_args(given)
-        args.kohya, args.flags = arguments_of_kohya, dotted(rest, allowed=hasattr(args, "preset"))
+        args.kohya, args.flags = arguments_of_kohya, dotted([*flags, *rest], allowed=hasattr(args, "preset"))
         code = args.run(args)
         sys.stdout.flush()
         return code
@@ -127,6 +129,25 @@ def _utf8() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:
             reconfigure(encoding="utf-8", errors="replace")
+
+
+def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words without the flags for options, and these with their values. argparse takes a word with a space in it, such
+    as ``--sample.prompts=["a cat"]``, for a file."""
+    others: list[str] = []
+    flags: list[str] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if word == "--":
+            return [*others, word, *remaining], flags
+        if not re.fullmatch(r"--\w+(\.\w+)+(=.*)?", word, re.DOTALL):
+            others.append(word)
+            continue
+        flags.append(word)
+        if "=" not in word and remaining and not remaining[0].startswith("--"):
+            flags.append(remaining.pop(0))
+    return others, flags
 
 
 def dotted(rest: Sequence[str], allowed: bool) -> dict[str, Any]:

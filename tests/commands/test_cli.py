@@ -404,3 +404,23 @@ def test_presets_and_options_answer_programs(capsys):
     assert "demo" in [p["name"] for p in json.loads(capsys.readouterr().out)["presets"]]
     assert main(["options", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["options"]) > 100
+
+
+@pytest.mark.parametrize(
+    ("words", "others", "flags"),
+    [
+        (['--sample.prompts=["a cat --d 1"]'], [], {"sample.prompts": ["a cat --d 1"]}),
+        (["--run.name=two words", "my.toml"], ["my.toml"], {"run.name": "two words"}),
+        (["--adapter.rank", "16"], [], {"adapter.rank": 16}),
+        (["my.toml", "--adapter.rank", "16", "--json"], ["my.toml", "--json"], {"adapter.rank": 16}),
+        (["--noise.logit_mean", "-0.5"], [], {"noise.logit_mean": -0.5}),
+        (["--model.path=a=b\nc"], [], {"model.path": "a=b\nc"}),
+        (["--data.caption="], [], {"data.caption": ""}),
+        (["--config_file", "a.toml", "--preset=x"], ["--config_file", "a.toml", "--preset=x"], {}),
+    ],
+)
+def test_flags_of_options_are_not_taken_for_files(words, others, flags):
+    from pixelkiln.trainer.cli import dotted, split_flags
+
+    rest, found = split_flags(words)
+    assert (rest, dotted(found, allowed=True)) == (others, flags)
