@@ -1,11 +1,15 @@
 () => {
   // Keys press the visible button that carries them: left, right, down (tie), S (skip), U (undo).
   const names = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", s: "skip", u: "undo" };
-  const typing = "input, textarea, select, [contenteditable=true], [role=listbox], [role=tab]:focus-visible, .cm-editor";
+  const typing = "input, textarea, select, [contenteditable=true], [role=listbox], .cm-editor";
+  // Who came to a tab with the Tab key moves along the tabs; after a click on one the keys vote.
+  let byKeys = false;
+  document.addEventListener("pointerdown", () => { byKeys = false; }, true);
+  document.addEventListener("keydown", (event) => { byKeys ||= event.key === "Tab"; }, true);
   document.addEventListener("keydown", (event) => {
     const name = names[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!name || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.closest(typing)) return;
+    if (event.target.closest(typing) || (byKeys && event.target.closest("[role=tab]"))) return;
     for (const screen of ["prefer", "vote"]) {
       const found = document.getElementById(`${screen}-${name}`);
       const button = found && (found.matches("button") ? found : found.querySelector("button"));
@@ -17,13 +21,12 @@
     }
   });
 
-  // Tab leaves the text of the recipe; arrow keys move along the tabs for who came there by keys. After a click on a tab
-  // they vote.
+  // Tab leaves the text of the recipe; arrow keys move along the tabs.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Tab" && event.target.closest(".cm-editor")) event.stopPropagation();
-    const tab = event.target.closest("#steps > .tab-wrapper [role=tab]:focus-visible");
+    const tab = event.target.closest("#steps > .tab-wrapper [role=tab]");
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!tab || !by) return;
+    if (!tab || !by || !byKeys) return;
     const tabs = tabsOf();
     const next = tabs[(tabs.indexOf(tab) + by + tabs.length) % tabs.length];
     event.preventDefault();
