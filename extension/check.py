@@ -135,17 +135,22 @@ class Check:
         until = time.monotonic() + SETTLED
         while time.monotonic() < until:
             time.sleep(0.2)
-            if draft.read(self.home) != text:
-                return
+            if (now := draft.read(self.home)) != text:
+                text, until = now, time.monotonic() + SETTLED
         yield from self.run()
 
     def run(self, fresh: bool = False) -> Iterator[list[Any]]:
-        """The whole check: what the page knows at once, then the trainer's answer."""
-        text = draft.read(self.home)
-        report = self.known(text, remembered=not fresh)
-        if not (report.answer or report.problems):
-            yield self._view(report, asking=True)
-            report = self._answered(text, report.key) or report
+        """The whole check: what the page knows at once, then the trainer's answer. A recipe that changes meanwhile,
+        also in another window or an editor, is checked as it then is."""
+        while True:
+            text = draft.read(self.home)
+            report = self.known(text, remembered=not fresh)
+            if not (report.answer or report.problems):
+                yield self._view(report, asking=True)
+                report = self._answered(text, report.key) or report
+            if draft.read(self.home) == text:
+                break
+            fresh = False
         yield self._view(report)
 
     def stop(self) -> None:

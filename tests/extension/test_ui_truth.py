@@ -203,6 +203,24 @@ def test_a_start_acts_only_on_a_check_of_this_very_recipe(context: Context, monk
     assert seen[-1] == "" and "is not there" in seen[0] and seen[1]["interactive"] is False
 
 
+def test_a_recipe_that_changes_during_its_check_is_checked_as_it_then_is(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = {"gb": 1.0, "of_gb": 9.0, "fits": True, "card": "x", "at": "s", "parts": {}, "remedies": [], "seconds": 60}
+
+    def ask(context: Context, text: str, started: Any) -> tuple[list[Any], dict[str, Any]]:
+        if "rank = 9" not in text:
+            draft.change(context.home, {"adapter.rank": 9})  # an editor, while the check runs
+            time.sleep(0.5)
+        return [], {"steps": 5, "epochs": 1.0, "data": None, "model": {}, "fit": fit}
+
+    monkeypatch.setattr(check, "ask", ask)
+    panel = built(check.Check, context)
+    draft.change(context.home, {"preset": "demo"})
+    *_, seen = panel.run()
+    assert "Ready" in seen[0] and panel.known(draft.read(context.home)).ready
+
+
 # ------------------------------------------------------------------------------------------------ replaced, and back
 
 
