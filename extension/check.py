@@ -174,14 +174,15 @@ class Check:
         if asking.cancelled:
             return None
         _remember(self.context, key, asking)
-        return self.known(text)
+        return self.known(text, key=key)
 
-    def known(self, text: str, remembered: bool = True) -> Report:
-        """What the page knows of a recipe without asking: its own look, and an answer that still holds."""
+    def known(self, text: str, remembered: bool = True, key: str = "") -> Report:
+        """What the page knows of a recipe without asking: its own look, and an answer that still holds; ``key`` is that
+        of an answer that has just come, whatever has ended meanwhile."""
         folders = self.context.folders
         problems = draft.problems(text, self.home.draft, folders)
         values = draft.values(text, folders)
-        key = _key(text, values, self.home.runs)
+        key = key or _key(text, values, self.home.runs)
         kept = read_object(self.home.own / "checks.json").get(key) if remembered and not problems else None
         answer: dict[str, Any] = kept["answer"] if kept else {}
         problems += [Problem(one["where"], one["what"]) for one in kept["problems"]] if kept else []
