@@ -298,7 +298,7 @@ def test_prefer_by_keys_then_train_on_it(server: Server, page) -> None:
 
 
 def test_killed_interface_finds_its_training_and_its_queue(server: Server, page) -> None:
-    for name, steps in (("long", 1000), ("next", 2)):
+    for name, steps in (("long", 6000), ("next", 2)):
         write_recipe(server, name, steps)
         start(page, server, name)
     until(lambda: control.status(server.runs / "long").step > 0)
