@@ -149,7 +149,7 @@ def _form() -> None:
     from pixelkiln.extension import fields
 
     (row,) = fields.rows()["loss.log_cosh.sharpness"]
-    assert fields.label(row) == "Sharpness (log_cosh_sharpness)" and fields.make(row, 2.0).value == "2"
+    assert fields.label(row) == "Sharpness" and fields.make(row, 2.0).value == "2"
     assert fields.objectives()["hinge"] == "Pairs (hinge): a margin, then nothing more"
     assert fields.usual_data("hinge") == "data.pairs"
     assert [fields.key_of(one) for one in fields.search(fields.rows(), "gap", None, "hinge")] == ["objective.gap"]
