@@ -569,7 +569,7 @@ def own_presets(home: Any) -> Path:
 
 
 def model_folders(home: Any) -> list[Path]:
-    """Folders of models that the page itself fills, or was told of."""
+    """Folders of models: the one that the page fills, and those that a person added."""
     return [folder for folder in hosts.model_places(home) if folder.is_dir()]
 
 

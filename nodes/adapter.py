@@ -212,7 +212,7 @@ _TOLD = (
 
 
 def about(file: AdapterFile) -> list[str]:
-    """The file in words, a line each: kind and ranks from its tensors, the rest from its own metadata."""
+    """The file as text, one line per fact: kind and ranks from its tensors, the rest from its own metadata."""
     facts = keys.identify({key: tuple(value.shape) for key, value in file.tensors.items()}, file.metadata)
     size = ", ".join(f"{rank} ({n} modules)" for rank, n in facts.ranks.items())
     lines = [file.path.name] + [

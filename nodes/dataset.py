@@ -170,7 +170,7 @@ def _from_images(images: list[Tensor], dataset: list[str], captions: list[str], 
 
 
 def _captions(given: list[str], count: int) -> list[str]:
-    """A caption for each picture: from a list, from a line each, one for all; no text at all leaves all empty."""
+    """A caption for each picture: from a list, one line per picture, or one for all; no text leaves all empty."""
     if len(given) > 1:
         lines = [text.strip() for text in given]
     else:

@@ -72,7 +72,7 @@ def _once(what: str, found: Sequence[object]) -> None:
 
 
 def adapters_of(text: str, path: str | None = None) -> dict[Path, str]:
-    """Files and what they are called. A line each: a file of the loras folders, or ``run NAME: newest, step 100, ...``.
+    """Files and their labels. One per line: a file of the loras folders, or ``run NAME: newest, step 100, ...``.
 
     A file that is chosen twice, as by newest and by its step, is there once.
     """
@@ -227,7 +227,7 @@ PLAN = Node(
     run=_plan,
     inputs=(
         In("model", "MODEL", "The model without adapters."),
-        In("adapters", "STRING", "A line each: a file of the loras folders, or run NAME: newest, step 100, epoch 2.",
+        In("adapters", "STRING", "One per line: a file of the loras folders, or run NAME: newest, step 100, epoch 2.",
            default="", multiline=True),
         In("strengths", "STRING", "Strengths, as in 0, 0.5, 1.", default="0, 1"),
         In("prompts", "STRING", "A prompt in each line.", default="", multiline=True),

@@ -244,7 +244,7 @@ STACK = Node(
         In(
             "rows",
             "STRING",
-            "More adapters, as many as wanted, applied in this order after those above. A line each: "
+            "More adapters, as many as wanted, applied in this order after those above. One per line: "
             "file | model strength | text encoder strength | blocks; a # before it turns it off. The node shows them "
             "as rows with buttons.",
             default="",

@@ -327,7 +327,7 @@ _REQUEST = (
     In(
         "options",
         "STRING",
-        'More options, a line each: adapter.kind = "dora". They may name neither files nor code.',
+        'More options, one per line: adapter.kind = "dora". They may name neither files nor code.',
         default="",
         multiline=True,
         advanced=True,

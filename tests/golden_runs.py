@@ -198,7 +198,7 @@ def write_record(name: str, record: Mapping[str, Any]) -> None:
 
 
 def exact_differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> list[str]:
-    """Every place where two records are not the same bit for bit, a line each."""
+    """Every place where two records are not the same bit for bit, one per line."""
     found = []
     for key in sorted({*old, *new} - {"made_with"}):
         here, a, b = f"{where}/{key}", old.get(key), new.get(key)
@@ -217,7 +217,7 @@ def exact_differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str
 
 
 def near_differences(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> list[str]:
-    """Every loss, gradient norm and tensor that is further off than another processor explains, a line each."""
+    """Every loss, gradient norm and tensor that is further off than another processor explains, one per line."""
     found = []
     if len(old["steps"]) != len(new["steps"]):
         found.append(f"recorded {len(old['steps'])} steps, now {len(new['steps'])}")

@@ -519,7 +519,7 @@ def test_a_flip_is_in_sdxls_size_conditioning(tmp_path):
             assert flipped or size == tuple(plain)
             seen.add(flipped)
             latents = first.setdefault(flipped, batch.latents[row])
-            assert torch.equal(latents, batch.latents[row]), "pictures that are told alike are alike"
+            assert torch.equal(latents, batch.latents[row]), "pictures with the same size conditioning are the same"
     assert seen == {False, True}
     assert not torch.equal(first[False], first[True])
 

@@ -120,9 +120,9 @@ def test_remedies_are_applied_until_it_fits(home, capsys):
     answer = report.answer(asked, config, 6)
     assert not answer["fits"] and answer["remedies"][-1]["fits"]
     assert all(one["exact"] for one in answer["remedies"])
-    mended = report.apply(config, answer, lambda line: None)
-    assert asked(mended).fits
-    assert mended.run.batch * mended.run.accumulation == 4
+    changed = report.apply(config, answer, lambda line: None)
+    assert asked(changed).fits
+    assert changed.run.batch * changed.run.accumulation == 4
 
 
 def test_too_little_for_anything_is_said(home):

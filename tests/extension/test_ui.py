@@ -186,8 +186,8 @@ def test_a_mistake_stands_beside_its_field_and_its_remedy_mends_it(
     draft.replace(home, whole)
     found = next(one for one in draft.problems(whole, home.draft) if one.where == where)
     assert found.remedy is not None, found
-    mended = draft.flat(draft.values_of(draft.apply_remedy(home, found.remedy)))
-    assert {**mended, **after} == mended
+    changed = draft.flat(draft.values_of(draft.apply_remedy(home, found.remedy)))
+    assert {**changed, **after} == changed
     assert not [one for one in draft.problems(draft.read(home), home.draft) if one.where == where]
 
 

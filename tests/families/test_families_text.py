@@ -40,7 +40,7 @@ def test_built_in_vocabulary_is_clips():
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
 @pytest.mark.parametrize("limit", [75, 150, 225])
 def test_chunks_are_those_of_sd_scripts(pad, limit):
-    """One long padded line, cut into 75s between its first and last mark; ends are mended where padding differs."""
+    """One long padded line, cut into 75s between its first and last mark; ends are repaired where padding differs."""
     tokenizer = tiny.clip_tokenizer()
     tokenizer.pad_token = pad
     end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id

@@ -124,3 +124,20 @@ def test_an_error_of_a_person_is_one_line_in_the_log_too(tmp_path, capsys):
     assert main(["train", str(file)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line in (tmp_path / "runs" / "t" / "log.txt").read_text("utf-8").splitlines()
+
+
+@pytest.mark.parametrize("mistake", [TypeError, KeyError, AssertionError, MemoryError, ValueError])
+def test_whatever_ends_a_run_its_steps_are_saved(tmp_path, monkeypatch, mistake):
+    done, step = config(tmp_path, {"run.steps": 6}), loop.Loop.step
+
+    def fails(self):
+        if self.steps_done == 3:
+            raise mistake("in the fourth step")
+        return step(self)
+
+    monkeypatch.setattr(loop.Loop, "step", fails)
+    with pytest.raises(mistake):
+        loop.train(done)
+    monkeypatch.undo()
+    assert (tmp_path / "runs" / "t" / "state" / "step00000003.safetensors").exists()
+    assert len(trajectory(done, resume=True)) == 6

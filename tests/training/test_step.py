@@ -64,7 +64,7 @@ def optimization() -> tuple[torch.nn.Parameter, Optimization]:
         None,
         scaler,
         0.0,
-    )  # type: ignore[arg-type]
+    )  # pyright: ignore[reportArgumentType]
 
 
 def test_the_scale_of_float16_survives_a_resume():

@@ -45,7 +45,7 @@ class TermOptions(Options):
         return self
 
     def warnings(self) -> list[str]:
-        """What is allowed but seldom wise, a line each."""
+        """Returns one line per setting that is allowed but seldom wise."""
         if self.probability >= 0.1:
             return []
         times = f"{1 / self.probability:.0f}"

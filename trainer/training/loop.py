@@ -34,7 +34,7 @@ from .profiling import Profiler
 from .progress_writer import ProgressWriter
 from .recovery import Diverged, roll_back
 from .reference_cache import ReferenceCache
-from .resume import with_its_mse
+from .resume import keep_trained_mse
 from .run_options import RunOptions, epochs
 from .session import Session
 from .signals import StoppedEarly, stop_if, stop_signals, stoppable
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from ..config import Config
 
 PEER_DIED = 2
-SAVED_AFTER = (OSError, RuntimeError, ValueError)
-"""Errors after which the steps taken so far are saved."""
 
 
 def train(
@@ -73,7 +71,7 @@ def _lead(config: Config, folder: RunFolder, resume: bool, examined: Examined | 
             if not (resume or config.run.resume_from) and (folder.final.exists() or checkpoint.states(folder.state)):
                 writer.warning(f"{folder.path} holds an earlier run. Starting over; use --resume to continue")
             writer.status("running", message="loading", now=True)
-            config = with_its_mse(config, folder.state if resume else config.run.resume_from, writer.warning)
+            config = keep_trained_mse(config, folder.state if resume else config.run.resume_from, writer.warning)
             with _out_of_memory_is_one_line():
                 progress = stoppable(writer.progress, stop_requested, whole=True)
                 session = build_session(config, writer.log, progress, examined)
@@ -103,7 +101,7 @@ def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
     loop = None
     with ProgressWriter(folder.path, main=False) as quiet, stop_signals() as stop_requested:
         try:
-            config = with_its_mse(config, folder.state if resume else config.run.resume_from, quiet.warning)
+            config = keep_trained_mse(config, folder.state if resume else config.run.resume_from, quiet.warning)
             loop = Loop(build_session(config, quiet.log), folder, quiet, stop_requested)
             return loop.run(resume)
         except distributed.ProcessLost as error:
@@ -194,7 +192,7 @@ class Loop:
             return self._stop() if stopped and self.steps_done < s.total else self._finish()
         except Diverged:
             raise
-        except SAVED_AFTER:  # the steps taken are not lost with the error that ends the run
+        except Exception:  # whatever ends the run, the steps taken are not lost with it
             if s.is_main:
                 self._save_after_error()
             raise
@@ -417,7 +415,7 @@ class Loop:
             if not checkpoint.state_path(self.folder.state, self.steps_done).exists():
                 self._write_state()
             self.writer.log(f"the state of step {self.steps_done} is saved; --resume continues from there")
-        except SAVED_AFTER as error:
+        except (OSError, RuntimeError, ValueError) as error:
             self.writer.log(f"the state of step {self.steps_done} could not be saved: {error}")
 
     def save_for_the_first(self, error: distributed.ProcessLost) -> bool:

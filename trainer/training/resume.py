@@ -16,7 +16,7 @@ ONCE_WITH_MSE = {"haar", "focal_frequency"}
 """Latent losses beside which mse was once trained although the configuration did not ask for it."""
 
 
-def with_its_mse(config: Config, state: str | Path | None, report: Callable[[str], None]) -> Config:
+def keep_trained_mse(config: Config, state: str | Path | None, report: Callable[[str], None]) -> Config:
     """``config`` with ``[loss.mse]`` added, and one line reported, where the run to resume was given haar or
     focal_frequency alone and trained mse too.
 
