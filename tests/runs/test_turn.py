@@ -55,7 +55,7 @@ def test_runs_on_one_device_train_one_after_the_other(runs):
     assert began == sorted(began)
     assert "waiting" not in control.status(second).message
     tickets = user_cache() / "queue" / "gpu0"
-    until(lambda: [path.name for path in tickets.iterdir()] == [".lock"], "the last process to leave")
+    until(lambda: [path.name for path in tickets.iterdir()] == [], "the last process to leave")
 
 
 def test_a_killed_run_leaves_the_queue(runs):

@@ -22,7 +22,7 @@ from pathlib import Path
 from .control import DONE, INTERRUPTED
 from .events import STARTED_AS, read_object, write_status
 from .files import make_folder, user_cache, write_atomic
-from .process import locked
+from .process import locked, wait_for_lock
 
 POLL_SECONDS = 0.2
 
@@ -40,7 +40,7 @@ def turn(device: str, name: str, waiting: Callable[[str], None]) -> Iterator[Non
     """
     folder = make_folder(user_cache() / "queue" / device)
     with ExitStack() as held:
-        with _alone(folder / ".lock"):
+        with wait_for_lock(folder):
             mine = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
             ticket = folder / f"{mine:08d}"
             ticket.write_text(name, encoding="utf-8")
@@ -54,16 +54,6 @@ def turn(device: str, name: str, waiting: Callable[[str], None]) -> Iterator[Non
             held.close()
             with suppress(OSError):
                 ticket.unlink()
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    while True:
-        with locked(path) as got:
-            if got:
-                yield
-                return
-        time.sleep(0.02)
 
 
 def _ahead(folder: Path, mine: int) -> str | None:
