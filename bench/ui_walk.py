@@ -24,11 +24,11 @@ from pixelkiln.trainer.runs import control
 SHOWN_AS = "/home/you/pixelkiln"
 """What pictures for the documentation show in place of this machine's folders."""
 HIDE = """([found, shown]) => {
-  const mend = (text) => found.reduce((all, one) => all.split(one).join(shown), text);
+  const hide = (text) => found.reduce((all, one) => all.split(one).join(shown), text);
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) if (walk.currentNode.data.includes(found[0]) || walk.currentNode.data.includes(found[1]))
-    walk.currentNode.data = mend(walk.currentNode.data);
-  for (const one of document.querySelectorAll("input, textarea")) one.value = mend(one.value);
+    walk.currentNode.data = hide(walk.currentNode.data);
+  for (const one of document.querySelectorAll("input, textarea")) one.value = hide(one.value);
 }"""
 
 
