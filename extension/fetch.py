@@ -102,7 +102,7 @@ def start(home: Home, name: str) -> None:
 
 
 def stop(home: Home, name: str) -> None:
-    """End it; what has come so far stays, and the next start goes on from there."""
+    """End it; what has come so far stays, and the next start continues."""
     folder = place(home, name)
     control.kill(folder)
     for mark in (MARK, "status.json"):

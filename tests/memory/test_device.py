@@ -20,6 +20,7 @@ from pixelkiln.trainer.memory import offload, quantize
 from pixelkiln.trainer.training import build, oom
 from pixelkiln.trainer.training import loop as loop_module
 from pixelkiln.trainer.training.optimization import Optimization
+from pixelkiln.trainer.training.previews import Previews
 from pixelkiln.trainer.training.session import Session
 
 NO_TERM = {"loss.mse.max_level": 1e-6}
@@ -267,3 +268,22 @@ def test_a_card_trains(tmp_path, precision, flags):
     losses = [loss for loss, _ in runs.trajectory(config)]
     assert len(losses) == 20 and all(loss < 100 for loss in losses)
     assert runs.events(config)[-1]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has none left."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["torch", "cuBLAS"],
+)
+def test_memory_that_runs_out_within_a_preview_is_reported_as_that(tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(Previews, "picture", full)
+    config = runs.config(tmp_path, {"run.steps": 2, "sample.prompts": ["a cat"]})
+    assert len(runs.trajectory(config)) == 2
+    lines = [line for line in warnings(config) if "preview" in line]
+    assert lines and all("out of memory" in line and "no previews this time" in line for line in lines)

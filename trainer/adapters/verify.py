@@ -124,7 +124,7 @@ def verify_file(
     """Look at any adapter file as hosts do: is each tensor applied, does each module fit the network of its family, and
     has the file the same effect in diffusers' loader?
 
-    ``network``: family -> its public denoiser and text encoders, on the meta device for all we care.
+    ``network`` maps a family to its public denoiser and text encoders; the meta device will do.
     """
     found = VerifyResult()
     try:

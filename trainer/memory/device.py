@@ -162,7 +162,7 @@ reports a handle for which there is no memory as not initialized."""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch says that memory ran out, which not all of them do by their class."""
+    """Whether an error of torch means that memory ran out; cuBLAS, cuDNN and others have no class for it."""
     return isinstance(error, torch.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 

@@ -536,9 +536,9 @@ class Loop:
         """An error costs what is ``lost``, not the run; that memory ran out is reported by the caller."""
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if isinstance(error, RuntimeError) and memory.is_out_of_memory(error):
+                raise
             if not isinstance(error, UserError):
                 logging.getLogger(__name__).exception("step %d: %s", self.steps_done, lost)
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
