@@ -5,6 +5,7 @@
     python install.py trainer         # the set-up alone
     python install.py ui              # set-up with the user interface, then the interface
     python install.py doctor          # set-up, then a report of what this machine can train with
+    python install.py --dry-run       # what it would ask of pip on this machine; nothing is done
 
 Without a command it prints one line and installs nothing: ComfyUI-Manager and A1111 call it that way, in the host's
 Python. Standard library only. pip's own settings (PIP_INDEX_URL, pip.conf, ...) apply.
@@ -23,7 +24,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 MARK = VENV / "pixelkiln.json"
 TORCH = "2.13.0"
+XFORMERS = "0.0.35"
 INDEX = "https://download.pytorch.org/whl/"
 OLDEST, NEWEST = (3, 11), (3, 14)
 TRAIN = ("train",)
@@ -100,20 +102,26 @@ class Plan:
     because: str
     attempts: tuple[Attempt, ...]
     """Tried in this order until one succeeds; empty where there is no torch for this machine."""
+    xformers: str = ""
+    """Its requirement, where there are wheels with kernels for this machine. It never fails a set-up."""
 
 
 def choose(facts: Facts, index: str | None = None) -> Plan:
     """Choose the torch build for this machine. ``index`` overrides it: exactly that package index.
 
     CUDA 13.0 builds need driver 580 and a Turing GPU (7.5) or newer; CUDA 12.6 builds run from driver 525 on, from
-    Maxwell to Hopper (9.0). Source: PyTorch's CUDA support matrix for 2.13, NVIDIA's CUDA compatibility guide.
+    Maxwell (5.0) to Hopper (9.0). Source: PyTorch's CUDA support matrix for 2.13, NVIDIA's CUDA compatibility guide.
+    xformers has wheels for Linux and Windows on x86-64, for any CUDA torch from 2.10 on (torch's stable ABI).
     """
     found = _choose(facts)
-    if not index:
-        return found
-    last = index.rstrip("/").rsplit("/", 1)[-1]
-    kind = next((k for k, start in (("cuda", "cu1"), ("rocm", "rocm"), ("cpu", "cpu")) if last.startswith(start)), None)
-    return Plan(kind or found.kind, f"torch from {index}", (Attempt(f"torch=={TORCH}", ("--index-url", index)),))
+    if index:
+        last = index.rstrip("/").rsplit("/", 1)[-1]
+        kinds = (("cuda", "cu1"), ("rocm", "rocm"), ("cpu", "cpu"))
+        kind = next((kind for kind, start in kinds if last.startswith(start)), found.kind)
+        found = Plan(kind, f"torch from {index}", (Attempt(f"torch=={TORCH}", ("--index-url", index)),))
+    if found.kind == "cuda" and facts.machine.lower() in ("x86_64", "amd64"):
+        return replace(found, xformers=f"xformers=={XFORMERS}")
+    return found
 
 
 def _choose(facts: Facts) -> Plan:
@@ -125,10 +133,16 @@ def _choose(facts: Facts) -> Plan:
             # PyPI's own torch for Linux is the CUDA 13.0 build, for Windows it is a CPU build.
             plain = Attempt(f"torch=={TORCH}", (), "PyTorch's own index failed; trying pip's default index")
             return Plan("cuda", found, (_from("cu130"), plain) if facts.system == "Linux" else (_from("cu130"),))
+        if gpu.capability < 5:
+            return _cpu(facts, f"{found}: no torch {TORCH} is built for its compute capability {gpu.capability}")
         if driver >= 525 and gpu.capability < 10:
             return Plan("cuda", found, (_from("cu126"),))
         wanted = 580 if gpu.capability >= 7.5 else 525
-        return _cpu(facts, f"{found}: the driver is too old; update it to {wanted} or newer and run this again")
+        return _cpu(
+            facts,
+            f"{found}: the driver is too old; update it to {wanted} or newer and run this again "
+            f"({_newest(gpu.capability, driver)})",
+        )
     if facts.nvidia_problem:
         return _cpu(facts, f"an NVIDIA driver is installed but does not answer ({facts.nvidia_problem})")
     if facts.amd and facts.system == "Linux":
@@ -141,6 +155,16 @@ def _choose(facts: Facts) -> Plan:
             return Plan("cpu", "PyTorch is no longer built for Intel Macs, so this machine cannot train", ())
         return _cpu(facts, "Apple silicon; torch includes MPS, which is untested here")
     return _cpu(facts, "no NVIDIA or AMD driver found")
+
+
+def _newest(capability: float, driver: int) -> str:
+    """The newest torch for a driver that is too old for this one, where there is any: CUDA 12.8 builds with Blackwell
+    end at 2.11, CUDA 11.8 builds, without it, at 2.7."""
+    if driver >= 570:
+        return "the newest torch that works with it is 2.11.0, CUDA 12.8, which is not installed here"
+    if driver >= 450 and capability < 10:
+        return "the newest torch that works with it is 2.7.1, CUDA 11.8, older than the 2.10 that training needs"
+    return "no torch that supports this GPU works with it"
 
 
 def _from(build: str) -> Attempt:
@@ -214,22 +238,58 @@ def set_up(needed: Iterable[str], python: str | None = None, index: str | None =
     wanted = {"state": "ready", "key": fingerprint(plan), "extras": extras, "torch_index": index}
     if complete and wanted.items() <= mark.items() and set(mark["packages"]) <= _packages():
         return inside
-    constraints = ROOT / "constraints" / f"{plan.kind}.txt"
-    tested = constraints.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-    log(f"this machine: {plan.kind} ({plan.because})")
-    log(f"versions: constraints/{plan.kind}.txt, {tested}")
+    _log_plan(plan)
     if not complete:
         log("repairing .venv: it is incomplete, broken or to be replaced" if VENV.exists() else "making .venv")
         _make(python)
     _write_mark({**wanted, "state": "making"})
     try:
-        _install(inside, plan, extras, constraints)
+        _install(inside, plan, extras)
     except UserError:
         _write_mark(mark if complete else {"state": "empty"})
         raise
     _write_mark({**wanted, "packages": sorted(_packages())})
     log(f"ready: {VENV}")
     return inside
+
+
+def dry_run(needed: Iterable[str], index: str | None = None) -> None:
+    """Print what ``set_up`` would ask of pip, in its order, and do nothing."""
+    mark = _read_mark()
+    plan = choose(look(), index or mark.get("torch_index"))
+    if not plan.attempts:
+        raise UserError(plan.because)
+    _log_plan(plan)
+    for number, attempt in enumerate(plan.attempts):
+        log(f"{'pip install' if not number else 'or, if that fails,'} {' '.join([*_torch(attempt, plan)])}")
+    log(f"pip install {' '.join(_project(sorted({*needed, *mark.get('extras', ())}), plan))}")
+    if plan.xformers:
+        log(f"pip install {' '.join(_xformers(plan))}")
+
+
+def _log_plan(plan: Plan) -> None:
+    tested = (ROOT / _constraints(plan)).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    log(f"this machine: {plan.kind} ({plan.because})")
+    log(f"versions: {_constraints(plan)}, {tested}")
+    if not plan.xformers:
+        log("xformers is left out: it has kernels for NVIDIA GPUs on x86-64 only; attention is torch's own")
+
+
+def _constraints(plan: Plan) -> str:
+    return f"constraints/{plan.kind}.txt"
+
+
+def _torch(attempt: Attempt, plan: Plan) -> tuple[str, ...]:
+    return (attempt.requirement, *attempt.arguments, "-c", _constraints(plan))
+
+
+def _project(extras: list[str], plan: Plan) -> tuple[str, ...]:
+    return ("-e", f".[{','.join(extras)}]", "-c", _constraints(plan))
+
+
+def _xformers(plan: Plan) -> tuple[str, ...]:
+    """It takes a wheel only, for a build from source takes an hour, and leaves torch as it is."""
+    return (plan.xformers, "--no-deps", "--only-binary", "xformers", "-c", _constraints(plan))
 
 
 def python_in(venv: Path, windows: bool = os.name == "nt") -> Path:
@@ -239,7 +299,8 @@ def python_in(venv: Path, windows: bool = os.name == "nt") -> Path:
 def fingerprint(plan: Plan) -> str:
     """A hash of all that the environment depends on: pins, requirements, torch and its location."""
     files = [ROOT / "pyproject.toml", *sorted((ROOT / "constraints").glob("*.txt"))]
-    parts = [str(ROOT).encode(), repr(plan.attempts).encode(), *(file.read_bytes() for file in files)]
+    asked = repr((plan.attempts, plan.xformers))
+    parts = [str(ROOT).encode(), asked.encode(), *(file.read_bytes() for file in files)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -314,17 +375,35 @@ def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def _install(python: Path, plan: Plan, extras: list[str], constraints: Path) -> None:
+def _install(python: Path, plan: Plan, extras: list[str]) -> None:
     errors: str | None = None
     for attempt in plan.attempts:
         if attempt.note:
             log(attempt.note)
-        errors = _pip(python, attempt.requirement, *attempt.arguments, "-c", str(constraints))
+        errors = _pip(python, *_torch(attempt, plan))
         if errors is None or (offline(errors) and not attempt.arguments):
             break
-    errors = errors or _pip(python, "-e", f".[{','.join(extras)}]", "-c", str(constraints))
+    errors = errors or _pip(python, *_project(extras, plan))
     if errors is not None:
         raise UserError(explain(errors))
+    if plan.xformers:
+        _install_xformers(python, plan)
+
+
+def _install_xformers(python: Path, plan: Plan) -> None:
+    """Or log why not. One that cannot be imported is removed again: diffusers imports whatever is installed."""
+    errors = _pip(python, *_xformers(plan))
+    if errors is None:
+        command = [str(python), "-c", "import xformers.ops"]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=_environment())
+        if not done.returncode:
+            return
+        why = f"it cannot be imported: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+        remove = [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "xformers"]
+        subprocess.run(remove, env=_environment(), capture_output=True)
+    else:
+        why = explain(errors)
+    log(f"xformers is left out ({why}); attention is torch's own. To try again: python install.py trainer --repair")
 
 
 def _pip(python: Path, *arguments: str) -> str | None:
@@ -386,14 +465,20 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="install.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("command", choices=list(EXTRAS))
+    parser.add_argument("command", choices=list(EXTRAS), nargs="?")
     parser.add_argument("--torch-index", metavar="URL", help="install torch from this index, whatever the machine is")
     parser.add_argument("--python", metavar="PATH", help="make .venv with this Python")
     parser.add_argument("--repair", action="store_true", help="rebuild .venv even if it looks complete")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be installed here, and do nothing")
     args, rest = parser.parse_known_args(arguments)
+    if args.command is None and (rest or not args.dry_run):
+        parser.error(f"no command; one of {', '.join(EXTRAS)}")
     if rest and args.command in ("trainer", "doctor"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
+        if args.dry_run:
+            dry_run(EXTRAS[args.command or "trainer"], args.torch_index)
+            return 0
         python = set_up(EXTRAS[args.command], args.python, args.torch_index, args.repair)
         return run(python, [*RUNS[args.command], *rest]) if args.command in RUNS else 0
     except UserError as error:

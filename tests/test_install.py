@@ -18,10 +18,73 @@ from pixelkiln.install import Facts, Gpu, UserError, choose, explain, read_nvidi
 
 SCRIPT = Path(install.__file__)
 AMPERE, PASCAL, BLACKWELL = ("NVIDIA GeForce RTX 3060", 8.6), ("NVIDIA GeForce GTX 1080", 6.1), ("RTX 5090", 12.0)
+KEPLER, HOPPER = ("Tesla K80", 3.7), ("NVIDIA GH200 480GB", 9.0)
 
 
-def box(*gpus: tuple[str, float], driver: str = "580.95.05", system: str = "Linux") -> Facts:
-    return Facts(system, "x86_64", tuple(Gpu(name, capability, driver) for name, capability in gpus))
+def box(*gpus: tuple[str, float], driver: str = "580.95.05", system: str = "Linux", machine: str = "x86_64") -> Facts:
+    return Facts(system, machine, tuple(Gpu(name, capability, driver) for name, capability in gpus))
+
+
+PYTORCH = "--extra-index-url https://download.pytorch.org/whl"
+CPU_TORCH = [
+    "pip install torch==2.13.0+cpu -c constraints/cpu.txt",
+    f"or, if that fails, torch==2.13.0+cpu {PYTORCH}/cpu -c constraints/cpu.txt",
+    "or, if that fails, torch==2.13.0 -c constraints/cpu.txt",
+]
+XFORMERS = "pip install xformers==0.0.35 --no-deps --only-binary xformers -c constraints/cuda.txt"
+CU130 = (
+    "pip install torch==2.13.0+cu130 --extra-index-url https://download.pytorch.org/whl/cu130 -c constraints/cuda.txt"
+)
+CU126 = CU130.replace("cu130", "cu126")
+PLAIN = "or, if that fails, torch==2.13.0 -c constraints/cuda.txt"
+PYPI = "pip install torch==2.13.0 -c constraints/cpu.txt"
+MACHINES = {
+    "CUDA on Linux": (box(AMPERE), "cuda", [CU130, PLAIN, XFORMERS]),
+    "CUDA on Windows": (box(AMPERE, system="Windows", machine="AMD64"), "cuda", [CU130, XFORMERS]),
+    "CUDA on Linux, an older driver": (box(AMPERE, driver="550.54.14"), "cuda", [CU126, XFORMERS]),
+    "CUDA on Linux, an older GPU": (box(PASCAL), "cuda", [CU126, XFORMERS]),
+    "CUDA on ARM": (box(HOPPER, machine="aarch64"), "cuda", [CU130, PLAIN]),
+    "Blackwell": (box(BLACKWELL), "cuda", [CU130, PLAIN, XFORMERS]),
+    "Blackwell, driver too old": (box(BLACKWELL, driver="570.1"), "cpu", CPU_TORCH),
+    "driver too old": (box(AMPERE, driver="470.256.02", system="Windows", machine="AMD64"), "cpu", [PYPI]),
+    "GPU too old": (box(KEPLER, driver="470.256.02"), "cpu", CPU_TORCH),
+    "ROCm": (
+        Facts("Linux", "x86_64", amd=("gfx1100",)), "rocm",
+        [CU130.replace("cu130", "rocm7.2").replace("cuda.txt", "rocm.txt")],
+    ),
+    "macOS": (Facts("Darwin", "arm64"), "cpu", [PYPI]),
+    "ARM": (Facts("Linux", "aarch64"), "cpu", CPU_TORCH),
+    "CPU on Linux": (Facts("Linux", "x86_64"), "cpu", CPU_TORCH),
+    "CPU on Windows": (Facts("Windows", "AMD64"), "cpu", [PYPI]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "kind", "torch"), MACHINES.values(), ids=list(MACHINES))
+def test_a_dry_run_prints_what_a_machine_would_get(facts, kind, torch, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(install, "look", lambda: facts)
+    monkeypatch.setattr(install, "MARK", tmp_path / "none.json")
+    monkeypatch.setattr(install, "_make", None)
+    monkeypatch.setattr(install, "_pip", None)
+    assert install.main(["--dry-run"]) == 0
+    lines = [line.removeprefix("install.py: ") for line in capsys.readouterr().out.splitlines()]
+    asked = [line for line in lines if line.startswith(("pip install", "or, if that fails"))]
+    project = f"pip install -e .[train] -c constraints/{kind}.txt"
+    last = [line for line in torch if line == XFORMERS]
+    assert asked == [*(line for line in torch if line != XFORMERS), project, *last]
+    assert lines[0].startswith(f"this machine: {kind} (") and f"constraints/{kind}.txt" in lines[1]
+    assert [line for line in lines if line.startswith("xformers is left out")] == ([] if last else [lines[2]])
+
+
+def test_a_dry_run_says_why_nothing_would_be_installed(monkeypatch, capsys):
+    monkeypatch.setattr(install, "look", lambda: Facts("Darwin", "x86_64"))
+    assert install.main(["ui", "--dry-run"]) == 2
+    assert "no longer built for Intel Macs" in capsys.readouterr().err
+
+
+def test_a_command_is_required():
+    for arguments in (["--repair"], ["--dry-run", "--unknown"]):
+        with pytest.raises(SystemExit, match="2"):
+            install.main(arguments)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +97,7 @@ def box(*gpus: tuple[str, float], driver: str = "580.95.05", system: str = "Linu
         (box(PASCAL, BLACKWELL), "cuda", ["torch==2.13.0+cu130", "torch==2.13.0"]),
         (box(BLACKWELL, driver="570.1"), "cpu", ["torch==2.13.0+cpu", "torch==2.13.0+cpu", "torch==2.13.0"]),
         (box(AMPERE, driver="470.256.02", system="Windows"), "cpu", ["torch==2.13.0"]),
+        (box(KEPLER, driver="550.1"), "cpu", ["torch==2.13.0+cpu", "torch==2.13.0+cpu", "torch==2.13.0"]),
         (Facts("Linux", "x86_64", amd=("gfx1036", "gfx1100")), "rocm", ["torch==2.13.0+rocm7.2"]),
         (Facts("Linux", "x86_64", amd=("gfx1036",)), "cpu", ["torch==2.13.0+cpu"] * 2 + ["torch==2.13.0"]),
         (Facts("Linux", "aarch64"), "cpu", ["torch==2.13.0+cpu"] * 2 + ["torch==2.13.0"]),
@@ -53,8 +117,14 @@ def test_each_machine_gets_its_torch(facts: Facts, kind: str, requirements: list
 
 
 def test_problems_that_the_user_can_fix_are_reported():
-    assert "update it to 580" in choose(box(BLACKWELL, driver="570.1")).because
-    assert "update it to 525" in choose(box(PASCAL, driver="470.1")).because
+    def because(gpu: tuple[str, float], driver: str) -> str:
+        return choose(box(gpu, driver=driver)).because
+
+    assert "update it to 580" in because(BLACKWELL, "570.1") and "2.11.0, CUDA 12.8" in because(BLACKWELL, "570.1")
+    assert "no torch that supports this GPU works with it" in because(BLACKWELL, "560.1")
+    assert "update it to 525" in because(PASCAL, "470.1") and "2.7.1, CUDA 11.8" in because(PASCAL, "470.1")
+    assert "no torch that supports this GPU works with it" in because(PASCAL, "440.1")
+    assert "no torch 2.13.0 is built for its compute capability 3.7" in because(KEPLER, "470.1")
     assert (
         "couldn't communicate"
         in choose(Facts("Linux", "x86_64", nvidia_problem="NVIDIA-SMI couldn't communicate")).because
@@ -74,6 +144,7 @@ def test_problems_that_the_user_can_fix_are_reported():
 def test_an_index_overrides_the_machine(index: str, kind: str):
     plan = choose(box(AMPERE), index)
     assert (plan.kind, plan.attempts) == (kind, (install.Attempt("torch==2.13.0", ("--index-url", index)),))
+    assert plan.xformers == ("xformers==0.0.35" if kind == "cuda" else "")
 
 
 def test_nvidia_smi_is_read():
@@ -197,13 +268,43 @@ def project(tmp_path: Path) -> Path:
     return root
 
 
+def call_in(project: Path, *arguments: str, links: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    offline = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
+    env = {**kept, **offline, **({"PIP_FIND_LINKS": (project / "links").as_uri()} if links else {}), **more}
+    command = [sys.executable, str(project / "install.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=project.parent, env=env)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver's program is a shell script here")
+def test_xformers_never_fails_a_set_up(project: Path):
+    """Where the driver names an NVIDIA GPU: without a wheel, with one that breaks on import, with a good one."""
+    smi = project / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho NVIDIA GeForce RTX 3060, 8.6, 580.95.05\n")
+    smi.chmod(0o755)
+    path = f"{smi.parent}{os.pathsep}{os.environ['PATH']}"
+    inside = project / ".venv" / "lib"
+
+    done = call_in(project, "trainer", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "this machine: cuda (NVIDIA GeForce RTX 3060, driver 580.95.05)" in done.stdout
+    assert "xformers is left out (no network" in done.stdout
+    assert call_in(project, "trainer", PATH=path).stdout == ""  # it is not tried each time
+
+    for text, kept in [("raise ImportError('Flash-Attention is too old')", False), ("", True)]:
+        (project / "links" / "xformers-0.0.35-py3-none-any.whl").unlink(missing_ok=True)
+        wheel(project / "links", "xformers", "0.0.35", {"xformers/__init__.py": "", "xformers/ops.py": text})
+        done = call_in(project, "trainer", "--repair", PATH=path)
+        assert done.returncode == 0, done.stderr
+        assert ("cannot be imported: ImportError: Flash-Attention is too old" in done.stdout) != kept
+        assert bool(list(inside.rglob("xformers-*.dist-info"))) == bool(list(inside.rglob("xformers/ops.py"))) == kept
+
+
 def test_the_lifecycle_of_an_environment(project: Path):
     def call(*arguments: str, links: bool = True) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        offline = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
-        env = {**kept, **offline, **({"PIP_FIND_LINKS": (project / "links").as_uri()} if links else {})}
-        command = [sys.executable, str(project / "install.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=project.parent, env=env)
+        return call_in(project, *arguments, links=links)
 
     def mark() -> dict[str, object]:
         return json.loads((project / ".venv" / "pixelkiln.json").read_text())

@@ -48,6 +48,7 @@ def test_every_requirement_is_pinned_within_its_range(kind: str):
             assert version, f"constraints/{kind}.txt: {requirement.name} has no pin"
             assert requirement.specifier.contains(version), f"{requirement} does not allow {version}"
     assert pinned["torch"] == install.TORCH
+    assert pinned.get("xformers") == (install.XFORMERS if kind == "cuda" else None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
