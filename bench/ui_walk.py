@@ -150,13 +150,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "screens")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         runs = Path(folder) / "runs"
         browser = play.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
         begun = time.monotonic()
         with served(runs) as address:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
-            page.set_default_timeout(3_600_000)
+            page.set_default_timeout(300_000)
             page.goto(address)
             walk = Walk(page, begun, args.out, runs)
             first_use(walk, args.steps, runs)

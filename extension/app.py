@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 
 from . import compare, images, look, pictures, prefer, recipe, train, words
-from .page import EVENT, Context, Screen
+from .page import EVENT, Context, Screen, newest
 from .security import DOWNLOAD, UPLOAD_BYTES, Guard, Login
 
 UNREADABLE = (
@@ -61,7 +61,7 @@ def page(context: Context) -> gr.Blocks:
             shown = (
                 tabs_of[name]
                 .select(lambda name=name, pace=pace: (name, gr.Timer(pace)), None, [current, clock], **EVENT)
-                .then(screen.show, screen.inputs, screen.outputs, **EVENT)
+                .then(newest(context, screen.show), screen.inputs, screen.outputs, **EVENT)
             )
             if name == "recipe":
                 screen.parts["check"].on_change(shown)
@@ -73,9 +73,8 @@ def page(context: Context) -> gr.Blocks:
         _train_on(screens, tabs)
         again = screens["train"].parts
         _go(again["again"].click(again["use_recipe"], [again["run"]], None, **EVENT), tabs, "recipe")
-        again = screens["train"].parts
-        _go(again["again"].click(again["use_recipe"], [again["run"]], None, **EVENT), tabs, "recipe")
-        blocks.load(screens["pictures"].show, screens["pictures"].inputs, screens["pictures"].outputs, **EVENT)
+        first = screens["pictures"]
+        blocks.load(newest(context, first.show), first.inputs, first.outputs, **EVENT)
         blocks.load(lambda: train.headline(context), None, [headline], **EVENT)
 
         screen = screens["train"]

@@ -82,6 +82,24 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
     return inner
 
 
+def newest(context: Context, show: Callable[P, T]) -> Callable[P, T]:
+    """``show``, made again where the recipe changed while it was made: a click on a page that still loads is not
+    overwritten by the older screen, whose answer comes last."""
+
+    def text() -> bytes:
+        return context.home.draft.read_bytes() if context.home.draft.exists() else b""
+
+    @functools.wraps(show)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            before = text()
+            made = show(*args, **kwargs)
+            if text() == before:
+                return made
+
+    return inner
+
+
 def note(text: str, kind: str = "quiet") -> str:
     """A line of text; kind: quiet, good, warn, bad."""
     return f'<p class="note {kind}">{escape(text)}</p>' if text else ""

@@ -29,7 +29,7 @@ from pixelkiln.extension import (
     train,
     words,
 )  # fmt: skip
-from pixelkiln.extension.page import Context, plain_message
+from pixelkiln.extension.page import Context, newest, plain_message
 from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer.data import pairs_file
@@ -332,3 +332,18 @@ def test_runs_are_renamed_with_their_files_and_thrown_away_into_a_bin(context: C
         runs.to_bin(home, new)
     queue.remove(home, queue.read(home).jobs[0].id)
     assert (runs.to_bin(home, new) / "two.safetensors").is_file() and not new.exists()
+
+
+def test_a_click_while_a_screen_is_made_is_not_overwritten_by_the_older_screen(context: Context):
+    """The page's first answer, made while "Use the demo pictures" was pressed, hid the pictures that came before it."""
+    screen = built(pictures.Pictures, context)
+    clicked = []
+
+    def show() -> Any:
+        made = screen.show()
+        if not clicked:
+            clicked.append(screen.choose_demo())
+        return made
+
+    summary = newest(context, show)()[2]
+    assert summary == clicked[0][2] and words.NO_FOLDER not in summary
