@@ -89,7 +89,7 @@ def _depth(path: Path, raw: np.ndarray, unit: float | None, valid: tuple[float, 
             f"{path}: depth of 8 bits is 256 steps at most; give the 16-bit PNG, NPY, NPZ or EXR file that it came from"
         )
     with np.errstate(over="ignore", invalid="ignore"):
-        values = raw.astype(np.float64) * (unit or 1.0)
+        values = (raw.astype(np.float64) * (unit or 1.0)).astype(np.float32)
         known = np.asarray(np.isfinite(values) & (values > 0))
         if valid is not None:
             known &= (values >= valid[0]) & (values <= valid[1])
@@ -108,12 +108,12 @@ def _normal(path: Path, raw: np.ndarray, *_: object) -> Target:
     values = raw[..., :3].astype(np.float64)
     known = np.ones(raw.shape[:2], bool)
     if raw.dtype.kind in "ui":
-        known = raw[..., :3].any(-1)  # black is a hole, not the direction (-1, -1, -1)
+        known = np.asarray(raw[..., :3].any(-1))  # black is a hole, not the direction (-1, -1, -1)
         values = values / np.iinfo(raw.dtype).max * 2 - 1
     known &= np.isfinite(values).all(-1)
     length = np.linalg.norm(np.where(known[..., None], values, 0), axis=-1)
     known &= length > (0.02 if raw.dtype.kind in "ui" else 1e-3)  # the middle grey of a PNG is (0, 0, 0)
-    off = (np.abs(length - 1) > TOLERANCE) & known
+    off = np.asarray(np.abs(length - 1) > TOLERANCE) & known
     if off.sum() > TOO_MANY * max(1, known.sum()):
         median = float(np.median(length[known]))
         hint = "; values in [0, 1] are to be 2 v - 1" if raw.dtype.kind == "f" and np.nanmin(values) >= 0 else ""
