@@ -276,7 +276,7 @@ def test_merged_files_add_up(parts: list[tuple[int, float]]) -> None:
             own.setdefault(name, {})[tensor] = value
         modules.append((own, weight))
     merged, loss = ranks.join(modules, None, "sd15")
-    assert loss == 0
+    assert loss < 1e-12
     for name, module in merged.items():
         wanted = sum((deltas(tensors)[name] * weight for tensors, weight in files_), torch.zeros(()))
         assert torch.allclose(algebra.delta(module).flatten(1), wanted, atol=1e-4)

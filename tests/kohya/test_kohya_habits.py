@@ -73,6 +73,23 @@ LAUNCHERS = {
     "environment": ["CUDA_VISIBLE_DEVICES=0", "accelerate", "launch", "train_network.py"],
     "uv": ["uv", "run", "accelerate", "launch", "train_network.py"],
     "script": ["train_network.py"],
+    "a prompt": ["(venv)", "user@host:~/sd-scripts$", "accelerate", "launch", "train_network.py"],
+    "a prompt of windows": ["PS", r"C:\kohya>", "accelerate", "launch", "train_network.py"],
+    "a notebook": ["!accelerate", "launch", "train_network.py"],
+    "call": ["call", "accelerate", "launch", "train_network.py"],
+    "start": ["start", "my training", "/wait", "accelerate", "launch", "train_network.py"],
+    "variables": ["export", "CUDA_VISIBLE_DEVICES=0", "&&", "accelerate", "launch", "train_network.py"],
+    "env": ["env", "A=1", "B=2", "python", "train_network.py"],
+    "set": ["set", "A=1", "&&", "python", "train_network.py"],
+    "a folder first": ["cd", "sd-scripts", "&&", "source", "venv/bin/activate", "&&", "python", "train_network.py"],
+    "nice": ["nohup", "nice", "-n", "10", "python", "-u", "train_network.py"],
+    "its own configuration": ["accelerate", "launch", "--config_file", "acc.yaml", "train_network.py"],
+    "as a module": ["accelerate", "launch", "--module", "train_network"],
+    "deepspeed": ["deepspeed", "--num_gpus", "2", "train_network.py"],
+    "torch": ["python", "-m", "torch.distributed.run", "--nproc_per_node=2", "train_network.py"],
+    "accelerate-launch": ["accelerate-launch", "TRAIN_NETWORK.PY"],
+    "powershell": ["&", r"C:\kohya ss\venv\Scripts\accelerate.exe", "launch", r"C:\kohya ss\train_network.py"],
+    "docker": ["docker", "run", "--gpus", "all", "image", "python", "train_network.py"],
 }
 
 
@@ -107,7 +124,8 @@ def test_marks_at_the_end_of_a_value_are_left_out(data):
     [
         ("train_db.py", "the whole model"), ("sdxl_train.py", "the whole model"),
         ("train_textual_inversion.py", "embedding"),
-        ("flux_train_network.py", "no script that is done here"), ("trian_network.py", "did you mean train_network"),
+        ("flux_train_network.py", "a model of another family"), ("kohya_gui.py", "no script that is done here"),
+        ("sdxl_train_control_net_lllite.py", "a ControlNet"), ("trian_network.py", "did you mean train_network"),
     ],
 )  # fmt: skip
 def test_other_scripts_are_named(script, message):
@@ -115,6 +133,43 @@ def test_other_scripts_are_named(script, message):
         take(["accelerate", "launch", script, *BASE])
     with pytest.raises(UserError, match="no script of sd-scripts follows"):
         take(["accelerate", "launch", *BASE])
+
+
+def test_several_gpus_are_told_where_they_are_asked_for(data):
+    def told(*words):
+        notes = load(take([*words, "train_network.py", *LINE[:1], str(data / "img"), *BASE])[0])[1]
+        return any("several GPUs" in note for note in notes)
+
+    assert told("torchrun", "--nproc_per_node=2") and told("deepspeed", "--num_gpus", "4")
+    assert told("accelerate", "launch", "--multi_gpu")
+    assert not told("accelerate", "launch", "--num_processes", "1") and not told("accelerate", "launch")
+
+
+@pytest.mark.parametrize("end", [["&"], [">", "log.txt", "2>&1"], ["2>&1", "|", "tee", "log.txt"], ["&&", "echo"],
+                                 [";", "shutdown"], ["#", "my", "best", "run"], ["&", "pause"]])  # fmt: skip
+def test_what_a_shell_does_after_a_pasted_line_is_passed_over(end, data):
+    config, notes = load(take(["python", "train_network.py", *LINE[:1], str(data / "img"), *BASE, *end])[0])
+    assert any("this is for a shell" in note for note in notes)
+    assert config.data.sets[0].caption == "cat"
+
+
+@pytest.mark.parametrize("value", [";", "|", "#", "&&"])
+def test_marks_of_a_shell_are_kept_as_values(value, data):
+    words = ["python", "train_network.py", *LINE[:1], str(data / "img"), *BASE, "--caption_separator", value]
+    assert load(take(words)[0])[0].data.separator == value
+
+
+@pytest.mark.parametrize("dash", ["\u2014", "\u2013\u2013", "-\u2013", "\u2212\u2212", "-"])
+@pytest.mark.parametrize("form", [["network_dim=8"], ["network_dim", "8"]])
+def test_dashes_of_a_text_program_are_hyphens(dash, form, data):
+    words = [*LINE[:1], str(data / "img"), *BASE, dash + form[0], *form[1:]]
+    config, notes = load(take(words)[0])
+    assert config.adapter.rank == 8 and any("read as --" in note for note in notes)
+
+
+def test_quotes_of_a_text_program_are_named(data):
+    with pytest.raises(UserError, match="quotes of a text program"):
+        take(["python", "train_network.py", "--train_data_dir=\u201cmy", "img\u201d"])
 
 
 def test_the_script_says_the_family(data):

@@ -27,6 +27,13 @@ BESIDE = ("dora_scale", *SUMS, "set_weight", "reshape_weight")
 """Tensors that are no part of ``delta``."""
 
 
+FLOATS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+    torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+)  # fmt: skip
+"""The types of number that adapters are made of; alphas may be whole numbers."""
+
+
 def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
     """LoKr's split of a width into (smaller, larger); ``factor`` is the first where it divides, or the most it may be.
 
@@ -73,7 +80,8 @@ def rank_of(tensors: Mapping[str, Tensor | Shape]) -> int | None:
     for name, axis in (("lora_down.weight", 0), ("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0)):
         if name in tensors:
             value = tensors[name]
-            return int((value.shape if isinstance(value, Tensor) else value)[axis])
+            size = tuple(value.shape if isinstance(value, Tensor) else value)
+            return size[axis] if len(size) > axis else None
     return None
 
 
@@ -134,8 +142,7 @@ def method(tensors: Mapping[str, Tensor | Shape]) -> str | None:
     if "diff" in tensors:
         value = tensors["diff"]
         return "full" if (value.dim() if isinstance(value, Tensor) else len(value)) > 1 else None
-    marks = (("lora", "lora_up.weight"), ("loha", "hada_w1_a"), ("lokr", "lokr_w1"), ("lokr", "lokr_w1_a"))
-    return next((kind for kind, mark in marks if mark in tensors), None)
+    return next((kind for kind, mark in _METHODS if mark in tensors), None)
 
 
 def missing(names: Iterable[str]) -> str:
@@ -156,6 +163,44 @@ def missing(names: Iterable[str]) -> str:
     return " and ".join(name for name in wanted if name not in have)
 
 
+def damage(tensors: Tensors) -> str:
+    """Why the tensors of a whole module are no adapter of one weight, in words; '' where they are. Values do not count.
+
+    The magnitudes of DoRA are to be those of its rows, [out, 1, ...], or of its columns, [1, in, ...].
+    """
+    for name, value in tensors.items():
+        if value.dtype not in FLOATS and name not in ("alpha", "reshape_weight"):
+            return f"{name} holds {str(value.dtype).removeprefix('torch.')}, no numbers of an adapter"
+        if not value.dim() and name != "alpha":
+            return f"{name} is a single number"
+    twice = [kind for kind, mark in _METHODS if mark in tensors]
+    twice += ["full"] if "diff" in tensors and tensors["diff"].dim() > 1 else []
+    twice += [name for name in ("lokr_w1", "lokr_w2") if {name, f"{name}_a"} <= set(tensors)]
+    if len(set(twice)) > 1 and set(twice) != {"lokr"}:
+        return f"it holds more than one adapter ({' and '.join(sorted(set(twice)))})"
+    if not twice:
+        return ""
+    try:
+        rows, columns = delta(on_meta(tensors)).flatten(1).shape
+    except (RuntimeError, IndexError, KeyError):
+        sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items() if value.dim())
+        return f"its tensors do not make up one weight ({sizes})"
+    if not rows or not columns:
+        return f"it is for a weight of {rows} x {columns}"
+    if "diff_b" in tensors and tensors["diff_b"].numel() != rows:
+        return f"diff_b has {tensors['diff_b'].numel()} values, the weight {rows} rows"
+    if "dora_scale" in tensors:
+        size = tuple(tensors["dora_scale"].shape)
+        ours, theirs = size[:1] == (rows,), len(size) > 1 and size[0] == 1 and (
+            size[1] == columns or (size[1] > 1 and columns % size[1] == 0))  # fmt: skip
+        if not (ours and set(size[1:]) <= {1}) and not (theirs and set(size[2:]) <= {1}):
+            return f"dora_scale is {list(size)}, the weight {rows} x {columns}"
+    return ""
+
+
+_METHODS = (("lora", "lora_up.weight"), ("loha", "hada_w1_a"), ("lokr", "lokr_w1"), ("lokr", "lokr_w1_a"))
+
+
 def over_inputs(tensors: Tensors) -> bool:
     """Whether DoRA's magnitudes are those of the weight's columns (LyCORIS's wd_on_output=False), not of its rows."""
     return "dora_scale" in tensors and tensors["dora_scale"].dim() > 1 and tensors["dora_scale"].shape[0] == 1
@@ -172,7 +217,9 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether all values are; float8 has no isfinite of its own."""
+    """Whether all values are; float8 has no isfinite of its own. True for types that are no adapter's (``damage``)."""
+    if tensor.dtype not in FLOATS:
+        return True
     small = tensor.is_floating_point() and tensor.element_size() == 1
     return bool((tensor.half() if small else tensor).isfinite().all())
 
@@ -215,6 +262,8 @@ def fuse(parts: Sequence[Tensors]) -> tuple[dict[str, Tensor], bool]:
     if any("diff_b" in part for part in parts) and not all("diff_b" in part for part in parts):
         parts = [part if "diff_b" in part else {**part, "diff_b": _no_bias(part)} for part in parts]
     first = parts[0]
+    if len({delta(on_meta(part)).flatten(1).shape[1] for part in parts if method(part)}) > 1:
+        raise UserError("q, k and v are for weights of different widths")
     if any(over_inputs(part) for part in parts):
         raise UserError("q, k and v have magnitudes over their inputs, which no single one can stand for")
     if tied(parts):
@@ -280,5 +329,5 @@ def as_plain(tensors: Tensors) -> tuple[dict[str, Tensor], bool]:
     plain = {name: value for name, value in tensors.items() if name != "lora_mid.weight"}
     middle, down = tensors["lora_mid.weight"], tensors["lora_down.weight"]
     plain["lora_down.weight"] = torch.einsum("ij...,jr->ir...", middle.float(), down.float().flatten(1)).to(down.dtype)
-    plain["alpha"] = torch.tensor(alpha_of(tensors))
+    plain["alpha"] = torch.tensor(scale_of(tensors) * len(plain["lora_down.weight"]))
     return plain, True

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, escaped
 from ..runs.files import make_folder, write_atomic
 from . import algebra, files, keys
 from .mappings.mapping import key_mapping, known
@@ -22,13 +22,14 @@ from .names import DENOISER, kernel, model_paths, unflatten
 from .parse import parse
 from .ranks import Modules, join, resize
 from .recognize import what_is
-from .verify import difference
+from .verify import difference, misfit
 
 Form = Literal["kohya", "diffusers", "peft"]
 Places = dict[tuple[str, str], dict[str, Tensor]]
 """By the model's own modules: (component, diffusers path) -> tensors; q, k and v each their own."""
-Names = Callable[[str], Collection[str]]
-"""Family -> what Kohya's tools call its modules (``names.network_names`` of the whole network)."""
+Names = Callable[[str], Mapping[str, tuple[int, ...]]]
+"""Family -> what Kohya's tools call its modules, and their weights' shapes (``names.network_names`` of the whole
+network)."""
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -109,7 +110,8 @@ def merge(
         parts.append(({**made.modules, **made.apart}, weight))
     name = families.pop()
     merged, loss = join(parts, rank, name)
-    notes.append(f"rank {_common(merged, algebra.rank_of)}: {_percent(loss)} of the joint effect is lost")
+    got = _common(merged, algebra.rank_of)
+    notes.append(f"{f'rank {got}: ' if got else ''}{_percent(loss)} of the joint effect is lost")
     origin = ", ".join(f"{path.stem}:{weight:g}" for path, weight in sources)
     tensors = _flat(merged)
     _compare(_apart(merged, {}, name), tensors, {}, name)
@@ -413,8 +415,13 @@ def _read(path: Path, family: str | None, names: Names | None, same: bool) -> _R
     tensors, metadata = files.read(path)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     facts = keys.identify(shapes, metadata)
-    ours = [ref.tensor for key in tensors if (ref := parse(key))]
-    if not ours or not all(_OURS.fullmatch(name) or name == "lora_up.bias" for name in ours):
+    with files.naming(path):
+        keys.whole_places(tensors)
+    ours = {ref.tensor: key for key in tensors if (ref := parse(key))}
+    strange = [key for name, key in ours.items() if not (_OURS.fullmatch(name) or name == "lora_up.bias")]
+    if facts.kind in keys.KINDS and strange:
+        raise UserError(f"{path}: '{strange[0]}' is of no form that can be converted; use the file as it is")
+    if not ours or strange:
         raise UserError(f"{path}: it is {what_is(shapes, facts)}; give a lora, dora, loha or lokr for SD1.5, SD2, SDXL "
                         "or SD3")  # fmt: skip
     if facts.family is None and family is None:
@@ -425,9 +432,11 @@ def _read(path: Path, family: str | None, names: Names | None, same: bool) -> _R
         raise UserError(f"{path}: it is an adapter for {facts.family}, not for {family}; leave --family out")
     for key, value in tensors.items():
         if not algebra.finite(value):
-            raise UserError(f"{path}: {key} holds NaN or infinite values; give a sound file")
+            raise UserError(f"{path}: {escaped(key)} holds NaN or infinite values; give a sound file")
     with files.naming(path):
         found = keys.read(tensors, metadata, family or facts.family)
+    if not found.modules and not found.apart:
+        raise UserError(f"{path}: nothing in it has an effect: {'; '.join(found.notes)}; give another file")
     args = keys.network_args(metadata)
     if args.pop("split_qkv", None):  # the alphas are whole from here on
         metadata = {**metadata, "ss_network_args": json.dumps(args)}
@@ -448,8 +457,8 @@ def _half(value: Tensor) -> Tensor:
     return value.half() if value.is_floating_point() and value.element_size() == 1 else value
 
 
-def _only_known(path: Path, made: _Read, names: Collection[str]) -> None:
-    """Leave out the modules that the family's network does not have, and name them."""
+def _only_known(path: Path, made: _Read, names: Mapping[str, tuple[int, ...]]) -> None:
+    """Leave out the modules that the family's network does not have, and name them and those that do not fit it."""
     strange = [name for name in (*made.modules, *made.apart) if name not in names]
     if len(strange) == len(made.modules) + len(made.apart):
         raise UserError(f"{path}: {made.family} has none of its modules, such as '{strange[0]}'; give another file")
@@ -459,6 +468,12 @@ def _only_known(path: Path, made: _Read, names: Collection[str]) -> None:
         made.notes.append(
             f"{len(strange)} modules are none of {made.family} and are left out: {', '.join(strange[:3])}"
         )
+    parts = [(name, module, 1) for name, module in made.modules.items()]
+    parts += [(name, part, len(apart)) for name, apart in made.apart.items() for part in apart]
+    wrong = [f"{name} ({why})" for name, module, share in parts
+             if (why := misfit(module, (names[name][0] // share, *names[name][1:])))]  # fmt: skip
+    if wrong:
+        made.notes.append(f"{len(wrong)} modules do not fit the network of {made.family}, the first: {wrong[0]}")
 
 
 def _compare(wanted: Places, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: str) -> None:
@@ -470,6 +485,8 @@ def _compare(wanted: Places, tensors: Mapping[str, Tensor], metadata: Mapping[st
         " ".join(place): why for place, module in wanted.items() if (why := difference(places[place], module)[1])
     }
     for place, why in wrong.items():
+        if "nan" in why or "inf" in why:
+            raise UserError(f"{place}: its effect is larger than float32 can hold; give a sound file")
         raise UserError(f"{place}: it would not have the effect of the file that was read ({why}); please report it")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, escaped
 from ..runs.files import BROKEN_PICKLE, write_atomic
 from .mappings.mapping import key_mapping
 
@@ -41,7 +43,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, KeyError, AttributeError) as error:  # the latter for types that this torch lacks
             raise UserError(f"{path}: it cannot be read ({error}); copy or download it again") from None
     return _read_pickle(path), {}
 
@@ -56,13 +58,23 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
         if length + 8 > size:
             raise UserError(f"{path}: it is cut short inside its header; copy or download it again")
         raw = file.read(length)
+    twice: list[str] = []
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return found
+
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=table)
         metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
-        tensors = {name: (str(item["dtype"]), tuple(item["shape"])) for name, item in header.items()}
-        end = max((item["data_offsets"][1] for item in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        tensors = {name: (str(item["dtype"]), tuple(map(int, item["shape"]))) for name, item in header.items()}
+        end = max((int(item["data_offsets"][1]) for item in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
         raise UserError(f"{path}: it is no safetensors file; give an adapter in .safetensors") from None
+    if twice:
+        raise UserError(f"{path}: '{escaped(twice[0])}' is in its header twice; copy or download it again")
     if end + length + 8 > size:
         raise UserError(f"{path}: it is cut short: {size:,} of {end + length + 8:,} bytes; copy or download it again")
     return metadata, tensors
@@ -89,7 +101,8 @@ def _is_safetensors(path: Path) -> bool:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """torch.save's file, if it loads with weights only: a pickle can run any code."""
     try:
-        with path.open("rb") as file:  # not by path: torch would go by its ending
+        with path.open("rb") as file, warnings.catch_warnings():  # not by path: torch would go by its ending
+            warnings.simplefilter("ignore")  # on pickles of an age or make that it then refuses
             found = torch.load(file, map_location="cpu", weights_only=True)
     except BROKEN_PICKLE as error:
         if "Weights only" in str(error) or "weights_only" in str(error):
@@ -103,9 +116,14 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         found = found["state_dict"]
     elif isinstance(found, dict) and len(found) == 1 and isinstance(inner := next(iter(found.values())), dict):
         found = inner
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not found or not all(_is_plain(v) for v in found.values()):
         raise UserError(f"{path}: it holds no table of tensors; give an adapter in .safetensors")
     return {str(key): value for key, value in found.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor as a .safetensors can hold it: dense, not quantised, with its data."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 
 def _read_peft(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -123,7 +141,9 @@ def _read_peft(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         found.update({f"{name}.{key}" if name else key: value for key, value in tensors.items()})
         try:
             own = json.loads((part / PEFT_CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            if not isinstance(own, dict):
+                raise ValueError("no table")
+        except (OSError, ValueError, RecursionError):
             raise UserError(f"{part / PEFT_CONFIG}: it cannot be read; PEFT's folder needs it for the alphas") from None
         owners = (name,) if name else names
         config.update({f"{owner}.{key}": value for owner in owners for key, value in own.items()})
@@ -284,4 +304,4 @@ def naming(path: Path | str) -> Iterator[None]:
     except UserError as error:
         if str(error).startswith(str(path)):
             raise
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {escaped(str(error))}") from None

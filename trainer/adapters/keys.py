@@ -108,11 +108,15 @@ _MARKS = {
 }  # fmt: skip
 
 
+_ALIKE = {"lora": "lora_down.weight", "hada": "hada_w1_a", "lokr": "lokr_w1", "oft": "oft_blocks"}
+"""How the names of a method's tensors begin -> its mark, so that half a module counts too."""
+
+
 def kind_of(modules: Iterable[Mapping[str, Shape]]) -> str | None:
     """The kind of an adapter of these modules; differences of norms and biases count where there is nothing else."""
     kinds: dict[str, None] = {}
     for tensors in modules:
-        names = {"lokr_w1" if n == "lokr_w1_a" else "oft_blocks" if n == "oft_R" else n for n in tensors}
+        names = {_ALIKE.get(n.partition("_")[0], n) if n != "oft_diag" else n for n in tensors}
         kind = next((kind for kind, mark in _MARKS.items() if mark in names), None)
         if kind == "full" and len(tensors["diff"]) < 2:
             kind = "norm"
@@ -137,11 +141,16 @@ def _family(grouped: Mapping[tuple[str, str], Mapping[str, Shape]], metadata: Ma
     return next((family for family, fit in fits.items() if fit), undecided)
 
 
+_MATRICES = ("lora_", "hada_", "lokr_")
+
+
 def matrix(tensors: Mapping[str, Shape]) -> tuple[int, int] | None:
     """(out, in) of the weight that an adapter's shapes fit; the kernel of a flattened convolution counts as ``in``."""
+    if any(len(shape) < 2 for name, shape in tensors.items() if name.startswith(_MATRICES)):
+        tensors = {}  # damaged
     if "lora_down.weight" in tensors and "lora_up.weight" in tensors:
         return tensors["lora_up.weight"][0], tensors["lora_down.weight"][1]
-    if "hada_w1_a" in tensors and "hada_t1" not in tensors:
+    if "hada_w1_a" in tensors and "hada_w1_b" in tensors and "hada_t1" not in tensors:
         return tensors["hada_w1_a"][0], tensors["hada_w1_b"][1]
     if len(tensors.get("diff", ())) > 1:
         return tensors["diff"][0], tensors["diff"][1]
@@ -207,21 +216,21 @@ def read(
     """As ``to_kohya``, with what cannot be in one file of Kohya's apart. UserError for a damaged file too: half a
     module, or two keys for one tensor."""
     metadata = metadata or {}
+    places, left = whole_places(tensors)
     family = family or identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata).family
     if family is None:
         raise UserError("its tensors fit none of the families that are known: " + ", ".join(known()))
-    places, left = places_of(tensors)
     foreign = [key for key, why in left.items() if why == FOREIGN]
-    notes = [f"{len(foreign)} keys belong to no adapter: {', '.join(foreign[:3])}"] if foreign else []
+    notes = [f"{len(foreign)} keys belong to no adapter: {', '.join(map(repr, foreign[:3]))}"] if foreign else []
     if words := embeddings(tensors):
         notes.append(f"it holds embeddings beside the adapter, which are left out: {', '.join(words)}")
     config = peft_config(metadata)
     sites: dict[str, dict[int, tuple[str, Module]]] = {}
     for (component, path), spelled in places.items():
         module = {tensor: tensors[key] for tensor, key in spelled.items()}
-        if lacking := algebra.missing(module):
-            names = ", ".join(spelled.values())
-            raise UserError(f"{names}: {lacking} is missing, so the module is half; copy or download the file again")
+        if algebra.rank_of(module) == 0:
+            left |= dict.fromkeys(spelled.values(), NO_RANK)
+            continue
         dotted, part = _file_path(family, component, path)
         name = f"lora_{_component(family, component)}_{dotted.replace('.', '_')}"
         mine, place = sites.setdefault(name, {}), -1 if part is None else part
@@ -245,6 +254,8 @@ def read(
         if split_qkv and name.endswith("_qkv") and "alpha" in module:
             module, thirds = {**module, "alpha": module["alpha"] * 3}, thirds + 1
         found.modules[name] = algebra.swap_halves(module) if _swaps(family, path, module) else module
+    if empty := sum(why == NO_RANK for why in left.values()):
+        notes.append(f"{empty} tensors are of rank 0, which adds nothing, and are left out")
     if untied:
         notes.append(f"{untied} modules hold q, k, v of their own: they become one of three times the rank and alpha")
     if thirds:
@@ -256,6 +267,7 @@ def read(
 
 APART = "q, k and v hold adapters of their own that no single one can stand for"
 FOREIGN = "it belongs to no adapter"
+NO_RANK = "its rank is 0, which adds nothing"
 EMBEDDING = "bundle_emb."
 """What the keys of embeddings that OneTrainer puts beside an adapter begin with."""
 
@@ -286,25 +298,64 @@ def places_of(tensors: Mapping[str, Tensor]) -> tuple[dict[tuple[str, str], dict
     return places, left
 
 
+def whole_places(tensors: Mapping[str, Tensor]) -> tuple[dict[tuple[str, str], dict[str, str]], dict[str, str]]:
+    """As ``places_of``. UserError for half a module."""
+    places, left = places_of(tensors)
+    for spelled in places.values():
+        if lacking := algebra.missing(spelled):
+            names = ", ".join(spelled.values())
+            raise UserError(f"{names}: {lacking} is missing, so the module is half; copy or download the file again")
+        for name, key in spelled.items():
+            if name.startswith(_MATRICES) and not name.endswith(".bias") and tensors[key].dim() < 2:
+                raise UserError(f"{key}: it is {list(tensors[key].shape)}, no matrix; copy or download the file again")
+    return places, left
+
+
 def normal(
     component: str, path: str, spelled: Mapping[str, str], module: Module, config: Mapping[str, object]
 ) -> Module:
     """A module's tensors as LyCORIS has them: the shape of DoRA's magnitudes, the alpha of PEFT's configuration in a
-    header, and a bias of LoRA's up matrix as a difference of the bias."""
-    rank, up = algebra.rank_of(module), module.get("lora_up.weight")
-    if "dora_scale" in module:
-        scale = module["dora_scale"]
-        if "lora_magnitude_vector" in spelled["dora_scale"] or scale.dim() == 1:  # PEFT's [out], or [1, out, 1, 1]
-            module["dora_scale"] = scale.reshape(-1, *(1,) * (up.dim() - 1 if up is not None else 1))
-    if config and "alpha" not in module and rank is not None:
-        module["alpha"] = torch.tensor(_config_alpha(config, component, path, rank))
+    header, and a bias of LoRA's up matrix as a difference of the bias. UserError where they are no adapter."""
+    rank = algebra.rank_of(module)
     if "alpha" in module and module["alpha"].numel() != 1:
         raise UserError(f"{spelled['alpha']}: it is no number but {list(module['alpha'].shape)}; the file is damaged")
+    if "dora_scale" in module:
+        module["dora_scale"] = _magnitudes(module, "lora_magnitude_vector" in spelled["dora_scale"])
+    if config and "alpha" not in module and rank is not None:
+        module["alpha"] = torch.tensor(_config_alpha(config, component, path, rank))
     if "lora_up.bias" in module:
         bias = module.pop("lora_up.bias")
         more = module.get("diff_b", torch.zeros_like(bias, dtype=torch.float32))
+        if more.shape != bias.shape:
+            raise UserError(f"{spelled['lora_up.bias']}: it is {list(bias.shape)}, diff_b {list(more.shape)}; "
+                            "the file is damaged")  # fmt: skip
         module["diff_b"] = (bias.float() * algebra.scale_of(module) + more.float()).to(bias.dtype)
+    if wrong := algebra.damage(module):
+        ref = parse(next(iter(spelled.values())))
+        where = ref.module if ref else path
+        raise UserError(f"{where}: {wrong}; the file is damaged, copy or download it again")
     return module
+
+
+def _magnitudes(module: Module, pefts: bool) -> Tensor:
+    """DoRA's magnitudes as [out, 1, ...], or, where they are those of the inputs, [1, in, ...].
+
+    PEFT writes [out], and [1, out, 1, 1] of a convolution; some tools write [in] of the inputs.
+    """
+    scale = module["dora_scale"]
+    try:
+        whole = algebra.delta(algebra.on_meta({n: v for n, v in module.items() if n != "dora_scale"}))
+    except (RuntimeError, IndexError, KeyError):
+        return scale  # ``damage`` says what is wrong
+    if whole.dim() < 2 or not whole.numel():
+        return scale
+    ones = (1,) * (whole.dim() - 2)
+    if pefts or (scale.dim() == 1 and scale.numel() == whole.shape[0]):
+        return scale.reshape(-1, 1, *ones)
+    columns = scale.dim() == 1 or (scale.dim() > 1 and scale.shape[0] == 1 and set(scale.shape[2:]) <= {1})
+    if columns and scale.numel() > 1 and whole.flatten(1).shape[1] % scale.numel() == 0:
+        return scale.reshape(1, -1, *ones)
+    return scale.reshape(-1, 1, *ones) if scale.dim() > 1 and set(scale.shape[1:]) <= {1} else scale
 
 
 def peft_config(metadata: Mapping[str, str]) -> Mapping[str, object]:

@@ -53,13 +53,16 @@ def for_host(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: 
     thirds: dict[str, dict[int, _Found]] = {}
     tripled, config = 0, keys.peft_config(metadata)
     split_qkv = keys.network_args(metadata).get("split_qkv") == "True"
-    half, unread = [], []
+    half, unread, nothing = [], [], 0
     for (component, path), one in known.items():
         if any(name in UNREAD for name in one.tensors):
             unread.append(one.ref.module)
             continue
         if lacking := algebra.missing(one.tensors):
             half.append(f"{one.ref.module} without {lacking}")
+            continue
+        if algebra.rank_of(one.tensors) == 0:
+            nothing += 1
             continue
         try:
             one.tensors = keys.normal(component, path, one.keys, one.tensors, config)
@@ -80,6 +83,8 @@ def for_host(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: 
     found.lost += [*half, *unread]
     _report(found.problems, half, "modules are damaged and left out")
     _report(found.problems, unread, "modules are of a method that ComfyUI has no patch for")
+    if nothing:
+        found.notes.append(f"{nothing} modules are of rank 0, which adds nothing")
     if untied:
         found.notes.append(f"{untied} modules have q, k and v of their own, joined at three times the rank")
     if tripled:

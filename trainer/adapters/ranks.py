@@ -59,6 +59,12 @@ def _check_range(name: str, module: Mapping[str, Tensor]) -> None:
         raise UserError(f"merge: {name} grows larger than its type of number holds; give smaller weights")
 
 
+def _check_alike(name: str, shapes: Sequence[object]) -> None:
+    """UserError where files are for weights of different shapes."""
+    if len(set(shapes)) > 1:
+        raise UserError(f"merge: {name} is for weights of different shapes in these files; choose files for one model")
+
+
 def _resized(
     module: Mapping[str, Tensor], rank: int, window: tuple[int, ...]
 ) -> tuple[dict[str, Tensor], float, float]:
@@ -76,7 +82,7 @@ def _resized(
         return dict(module), 0.0, size
     if rank > old:
         more = down.new_empty(rank - old, *down.shape[1:])
-        torch.nn.init.kaiming_uniform_(more, a=math.sqrt(5))
+        torch.nn.init.kaiming_uniform_(more, a=math.sqrt(5), generator=torch.Generator().manual_seed(0))
         padded = torch.cat([up, up.new_zeros(up.shape[0], rank - old, *up.shape[2:])], 1)
         made = {"lora_down.weight": torch.cat([down, more]), "lora_up.weight": padded}
         return {**made, "alpha": torch.tensor(scale * rank), **keep}, 0.0, size
@@ -85,7 +91,15 @@ def _resized(
     new_down = (root[:, None] * v[: len(root)] @ right.Q.T).reshape(len(root), *down.shape[1:])
     made = {"lora_down.weight": new_down.to(down.dtype), "lora_up.weight": new_up.to(up.dtype)}
     made["alpha"] = torch.tensor(scale * len(root))  # fewer than rank where the weight is narrower
-    return {**made, **keep}, abs(scale) * float(s[rank:].norm()), size
+    return {**made, **keep}, _apart(module, made), size
+
+
+def _apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """The norm of the difference of two LoRAs' effects on one weight, rounding included."""
+    ups = [m["lora_up.weight"].flatten(1).double() * algebra.scale_of(m) for m in (one, other)]
+    downs = [m["lora_down.weight"].flatten(1).double() for m in (one, other)]
+    left, right = torch.cat([ups[0], -ups[1]], 1), torch.cat(downs)
+    return float((torch.linalg.qr(left, mode="r").R @ torch.linalg.qr(right.T, mode="r").R.T).norm())
 
 
 def _from_delta(
@@ -97,14 +111,15 @@ def _from_delta(
     u, s, v = torch.svd_lowrank(flat, q=min(count + 8, *flat.shape), niter=6)
     root = s[:count].sqrt()
     up, down = u[:, :count] * root, (v[:, :count] * root).T
-    gone = float((flat - up @ down).norm())
+    up, down = up.to(dtype), down.to(dtype)
+    gone = float((flat - up.float() @ down.float()).norm())
     if count < rank:
         up = torch.cat([up, up.new_zeros(len(up), rank - count)], 1)
         down = torch.cat([down, down.new_zeros(rank - count, down.shape[1])])
     ones = (1,) * (delta.dim() - 2)
     made = {
-        "lora_down.weight": down.reshape(rank, *delta.shape[1:]).to(dtype),
-        "lora_up.weight": up.reshape(len(up), rank, *ones).to(dtype),
+        "lora_down.weight": down.reshape(rank, *delta.shape[1:]),
+        "lora_up.weight": up.reshape(len(up), rank, *ones),
         "alpha": torch.tensor(float(rank)),
     }
     return {**made, **keep}, gone, float(flat.norm())
@@ -129,14 +144,19 @@ def join(parts: Sequence[tuple[Parts, float]], rank: int | None, family: str) ->
         if kinds == {"lora"}:
             ups = [m["lora_up.weight"].float() * (w * algebra.scale_of(m)) for m, w in weights]
             downs = [m["lora_down.weight"].float() for m, _ in weights]
+            if any(one.shape != downs[0].shape for one in downs):  # a convolution of 1x1 is written flat, too
+                ups, downs = [one.flatten(1) for one in ups], [one.flatten(1) for one in downs]
+            _check_alike(name, [(one.shape[0], two.shape[1:]) for one, two in zip(ups, downs)])
             whole = {"lora_up.weight": torch.cat(ups, 1), "lora_down.weight": torch.cat(downs)}
             whole["alpha"] = torch.tensor(float(whole["lora_down.weight"].shape[0]))
             _check_range(name, whole)
             made, gone, size = _resized(whole, rank or whole["lora_down.weight"].shape[0], ())
             made = {key: value if key == "alpha" else value.to(dtype) for key, value in made.items()}
+            gone = _apart(whole, made)
         elif kinds:
             window = kernel(family, name)
             deltas = [_shaped(algebra.delta(m), window) * w for m, w in weights]
+            _check_alike(name, [one.shape for one in deltas])
             whole = {"diff": torch.stack(deltas).sum(0)}
             _check_range(name, whole)
             if rank is None:
@@ -147,6 +167,7 @@ def join(parts: Sequence[tuple[Parts, float]], rank: int | None, family: str) ->
             gone = size = 0.0
         for part in (*algebra.SUMS, *(() if kinds else ("diff",))):
             if some := [m[part].float() * w for m, w in mine if part in m]:
+                _check_alike(name, [one.shape for one in some])
                 made[part] = torch.stack(some).sum(0).to(dtype)
         _check_range(name, made)
         joined[name] = made
@@ -155,7 +176,9 @@ def join(parts: Sequence[tuple[Parts, float]], rank: int | None, family: str) ->
 
 
 def _shaped(delta: Tensor, window: tuple[int, ...]) -> Tensor:
-    """A difference as its weight is shaped."""
+    """A difference as its weight is shaped; as it is where it has no room for the kernel."""
+    if delta.flatten(1).shape[1] % math.prod(window):
+        return delta
     return delta.reshape(delta.shape[0], -1, *window)
 
 

@@ -93,7 +93,7 @@ def _verify(path: Path, adapter: Adapter, effect: bool, found: VerifyResult) -> 
     for name, module in grouped.items():
         there = [models[component][p] for component, p in places[name]]
         sizes = [_weight_shape(layer) for layer in there]
-        if wrong := _misfit(module, (sum(out for out, _ in sizes), sizes[0][1])):
+        if wrong := misfit(module, (sum(out for out, _ in sizes), sizes[0][1])):
             raise UserError(f"{path}: '{name}' does not fit its module: {wrong}")
         if not effect:
             continue
@@ -147,13 +147,13 @@ def verify_file(
         wanted = shapes.get(name)
         if wanted is None:
             strange.append(name)
-        elif wrong := _misfit(module, (wanted[0] // share, *wanted[1:])):
+        elif wrong := misfit(module, (wanted[0] // share, *wanted[1:])):
             misfits.append(f"{name} ({wrong})")
     right = len(parts) - len(strange) - len(misfits)
     found.lines.append(f"{right} of {len(parts)} modules fit the network of {read.family}")
     _report(found, f"is no module of {read.family}: hosts leave it out", strange)
     _report(found, "does not fit its module", misfits)
-    for why in sorted(set(read.left.values())):
+    for why in sorted(set(read.left.values()) - {keys.NO_RANK}):
         _report(found, f"is not applied: {why}", [key for key, reason in read.left.items() if reason == why])
     if not moved:
         found.problems.append("its up matrices are zero: it has no effect")
@@ -179,7 +179,7 @@ def _sizes(module: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in module.items()}
 
 
-def _misfit(module: Mapping[str, Tensor], shape: tuple[int, ...]) -> str:
+def misfit(module: Mapping[str, Tensor], shape: tuple[int, ...]) -> str:
     """What is wrong with a module for a weight of ``shape``; '' where it fits."""
     if algebra.method(module) is None:
         rows = {name: value.numel() for name, value in module.items() if name in algebra.SUMS or name == "diff"}
@@ -193,7 +193,7 @@ def _misfit(module: Mapping[str, Tensor], shape: tuple[int, ...]) -> str:
     return "" if len(rows) == out else f"it adapts {len(rows)} rows, the weight has {out}"
 
 
-_ALPHA = re.compile(r"[._]lora\.down\.weight\.alpha$")
+_ALPHA = re.compile(r"[._]lora(\.|_linear_layer\.)down\.weight\.alpha$")
 """diffusers names an alpha after the down matrix."""
 
 

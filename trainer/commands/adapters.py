@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, escaped
 from ..runs.control import DONE, USER_ERROR
 from .common import Command, print_json, print_lines
 
@@ -137,7 +137,8 @@ def _convert(args: argparse.Namespace) -> int:
 
     _check_ranks(rank=args.rank)
     _check_adapter_target(args.target, [args.source], args.to == "peft", args.force, "convert IN OUT")
-    return print_lines([*convert(args.source, args.target, args.to, args.rank, args.family, _names), str(args.target)])
+    notes = convert(args.source, args.target, args.to, args.rank, args.family, _names)
+    return print_lines([*map(escaped, notes), str(args.target)])
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -154,4 +155,5 @@ def _merge(args: argparse.Namespace) -> int:
         if not math.isfinite(sources[-1][1]):
             raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5")
     _check_adapter_target(args.target, [path for path, _ in sources], False, args.force, "merge OUT A B=0.5")
-    return print_lines([*merge(sources, args.target, args.rank, args.family, _names), str(args.target)])
+    notes = merge(sources, args.target, args.rank, args.family, _names)
+    return print_lines([*map(escaped, notes), str(args.target)])

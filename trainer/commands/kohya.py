@@ -25,13 +25,14 @@ MARKS = {"--config_file", "--dataset_config", "--pretrained_model_name_or_path",
 
 def take_arguments(words: list[str]) -> tuple[list[str], Any]:
     """Split kohya's arguments off a command line; returns the rest, and those or None."""
-    from ..kohya.launcher import is_launcher
+    from ..kohya.launcher import begins_line
 
-    if words and is_launcher(words[0]):  # a line that was pasted whole, without a command
+    taking = (*COMMANDS, "import-kohya")
+    if words and words[0] not in taking and begins_line(words):  # a line that was pasted whole, without a command
         words = ["train", *words]
-    if not words or words[0] not in (*COMMANDS, "import-kohya"):
+    if not words or words[0] not in taking:
         return words, None
-    pasted = len(words) > 1 and is_launcher(words[1])
+    pasted = begins_line(words[1:])
     if words[0] != "import-kohya" and not pasted and not any(word.partition("=")[0] in MARKS for word in words):
         return words, None
     from ..kohya.entrance import take
