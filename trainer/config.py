@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from .adapters.options import AdapterOptions
 from .data.options import DataOptions
+from .dense.options import DenseOptions
 from .diffusion.sampling import SampleOptions
 from .diffusion.timesteps import NoiseOptions
 from .errors import UserError, escaped
@@ -85,6 +86,8 @@ class _Tables(Options):
     run: RunOptions = Field(default_factory=RunOptions)
     model: ModelOptions
     data: DataOptions
+    dense: DenseOptions | None = None
+    """Train a picture's map instead of pictures: depth, normals, or another image. Its presence makes a run one."""
     adapter: AdapterOptions = Field(default_factory=AdapterOptions)
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = Field(default_factory=ScheduleOptions)
@@ -367,7 +370,10 @@ def _completed(raw: dict[str, Any]) -> dict[str, Any]:
             if isinstance(own, dict):
                 same = own.get("kind", shared["kind"]) == shared["kind"]
                 objective[name] = {**shared, **own} if same else own
-    return {"model": {}, "data": {}, **raw, "loss": loss, "objective": objective}
+    raw = {"model": {}, "data": {}, **raw, "loss": loss, "objective": objective}
+    if isinstance(raw.get("dense"), dict) and isinstance(adapter := raw.get("adapter", {}), dict):
+        raw["adapter"] = {"targets": ["."], **adapter}  # all of the network has to learn another output
+    return raw
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

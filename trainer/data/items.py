@@ -28,6 +28,11 @@ NOTES = {
         "pictures whose mask or alpha channel is black where they are seen, which train nothing",
         "white counts, black is ignored: invert or remove them",
     ),
+    "no target": ("pictures without a target, left out", "give each one of equal name, or remove them"),
+    "sparse target": (
+        "pictures with hardly a latent cell whose pixels are all valid, which the losses on latents leave out",
+        "[loss.dense] learns from their valid pixels",
+    ),
     "mask size": ("masks of another size than their picture, stretched to it", ""),
     "other kind": ("files of a kind that is not read here, left out", "save them as PNG, JPEG or WebP"),
     "missing": ("pictures that the metadata names but that are not there", "restore them"),
@@ -86,6 +91,8 @@ class Picture:
     fit: Fit
     alpha: bool = False
     mask: Path | None = None
+    target: Path | None = None
+    """Its map, of a dense run."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion.types import Batch, Rows
+from ..dense.options import DenseOptions
+from ..diffusion.types import Batch, Maps, Rows
 from ..errors import UserError
 from . import captions
 from .augment import Window, vary_colors, window
@@ -66,6 +67,7 @@ class Dataset:
         multiple: int = 8,
         cache_dir: Path | str | None = None,
         fixed_draws: int = 0,
+        dense: DenseOptions | None = None,
         encode: Encode | None = None,
         encode_text: EncodeText | None = None,
         fingerprints: Mapping[str, str] | None = None,
@@ -79,6 +81,8 @@ class Dataset:
         :param native: side in pixels that the model was made for, where [data] gives no resolution.
         :param multiple: what the sides of its pictures have to be a multiple of.
         :param cache_dir: where caches go if [data] does not say; None: what would go to the disk stays in memory.
+        :param dense: of a dense run, whose pictures have targets and no captions; a sample is a row that predicts the
+            map and, with a detail preserver, one that reconstructs the picture.
         :param fixed_draws: K > 0: the k-th visit of an item repeats the choices of visit k mod K.
         :raises UserError: see ``scan.scan``; nothing can be held out; the options contradict ``fixed_draws``; a
             bucket does not fit ``multiple``.
@@ -88,11 +92,12 @@ class Dataset:
         self.effective_batch = effective_batch
         self.shares = shares
         self.fixed_draws = fixed_draws
+        self.dense = dense
         self.native = native
         self.total_steps = 0
         root = options.cache_dir or cache_dir
-        self.shelf = Shelf(options, Path(root) if root else None)
-        self.scan = scan(options, native, self.shelf.index, progress)
+        self.shelf = Shelf(options, Path(root) if root else None, dense)
+        self.scan = scan(options, native, self.shelf.index, progress, dense)
         self.shelf.index.save()
         for one in self.scan.sets:
             if fixed_draws and (one.token_warmup_steps or one.caption_dropout_every_n_epochs):
@@ -289,7 +294,7 @@ class Dataset:
         words = [use.caption for use, _ in rows]
         passing = [bool(use.key) and captions.varies(one) for (use, _), one in zip(rows, sets, strict=True)]
         weights = torch.tensor([use.item.weight for use, _ in rows], dtype=torch.float32)
-        return Batch(
+        batch = Batch(
             latents=torch.stack([part[0] for part in parts]),
             captions=words,
             size=size,
@@ -298,6 +303,29 @@ class Dataset:
             conditioning=self.shelf.conditioning(words, passing, size, make),
             mask=_stacked([part[2] for part in parts], uses[0].item.bucket),
             preserve=torch.tensor([one.preserve for one in sets]) if any(one.preserve for one in sets) else None,
+        )
+        return batch if self.dense is None else self._with_targets(batch, rows, self.dense.detail, make)
+
+    def _with_targets(self, batch: Batch, rows: Sequence[tuple[Use, int]], detail: float, make: bool) -> Batch:
+        """The batch of a dense run: rows that reconstruct count ``detail`` times, and have their own latents as target;
+        masks are part of the maps' validity."""
+        targets, cells, maps = [], [], []
+        for (use, i), latents in zip(rows, batch.latents, strict=True):
+            picture = use.item.pictures[i]
+            place = self._window(use, picture)
+            entry, _ = self.shelf.target(picture, self.set_of(use.item), place, use.flip, make)
+            whole = use.item.roles[i] == "reconstruction"
+            names = ("truth", "values", "valid")
+            targets.append(latents if whole else entry["latents"].float())
+            cells.append(torch.ones_like(entry["cells"]) if whole else entry["cells"])
+            maps.append([torch.zeros_like(entry[name]) if whole else entry[name] for name in names])
+        many = [detail if role == "reconstruction" else 1.0 for role in batch.rows.role]
+        return replace(
+            batch,
+            rows=replace(batch.rows, weight=batch.rows.weight * torch.tensor(many)),
+            mask=torch.stack(cells),
+            target=torch.stack(targets),
+            maps=Maps(*(torch.stack(part) for part in zip(*maps, strict=True))),
         )
 
     def _row(self, use: Use, i: int, make: bool) -> tuple[Tensor, list[int], Tensor | None, str]:
@@ -361,6 +389,8 @@ class Dataset:
             elif found is not None:
                 for key, flip in found[1]:
                     self.shelf.make(key, job.picture, found[0], flip)
+        if self.dense and self.options.cache_latents != "off":
+            self._make_targets([job for job in jobs if job.picture.path not in broken], shown)
         if broken and share[1] == 1:
             self._leave_out(broken)
         self.shelf.index.save()
@@ -394,6 +424,15 @@ class Dataset:
         if self.options.cache_latents != "off":
             self.shelf.mask(job.picture, job.options, place, job.options.alpha_mask)
         return (image, todo) if todo else None
+
+    def _make_targets(self, jobs: Sequence[Job], shown: Progress) -> None:
+        """Read and encode the maps, and note the pictures that the losses on latents leave out."""
+        for job in shown(jobs, "targets", len(jobs)):
+            place = window(job.picture.path, job.picture.size, job.picture.fit, job.options, None)
+            for flip in job.flips:
+                entry, _ = self.shelf.target(job.picture, job.options, place, flip, make=True)
+                if not flip and not entry["cells"].any():
+                    self.scan.notes.add("sparse target", job.picture.path.name)
 
     def _leave_out(self, broken: Mapping[Path, str]) -> None:
         kept = []

@@ -90,6 +90,13 @@ class PictureOptions(Options):
     """Weigh the loss by the picture's alpha channel; opaque pictures count fully."""
     masks: PathStr | None = option(None, kohya="conditioning_data_dir", label="Mask folder")
     """Folder with a mask for each picture, of equal name and size: black is ignored by the loss, white counts."""
+    targets: PathStr | None = option(None, label="Target folder")
+    """Folder with the map of each picture, of equal name, for a run with [dense]: depth as .npy, .npz, 16-bit .png or
+    .exr; normals as 8- or 16-bit .png or .npy; an image as any picture."""
+    unit: float | None = option(None, label="Unit of depth", gt=0)
+    """What a step of a depth PNG is worth, such as 0.001 for millimetres; 1 when not given."""
+    valid: list[float] | None = option(None, label="Valid depth")
+    """[smallest, largest] depth, in units; outside it, and where it is 0, NaN or infinite, nothing is learned."""
     metadata: PathStr | None = option(None, kohya="in_json", label="Captions in one file")
     """JSON ``{picture: {"caption": ..., "tags": ...}}`` or JSON Lines with ``image_path``, ``caption``, ``tags``."""
 
@@ -107,6 +114,13 @@ class PictureOptions(Options):
     @classmethod
     def _dot(cls, value: str) -> str:
         return value if value.startswith(".") else "." + value
+
+    @field_validator("valid")
+    @classmethod
+    def _depths(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and not (len(value) == 2 and 0 <= value[0] < value[1]):
+            raise UserError(f"{value} is no range of depths; give [smallest, largest]")
+        return value
 
     @field_validator("face_crop")
     @classmethod

@@ -10,13 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from ..dense.options import DenseOptions
+from ..dense.targets import find_target
+from ..diffusion.types import Role
 from ..errors import UserError
 from ..runs.files import decode, is_file
 from . import captions
 from .buckets import rules
 from .cache import Index
 from .items import Item, Notes, Picture, Scan, check_unreadable, is_black, place, read_header, with_mask
-from .options import DataOptions, SetOptions
+from .options import DataOptions, PictureOptions, SetOptions
 from .pictures import EXTENSIONS, OTHER_EXTENSIONS, Header
 from .preferences import contents, scan_pairs, scan_ratings
 from .progress import Progress, silent
@@ -27,10 +30,13 @@ Text = tuple[str, str] | UnicodeDecodeError | None
 """A caption and the extension it was found under; or what is wrong with it; or None when there is no file."""
 
 
-def scan(options: DataOptions, native: int, index: Index, progress: Progress = silent) -> Scan:
+def scan(
+    options: DataOptions, native: int, index: Index, progress: Progress = silent, dense: DenseOptions | None = None
+) -> Scan:
     """Look at everything that [data] names, without decoding a picture that looks whole.
 
     :param native: side in pixels that the model was made for.
+    :param dense: of a dense run, whose items have a target.
     :raises UserError: no folder, no pictures, a wrong file, or more unreadable pictures than allowed.
     """
     found = Scan()
@@ -39,7 +45,7 @@ def scan(options: DataOptions, native: int, index: Index, progress: Progress = s
     elif options.ratings:
         scan_ratings(found, options, Path(options.ratings), native, index)
     else:
-        _folders(found, options, native, index, progress)
+        _folders(found, options, native, index, progress, dense)
     check_unreadable(found.notes, options.max_unreadable)
     _note_black(found, index)
     if not found.items:
@@ -59,7 +65,9 @@ def _note_black(found: Scan, index: Index) -> None:
                 found.notes.add("black mask", item.name)
 
 
-def _folders(found: Scan, options: DataOptions, native: int, index: Index, progress: Progress) -> None:
+def _folders(
+    found: Scan, options: DataOptions, native: int, index: Index, progress: Progress, dense: DenseOptions | None
+) -> None:
     named = options.named_sets()
     if not named:
         raise UserError('data: nothing to train on; give [data] path = "folder of pictures", or pairs, or ratings')
@@ -73,7 +81,7 @@ def _folders(found: Scan, options: DataOptions, native: int, index: Index, progr
         seen.add(source)
         before = len(found.items)
         try:
-            _folder(found, where, one, options, native, index, progress)
+            _folder(found, where, one, options, native, index, progress, dense)
         except NoPictures as error:
             empty.append((where, one, error))
             continue
@@ -90,8 +98,9 @@ def _folders(found: Scan, options: DataOptions, native: int, index: Index, progr
 
 
 def _folder(
-    found: Scan, where: str, one: SetOptions, options: DataOptions, native: int, index: Index, progress: Progress
-) -> None:
+    found: Scan, where: str, one: SetOptions, options: DataOptions, native: int, index: Index, progress: Progress,
+    dense: DenseOptions | None,
+) -> None:  # fmt: skip
     """The pictures of one set."""
     root = Path(one.path) if one.path else None
     if root is not None and not root.is_dir():
@@ -106,6 +115,9 @@ def _folder(
     masks = Files(Path(one.masks)) if one.masks else None
     if masks is not None and not Path(one.masks or "").is_dir():
         raise UserError(f"{where}.masks: there is no folder {_posix(one.masks)}; give the folder that holds the masks")
+    if dense:
+        _check_targets(where, one)
+        one = one.model_copy(update=_NO_CAPTIONS)
     shape = rules(one, native, where)
     number = len(found.sets)
     found.sets.append(one)
@@ -119,15 +131,46 @@ def _folder(
         picture = place(found.notes, relative, path, header, shape)
         if picture is None:
             continue
-        caption = _caption(found.notes, relative, text, one)
+        if dense and (picture := _with_target(found.notes, relative, picture, one)) is None:
+            continue
+        caption = "" if dense else _caption(found.notes, relative, text, one)
         if masks is not None:
             picture = _masked(found.notes, relative, picture, masks, index)
         weight = options.prior_loss_weight if one.is_reg else 1.0
         name = f"{found.names[number]}/{relative}"
-        found.items.append(Item(name, (picture,), ("plain",), caption, number, one.repeats, weight, name, one.is_reg))
+        twice = dense is not None and dense.detail > 0
+        pictures, roles = ((picture, picture), _BOTH) if twice else ((picture,), _BOTH[:1])
+        found.items.append(Item(name, pictures, roles, caption, number, one.repeats, weight, name, one.is_reg))
     if bad_text:
         raise UserError(f"{where}: {len(bad_text)} captions are not UTF-8: the one of {', '.join(bad_text[:3])}"
                          f"{' ...' if len(bad_text) > 3 else ''}; save them as UTF-8")  # fmt: skip
+
+
+_CAPTIONED = (
+    "caption", "trigger", "prefix", "suffix", "shuffle", "wildcards", "caption_dropout",
+    "caption_dropout_every_n_epochs", "tag_dropout", "token_warmup_steps",
+)  # fmt: skip
+_NO_CAPTIONS = {name: PictureOptions.model_fields[name].default for name in _CAPTIONED}
+"""A dense run's prompt is empty, whatever is said of captions."""
+_BOTH: tuple[Role, ...] = ("plain", "reconstruction")
+"""The rows of a dense run's sample: its map, and its picture."""
+
+
+def _check_targets(where: str, one: SetOptions) -> None:
+    if one.targets is None:
+        raise UserError(f'{where}.targets: a run with [dense] needs the map of each picture; set targets = "folder"')
+    if not Path(one.targets).is_dir():
+        raise UserError(f"{where}.targets: there is no folder {_posix(one.targets)}; give the one that holds the maps")
+
+
+def _with_target(notes: Notes, name: str, picture: Picture, one: SetOptions) -> Picture | None:
+    """The picture with its target; None, and noted, where there is none."""
+    folder = Path(one.targets or "")
+    target = find_target((folder / name).parent, Path(name)) or find_target(folder, Path(name))
+    if target is None:
+        notes.add("no target", name)
+        return None
+    return replace(picture, target=target)
 
 
 class NoPictures(UserError):

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..dense import maps, targets
+from ..dense.options import WHOLE_CELLS, DenseOptions
 from ..diffusion.types import Conditioning
 from ..errors import UserError
 from . import pictures
@@ -34,13 +36,16 @@ class Shelf:
     """All encodings of a data set. Pictures and captions are encoded one at a time, so that neither company nor the
     cache changes a number."""
 
-    def __init__(self, options: DataOptions, root: Path | None):
-        """``root``: of the caches; without one, what would go to the disk stays in memory."""
+    def __init__(self, options: DataOptions, root: Path | None, dense: DenseOptions | None = None):
+        """``root``: of the caches; without one, what would go to the disk stays in memory. ``dense``: of a dense run,
+        whose pictures have targets."""
+        self.dense = dense
         self.index = Index(root / "files" if root else None)
         self._root = root
         self._use_npz = options.sd_scripts_cache
         self.latents = self._store("latents", options.cache_latents)
         self.masks = self._store("masks", options.cache_latents)
+        self.targets = self._store("targets", options.cache_latents)
         self.text = self._store("text", options.cache_text)
         self.passing = Store(Path(), "off" if options.cache_text == "off" else "memory")
         """Captions that are drawn again each time."""
@@ -72,7 +77,7 @@ class Shelf:
     @property
     def remade(self) -> int:
         """Damaged entries that were made again."""
-        return self.latents.remade + self.masks.remade + self.text.remade
+        return self.latents.remade + self.masks.remade + self.targets.remade + self.text.remade
 
     # -- pictures --------------------------------------------------------------------------------------------------
 
@@ -152,6 +157,68 @@ class Shelf:
         image = alpha if own and alpha is not None else colors[..., 0]
         cut = pictures.fitted(np.ascontiguousarray(image), *place, bucket, options.interpolation)
         return {"mask": torch.from_numpy(np.array(cut))}
+
+    # -- targets ---------------------------------------------------------------------------------------------------
+
+    def target(self, picture: Picture, options: SetOptions, place: Window, flip: bool, make: bool) -> tuple[Entry, str]:
+        """A picture's map in its window: ``latents`` [C, h, w] float32; ``values``, ``truth`` and ``valid`` as ``Maps``
+        has them, of one row; ``cells`` [1, h, w] float32, the weight of each cell in a mean over the valid ones. Masks
+        make pixels invalid. And the key of it.
+
+        :raises UserError: the file is no such map, or of another shape than its picture, or nothing of it is valid.
+        :raises Absent: it is not kept, and may not be made.
+        """
+        dense, path = self.dense, picture.target
+        assert dense is not None and path is not None
+        mask, masks = self.mask(picture, options, place, options.alpha_mask)
+        key = json.dumps(
+            [self.index.sha(path), picture.fit.bucket, place, flip, options.unit, options.valid, dense.task,
+             dense.space, dense.quantiles, masks, self.fingerprints.get("vae"), str(self.dtype)]
+        )  # fmt: skip
+        entry = self.targets.get(key)
+        if entry is None:
+            if not make:
+                raise Absent(key)
+            found = self._read_target(path, picture, options, place, None if mask is None else mask.numpy() >= 0.5)
+            entry = self.targets.put(key, self._encode_target(targets.flip(found, dense.task) if flip else found))
+        return entry, key
+
+    def _read_target(
+        self, path: Path, picture: Picture, options: SetOptions, place: Window, mask: np.ndarray | None
+    ) -> targets.Target:
+        assert self.dense is not None
+        task, (resized, corner) = self.dense.task, place
+        found = targets.read_target(path, task, options.unit, options.valid)
+        height, width = found.valid.shape
+        if abs(width * picture.size[1] / (height * picture.size[0]) - 1) > 0.01:
+            raise UserError(
+                f"{path.as_posix()}: its shape, {width}x{height}, is not that of its picture, {picture.size[0]}x"
+                f"{picture.size[1]}; crop both in the same way"
+            )
+        found = targets.resize(found, (resized[1], resized[0]), task)
+        found = targets.crop(found, (corner[1], corner[0]), (picture.fit.bucket[1], picture.fit.bucket[0]))
+        found = found if mask is None else targets.Target(found.values, found.valid & mask)
+        if not found.valid.any():
+            raise UserError(f"{path.as_posix()}: no pixel is valid where the picture is seen; remove it, or its mask")
+        return found
+
+    @torch.no_grad()
+    def _encode_target(self, found: targets.Target) -> Entry:
+        assert self.encode is not None and self.dense is not None, "no autoencoder is attached"
+        dense = self.dense
+        pixels = maps.encode(found, dense.task, dense.space, dense.quantiles)
+        latents = self.encode(pixels[None])[0].to("cpu", self.dtype)
+        truth = maps.decode(pixels[None], dense.task)[0]
+        values = torch.from_numpy(found.values)
+        values = values[None] if values.ndim == 2 else values.permute(2, 0, 1)
+        valid = torch.from_numpy(found.valid)
+        whole = maps.cell_validity(valid, valid.shape[-1] // latents.shape[-1])[None].float()
+        share = float(whole.mean())
+        cells = whole / share if share >= WHOLE_CELLS else torch.zeros_like(whole)
+        return {
+            "latents": latents, "values": values, "truth": truth[None] if truth.ndim == 2 else truth,
+            "valid": valid[None], "cells": cells,
+        }  # fmt: skip
 
     # -- captions --------------------------------------------------------------------------------------------------
 

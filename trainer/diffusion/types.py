@@ -20,7 +20,9 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from .process import Process
 
-Role = Literal["plain", "winner", "loser", "liked", "disliked"]
+Role = Literal["plain", "winner", "loser", "liked", "disliked", "reconstruction"]
+"""What a row is to the objective; ``reconstruction``: the second row of a dense run's sample, whose target is its own
+picture."""
 
 
 def _pick(value: Any, rows: Tensor) -> Any:
@@ -31,7 +33,7 @@ def _pick(value: Any, rows: Tensor) -> Any:
         return [value[i] for i in rows.tolist()]
     if isinstance(value, dict):
         return {key: _pick(item, rows) for key, item in value.items()}
-    if isinstance(value, (Rows, Conditioning, Batch, Draw)):
+    if isinstance(value, (Rows, Conditioning, Maps, Batch, Draw)):
         return replace(value, **{f.name: _pick(getattr(value, f.name), rows) for f in fields(value)})
     return value
 
@@ -41,7 +43,7 @@ def _to(value: Any, device: torch.device) -> Any:
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
         return {key: _to(item, device) for key, item in value.items()}
-    if isinstance(value, (Rows, Conditioning, Batch, Draw)):
+    if isinstance(value, (Rows, Conditioning, Maps, Batch, Draw)):
         return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
     return value
 
@@ -85,12 +87,30 @@ class Conditioning:
     """[B, tokens] attention mask over ``hidden``."""
     size: Tensor | None = None
     """[B, 6] original h, w; crop top, left; target h, w in pixels (SDXL micro-conditioning)."""
+    time: Tensor | None = None
+    """[B, width] what is added to a U-Net's time embedding: which of a dense run's tasks a row is."""
 
     def pick(self, rows: Tensor) -> Conditioning:
         return _pick(self, rows)
 
     def to(self, device: torch.device) -> Conditioning:
         return _to(self, device)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The true maps of a dense run's rows, pixel by pixel; of a row that reconstructs its picture all is 0."""
+
+    truth: Tensor
+    """[B, 1 or 3, H, W] float32: what the decoded prediction should be: depth in its space between the two quantiles,
+    in [0, 1]; normals of length 1; an image in [0, 1]."""
+    values: Tensor
+    """[B, 1 or 3, H, W] float32: depth in the file's own unit; otherwise the same as ``truth``."""
+    valid: Tensor
+    """[B, 1, H, W] bool."""
+
+    def pick(self, rows: Tensor) -> Maps:
+        return _pick(self, rows)
 
 
 @dataclass(frozen=True)
@@ -109,9 +129,12 @@ class Batch:
     conditioning: Conditioning | None = None
     """Cached text-encoder outputs of ``captions``; None when an encoder is trained."""
     mask: Tensor | None = None
-    """[B, 1, H, W] in [0, 1]: what counts in the loss; None means everything."""
+    """[B, 1, H, W] in [0, 1]: what counts in the loss; None means everything. Of a dense run [B, 1, h, w]: the weights
+    of cells, with a mean of 1, so that a loss is a mean over the valid ones."""
     target: Tensor | None = None
     """[B, C, h, w] clean latents to predict where they are not the input (dense prediction)."""
+    maps: Maps | None = None
+    """The maps behind ``target``, for losses and measures on pixels (dense prediction)."""
     preserve: Tensor | None = None
     """[B] bool: rows whose target is the network's own output without the adapter; None is none of them."""
 

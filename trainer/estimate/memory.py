@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..config import Config
 from ..diffusion import sampling
 from ..diffusion.process import Process
-from ..diffusion.timesteps import draw, level_at
+from ..diffusion.timesteps import level_at
 from ..diffusion.types import Batch, Conditioning, Draw, Step
 from ..families.family import Family
 from ..families.load import Found
@@ -232,7 +232,7 @@ def _judge(
 
     A pixel window lies in the middle, where its halo is cut off by no edge: there it takes the most.
     """
-    chance = draw(batch, 0, 0, p.model.process, p.config.noise)
+    chance = p.model.system.draw(batch, 0, 0)
     chance = replace(chance, window=torch.full_like(chance.window, 0.5))
     roles = batch.rows.role
     if p.config.memory.grad_cache and torch.is_grad_enabled():
@@ -270,7 +270,7 @@ def _preview(
 def _trained(p: FakeSession) -> list[tuple[str, list[int], str, int]]:
     counts = Counter(
         (group["name"], tuple(one.shape), str(one.dtype).removeprefix("torch."))
-        for group in parameter_groups(p.model.adapter)
+        for group in parameter_groups(p.model.adapter, p.model.system)
         for one in group["params"]
     )
     return [(name, list(shape), dtype, count) for (name, shape, dtype), count in counts.items()]

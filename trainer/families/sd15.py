@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +53,21 @@ def encode(family: Family, captions: list[str]) -> Conditioning:
 
 
 def run(denoiser: Any, noisy: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-    return denoiser(noisy, time, encoder_hidden_states=conditioning.hidden).sample
+    with added_to_time(denoiser, conditioning.time):
+        return denoiser(noisy, time, encoder_hidden_states=conditioning.hidden).sample
+
+
+@contextmanager
+def added_to_time(denoiser: Any, vector: Tensor | None) -> Iterator[None]:
+    """Inside, ``vector`` [B, width] is added to the U-Net's time embedding."""
+    if vector is None:
+        yield
+        return
+    handle = denoiser.time_embedding.register_forward_hook(lambda module, given, out: out + vector.to(out.dtype))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def refuse_sd3(options: ModelOptions, name: str) -> None:

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..registry import families
 from .family import Encoder, Family, FamilySpec, SdScripts, Shapes
 from .options import ModelOptions
-from .sd15 import CLIP_L, SD15, VAE, refuse_sd3
+from .sd15 import CLIP_L, SD15, VAE, added_to_time, refuse_sd3
 from .text import clip_states
 
 UNET = {
@@ -44,7 +44,8 @@ def run(denoiser: Any, noisy: Tensor, time: Tensor, conditioning: Conditioning) 
         height, width = (8 * side for side in noisy.shape[-2:])
         size = noisy.new_tensor([[height, width, 0, 0, height, width]]).expand(len(noisy), -1)
     added = {"text_embeds": conditioning.pooled, "time_ids": size.to(noisy.device).float()}
-    return denoiser(noisy, time, encoder_hidden_states=conditioning.hidden, added_cond_kwargs=added).sample
+    with added_to_time(denoiser, conditioning.time):
+        return denoiser(noisy, time, encoder_hidden_states=conditioning.hidden, added_cond_kwargs=added).sample
 
 
 def penultimate(options: ModelOptions, name: str) -> list[str]:

@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from ..dense.targets import Task
 from ..diffusion.process import Process
-from ..diffusion.types import Draw, Loss, Objective, Step
+from ..diffusion.types import Draw, Loss, Objective, Role, Step
 from ..errors import UserError
 from ..registry import Options, option
 
@@ -26,6 +27,8 @@ class TermOptions(Options):
     decodes: ClassVar[bool] = False
     """Whether the term compares what the autoencoder's decoder makes of latents, and so needs one. A term that does
     not is a latent loss: where a configuration gives none, mse is added."""
+    roles: ClassVar[tuple[Role, ...]] = ()
+    """The rows that the term is for; all, where it names none."""
 
     weight: Weight | Literal["auto"] = option(1.0, label="Weight")
     """What this term is multiplied by. `auto` keeps it as large as the terms that have a number, times `auto_ratio`."""
@@ -62,6 +65,8 @@ class LossParts:
     """A ``decode.Decoder``; needed by terms whose options have ``decodes``."""
     in_x0: bool = False
     """Whether a latent loss measures the clean latents that the output implies, instead of the output itself."""
+    task: Task | None = None
+    """What a dense run predicts; None of other runs."""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,16 @@ def _sigma_sqrt(level: Tensor) -> Tensor:
     return level.to(widest(level.device)).clamp(min=1e-6) ** -2
 
 
+RECONSTRUCTION = "reconstruction"
+"""Rows of a dense run that belong to a sample which is counted already: they add to the loss, not to the samples."""
+
+
+def _apart(errors: Tensor, step: Step) -> dict[str, Tensor]:
+    """The errors of maps and of reconstructed pictures, each by itself."""
+    second = torch.tensor([role == RECONSTRUCTION for role in step.batch.rows.role]).to(errors.device)
+    return {"map": errors[~second].detach(), "picture": errors[second].detach()}
+
+
 class Sft:
     needs_reference = False
     valued = ("plain", "winner", "liked")
@@ -118,8 +128,10 @@ class Sft:
         values = errors * step.batch.rows.weight.to(errors)
         for weight in self.weights:
             values = values * weight(step.draw.level).to(errors)
-        liked = [i for i, role in enumerate(step.batch.rows.role) if role in self.valued]
-        return ObjectiveOutput(values if len(liked) == len(values) else values[torch.tensor(liked, dtype=torch.long)])
+        liked = [i for i, role in enumerate(step.batch.rows.role) if role in (*self.valued, RECONSTRUCTION)]
+        metrics = _apart(errors, step) if RECONSTRUCTION in step.batch.rows.role else {}
+        own = values if len(liked) == len(values) else values[torch.tensor(liked, dtype=torch.long)]
+        return ObjectiveOutput(own, metrics)
 
     def update(self, sums: dict[str, float], count: int) -> None:
         """Nothing adapts."""

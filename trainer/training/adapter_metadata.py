@@ -127,7 +127,7 @@ def metadata(session: Session, step: int, started: float) -> dict[str, str]:
         "preprocessor": save.preprocessor,
         "is_negative_embedding": save.is_negative_embedding,
     }
-    return files.metadata(
+    made = files.metadata(
         session.model.family.name,
         adapter.kind,
         facts,
@@ -136,10 +136,11 @@ def metadata(session: Session, step: int, started: float) -> dict[str, str]:
         network_args=adapter.network_args(),
         spec=spec,
         config=json.loads(config.model_dump_json(exclude_none=True)),
-        prediction=session.model.process.prediction,
+        prediction=session.model.family.process.prediction,
         strip=save.strip,
         minimal=save.minimal,
     )
+    return made | session.model.system.metadata(size)
 
 
 def _folders(report: dict[str, Any], reg: bool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ..objectives.common import ObjectiveOptions, ObjectiveParts, ReferenceOptio
 from ..optimizers.build import build as build_optimizer
 from ..optimizers.schedules import build_schedule
 from ..registry import losses, objectives
-from . import distributed
+from . import dense, distributed
 from .checkpoint import thumbnail
 from .ema import Average
 from .model import Model
@@ -36,6 +36,7 @@ from .optimization import Optimization
 from .previews import Previews
 from .run_options import total_steps
 from .session import Session
+from .system import System, TextToImage
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -88,6 +89,7 @@ def scan(
         effective_batch=config.run.batch * config.run.accumulation * world,
         shares=config.run.accumulation * world,
         fixed_draws=draws.pop() if draws else 0,
+        dense=config.dense,
         progress=progress,
     )
     if not config.terms():
@@ -180,9 +182,23 @@ def build_model(
     if instead := memory.use_attention(family.denoiser, attention):
         attention = "sdpa"
         log(instead)
+    system = build_system(config, family, dtype)
     adapter = build_adapter(config, family, dtype, adapter_file, log)
     apply.set_up_blocks(config.memory, family.spec, family.denoiser, compile_cache(config))
-    return Model(family, adapter, device, dtype, attention, streamer), vae_dtype
+    return Model(family, adapter, device, dtype, attention, streamer, system=system), vae_dtype
+
+
+def build_system(config: Config, family: Family, dtype: torch.dtype) -> System:
+    """What the run teaches its model."""
+    if config.dense is None:
+        return TextToImage(family.process, config.noise)
+    device = next(family.denoiser.parameters()).device
+    return dense.build(config.dense, family, config.run.seed, _own_dtype(config, dtype), device)
+
+
+def _own_dtype(config: Config, dtype: torch.dtype) -> torch.dtype:
+    """Of what is trained."""
+    return dtype if dtype == torch.float64 or config.run.full_bf16 else torch.float32
 
 
 def build_previews(config: Config, model: Model) -> Previews:
@@ -197,8 +213,8 @@ def build_adapter(
     config: Config, family: Family, dtype: torch.dtype, file: str | None, log: Callable[[str], None]
 ) -> Adapter:
     options = config.adapter if file is None else to_show(config.adapter, file)
-    own = dtype if dtype == torch.float64 or config.run.full_bf16 else torch.float32
-    adapter = inject(family.denoiser, family.text_encoders, family.name, options, dtype=own, seed=config.run.seed)
+    own, seed = _own_dtype(config, dtype), config.run.seed
+    adapter = inject(family.denoiser, family.text_encoders, family.name, options, dtype=own, seed=seed)
     if any(isinstance(o, ReferenceOptions) and o.reference == "start" for _, o in config.terms().values()):
         adapter.keep_start()
     for line in adapter.notes:
@@ -212,7 +228,7 @@ def build_terms(config: Config, model: Model, vae_dtype: torch.dtype | None, log
     if any(options.decodes for options, _ in terms.values()):
         model.decoder = Decoder(family.vae, family.scale, family.shift, vae_dtype)
         apply.set_up_decoder(config.memory, model.decoder, model.device, compile_cache(config))
-    weighed = family.process
+    weighed = model.process
     if config.run.kohya_strict and not weighed.is_flow:
         weighed = replace(weighed, alphas=scaled_linear())
     if all(options.decodes for options, _ in terms.values()):
@@ -220,7 +236,8 @@ def build_terms(config: Config, model: Model, vae_dtype: torch.dtype | None, log
             log(f"warning: objective.{name}: it weighs errors of the output, but all terms decode: no effect")
     made = []
     for name, (options, objective) in terms.items():
-        loss = losses[name].build(options, LossParts(family.process, model.decoder, objective.in_x0))
+        task = config.dense.task if config.dense else None
+        loss = losses[name].build(options, LossParts(model.process, model.decoder, objective.in_x0, task))
         given = ObjectiveParts(weighed, options.decodes, family.spec.dpo_beta)
         compare = objectives[objective.kind].build(objective, given)
         made.append(Term(name, loss, compare, options))
@@ -237,7 +254,7 @@ def compile_cache(config: Config) -> Path:
 
 
 def _build_optimization(config: Config, model: Model, total: int, log: Callable[[str], None]) -> Optimization:
-    optimizer, notes = build_optimizer(config.optimizer, parameter_groups(model.adapter))
+    optimizer, notes = build_optimizer(config.optimizer, parameter_groups(model.adapter, model.system))
     schedule, more = build_schedule(config.schedule, total, optimizer)
     for line in [*notes, *more]:
         log(line)
@@ -261,12 +278,14 @@ def _kohya_strict(config: Config) -> Config:
     return config.model_copy(update={"noise": config.noise.model_copy(update={"integer_timesteps": True})})
 
 
-def parameter_groups(adapter: Adapter) -> list[dict[str, Any]]:
-    """The adapter's parameter groups, by the names of [optimizer]."""
+def parameter_groups(adapter: Adapter, system: System) -> list[dict[str, Any]]:
+    """The adapter's parameter groups, and what the system trains beside it, by the names of [optimizer]."""
     made = []
     for group in adapter.parameter_groups():
         part = PARTS[group["component"]]
         suffix = group["name"].removeprefix(group["component"]).strip().replace(" ", "-")
         name = f"{part}.{suffix}" if suffix else part
         made.append({"name": name, "params": group["params"], "ratio": group["lr_scale"]})
+    for name, module in system.modules.items():
+        made.append({"name": f"denoiser.{name}", "params": list(module.parameters()), "ratio": 1.0})
     return made

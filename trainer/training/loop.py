@@ -17,7 +17,7 @@ import torch
 from ..adapters.files import save as save_adapter
 from ..adapters.verify import verify
 from ..diffusion import sampling
-from ..diffusion.timesteps import draw, fixed_draw
+from ..diffusion.timesteps import fixed_draw
 from ..diffusion.types import Batch, Role
 from ..errors import UserError
 from ..memory import device as memory
@@ -348,13 +348,13 @@ class Loop:
     def _micro_batch(self, batch: Batch, roles: Sequence[Role]) -> StepLoss:
         """Forward and backward of one micro-batch of an effective batch with these roles."""
         s, model = self.session, self.session.model
-        seed, noise, draws = s.config.run.seed, s.config.noise, s.dataset.fixed_draws
+        seed, draws = s.config.run.seed, s.dataset.fixed_draws
         if draws:
             visits = s.dataset.visits(self.steps_done)
             part = [visits[group] for group in batch.rows.group.tolist()]
-            random = fixed_draw(batch, part, draws, seed, model.process, noise, jitter=True)
+            random = fixed_draw(batch, part, draws, seed, model.process, s.config.noise, jitter=True)
         else:
-            random = draw(batch, seed, self.steps_done, model.process, noise)
+            random = model.system.draw(batch, seed, self.steps_done)
         masks = seed + (self.steps_done << 20)
         if s.config.memory.grad_cache:
             scaler = s.optimization.scaler
@@ -441,12 +441,12 @@ class Loop:
         if not s.is_main:
             return
         average = s.optimization.average
-        with s.evaluating():
+        with s.evaluating(), s.model.system.as_saved(s.model):
             save_adapter(path, adapter.for_file(s.config.save.dtype), metadata(s, self.steps_done, self.started))
             self._verify(path, effect=not self.verified)
         if average is not None:
             second = checkpoint.averaged(path)
-            with s.evaluating(), average.shown():
+            with s.evaluating(), average.shown(), s.model.system.as_saved(s.model):
                 save_adapter(second, adapter.for_file(s.config.save.dtype), metadata(s, self.steps_done, self.started))
                 self._verify(second, effect=False)
         self.verified = True
@@ -550,11 +550,12 @@ class Loop:
         found: dict[str, Any] = {}
         roles: list[Role] = [role for batch in batches for role in batch.rows.role]
         with torch.no_grad(), s.evaluating():
-            for part in range(options.levels):
+            levels = model.system.levels(options.levels)
+            for part in range(levels):
                 total, level = StepLoss.zero(), 0.0
                 for cpu_batch in batches:
                     batch = cpu_batch.to(model.device)
-                    random = fixed_draw(batch, part, options.levels, options.seed, model.process, s.config.noise)
+                    random = model.system.fixed_draw(batch, part, levels, options.seed)
                     level = float(random.level[0])
                     total.add(compute_loss(model, s.terms, batch, random, roles, options.seed))
                 found[f"{level:g}"] = {**total.means(), "loss": float(total.loss)}

@@ -14,6 +14,7 @@ from ..diffusion.types import Batch, Conditioning
 from ..families.family import Family
 from ..losses.decode import Decoder
 from ..memory.offload import Streamer
+from .system import System, TextToImage
 
 
 @dataclass
@@ -30,16 +31,21 @@ class Model:
     """Copies blocks of the denoiser to the GPU, where they do not all stay there."""
     decoder: Decoder | None = None
     """Decodes latents with gradient; None when no loss term looks at pixels."""
+    system: System = None  # pyright: ignore[reportAssignmentType]
+    """What the run teaches the model; text to image, where nothing else is said."""
     trains_text: bool = field(init=False)
     """Whether a text encoder is trained, so that captions are encoded in every step."""
 
     def __post_init__(self) -> None:
+        if self.system is None:
+            self.system = TextToImage(self.family.process)
         encoders = self.family.text_encoders.values()
         self.trains_text = any(p.requires_grad for encoder in encoders for p in encoder.parameters())
 
     @property
     def process(self) -> Process:
-        return self.family.process
+        """What the network's output means in this run."""
+        return self.system.process
 
     def autocast(self) -> AbstractContextManager[Any]:
         low = self.dtype in (torch.bfloat16, torch.float16)

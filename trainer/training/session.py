@@ -100,6 +100,8 @@ class Session:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resumed run needs, as tensors and JSON. Data order and draws follow from the step's number."""
         tensors, facts = self.optimization.state()
+        for name, module in self.model.system.modules.items():
+            tensors |= prefixed(f"system.{name}", module.state_dict())
         return prefixed("adapter", self.model.adapter.state_dict()) | tensors, {
             **facts,
             **self.terms.state_dict(),
@@ -138,6 +140,8 @@ class Session:
                 f"the run now has {self.total} steps, it began with {facts['total']}; the schedule follows the new"
             )
         self.model.adapter.load(under("adapter", tensors))
+        for name, module in self.model.system.modules.items():
+            module.load_state_dict(under(f"system.{name}", tensors))
         notes += self.optimization.load_state(tensors, facts)
         self.terms.load_state_dict(facts)
         self.monitor.state.update(facts.get("watch", {}))

@@ -103,14 +103,14 @@ def seed_dropout(model: Model, batch: Batch, seed: int) -> None:
 
 
 def forward(model: Model, batch: Batch, draw: Draw) -> Step:
-    """Add the noise and run the network, with its adapter as it stands."""
+    """Run the network on what the system gives it (noisy latents), with its adapter as it stands."""
     base_out = None
     if batch.preserve is not None and bool(batch.preserve.any()):  # before the policy, as the reference
         with torch.no_grad(), model.adapter.reference("base"):
             base_out = forward(model, replace(batch, preserve=None), draw).out
-    conditioning = model.conditioning(batch)
+    conditioning = model.system.conditions(batch, model.conditioning(batch))
     with model.autocast():
-        noisy = model.process.noisy(batch.latents, draw.added, draw.level)
+        noisy = model.system.input(batch, draw)
         out = model.family.predict(noisy, draw.level, conditioning)
     return Step(batch, draw, noisy, out, model.process, model.decoder, base_out)
 
@@ -122,6 +122,8 @@ def compute_errors(terms: Sequence[Term], step: Step) -> Errors:
 
 def _active_rows(term: Term, step: Step) -> Step | None:
     active = term.active(step.draw, step.process)
+    if term.options.roles:
+        active = active & torch.tensor([role in term.options.roles for role in step.batch.rows.role]).to(active.device)
     if not bool(active.any()):
         return None
     return step if bool(active.all()) else step.pick(active.nonzero().flatten())
@@ -148,6 +150,7 @@ def apply_objectives(
         for name, values in metrics.items():
             total.sums[f"{term.name}/{name}"] = float(values.to(widest(values.device)).sum())
             total.counts[f"{term.name}/{name}"] = len(values)
+        total.counts[f"{term.name}/value"] = sum(role in term.objective.valued for role in part.batch.rows.role)
     return total
 
 
