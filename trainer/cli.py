@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .commands import adapters, kohya, pairs
-from .commands.common import configuration, print_json, print_lines, print_note
+from .commands import adapters, dense, kohya, pairs
+from .commands.common import configuration, joined, print_json, print_lines, print_note
 from .errors import UserError
 from .runs.control import DEFECT, DONE, INTERNAL_ERROR, INTERRUPTED, USER_ERROR
 
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     command("presets", _presets, "List the presets.").add_argument("--json", action="store_true")
     adapters.register(command)
     pairs.register(command, configured)
+    dense.register(command)
     kohya.register(command)
     doctor = command("doctor", _doctor, "Report what this machine can train with.")
     doctor.add_argument("--json", action="store_true")
@@ -95,7 +96,7 @@ def _version() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    given = pairs.joined(list(sys.argv[1:] if arguments is None else arguments))
+    given = joined(list(sys.argv[1:] if arguments is None else arguments))
     _utf8()
     debug = "--debug" in given
     if debug:

@@ -18,6 +18,18 @@ class Command(Protocol):
     def __call__(self, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser: ...
 
 
+GROUPS = ("pairs", "dense")
+"""First words of commands of two words."""
+
+
+def joined(words: list[str]) -> list[str]:
+    """``pairs import X`` is the command ``pairs-import X``; ``pairs`` alone asks what there is."""
+    if words[:1] not in [[group] for group in GROUPS]:
+        return words
+    name, *rest = words[1:] or ["--help"]
+    return ["--help"] if name.startswith("-") else [f"{words[0]}-{name}", *rest]
+
+
 def configuration(args: argparse.Namespace, read: Callable[..., Any] | None = None) -> Any:
     """The configuration of a command line: file, preset and flags, or kohya's arguments. ``read``: as ``load``."""
     from ..config import load

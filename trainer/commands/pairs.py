@@ -31,14 +31,6 @@ def register(command: Command, configured: Command) -> None:
     made.add_argument("-o", "--output", type=Path, required=True)
 
 
-def joined(words: list[str]) -> list[str]:
-    """``pairs import X`` is the command ``pairs-import X``; ``pairs`` alone asks what there is."""
-    if words[:1] != ["pairs"]:
-        return words
-    name, *rest = words[1:] or ["--help"]
-    return ["--help"] if name.startswith("-") else [f"pairs-{name}", *rest]
-
-
 def _import(args: argparse.Namespace) -> int:
     from ..data.pairs import import_pairs
 

@@ -144,7 +144,7 @@ def png(values: np.ndarray) -> bytes:
     assert values.dtype in (np.uint8, np.uint16), values.dtype
     height, width = values.shape[:2]
     bits = 8 * values.dtype.itemsize
-    data = values.astype(f">u{bits // 8}").reshape(height, -1).view(np.uint8)
+    data = np.ascontiguousarray(values, f">u{bits // 8}").reshape(height, -1).view(np.uint8)
     pixel = data.shape[1] // width
     left = np.pad(data, ((0, 0), (pixel, 0)))[:, :-pixel]  # filter 1: the difference to the pixel on the left
     rows = np.concatenate([np.ones((height, 1), np.uint8), data - left], axis=1)
