@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..runs.control import DONE, USER_ERROR
-from .common import Command, print_json, print_lines
+from .common import Command, print_json, print_lines, print_note
 
 if TYPE_CHECKING:
     from ..dense.targets import Task
+    from .dense_predict import Loaded
 
 TASKS: tuple[Task, ...] = ("depth", "normal", "image")
 
@@ -21,10 +22,33 @@ def register(command: Command) -> None:
     checked.add_argument("folder", type=Path, help="a folder with pictures/ and depth/, normal/ or image/")
     add_targets(checked)
     checked.add_argument("--json", action="store_true")
+    predicted = command("dense-predict", _predict, "Write the maps of pictures, with an adapter of a dense run.")
+    predicted.add_argument("source", type=Path, help="a picture, or a folder of pictures or of a video's frames")
+    predicted.add_argument("output", type=Path, help="a folder, or for one picture a .png, .npy or .exr file")
+    add_adapter(predicted)
+    predicted.add_argument("--formats", default="png,preview", help="of png (16 bits), npy, exr, preview (colours)")
+    predicted.add_argument("--json", action="store_true")
+    scored = command("dense-score", _score, "Compare the maps of an adapter with true ones.")
+    scored.add_argument("folder", type=Path, help="a folder with pictures/ and depth/, normal/ or image/")
+    add_adapter(scored)
+    scored.add_argument("--pictures", type=Path, metavar="FOLDER", help="instead of FOLDER/pictures")
+    scored.add_argument("--targets", type=Path, metavar="FOLDER", help="instead of FOLDER/depth, normal or image")
+    scored.add_argument("--unit", type=float, help="metres a step of depth files: 0.001 for millimetres")
+    scored.add_argument("--valid", type=float, nargs=2, metavar=("LEAST", "LARGEST"), help="depth outside is invalid")
+    scored.add_argument("--csv", type=Path, metavar="FILE", help="write the figures of each picture")
+    scored.add_argument("--picture", type=Path, metavar="FILE", help="write picture | prediction | truth of eight")
+    scored.add_argument("--json", action="store_true")
     imported = command("dense-import", _import, "Convert Hypersim, Virtual KITTI 2, NYUv2 or Middlebury data.")
     imported.add_argument("source", type=Path)
     imported.add_argument("-o", "--output", type=Path, required=True)
     imported.add_argument("--json", action="store_true")
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", type=Path, required=True, help="the file of a run with [dense]")
+    parser.add_argument("--model", help="the base model, where the adapter is not in its run's folder")
+    parser.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
+    parser.add_argument("--tiles", action="store_true", help="in tiles of the trained size: detail of large pictures")
 
 
 def add_targets(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +76,46 @@ def folders(args: argparse.Namespace) -> tuple[Path, dict[Task, Path]]:
         raise UserError("--targets: which task they are for is not given; add --task depth, normal or image")
     inside = args.folder / "pictures"
     pictures = args.pictures or (inside if inside.is_dir() else args.folder)
-    tasks = [args.task] if args.task else [task for task in TASKS if (args.folder / task).is_dir()]
+    tasks: list[Task] = [args.task] if args.task else [task for task in TASKS if (args.folder / task).is_dir()]
     if not tasks:
         raise UserError(f"{args.folder}: it holds no folder depth, normal or image; give --task and --targets")
     return pictures, {task: args.targets or args.folder / task for task in tasks}
+
+
+def _load(args: argparse.Namespace) -> Loaded:
+    from .dense_predict import load_adapter
+
+    return load_adapter(args.adapter, args.model, print_note, {"run.precision": args.precision})
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from .dense_predict import BRIGHT, FORMATS, header, predict
+
+    formats = [word.strip() for word in args.formats.split(",")]
+    if wrong := [word for word in formats if word not in FORMATS]:
+        raise UserError(f"--formats: {wrong[0]!r} is none; give some of {', '.join(FORMATS)}")
+    facts = header(args.adapter)
+    written = predict(args.source, args.output, lambda: _load(args), formats, args.tiles)
+    if args.json:
+        return print_json({"maps": written, "task": facts["task"], "space": facts.get("space")})
+    note = f" ({BRIGHT[facts['space']]})" if facts["task"] == "depth" else ""
+    return print_lines([*map(str, written), f"{len(written)} files of {facts['task']}{note}"])
+
+
+def _score(args: argparse.Namespace) -> int:
+    from ..dense.files import write
+    from .dense_predict import header, score, sheet
+
+    args.task = header(args.adapter)["task"]
+    pictures, targets = folders(args)
+    found = score(_load(args), pictures, targets[args.task], args.unit, args.valid, 8 * bool(args.picture), args.tiles)
+    if args.csv:
+        found.write_csv(args.csv)
+    if args.picture:
+        write(args.picture.with_suffix(".png"), sheet(found.shown, min(2, len(found.shown))))
+    if args.json:
+        return print_json({"task": found.task, "scores": found.summary(), "pictures": found.rows})
+    return print_lines(found.lines())
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -104,6 +104,11 @@ def _openexr(path: Path) -> Any:
     return OpenEXR
 
 
+def require_exr(path: Path) -> None:
+    """UserError where EXR files cannot be written here, before anything is computed."""
+    _openexr(path)
+
+
 def _read_exr(path: Path, prefer: tuple[str, ...]) -> np.ndarray:
     module = _openexr(path)
     if not path.is_file():
