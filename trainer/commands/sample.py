@@ -121,6 +121,8 @@ def read_prompts(path: Path) -> list[str]:
 
 def _check_prompts(config: Config) -> int:
     """The number of prompts; UserError before anything is loaded where there are none."""
+    if config.dense is not None:
+        raise UserError("sample: a run with [dense] draws no prompts; `dense predict` gives the maps of pictures")
     count = len(sampling.prompts(config.sample, (512, 512)))
     if not count:
         raise UserError("sample.prompts: there is nothing to draw; give sample.prompts or sample.file")
@@ -128,7 +130,9 @@ def _check_prompts(config: Config) -> int:
 
 
 def _load(config: Config, adapter: str | None) -> Previews:
-    return build_previews(config, build_model(config, print_note, adapter)[0])
+    previews = build_previews(config, build_model(config, print_note, adapter)[0])
+    assert isinstance(previews, Previews)
+    return previews
 
 
 def _draw(previews: Previews, pictures: Iterable[Picture], facts: dict[str, Any]) -> None:

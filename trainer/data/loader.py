@@ -359,6 +359,13 @@ class Dataset:
         rng = stream(*use.key, "crop") if use.key else None
         return window(picture.path, picture.size, picture.fit, self.set_of(use.item), rng)
 
+    def true_map(self, item: Item) -> tuple[Tensor, Tensor]:
+        """The truth and the validity of a dense run's item, as ``Maps`` has them, without chance."""
+        picture, options = item.pictures[0], self.set_of(item)
+        place = window(picture.path, picture.size, picture.fit, options, None)
+        entry, _ = self.shelf.target(picture, options, place, flip=False, make=True)
+        return entry["truth"], entry["valid"]
+
     # -- filling the caches ----------------------------------------------------------------------------------------
 
     def prepare(

@@ -42,6 +42,9 @@ class SampleOptions(Options):
     file: PathStr | None = option(None, kohya="sample_prompts", label="Prompt file")
     """Prompts from a text file, one per line, ``#`` for comments, with the same flags; or from Kohya's .toml
     (``[prompt]`` and ``[[prompt.subset]]``) or .json (a list of tables or lines)."""
+    pictures: list[PathStr] = option([], label="Pictures")
+    """Runs with [dense]: pictures whose map is shown, as picture, prediction and truth; the truth is a file of equal
+    name in one of the target folders. Up to four pictures that are held out, when not given."""
     negative: str = option("", label="Negative prompt")
     """What to steer away from, where a prompt has no ``--n`` of its own."""
     every: int = option(0, kohya="sample_every_n_steps", label="Every (steps)", ge=0)
@@ -385,6 +388,8 @@ def before_after(samples: Path, texts: list[str], path: Path, cell: int = 192) -
             pen.text((margin + column * cell + 6, 2 * cell + 5), text[: cell // 7], fill="black")
             if (drawn := picture_path(samples, step, column)).exists():
                 with Image.open(drawn) as picture:
-                    shown = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+                    scale = min(cell / picture.width, cell / picture.height)
+                    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+                    shown = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
                 sheet.paste(shown, (margin + column * cell, row * cell))
     write_atomic(path, lambda file: sheet.save(file, "PNG"))

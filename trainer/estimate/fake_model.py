@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..diffusion.types import Batch, Conditioning, Role, Rows
+from ..diffusion.types import Batch, Conditioning, Maps, Role, Rows
 from ..families.family import Family
 from ..families.load import Found, configs
 from ..families.parts import bare
@@ -18,7 +18,7 @@ from ..families.sources import Files
 from ..families.text import CHUNK, Tokens
 from ..losses.term import LossTerms
 from ..memory import apply
-from ..training.build import build_adapter, build_terms
+from ..training.build import build_adapter, build_system, build_terms
 from ..training.model import Model
 from .fake_tensors import FakeTensors
 
@@ -80,11 +80,12 @@ def session(maker: FakeTensors, config: Config, family: Family, dtype: torch.dty
     """What ``training.build`` makes of a configuration, without data and optimizer. UserError as there."""
     own = config.memory.model_copy(update={"compile": "none", "channels_last": False, "base_weights": "full"})
     config = config.model_copy(update={"memory": own})
+    system = build_system(config, family, dtype)
     adapter = build_adapter(config, family, dtype, None, lambda line: None)
     apply.set_up_blocks(own, family.spec, family.denoiser, Path())
-    for module in (family.denoiser, family.vae, *family.text_encoders.values()):
+    for module in (family.denoiser, family.vae, *family.text_encoders.values(), *system.modules.values()):
         maker.fill(module)
-    model = Model(family, adapter, CPU, dtype)
+    model = Model(family, adapter, CPU, dtype, system=system)
     terms = build_terms(config, model, None, lambda line: None)
     always = {"probability": 1.0, "min_level": 0.0, "max_level": 1.0}
     terms.terms = [replace(t, options=t.options.model_copy(update=always)) for t in terms.terms]
@@ -101,8 +102,15 @@ def batch(maker: FakeTensors, session: FakeSession, shape: Shape, conditioning: 
     size = torch.tensor([[shape.height, shape.width, 0, 0, shape.height, shape.width]] * count, dtype=torch.float32)
     repeated = None if conditioning is None else _repeat(conditioning, count)
     keys = [str(i) for i in range(count)]
-    mask = maker.empty(count, 1, shape.height, shape.width) if masked(session.config) else None
-    return Batch(latents, [""] * count, size, Rows(roles, torch.ones(count), group), keys, repeated, mask)
+    rows, dense = Rows(roles, torch.ones(count), group), session.config.dense
+    if dense is None:
+        mask = maker.empty(count, 1, shape.height, shape.width) if masked(session.config) else None
+        return Batch(latents, [""] * count, size, rows, keys, repeated, mask)
+    planes = 1 if dense.task == "depth" else 3
+    truth, values = (maker.empty(count, planes, shape.height, shape.width) for _ in range(2))
+    maps = Maps(truth, values, maker.empty(count, 1, shape.height, shape.width).bool())
+    mask, target = maker.empty(count, 1, *latents.shape[-2:]), torch.empty_like(latents)
+    return Batch(latents, [""] * count, size, rows, keys, repeated, mask, target, maps)
 
 
 def masked(config: Config) -> bool:

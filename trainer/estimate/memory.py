@@ -97,7 +97,7 @@ def estimate(
     p = fake_model.session(maker, config, model, dtype)
     if p.model.decoder is not None and room is not None:
         p.model.decoder.room = room - sum(kinds["full"] for kinds in weights.values())
-    mine = p.model.adapter.parameters()
+    mine = [*p.model.adapter.parameters(), *(q for m in p.model.system.modules.values() for q in m.parameters())]
     adapted = {id(t) for t in mine}
     modules = {"denoiser": model.denoiser, "vae": model.vae, **model.text_encoders}
     tensors = {name: [t for t in _tensors(module) if id(t) not in adapted] for name, module in modules.items()}
@@ -118,7 +118,7 @@ def estimate(
             with torch.no_grad():
                 _judge(p, micro)
             result.phases["validation"] = tracker.peak
-        _preview(p, tracker, result, maker, conditioning)
+        _preview(p, tracker, result, maker, conditioning, shape)
     return result
 
 
@@ -248,18 +248,20 @@ def _judge(
 
 @torch.no_grad()
 def _preview(
-    p: FakeSession, tracker: MemoryTracker, result: Estimate, maker: FakeTensors, conditioning: Conditioning
-) -> None:
+    p: FakeSession, tracker: MemoryTracker, result: Estimate, maker: FakeTensors, conditioning: Conditioning,
+    shape: Shape,
+) -> None:  # fmt: skip
     side = p.config.data.resolution or p.model.family.spec.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
     prompts = sampling.prompts(p.config.sample, native, p.model.family.spec.multiple)
-    if not prompts:
+    sizes = [(prompt.height, prompt.width) for prompt in prompts]
+    if p.config.dense and (p.config.sample.pictures or p.config.data.validation_split):
+        sizes = [(shape.height, shape.width)]
+    if not sizes:
         return
-    largest = max(prompts, key=lambda prompt: prompt.width * prompt.height)
+    height, width = max(sizes, key=lambda size: size[0] * size[1])
     tracker.begin()
-    z = maker.empty(
-        1, p.model.family.channels, largest.height // p.model.family.cell, largest.width // p.model.family.cell
-    )
+    z = maker.empty(1, p.model.family.channels, height // p.model.family.cell, width // p.model.family.cell)
     with p.model.autocast():
         p.model.family.predict(z, torch.full((1,), 0.5 if p.model.process.is_flow else 500.0), conditioning)
     with tracker.labelled("decoder"):

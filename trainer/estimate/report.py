@@ -67,6 +67,8 @@ def shape(config: Config, found: Found, dataset: Dataset | None) -> Shape:
     roles: tuple[Role, ...] = ("liked",) if any(objective.data for objective in chosen) else ("plain",)
     if any(objective.needs_pairs for objective in chosen):
         roles = ("winner", "loser")
+    if config.dense and config.dense.detail:
+        roles = ("plain", "reconstruction")
     return Shape(width, height, roles, config.run.batch)
 
 
@@ -145,6 +147,7 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
         "loss": config.loss.recorded_dump(),
         "objective": config.objective.recorded_dump(),
         "noise": config.noise.recorded_dump(),
+        **({"dense": config.dense.recorded_dump(), "shown": config.sample.pictures} if config.dense else {}),
     }
     whole = [
         VERSION, versions, found.spec.name, configs(found), found.process.prediction, tables,

@@ -29,11 +29,13 @@ from ..optimizers.schedules import build_schedule
 from ..registry import losses, objectives
 from . import dense, distributed
 from .checkpoint import thumbnail
+from .dense_previews import DensePreviews
 from .ema import Average
 from .model import Model
 from .monitors import PreferenceMonitor
 from .optimization import Optimization
 from .previews import Previews
+from .refusals import refuse
 from .run_options import total_steps
 from .session import Session
 from .system import System, TextToImage
@@ -65,7 +67,8 @@ class Examined:
 
     def dataset_for(self, config: Config, world: int) -> Dataset | None:
         """The data, where another configuration and number of processes plan them in the same way."""
-        same = world == 1 and (config.data, config.run) == (self.config.data, self.config.run)
+        mine, other = ((c.data, c.run, c.dense) for c in (self.config, config))
+        same = world == 1 and mine == other
         return self.dataset if same and self.found_for(config) and config.terms() == self.config.terms() else None
 
 
@@ -76,7 +79,10 @@ def scan(
 
     ``found``: the model, where it is identified already.
     """
+    refuse(config)
     found = found or identify(config.model)
+    if config.dense and found.process.is_flow:
+        raise UserError(dense.no_flow(found.spec.title))
     draws = {o.reference_draws if isinstance(o, ReferenceOptions) else 0 for _, o in config.terms().values()}
     if len(draws) > 1:
         raise UserError("objective.reference_draws: the terms have different numbers; give all the same")
@@ -129,7 +135,7 @@ def build_session(
     config = _kohya_strict(config)
     model, vae_dtype = build_model(config, log, found=found)
     family = model.family
-    previews = build_previews(config, model)
+    previews = build_previews(config, model, dataset)
     total = total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
     dataset.attach(
         family.encode_pixels,
@@ -185,7 +191,9 @@ def build_model(
     system = build_system(config, family, dtype)
     adapter = build_adapter(config, family, dtype, adapter_file, log)
     apply.set_up_blocks(config.memory, family.spec, family.denoiser, compile_cache(config))
-    return Model(family, adapter, device, dtype, attention, streamer, system=system), vae_dtype
+    model = Model(family, adapter, device, dtype, attention, streamer, system=system)
+    system.check(model)
+    return model, vae_dtype
 
 
 def build_system(config: Config, family: Family, dtype: torch.dtype) -> System:
@@ -201,8 +209,10 @@ def _own_dtype(config: Config, dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 or config.run.full_bf16 else torch.float32
 
 
-def build_previews(config: Config, model: Model) -> Previews:
-    """The prompts of [sample], at the training resolution where they name none."""
+def build_previews(config: Config, model: Model, dataset: Dataset | None = None) -> Previews | DensePreviews:
+    """The prompts of [sample], at the training resolution where they name none; of a dense run its pictures."""
+    if isinstance(model.system, dense.DensePrediction):
+        return DensePreviews(model, model.system, dataset, [Path(path) for path in config.sample.pictures])
     spec = model.family.spec
     side = config.data.resolution or spec.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])

@@ -28,6 +28,7 @@ from ..diffusion.types import Batch, Conditioning, Draw
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    from ..data.loader import Dataset
     from .model import Model
 
 LAYER = "time_embedding.linear_2"
@@ -71,10 +72,16 @@ class DensePrediction:
     process: Process
     family: str
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    prior: Tensor | None = None
+    """[1 or 3, 64, 64]: the training set's mean map, once it was asked for."""
 
     @property
     def switch(self) -> nn.Module | None:
         return self.modules.get("switch")
+
+    def check(self, model: Model) -> None:
+        if self.switch is not None:
+            layer_of(model)
 
     # ------------------------------------------------------------------------------------------------------ a step
 
@@ -161,15 +168,26 @@ class DensePrediction:
 
     # -------------------------------------------------------------------------------------------------- validation
 
-    def measure(self, model: Model, batches: Sequence[Batch]) -> dict[str, float]:
-        found: dict[str, list[float]] = {}
-        for batch in batches:
-            rows = (~reconstructs(batch)).nonzero().flatten()
-            batch = batch.pick(rows)
+    def measure(self, model: Model, dataset: Dataset, held: Sequence[Batch]) -> dict[str, float]:
+        """The scores of the predictions; beside them those of the *prior* (the training set's mean map, which knows
+        nothing of the picture) and of the *floor* (the true maps, after the autoencoder)."""
+        family, found = model.family, dict[str, list[float]]()
+        family.vae.to(model.device)
+        if self.prior is None:
+            self.prior = mean_map(dataset)
+        for batch in held:
+            batch = batch.pick((~reconstructs(batch)).nonzero().flatten())
             assert batch.maps is not None and batch.conditioning is not None and batch.target is not None
             predicted = predict_latents(model, self, batch.latents, batch.conditioning)
-            floor = model.family.decode(batch.target.to(model.device)).cpu()
-            for name, pixels in (("", model.family.decode(predicted).cpu()), ("floor_", floor)):
+            size = batch.maps.valid.shape[-2:]
+            prior = nn.functional.interpolate(self.prior[None], size, mode="bilinear")
+            prior = prior if self.options.task == "normal" else 2 * prior - 1
+            shown = {
+                "": family.decode(predicted).cpu(),
+                "prior_": prior.expand(len(batch), 3, -1, -1),
+                "floor_": family.decode(batch.target.to(model.device)).cpu(),
+            }
+            for name, pixels in shown.items():
                 for key, values in self.scores(pixels, batch.maps.values, batch.maps.valid).items():
                     found.setdefault(name + key, []).extend(v for v in values.tolist() if v == v)
         return {name: sum(values) / len(values) for name, values in found.items() if values}
@@ -190,6 +208,17 @@ class DensePrediction:
                 "within_11": metrics.within(prediction, values, known),
             }
         return {"difference": metrics.absolute_error(prediction, values, known)}
+
+
+def mean_map(dataset: Dataset, most: int = 64, side: int = 64) -> Tensor:
+    """[1 or 3, side, side]: the mean of up to ``most`` training maps over their valid pixels."""
+    items = dataset.items[:: -(-len(dataset.items) // most)]
+    total, count = torch.zeros(1), torch.zeros(1)
+    for item in items:
+        truth, valid = dataset.true_map(item)
+        total = total + nn.functional.interpolate((truth * valid)[None], (side, side), mode="area")[0]
+        count = count + nn.functional.interpolate(valid.float()[None], (side, side), mode="area")[0]
+    return torch.where(count > 0, total / count.clamp(min=1e-6), total.sum() / count.sum().clamp(min=1e-6))
 
 
 def reconstructs(batch: Batch) -> Tensor:
@@ -214,15 +243,19 @@ def build(options: DenseOptions, family: Any, seed: int, dtype: torch.dtype, dev
     ``dtype``: of the task switch; ``device``: where it is trained.
     """
     if family.process.is_flow:
-        raise UserError(
-            f"dense: {family.spec.title} is a flow, and no host runs a picture's latents through one in a single step; "
-            "use a model of SD 1.x, SD 2.x or SDXL"
-        )
+        raise UserError(no_flow(family.spec.title))
     made = DensePrediction(options, Process("sample", family.process.alphas), family.name)
     if options.task_switch == "embedding":
         width = family.denoiser.time_embedding.linear_2.out_features
         made.modules["switch"] = TaskSwitch(width, seed, dtype, device)
     return made
+
+
+def no_flow(title: str) -> str:
+    return (
+        f"dense: {title} is a flow, and no host takes a picture's latents through one in a single step; use a model of "
+        "SD 1.x, SD 2.x or SDXL"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- prediction

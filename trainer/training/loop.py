@@ -222,10 +222,14 @@ class Loop:
     def _prepare(self) -> None:
         """Fill the caches, together where there are several processes, which then have to agree on what there is."""
         s, progress = self.session, stoppable(self.writer.progress, self.stop_requested, whole=False)
+        known = s.dataset.scan.notes.lines()
         shared = s.world > 1 and s.config.data.cache_latents == "disk"
         for share in ((s.rank, s.world), (0, 1)) if shared else ((0, 1),):
             s.prepare(progress, share=share)
             stop_if(s.any_rank(self.stop_requested.is_set()))
+        for line in s.dataset.scan.notes.lines():
+            if line not in known:
+                self.writer.warning(line)
         facts = {"model": s.model.family.fingerprints["model"], "data": s.dataset.signature, "steps": str(s.total)}
         distributed.require_equal(facts)
 
@@ -561,7 +565,9 @@ class Loop:
                 found[f"{level:g}"] = {**total.means(), "loss": float(total.loss)}
         each = {name: [row[name] for row in found.values() if name in row] for row in found.values() for name in row}
         means = {name: sum(values) / len(values) for name, values in each.items()}
-        self.writer.held_out(self.steps_done, means, found)
+        with torch.no_grad(), s.evaluating():
+            measured = model.system.measure(model, s.dataset, batches)
+        self.writer.held_out(self.steps_done, means, found, measured)
 
 
 def _every(period: int, step: int) -> bool:

@@ -17,7 +17,7 @@ from ..memory.device import MemoryOptions
 from .model import Model
 
 
-def _require_finite(values: Tensor, what: str, why: str) -> None:
+def require_finite(values: Tensor, what: str, why: str) -> None:
     if not bool(values.isfinite().all()):
         raise UserError(f"preview: {what} are non-finite (NaN or infinite), a black picture: {why}")
 
@@ -55,10 +55,10 @@ class Previews:
                 model.device,
                 family.cell,
             )
-            _require_finite(latents, "the model's latents", "the adapter has diverged, or the model in its precision")
+            require_finite(latents, "the model's latents", "the adapter has diverged, or the model in its precision")
             family.vae.to(model.device)
             pixels = family.decode(latents)[0]
-            _require_finite(pixels, "the autoencoder's pixels", "it overflows in its precision")
+            require_finite(pixels, "the autoencoder's pixels", "it overflows in its precision")
             return sampling.to_image(pixels)
 
     def _conditioning(self, prompt: Prompt, text: str) -> Conditioning:

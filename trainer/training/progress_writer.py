@@ -117,10 +117,18 @@ class ProgressWriter:
         self._bar.update(1)
         self.status("running", message=f"loss {facts['loss']:.4f}", eta=facts["eta"])
 
-    def held_out(self, step: int, means: Mapping[str, float], levels: Mapping[str, Mapping[str, float]]) -> None:
-        """A validation: the means over all levels, and each level."""
-        self.event("validation", step, loss=means["loss"], levels=levels)
+    def held_out(
+        self,
+        step: int,
+        means: Mapping[str, float],
+        levels: Mapping[str, Mapping[str, float]],
+        measures: Mapping[str, float],
+    ) -> None:
+        """A validation: the means over all levels, each level, and what was measured beside the loss."""
+        beside = {"measures": measures} if measures else {}
+        self.event("validation", step, loss=means["loss"], levels=levels, **beside)
         shown = {"loss": f"{means['loss']:.4f}", **{k: f"{v:.3g}" for k, v in _headline(means)}}
+        shown |= {name.replace("_", " "): f"{value:.3f}" for name, value in measures.items()}
         self.log(f"held-out loss at step {step}: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
 
     def rewind(self, step: int) -> None:

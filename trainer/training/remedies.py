@@ -176,4 +176,7 @@ def _decoding(config: Config) -> list[tuple[str, DecodeOptions]]:
 
 
 def _pairs(config: Config) -> bool:
+    """Whether samples are of two rows, which can go through the network one after the other."""
+    if config.dense and config.dense.detail:
+        return True
     return any(objective.needs_pairs for _, objective in config.terms().values())

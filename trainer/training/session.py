@@ -18,6 +18,7 @@ from ..memory import apply
 from ..memory import device as memory
 from . import distributed
 from .checkpoint import prefixed, under
+from .dense_previews import DensePreviews
 from .model import Model
 from .monitors import PreferenceMonitor
 from .optimization import Optimization
@@ -38,7 +39,7 @@ class Session:
     terms: LossTerms
     optimization: Optimization
     dataset: Dataset
-    previews: Previews
+    previews: Previews | DensePreviews
     monitor: PreferenceMonitor
     total: int
     """Optimizer steps of the whole run."""

@@ -47,6 +47,7 @@ def key(config: Config, arch: str, size: tuple[int, int], device: str, dtype: st
     }
     adapter = config.adapter.recorded_dump(exclude={"init_from", "alpha", "conv_alpha"})
     whole = [arch, size, device, dtype, run.batch, run.accumulation, run.full_bf16, terms, adapter]
+    whole += [config.dense.recorded_dump()] if config.dense else []
     return _digest([*whole, config.memory.recorded_dump(), config.optimizer.kind, config.data.cache_latents])
 
 

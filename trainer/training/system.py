@@ -19,6 +19,7 @@ from ..diffusion.timesteps import NoiseOptions
 from ..diffusion.types import Batch, Conditioning, Draw
 
 if TYPE_CHECKING:
+    from ..data.loader import Dataset
     from .model import Model
 
 
@@ -29,6 +30,10 @@ class System(Protocol):
     """What the network's output means in this run."""
     modules: dict[str, nn.Module]
     """What is trained beside the adapter, by name; saved with the run's state, not with the adapter."""
+
+    def check(self, model: Model) -> None:
+        """UserError where the model's adapter cannot learn it."""
+        ...
 
     def draw(self, batch: Batch, seed: int, step: int) -> Draw:
         """The randomness of an optimizer step for these rows."""
@@ -58,7 +63,7 @@ class System(Protocol):
         """What the file's header says beside what every file's does."""
         ...
 
-    def measure(self, model: Model, batches: Sequence[Batch]) -> dict[str, float]:
+    def measure(self, model: Model, dataset: Dataset, held: Sequence[Batch]) -> dict[str, float]:
         """What validation measures beside the loss: means over the held-out pictures."""
         ...
 
@@ -70,6 +75,9 @@ class TextToImage:
     process: Process
     noise: NoiseOptions = field(default_factory=NoiseOptions)
     modules: dict[str, nn.Module] = field(default_factory=dict)
+
+    def check(self, model: Model) -> None:
+        """Any adapter can."""
 
     def draw(self, batch: Batch, seed: int, step: int) -> Draw:
         return timesteps.draw(batch, seed, step, self.process, self.noise)
@@ -92,5 +100,5 @@ class TextToImage:
     def metadata(self, resolution: tuple[int, int]) -> dict[str, str]:
         return {}
 
-    def measure(self, model: Model, batches: Sequence[Batch]) -> dict[str, float]:
+    def measure(self, model: Model, dataset: Dataset, held: Sequence[Batch]) -> dict[str, float]:
         return {}
