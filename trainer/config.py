@@ -253,6 +253,9 @@ def loads(text: str) -> dict[str, Any]:
         line = re.search(r"at line (\d+)", why)
         wrong = text.splitlines()[int(line[1]) - 1] if line else ""
         remedy = BACKSLASH if "\\" in wrong and '"' in wrong else "fix that line"
+        if word := re.search(r"=\s*(none|null|nil|true|false)\b", wrong, re.IGNORECASE):
+            small = word[1].lower()
+            remedy = f"write {small}" if small in ("true", "false") else "leave out what is not given"
         raise UserError(f"this is not TOML: {why}; {remedy}") from None
 
 

@@ -190,7 +190,11 @@ def test_a_wrong_prompt_file_is_one_clear_line(tmp_path, name, text, reported):
 
 @pytest.mark.parametrize(
     ("line", "reported"),
-    [("x --zz 3", "--zz is not known"), ("x --d three", "'three' is no int"), ("x --ss magic", "no sampler 'magic'")],
+    [
+        ("x --zz 3", "--zz is not known"),
+        ("x --d three", "'three' is no whole number"),
+        ("x --ss magic", "no sampler 'magic'"),
+    ],
 )
 def test_a_wrong_flag_is_one_clear_line(line, reported):
     with pytest.raises(ValueError, match=reported):

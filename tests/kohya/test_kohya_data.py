@@ -300,7 +300,6 @@ def test_a_file_of_another_machine_imports_without_its_folders(tmp_path):
         ("[]", "it holds no settings"),
         ('{"datasets": []}', "give it as --dataset_config"),
         ('{"LoRA_type": "", "network_dmi": 4}', "network_dmi: the GUI has no such setting; did you mean network_dim?"),
-        ('{"LoRA_type": "", "additional_parameters": "--foo \\"x"}', "additional_parameters: No closing quotation"),
         ('{"LoRA_type": "Standard", "network_dim": "many"}', "'many' is no number"),
     ],
 )

@@ -388,3 +388,90 @@ def test_problems_have_a_fixed_order(tmp_path):
         word for line in str(caught.value).splitlines() for word in ("alpha", "mu", "zeta") if f": {word}:" in line
     ]
     assert names == ["alpha", "mu", "zeta"]
+
+
+# ------------------------------------------------------------------------------------------- what people put into them
+
+
+@pytest.mark.parametrize(("text", "vae"), [
+    (r"--vae D:\models\vae.pt --min_snr_gamma=5", r"D:\models\vae.pt"),
+    ('--vae "C:\\my models\\v.pt" --min_snr_gamma 5', r"C:\my models\v.pt"),
+    ("--vae v.pt --training_comment it's --min_snr_gamma 5", "v.pt"),
+    ("\u2014vae v.pt \\\n --min_snr_gamma 5", "v.pt"), (["--vae v.pt", "--min_snr_gamma 5"], "v.pt"),
+])  # fmt: skip
+def test_additional_parameters_of_the_gui_keep_their_paths(text, vae, tmp_path):
+    raw, _ = read(written(tmp_path, {**SAVED, "additional_parameters": text}))
+    assert raw["model"]["vae"].endswith(vae) and raw["objective"]["min_snr_gamma"] == 5
+
+
+def test_additional_parameters_of_our_own_count(tmp_path):
+    raw, _ = read(written(tmp_path, {**SAVED, "additional_parameters": "--adapter.rank=5 --nonsense 3"}))
+    assert raw["adapter"]["rank"] == 5
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr_warmup", "10%"), ("lr_warmup", 10), ("lr_warmup", "10")])
+def test_a_warm_up_of_the_gui_is_in_per_cent(name, value, tmp_path):
+    assert read(written(tmp_path, {**SAVED, name: value}))[0]["schedule"]["warmup"] == 0.1
+
+
+def test_rates_of_the_gui_in_a_list(tmp_path):
+    raw, _ = read(written(tmp_path, {**SAVED, "text_encoder_lr": [3e-5]}))
+    assert raw["optimizer"]["text_encoder_lr"] == 3e-5
+
+
+@pytest.mark.parametrize(("resolution", "low", "high"), [("128", 128, None), ("1536", None, 1536), ("512", None, None)])
+def test_resolutions_outside_of_kohyas_buckets_are_repaired(resolution, low, high, tmp_path):
+    """OneTrainer and ai-toolkit have no bounds such as sd-scripts asserts."""
+    content = {**PRESET, "resolution": resolution, "concepts": [{"path": "img"}]}
+    raw, notes = read(written(tmp_path, content))
+    assert (raw["data"]["sets"][0].get("bucket_min"), raw["data"]["sets"][0].get("bucket_max")) == (low, high)
+    assert any("is taken" in note and "bucket_reso" in note for note in notes) == bool(low or high)
+
+
+SAVED_EASY = {"train_mode": {"train_mode": "lora"}, "subsets": [{"image_dir": "img", "num_repeats": 1}],
+        "general_args": {"args": {"pretrained_model_name_or_path": "m", "sdxl": True, "max_train_epochs": 1},
+                         "dataset_args": {"resolution": 512}},
+        "network_args": {"args": {"network_dim": 8, "network_args": {"algo": "locon (lycoris)"}}}}  # fmt: skip
+TRAINER = {**PRESET, "concepts": [{"path": "img", "text": {"prompt_source": "sample"}, "balancing": 1.0}],
+           "samples": [{"prompt": "a cat", "seed": -1}], "optimizer": {"optimizer": "ADAMW", "beta1": 0.9},
+           "learning_rate_scheduler": "COSINE", "save_every": 5, "save_every_unit": "EPOCH"}  # fmt: skip
+
+
+def _places(value: Any, at: tuple[Any, ...] = ()) -> Any:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in inside:
+        yield (*at, name)
+        yield from _places(one, (*at, name))
+
+
+@pytest.mark.parametrize(
+    "whole", [SAVED, TRAINER, JOB, SAVED_EASY], ids=["gui", "onetrainer", "ai-toolkit", "easy scripts"]
+)
+def test_whatever_stands_at_any_place_is_read_or_told(whole, tmp_path):
+    """Empty, null, of another type, too large: at each leaf and in place of each table."""
+    for at in _places(whole):
+        for junk in (None, "", False, [], {}, -1, "abc", [None], {"a": 1}, 9**40):
+            content = json.loads(json.dumps(whole))
+            inner = content
+            for name in at[:-1]:
+                inner = inner[name]
+            inner[at[-1]] = junk
+            try:
+                read(written(tmp_path, content))
+            except UserError:  # one line for the person
+                pass
+            except Exception as error:
+                raise AssertionError(f"{at} = {junk!r}") from error
+
+
+def test_null_in_a_data_set_of_json_is_not_given(tmp_path):
+    content = {
+        "general": None,
+        "datasets": [{"subsets": [{"image_dir": "img", "class_tokens": None}], "batch_size": None}],
+    }
+    words = ["--dataset_config", str(written(tmp_path, content, "d.json")), "--pretrained_model_name_or_path", "m"]
+    assert len(c.loads(imported(take(words)[0])[0])["data"]["sets"]) == 1
+    content["datasets"][0]["subsets"][0]["subsets"] = []
+    words[1] = str(written(tmp_path, content, "d.json"))
+    with pytest.raises(UserError, match="it may not stand here"):
+        imported(take(words)[0])

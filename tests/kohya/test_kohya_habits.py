@@ -252,3 +252,47 @@ def test_an_empty_folder_among_others_is_a_warning(data):
     from pixelkiln.trainer.data.loader import Dataset
 
     assert any("folders without pictures, left out: 2" in line for line in Dataset(config.data).warnings)
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "values"),
+    [
+        ("a cat \u2014w 64", "a cat", {"width": 64}), ("a cat \u2013n blurry", "a cat", {"negative": "blurry"}),
+        ("\u2013\u2013d 7", "", {"seed": 7}), ("a --W 64 --N b", "a", {"width": 64, "negative": "b"}),
+        ("a --n=bad --w=64", "a", {"negative": "bad", "width": 64}), ("a --am 0.5 --fs 3 --ow 8", "a", {}),
+        ("a cat \u2013 striped", "a cat \u2013 striped", {}), ("well--known", "well--known", {}),
+        ("a --d -1", "a", {"seed": 42}), ("a --n b --n c", "a", {"negative": "c"}),
+        ("\u00e4 \u732b --n \u60aa\u3044", "\u00e4 \u732b", {"negative": "\u60aa\u3044"}),
+    ],
+)  # fmt: skip
+def test_flags_of_a_prompt_as_people_write_them(line, text, values):
+    one = prompts(SampleOptions(prompts=[line], seed=42), (512, 512))[0]
+    assert one.text == text and {name: getattr(one, name) for name in values} == values
+
+
+def test_a_text_behind_the_flags_is_told():
+    with pytest.raises(UserError, match="comes before its flags"):
+        prompts(SampleOptions(prompts=["--w 64 a cat"]), (512, 512))
+
+
+@pytest.mark.parametrize("value", ["conv_dim=4 conv_alpha=1", ["conv_dim=4 conv_alpha=1"],
+                                   ['"conv_dim=4"', "'conv_alpha=1'"],
+                                   ["conv_dim = 4", "conv_alpha=1"]])  # fmt: skip
+def test_lists_of_arguments_in_any_quotes(value, data):
+    made, _ = read(
+        data, {"train_data_dir": str(data / "img"), "network_module": "networks.lora", "network_args": value}
+    )
+    assert (made.adapter.conv_rank, made.adapter.conv_alpha) == (4, 1)
+
+
+def test_a_value_with_spaces_stays_one(data):
+    made, _ = read(data, {"train_data_dir": str(data / "img"), "optimizer_args": ["betas=0.9, 0.99 weight_decay=0.1"]})
+    assert made.optimizer.args == {"betas": [0.9, 0.99], "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize(("text", "remedy"), [("None", "leave out"), ("null", "leave out"), ("True", "write true"),
+                                              ("FALSE", "write false")])  # fmt: skip
+def test_words_of_other_languages_in_a_toml_are_named(text, remedy, data):
+    (data / "their.toml").write_text(f"network_weights = {text}\n", "utf-8")
+    with pytest.raises(UserError, match=remedy):
+        load(take(["--config_file", str(data / "their.toml"), *BASE])[0])

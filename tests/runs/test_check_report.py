@@ -8,7 +8,7 @@ from pixelkiln.trainer.runs import check_report
 
 ANSWER = {
     "model": {"family": "sd15", "title": "SD 1.5", "prediction": "epsilon", "notes": ["read as SD 1.5"],
-              "resolution": 512},
+              "resolution": 512, "presets": {"sd15": "sd15", "sdxl": "sdxl", "sd3-medium": "sd3"}},
     "data": {"items": 8, "kind": "pictures", "held_out": 0, "samples_per_epoch": 8, "steps_per_epoch": 4,
              "buckets": [{"width": 512, "height": 512, "samples": 8}]},
     "resolution": 512, "steps": 40, "epochs": 10.0, "terms": {"mse": {"objective": "sft"}},
@@ -47,6 +47,12 @@ def test_a_preset_for_another_family_or_size_is_a_warning(preset, size, message)
     found = check_report.preset_warnings(preset, {**ANSWER, "resolution": size})
     assert len(found) == 1
     assert message in found[0]
+
+
+def test_a_preset_suits_every_family_that_says_so():
+    model = {**ANSWER["model"], "family": "sd3-medium", "resolution": 1024}
+    assert check_report.preset_warnings("sd3-style-24gb", {"model": model, "resolution": 1024}) == []
+    assert check_report.preset_warnings("sdxl-style-12gb", {"model": model, "resolution": 1024})
 
 
 @pytest.mark.parametrize("preset, size", [("sd15-style-8gb", 512), ("demo", 384), ("mine", None), ("sd-own", 512)])

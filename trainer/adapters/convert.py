@@ -18,7 +18,7 @@ from ..errors import UserError, escaped
 from ..runs.files import make_folder, write_atomic
 from . import algebra, files, keys
 from .mappings.mapping import key_mapping, known
-from .names import DENOISER, kernel, model_paths, unflatten
+from .names import DENOISER, file_path, kernel, model_paths, unflatten
 from .parse import parse
 from .ranks import Modules, join, resize
 from .recognize import what_is
@@ -278,14 +278,18 @@ def _save_peft(target: Path, made: _Read) -> list[str]:
     notes = _one_kind(kinds, places, "PEFT")
     kind = kinds.pop()
     parts: dict[str, dict[str, dict[str, Tensor]]] = {}
+    windows: dict[str, tuple[int, ...]] = {}
     for (component, path), module in places.items():
+        if component == DENOISER:
+            dotted, _ = file_path(made.family, component, path)
+            windows[path] = kernel(made.family, f"lora_{component}_{dotted.replace('.', '_')}")
         parts.setdefault(_part(made.family, component), {})[path] = algebra.as_plain(module)[0]
     names = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight", "diff_b": "lora_B.bias",
              "dora_scale": "lora_magnitude_vector"}  # fmt: skip
     whole: dict[str, dict[str, Tensor]] = {}
     configs: dict[str, dict[str, Any]] = {}
     for part, own in parts.items():
-        configs[part] = _peft_config(kind, own)
+        configs[part] = _peft_config(kind, own, windows)
         biased, tensors = configs[part].get("lora_bias"), whole.setdefault(part, {})
         for path, module in own.items():
             start = f"base_model.model.{path}"
@@ -311,12 +315,15 @@ def _save_peft(target: Path, made: _Read) -> list[str]:
     return notes + ([f"{', '.join(text)}: module names are those of transformers before 5"] if text else [])
 
 
-def _peft_config(kind: str, modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+def _peft_config(
+    kind: str, modules: Mapping[str, Mapping[str, Tensor]], windows: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """PEFT's configuration of one part of the model; ``windows`` are the kernels of its convolutions, by path."""
     ranks = {path: algebra.rank_of(module) for path, module in modules.items()}
     alphas = {path: algebra.alpha_of(module) for path, module in modules.items()}
     config: dict[str, Any] = {}
     if kind == "lokr":
-        config["decompose_factor"], config["decompose_both"] = _lokr_factor(modules)
+        config["decompose_factor"], config["decompose_both"] = _lokr_factor(modules, windows)
         for path, rank in ranks.items():
             if rank is None:  # two whole matrices: PEFT makes them for a large rank, and scale 1 is meant
                 ranks[path] = alphas[path] = max(modules[path]["lokr_w2"].shape[:2])
@@ -337,20 +344,22 @@ def _peft_config(kind: str, modules: Mapping[str, Mapping[str, Tensor]]) -> dict
     }
 
 
-def _lokr_factor(modules: Mapping[str, Mapping[str, Tensor]]) -> tuple[int, bool]:
+def _lokr_factor(
+    modules: Mapping[str, Mapping[str, Tensor]], windows: Mapping[str, tuple[int, ...]]
+) -> tuple[int, bool]:
     """PEFT's decompose_factor and decompose_both that give a LoKr's shapes. UserError where none does."""
     have = {path: {name: tuple(value.shape) for name, value in own.items()} for path, own in modules.items()}
     for factor in (-1, *range(2, 129)):
         for both in (False, True):
-            if all(_lokr_fits(one, path, factor, both) for path, one in have.items()):
+            if all(_lokr_fits(one, windows.get(path, ()), factor, both) for path, one in have.items()):
                 return factor, both
     raise UserError("PEFT has no settings for the shapes of this LoKr; give --rank to make it a LoRA")
 
 
-def _lokr_fits(one: Mapping[str, tuple[int, ...]], path: str, factor: int, both: bool) -> bool:
-    """Whether PEFT would make these shapes, for the same weight and rank."""
+def _lokr_fits(one: Mapping[str, tuple[int, ...]], window: tuple[int, ...], factor: int, both: bool) -> bool:
+    """Whether PEFT would make these shapes, for the same weight and rank; ``window`` is a convolution's kernel."""
     whole = list(one.get("lokr_w2", ()))
-    window = tuple(whole[2:]) if whole else kernel("sd2", path)
+    window = tuple(whole[2:]) if whole else window
     window = () if not whole and window == (1, 1) else window
     size = keys.matrix(one)
     if size is None:

@@ -16,9 +16,11 @@ from ..config import Config, ConfigError, find_preset, load, reference
 from ..data.loader import Dataset
 from ..errors import UserError
 from ..estimate import gpus, report
+from ..families.family import FamilySpec
 from ..families.load import Found, assumed, identify
 from ..optimizers.build import build as build_optimizer
 from ..optimizers.schedules import build_schedule
+from ..registry import families
 from ..runs.folder import RunFolder
 from ..training import checkpoint, distributed
 from ..training.build import Examined, scan
@@ -159,7 +161,12 @@ def _model(config: Config, found: Found) -> dict[str, Any]:
     return {
         "path": config.model.path, "family": found.spec.name, "title": found.spec.title,
         "prediction": found.process.prediction, "notes": found.notes, "resolution": _trained_at(config, found),
+        "presets": {family: one.presets or family for family, one in _specs().items()},
     }  # fmt: skip
+
+
+def _specs() -> dict[str, FamilySpec]:
+    return {name: families[name].build() for name in families.names()}
 
 
 def _trained_at(config: Config, found: Found) -> int:

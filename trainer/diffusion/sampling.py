@@ -7,6 +7,7 @@ schedules, so with euler the same seed, scheduler, steps and guidance give the s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,12 @@ KEYS = {
     "sample_steps": ("steps", int), "scale": ("guidance", float), "guidance_scale": ("guidance", float),
     "sample_sampler": ("sampler", str),
 }  # fmt: skip
-FOREIGN = ("ctr", "rcfg", "fs", "cfg_trunc_ratio", "renorm_cfg", "flow_shift")
-"""Flags of Kohya's tools for other families, ignored for these."""
+FOREIGN = ("ctr", "rcfg", "fs", "cfg_trunc_ratio", "renorm_cfg", "flow_shift", "am", "nl", "t", "ow", "oh", "ct", "cl")
+"""Flags of Kohya's tools for other families, and of gen_img.py, ignored for these."""
+_DASHES = re.compile(
+    rf"(?<!\S)(-?[\u2010-\u2015\u2212]{{1,2}})(?=({'|'.join((*FLAGS, *FOREIGN))})(\s|$))", re.IGNORECASE
+)
+"""What text programs make of the hyphens of a flag."""
 
 
 def _read(path: Path) -> list[tuple[str, Given]]:
@@ -147,11 +152,11 @@ def _read(path: Path) -> list[tuple[str, Given]]:
 
 def _flags(line: str) -> tuple[str, Given]:
     """``a cat --n blurry --d 7`` taken apart."""
-    text, *flags = f" {line.strip()}".split(" --")
+    text, *flags = f" {_DASHES.sub('--', line.strip())}".split(" --")
     text = text.strip()
     given: Given = {}
     for flag in flags:
-        name, _, value = flag.strip().partition(" ")
+        name, _, value = re.sub(r"^(\w+)=", r"\1 ", flag.strip()).partition(" ")
         if name.lower() in FOREIGN:
             continue
         if name.lower() not in FLAGS:
@@ -160,7 +165,9 @@ def _flags(line: str) -> tuple[str, Given]:
         try:
             given[field] = read(value.strip())
         except ValueError:
-            raise UserError(f"sample prompt '{text}': --{name} {value!r} is no {read.__name__}") from None
+            kind = {"int": "whole number", "float": "number"}.get(read.__name__, read.__name__)
+            more = "" if text else "; the text of a prompt comes before its flags"
+            raise UserError(f"sample prompt '{text}': --{name} {value!r} is no {kind}{more}") from None
     return text, given
 
 
@@ -189,7 +196,7 @@ def _prompt(
         max(cell, int(given.get(side) or getattr(options, side) or default) // cell * cell)
         for side, default in zip(("width", "height"), resolution, strict=True)
     )
-    seed = given.get("seed", seed)
+    seed = seed if given.get("seed", -1) == -1 else given["seed"]  # -1: any, in other tools
     if not -(2**63) <= seed < 2**64:
         raise UserError(f"sample prompt '{text}': {seed} is no seed; give a number from 0 to 2^64 - 1")
     return Prompt(

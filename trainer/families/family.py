@@ -100,6 +100,8 @@ class FamilySpec:
     """Pixels that width and height must be a multiple of."""
     resolution: int = 512
     """Pixels per side that the public model is made for."""
+    presets: str = ""
+    """What the names of its presets begin with, where it is not ``name``: ``sd3`` for ``sd3-style-24gb``."""
 
     @property
     def channels(self) -> int:

@@ -104,7 +104,7 @@ MEDIUM = FamilySpec(
     encode=encode, run=run, check=_check,
     compute_blocks=("JointTransformerBlock",), quantized=("transformer_blocks",), dpo_beta=100.0,
     sd_scripts=SdScripts("sd3", "sd3", 32, bare_latents=False), sampling_shift=3.0,
-    multiple=16, resolution=1024,
+    multiple=16, resolution=1024, presets="sd3",
 )  # fmt: skip
 MEDIUM_35 = replace(
     MEDIUM, name="sd3.5-medium", title="Stable Diffusion 3.5 medium",

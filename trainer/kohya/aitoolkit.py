@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import UserError
 from .foreign import Source, prompt_line
-from .read import Values
+from .names import spec_of
+from .read import Values, Wrong, whole
 
 FAMILIES = {"sd1": "sd15", "sd15": "sd15", "sd2": "sd2", "sdxl": "sdxl", "sd3": "sd3-medium", "sd3.5": "sd3.5-medium"}
 FLAGS = {"is_v2": "sd2", "is_xl": "sdxl", "is_v3": "sd3"}
@@ -92,7 +93,7 @@ def _network(one: Source) -> None:
         args = [f"factor={int(one.number('network.lokr_factor', -1))}"]
         if one.on("network.lokr_full_rank", True):
             rank, alpha = 4096, 4096.0
-    if (conv := one.number("network.conv", 0)) and not str(one.values.family).startswith("sd3"):
+    if (conv := one.number("network.conv", 0)) and spec_of(one.values.family).part == "unet":
         args += [f"conv_dim={int(conv)}", f"conv_alpha={one.number('network.conv_alpha', conv):g}"]
     one.set("network_module", "networks.lokr" if kind == "lokr" else "networks.lora")
     one.set("network_dim", int(rank), "network.linear")
@@ -134,7 +135,7 @@ def _train(one: Source) -> None:
     if one.on("train.cache_text_embeddings") and not text:
         one.set("cache_text_encoder_outputs", True)
         one.set("cache_text_encoder_outputs_to_disk", True)
-    if str(one.values.family).startswith("sd3"):
+    if spec_of(one.values.family).assumed == "flow":
         one.option("objective.flow_weighting", "none")
         shape = str(one.get("train.timestep_type", "sigmoid"))
         one.option("noise.sampling", "logit_normal" if shape == "sigmoid" else "uniform")
@@ -192,9 +193,7 @@ def _datasets(one: Source) -> None:
             continue
         disk |= data.on("cache_latents_to_disk") or data.on("cache_latents")
         found = {"path": str(folder), **_dataset(one, data)}
-        sizes = data.get("resolution", 512)
-        sides = sizes if isinstance(sizes, list) else [sizes]
-        sets += [{**found, "resolution": side} for side in sides]
+        sets += [{**found, "resolution": side} for side in _sides(one, data.get("resolution", 512))]
         data.left_out(*UNREAD_DATA)
     if sets:
         one.option("data.sets", sets)
@@ -203,6 +202,15 @@ def _datasets(one: Source) -> None:
     one.set("enable_bucket", True)
     one.set("cache_latents", disk or None)
     one.set("cache_latents_to_disk", disk or None)
+
+
+def _sides(one: Source, sizes: Any) -> list[int]:
+    """The resolutions of a folder: each makes a set."""
+    try:
+        return [whole(side) for side in (sizes if isinstance(sizes, list) else [sizes])]
+    except Wrong as wrong:
+        one.values.problems.append((f"{one.path.name}: datasets.resolution", str(wrong)))
+        return []
 
 
 def _dataset(one: Source, data: Source) -> dict[str, Any]:

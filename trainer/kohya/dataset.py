@@ -117,14 +117,14 @@ def _eighths(made: Made, value: Any) -> Any:
 
 
 def _buckets(values: Values, made: Made, sets: list[dict[str, Any]]) -> None:
-    """What sd-scripts asserts of buckets."""
+    """What sd-scripts asserts of buckets: refused, or repaired where the file's tool has other rules."""
 
     def of(one: Mapping[str, Any], name: str) -> Any:
         return one.get(name, made.options.get(f"data.{name}"))
 
     places = [(f"set {number + 1} ({one.get('path') or one.get('metadata')})", one) for number, one in enumerate(sets)]
     reported: set[str] = set()
-    for where, one in places or [("", {})]:
+    for where, one in places or [("", dict[str, Any]())]:
         sides = of(one, "resolution")
         if of(one, "buckets") is False or sides is None:
             continue
@@ -132,13 +132,23 @@ def _buckets(values: Values, made: Made, sets: list[dict[str, Any]]) -> None:
         low, high = of(one, "bucket_min") or 256, of(one, "bucket_max") or 1024
         found = []
         if not of(one, "no_upscale") and low > least:
-            found.append(("min_bucket_reso", f"{low} is more than the resolution's shorter side; set {least} or less"))
+            found.append(("min_bucket_reso", f"{low} is more than the resolution's shorter side", least))
         if not of(one, "no_upscale") and high < most:
-            found.append(("max_bucket_reso", f"{high} is less than the resolution's longer side; set {most} or more"))
-        for name, what in found:
-            if what not in reported:
-                reported.add(what)
-                made.problems.append((f"{where}: {name}" if where else name, what))
+            found.append(("max_bucket_reso", f"{high} is less than the resolution's longer side", most))
+        for name, what, right in found:
+            if values.repairs:
+                option = "bucket_min" if name == "min_bucket_reso" else "bucket_max"
+                (one if where else made.options)[option if where else f"data.{option}"] = right
+            if what in reported:
+                continue
+            reported.add(what)
+            place = f"{where}: {name}" if where else name
+            if values.repairs:
+                made.notes.append(f"{place}: {what}; {right} is taken")
+            else:
+                made.problems.append(
+                    (place, f"{what}; set {right} or {'less' if name == 'min_bucket_reso' else 'more'}")
+                )
 
 
 def bucket_step(values: Values, made: Made, family: str | None) -> None:
@@ -170,10 +180,13 @@ class Reader:
 
     def wrong(self, where: str, key: str, what: str) -> None:
         line = line_of(self.text, key) if self.text.count(key) == 1 else ""
-        self.made.problems.append((f"{self.path.name}{line}: {where}{'.' if where and key else ''}{key}", what))
+        place = f"{where}{'.' if where and key else ''}{key}"
+        self.made.problems.append((f"{self.path.name}{line}{': ' if place else ''}{place}", what))
 
     def table(self, raw: Any, where: str, place: str) -> dict[str, Any]:
         """The keys of one table that may stand there, in their types."""
+        if raw is None:
+            return {}
         if not isinstance(raw, dict):
             self.wrong(where, "", f"{raw!r} is no table; write [{where}] or [[{where}]]")
             return {}
@@ -182,10 +195,13 @@ class Reader:
         for key, value in raw.items():
             if key in ("subsets", "datasets") and place in ("dataset", "general"):
                 continue
-            if key in allowed and (value == "" or (value is False and KEYS[key][0] != "bool")):
+            empty = value is None or value == "" or (value is False and KEYS.get(key, ("bool",))[0] != "bool")
+            if key in allowed and empty:
                 continue  # what the notebooks write for not given
-            if key not in KEYS:
-                hint = near(key, [*KEYS, "subsets"]) or f"there is {', '.join(sorted(allowed))}"
+            if key in ("subsets", "datasets"):
+                self.wrong(where, key, "it may not stand here; write [[datasets]] and below each [[datasets.subsets]]")
+            elif key not in KEYS:
+                hint = near(key, [*KEYS, "subsets", "datasets"]) or f"there is {', '.join(sorted(allowed))}"
                 self.wrong(where, key, f"there is no such key; {hint}")
             elif key not in allowed:
                 right = "a subset" if KEYS[key][1] == "s" else "[general] or [[datasets]]"

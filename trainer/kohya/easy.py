@@ -42,9 +42,9 @@ def read_easy(values: Values, raw: Mapping[str, Any], path: Path) -> None:
     values.family = "sdxl" if args.get("sdxl") else "sd2" if args.get("v2") else "sd15"
     tables = {name: args[name] for name in LISTS if isinstance(args.get(name), Mapping)}
     args |= {name: [f"{key}={_word(one)}" for key, one in table.items() if one != ""] for name, table in tables.items()}
-    if algo := tables.get("network_args", {}).get("algo"):  # "locon (lycoris)"
+    if algo := str(tables.get("network_args", {}).get("algo") or "").split():  # "locon (lycoris)"
         args["network_args"] = [one for one in args["network_args"] if not one.startswith("algo=")]
-        args["network_args"].append(f"algo={str(algo).split()[0]}")
+        args["network_args"].append(f"algo={algo[0]}")
     if args.get("fa"):
         args["network_module"] = "networks.lora_fa"
     elif "algo" in tables.get("network_args", {}):
@@ -58,7 +58,8 @@ def read_easy(values: Values, raw: Mapping[str, Any], path: Path) -> None:
         if argument not in OWN:
             value = value.replace("${replace}", str(name)) if isinstance(value, str) else value
             values.set(argument, value, path.name)
-    subsets = [_filled(one) for one in raw.get("subsets", []) if isinstance(one, Mapping)]
+    rows = raw.get("subsets")
+    subsets = [_filled(one) for one in (rows if isinstance(rows, list) else []) if isinstance(one, Mapping)]
     for one in subsets:
         one.pop("name", None)
     if subsets:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config import current_names
 from ..errors import UserError
+from .launcher import one_line
 from .names import IGNORED, arguments, elsewhere, near, script_of
 from .network import network_aliases, network_names
 from .read import Values, Wrong, line_of, number, read_flags
@@ -90,13 +92,22 @@ def read_gui(values: Values, raw: Mapping[str, Any], path: Path, text: str) -> N
     gui.schedule()
     _unknown(values, raw, path, text)
     flags = values.own()
-    try:
-        _, left = read_flags(flags, shlex.split(str(raw.get("additional_parameters") or "")), ())
-    except ValueError as error:
-        raise UserError(f"{path}: additional_parameters: {error}; fix them") from None
+    dotted, left = read_flags(flags, one_line(_words(raw.get("additional_parameters")), flags), ())
     values.over(flags)
+    values.options |= current_names(dotted)
     if left:
         values.notes.append(f"additional_parameters: {' '.join(left)} is left out")
+
+
+def _words(text: Any) -> list[str]:
+    """The words of a field of the GUI: quotes hold words together, backslashes are those of Windows' paths."""
+    text = " ".join(map(str, text)) if isinstance(text, list) else str(text or "")
+    reader = shlex.shlex(text, posix=True)
+    reader.whitespace_split, reader.commenters, reader.escape = True, "", ""
+    try:
+        return list(reader)
+    except ValueError:  # an apostrophe
+        return text.split()
 
 
 def _unknown(values: Values, raw: Mapping[str, Any], path: Path, text: str) -> None:
@@ -129,10 +140,12 @@ class Gui:
     def __init__(self, values: Values, raw: Mapping[str, Any], file: str):
         self.values, self.raw, self.file = values, raw, file
 
-    def number(self, name: str, default: float = 0) -> float:
+    def number(self, name: str, default: float = 0, share: bool = False) -> float:
+        """A setting that is a number; ``share``: in per cent, which may be written behind it."""
         value = self.raw.get(name)
+        value = value.strip().removesuffix("%") if share and isinstance(value, str) else value
         try:
-            return default if value in (None, "") else number(value)
+            return default if value in (None, "", False, []) else number(value)
         except Wrong as wrong:
             self.values.problems.append((f"{self.file}: {name}", str(wrong)))
             return default
@@ -188,16 +201,19 @@ class Gui:
 
     def rates(self) -> None:
         """A rate of 0 beside another that is not 0 leaves that part out."""
-        text, unet, t5 = (self.number(name) for name in ("text_encoder_lr", "unet_lr", "t5xxl_lr"))
+        rates = self.raw.get("text_encoder_lr")
+        several = rates if isinstance(rates, list) and all(type(one) in (int, float) for one in rates) else []
+        text = max(several) if several else self.number("text_encoder_lr")
+        unet, t5 = self.number("unet_lr"), self.number("t5xxl_lr")
         self.set("unet_lr", unet or None)
-        self.set("text_encoder_lr", ([text, t5] if t5 else [text]) if text else None)
+        self.set("text_encoder_lr", (several or ([text, t5] if t5 else [text])) if text else None)
         if {"text_encoder_lr", "unet_lr"} <= set(self.raw):
             self.set("network_train_unet_only", True if not text and unet else None)
             self.set("network_train_text_encoder_only", True if text and not unet else None)
 
     def schedule(self) -> None:
         epochs, steps = int(self.number("epoch", 1)), int(self.number("max_train_steps"))
-        warmup, exact = self.number("lr_warmup"), int(self.number("lr_warmup_steps"))
+        warmup, exact = self.number("lr_warmup", share=True), int(self.number("lr_warmup_steps"))
         self.set("lr_warmup_steps", exact or (warmup / 100 if warmup else None))
         if "lr_scheduler_num_cycles" in self.raw and not self.raw["lr_scheduler_num_cycles"]:
             self.set("lr_scheduler_num_cycles", epochs)

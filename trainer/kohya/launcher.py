@@ -76,7 +76,7 @@ def launched(words: Sequence[str]) -> tuple[list[str], Values]:
     from .read import Values
 
     found = Values()
-    kept = _one_line(words, found)
+    kept = one_line(words, found)
     at = _script_at(kept)
     if at is None:
         return kept, found
@@ -97,7 +97,7 @@ def launched(words: Sequence[str]) -> tuple[list[str], Values]:
     return _without_end(kept[at + 1 :], found), found
 
 
-def _one_line(words: Sequence[str], found: Values) -> list[str]:
+def one_line(words: Sequence[str], found: Values) -> list[str]:
     """The words of one line in straight characters: without marks of continuation, with hyphens for dashes."""
     kept = [word for word in words if word.strip() not in CONTINUATIONS and (not word or word.strip())]
     following = [*kept, "--"][1:]

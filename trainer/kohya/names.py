@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..families.family import SdScripts
+from ..families.family import FamilySpec, SdScripts
 from ..registry import families
 
 
@@ -174,9 +174,14 @@ def _one_letter(a: str, b: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------ families
 
 
+def spec_of(family: str | None) -> FamilySpec:
+    """The description of a family that a reader has found. UserError for one that is not known."""
+    return families[str(family)].build()
+
+
 def sd_scripts(family: str) -> SdScripts:
     """What sd-scripts does for a family. UserError for one that it does not train."""
-    spec = families[family].build()
+    spec = spec_of(family)
     if spec.sd_scripts is None:
         raise UserError(f"model.family: sd-scripts does not train {spec.title}; write its configuration by hand")
     return spec.sd_scripts

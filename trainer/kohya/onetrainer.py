@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from .foreign import Source, prompt_line
+from .names import script_of, spec_of
 from .read import Values, parsed_json, read_text
 
 FAMILIES = {
@@ -69,7 +70,7 @@ def _model(one: Source) -> None:
     one.set("output_name", target.stem or "model")
     one.set("save_precision", PRECISIONS.get(str(one.get("output_dtype", "FLOAT_32")), "float"))
     skip = int(one.number("text_encoder_layer_skip", 0))
-    if one.values.family in ("sd15", "sd2"):
+    if script_of(one.values.family) == "sd15":
         one.set("clip_skip", skip + 1, "text_encoder_layer_skip")
     elif skip:
         one.left_out("text_encoder_layer_skip")
@@ -79,7 +80,7 @@ def _model(one: Source) -> None:
 
 
 def _denoiser(one: Source) -> str:
-    return "transformer" if str(one.values.family).startswith("sd3") else "unet"
+    return spec_of(one.values.family).part
 
 
 def _network(one: Source) -> None:
@@ -110,7 +111,7 @@ def _network(one: Source) -> None:
         )
     elif preset == "attn-only":
         one.note("layer_filter_preset = attn-only", "the feed-forward layers of the blocks are adapted as well")
-    elif preset == "full" and not str(one.values.family).startswith("sd3"):
+    elif preset == "full" and _denoiser(one) == "unet":
         args += [f"conv_dim={rank}", f"conv_alpha={alpha:g}"]
         one.note("layer_filter_preset = full", "attention and resnet blocks are adapted, embeddings are not")
     one.set("network_args", args or None)
@@ -148,14 +149,15 @@ def _training(one: Source) -> None:
     one.set("max_timestep", round(1000 * high) if high < 1 else None, "max_noising_strength")
     one.set("zero_terminal_snr", one.on("rescale_noise_scheduler_to_zero_terminal_snr") or None)
     shape = str(one.get("timestep_distribution", "UNIFORM"))
-    if str(one.values.family).startswith("sd3"):
+    is_flow = spec_of(one.values.family).assumed == "flow"
+    if is_flow:
         one.option("objective.flow_weighting", "none")
         one.option("noise.sampling", "logit_normal" if shape == "LOGIT_NORMAL" else "uniform")
         if shape == "LOGIT_NORMAL":
             one.set("weighting_scheme", "logit_normal")
             one.set("logit_mean", one.number("noising_bias", 0.0), "noising_bias")
             one.set("logit_std", one.number("noising_weight", 0.0) + 1.0, "noising_weight")
-    if shape not in ("UNIFORM", *(["LOGIT_NORMAL"] if str(one.values.family).startswith("sd3") else [])):
+    if shape not in ("UNIFORM", *(["LOGIT_NORMAL"] if is_flow else [])):
         one.note(f"timestep_distribution = {shape}", "uniform is taken")
     one.left_out("timestep_shift" if one.number("timestep_shift", 1.0) != 1.0 else "dynamic_timestep_shifting")
 
@@ -180,7 +182,7 @@ def _optimizer(one: Source) -> None:
     one.set("unet_lr", one.get(f"{part}.learning_rate"), f"{part}.learning_rate")
     rates = [one.number(f"{name}.learning_rate", rate) for name, on in trained.items() if on]
     if rates and rates != [rate] * len(rates):
-        one.set("text_encoder_lr", rates[:1] if not str(one.values.family).startswith("sd3") else rates)
+        one.set("text_encoder_lr", rates if script_of(one.values.family) == "sd3" else rates[:1])
     one.set("network_train_unet_only", True if not rates and unet else None)
     one.set("network_train_text_encoder_only", True if rates and not unet else None)
     if rates and len(rates) != len(trained):
@@ -196,8 +198,7 @@ _ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder
 
 
 def _encoders(one: Source) -> list[str]:
-    count = 3 if str(one.values.family).startswith("sd3") else 2 if one.values.family == "sdxl" else 1
-    return list(_ENCODERS)[:count]
+    return list(_ENCODERS)[: len(spec_of(one.values.family).encoders)]
 
 
 def _schedule(one: Source) -> None:

@@ -300,7 +300,8 @@ def _words(value: Any) -> list[str]:
         return value.replace('"', "").split()
     if not isinstance(value, list) or any(isinstance(one, (list, dict)) for one in value):
         raise Wrong(f'{value!r} is no list of texts; write ["name=value", ...]')
-    return [str(one) for one in value]
+    words = (re.sub(r"""^(["'])(.*)\1$""", r"\2", str(one).strip()) for one in value)
+    return [word for one in words for word in re.split(r"\s+(?=\w+\s*=)", one)]  # several in one, as in one flag
 
 
 def _numbers(value: Any) -> list[float]:

@@ -88,12 +88,14 @@ def _time(fit: Mapping[str, Any]) -> str:
 
 
 def preset_warnings(preset: str, answer: Mapping[str, Any]) -> list[str]:
-    """What a preset does not suit. Its name begins with the family that it was made for (``sdxl-style-12gb``)."""
+    """What a preset does not suit. Its name begins with the family that it was made for (``sdxl-style-12gb``), as the
+    answer's table of families says."""
     model = answer.get("model") or {}
     family, title = str(model.get("family", "")), model.get("title") or model.get("family")
     made_for, dash, _ = preset.partition("-")
     found = []
-    if dash and made_for in ("sd15", "sdxl", "sd3") and family and not family.startswith(made_for):
+    families = model.get("presets") or {}
+    if dash and made_for in families.values() and family in families and families[family] != made_for:
         found.append(f"the preset {preset} was made for {made_for}, this model is {title}; choose one for {family}")
     size, native = answer.get("resolution"), model.get("resolution")
     side = min(size) if isinstance(size, (list, tuple)) and size else size
