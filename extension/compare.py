@@ -111,7 +111,7 @@ class Compare:
         known = [one for one in control.list_runs(self.home.runs) if control.checkpoints(one.path)]
         current = next((one for one in known if one.name == chosen), known[0] if known else None)
         if current is None:
-            blank = [gr.update(choices=[], value=None), gr.update(choices=[], value=[]), ""]
+            blank = [gr.update(choices=[], value=None), gr.update(choices=[], value=[]), gr.skip()]
             rest = [_where(self.home), note(words.NO_RUNS), "", "", "", "", "", ""]
             return [*blank, gr.update(choices=[], value=None), *rest]
         options = _options(current.path, known)

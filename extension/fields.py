@@ -25,7 +25,7 @@ def key_of(row: Row) -> str:
 
 
 def label(row: Row) -> str:
-    """The friendly name; kohya's, which every guide uses, ends the help."""
+    """The friendly name."""
     return row["label"] or row["name"].replace("_", " ").capitalize()
 
 
@@ -72,12 +72,12 @@ def make(row: Row, value: Any, problem: str | None = None, **more: Any) -> gr.co
             return gr.Textbox(value=shown, max_lines=1, placeholder=words.UNSET, **common)
 
 
-def dress(row: Row, problem: str | None) -> dict[str, Any]:
-    """Help below the label, or what is wrong."""
+def dress(row: Row, problem: str | None, kohya: bool = True) -> dict[str, Any]:
+    """Help below the label, or what is wrong. ``kohya``: with Kohya's name, which guides use."""
     if problem:
         return {"info": f"⚠ {problem}", "elem_classes": ["option", "problem"]}
-    kohya = words.KOHYAS_NAME.format(row["kohya"]) if row["kohya"] else ""
-    return {"info": row["help"].replace("``", "") + kohya, "elem_classes": ["option"]}
+    name = words.KOHYAS_NAME.format(row["kohya"]) if row["kohya"] and kohya else ""
+    return {"info": row["help"].replace("``", "") + name, "elem_classes": ["option"]}
 
 
 def show(row: Row, value: Any) -> Any:
@@ -132,10 +132,11 @@ def _toml(text: str) -> Any:
 
 
 def rows() -> dict[str, list[Row]]:
-    """The reference by key; options of several objectives share a key, one row for each."""
+    """The reference by key; options of several objectives share a key, one row for each. The version of a file's
+    format is no option of a person's."""
     out: dict[str, list[Row]] = {}
     for row in config.reference():
-        if not row["table"].startswith("data.sets"):
+        if not row["table"].startswith("data.sets") and key_of(row) != "config_version":
             out.setdefault(key_of(row), []).append(row)
     return out
 

@@ -458,4 +458,4 @@ def _summary(listing: captions.Listing, texts: dict[str, str | None], wrong: dic
 
 def _tags(counted: list[tuple[str, int]]) -> str:
     rows = "".join(f"<li><span>{escape(tag)}</span><b>{number}</b></li>" for tag, number in counted[:30])
-    return f'<details open class="tags"><summary>{words.TAGS}</summary><ol>{rows}</ol></details>' if rows else ""
+    return f'<details open class="tags"><summary>{words.TAGS}</summary><ol tabindex="0" aria-label="{words.TAGS}">{rows}</ol></details>' if rows else ""

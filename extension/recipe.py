@@ -31,6 +31,8 @@ PRIMARY = {
     "adapter": ("adapter.kind", "adapter.rank", "adapter.alpha", "optimizer.kind", "optimizer.learning_rate"),
     "loss": ("loss.pixel.mode", "loss.pixel.weight", "data.pairs", "data.ratings", "adapter.init_from"),
 }
+FIRST = ("model.path", "run.name", "sample.prompts", "sample.every")
+"""Fields that everybody meets; all others lie in the drawer, with Kohya's names."""
 MOST = 24
 """Options shown at a time in the search."""
 GPUS = (6, 8, 12, 16, 24)
@@ -561,7 +563,7 @@ def _filled(row: fields.Row, key: str, shown: Any, values: dict[str, Any], wrong
     hidden = (key.startswith("loss.pixel.") and not _pixel_on(values)) or (
         key in ("data.pairs", "data.ratings") and key != fields.usual_data(_kind(values))
     )
-    return gr.update(value=shown, visible=not hidden, **fields.dress(row, problem))
+    return gr.update(value=shown, visible=not hidden, **fields.dress(row, problem, kohya=key not in FIRST))
 
 
 def own_presets(home: Any) -> Path:

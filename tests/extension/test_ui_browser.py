@@ -297,6 +297,58 @@ def test_prefer_by_keys_then_train_on_it(server: Server, page) -> None:
     until(lambda: (server.runs / "first-dpo" / "status.json").exists())  # its end is waited for in what follows
 
 
+SCREENS = ("1 Pictures", "2 Recipe", "3 Train", "4 Compare", "5 Prefer")
+CONTROLS = "input:visible, textarea:visible, select:visible, button[role=tab]:visible, .cm-content:visible"
+
+
+def focus_each(page, where: str) -> int:
+    """Go into every control below ``where`` and out again; the number of them."""
+    controls = page.locator(where).locator(CONTROLS)
+    for number in range(controls.count()):
+        controls.nth(number).focus()
+        page.wait_for_timeout(50)
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_timeout(1500)  # what a focus sets off is over by then
+    return controls.count()
+
+
+def test_moving_the_focus_replaces_nothing_that_was_typed(server: Server, page) -> None:
+    write_recipe(server, "typed", 17)
+    step(page, "2 Recipe")
+    until(lambda: page.input_value("#field-run-name textarea, #field-run-name input") == "typed")
+    page.click("#all-options > button")
+    page.fill("#field-adapter-rank input", "5")
+    page.press("#field-adapter-rank input", "Tab")
+    until(lambda: "rank = 5" in draft(server))
+    before = draft(server)
+    assert focus_each(page, "#tab-recipe, [role=tabpanel]:visible") > 20
+    assert draft(server) == before
+    for label, field in (("4 Compare", "#compare-prompts textarea"), ("5 Prefer", "#prefer-prompts textarea")):
+        step(page, label)
+        page.wait_for_selector(field)
+        page.fill(field, "a prompt of mine")
+        focus_each(page, "[role=tabpanel]:visible")
+        step(page, "3 Train")
+        step(page, label)
+        page.wait_for_timeout(1500)
+        assert page.input_value(field) == "a prompt of mine", label
+    assert draft(server) == before
+
+
+@pytest.mark.parametrize("width", [1280, 800, 480])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_screen_has_an_accessibility_fault(server: Server, page, theme: str, width: int) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate("(dark) => document.body.classList.toggle('dark', dark)", theme == "dark")
+    for label in SCREENS:
+        step(page, label)
+        page.wait_for_timeout(1500)
+        found = Axe().run(page).response["violations"]
+        assert not found, (label, [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found])
+
+
 def test_killed_interface_finds_its_training_and_its_queue(server: Server, page) -> None:
     for name, steps in (("long", 6000), ("next", 2)):
         write_recipe(server, name, steps)
