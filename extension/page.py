@@ -82,6 +82,25 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
     return inner
 
 
+class Listed(gr.Dropdown):
+    """A dropdown whose choices come and go. What was chosen may have left the list on its way to the server, as when
+    runs change between two looks; what receives it knows what is there."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
+class Tiles(gr.Radio):
+    """Tiles to choose from that come and go, as in ``Listed``."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
 def newest(context: Context, show: Callable[P, T]) -> Callable[P, T]:
     """``show``, made again where the recipe changed while it was made: a click on a page that still loads is not
     overwritten by the older screen, whose answer comes last."""

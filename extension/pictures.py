@@ -18,7 +18,7 @@ from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
 from . import captions, crops, draft, fetch, images, tagger, words
 from .boxes import Boxes
-from .page import EVENT, SLOW, Context, Screen, kindly, note, notes
+from .page import EVENT, SLOW, Context, Listed, Screen, kindly, note, notes
 from .recipe import fetching, read_import
 from .store import ROOT, write_json
 
@@ -47,7 +47,7 @@ class Pictures:
             elem_id="drop-pictures",
         )  # fmt: skip
         with gr.Row():
-            self.which = gr.Dropdown([], label=words.SET, visible=False, scale=2, elem_id="which-set")
+            self.which = Listed([], label=words.SET, visible=False, scale=2, elem_id="which-set")
             self.summary = gr.HTML(elem_id="pictures-summary")
         with gr.Row(elem_classes="with-side"):
             with gr.Column(scale=4):
@@ -457,5 +457,8 @@ def _summary(listing: captions.Listing, texts: dict[str, str | None], wrong: dic
 
 
 def _tags(counted: list[tuple[str, int]]) -> str:
+    if not counted:
+        return ""
     rows = "".join(f"<li><span>{escape(tag)}</span><b>{number}</b></li>" for tag, number in counted[:30])
-    return f'<details open class="tags"><summary>{words.TAGS}</summary><ol tabindex="0" aria-label="{words.TAGS}">{rows}</ol></details>' if rows else ""
+    listed = f'<ol tabindex="0" aria-label="{words.TAGS}">{rows}</ol>'
+    return f'<details open class="tags"><summary>{words.TAGS}</summary>{listed}</details>'

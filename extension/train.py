@@ -21,11 +21,13 @@ from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
 from ..trainer.runs.process import start_detached
 from . import draft, draws, hosts, progress, queue, runs, words
-from .page import (
+from .page import (  # fmt: skip
     EVENT,
     RENDER,
     Context,
+    Listed,
     Screen,
+    Tiles,
     bar,
     facts,
     folder_of,
@@ -36,7 +38,7 @@ from .page import (
     notes,
     plain_message,
     short,
-)  # fmt: skip
+)
 from .store import read_text
 
 COLUMNS = 8
@@ -74,7 +76,7 @@ class Train:
 
     def _list(self) -> None:
         gr.HTML(f"<h2>{words.RUNS}</h2>")
-        self.run = gr.Radio([], show_label=False, label=words.RUNS, elem_id="run", elem_classes="tiles list")
+        self.run = Tiles([], show_label=False, label=words.RUNS, elem_id="run", elem_classes="tiles list")
         gr.HTML(f"<h3>{words.QUEUE}</h3>")
         gr.render(inputs=[self.queue_mark], **RENDER)(self._jobs)
         with gr.Accordion(words.MANAGE, open=False, elem_id="manage-run") as self.managed:
@@ -94,14 +96,14 @@ class Train:
             self.kill = gr.Button(words.KILL, elem_id="kill", size="sm", variant="stop")
             self.again = gr.Button(words.TRAIN_AGAIN, elem_id="train-again", size="sm")
         with gr.Row(visible=False, elem_classes="align-end tight card", elem_id="finished") as self.finished:
-            self.where = gr.Dropdown([], label=words.USE_WHERE, elem_id="finished-where", scale=3)
+            self.where = Listed([], label=words.USE_WHERE, elem_id="finished-where", scale=3)
             self.give = gr.Button(words.COPY_THERE, elem_id="finished-copy", scale=0, min_width=120)
             self.open_folder = gr.Button(words.OPEN_FOLDER, elem_id="open-result", scale=0, min_width=130)
 
     def _previews(self) -> None:
         with gr.Column(visible=False) as self.previews:
             with gr.Row(elem_classes="align-end tight"):
-                self.prompt = gr.Dropdown([], label=words.PREVIEW_OF, elem_id="preview-prompt", scale=3)
+                self.prompt = Listed([], label=words.PREVIEW_OF, elem_id="preview-prompt", scale=3)
                 self.at = gr.Slider(
                     0, 1, value=1, step=1, label=words.AT_PREVIEW, elem_id="preview-at", scale=2, buttons=[]
                 )
@@ -113,12 +115,12 @@ class Train:
 
     def _curve(self) -> None:
         with gr.Row(elem_classes="align-end tight"):
-            self.what = gr.Dropdown(["loss"], value="loss", label=words.CURVE, scale=2, elem_id="curve-of")
+            self.what = Listed(["loss"], value="loss", label=words.CURVE, scale=2, elem_id="curve-of")
             self.smooth = gr.Slider(0, 0.98, value=0.9, step=0.02, label=words.SMOOTH, scale=2)
             self.log = gr.Checkbox(label=words.LOG_SCALE, scale=1, min_width=120)
         self.plot = gr.LinePlot(
             x="step", y="value", y_title=" ", color="line", color_title=" ", height=200, show_label=False,
-            elem_id="curve", color_map=COLOURS, buttons=["export"],
+            elem_id="curve", color_map=COLOURS, buttons=["export"], value=_plotted([]),
         )  # fmt: skip
         gr.HTML(note(words.CURVE_NOTE))
 
@@ -329,7 +331,7 @@ def _nothing(now: dict[str, Any]) -> list[tuple[str, Any]]:
     hidden = ("state", gr.update(visible=False))
     return [
         ("state", gr.update(choices=[], value=None)), ("state", note(words.NO_RUNS)), *_buttons(None, None), hidden,
-        ("state", gr.skip()), hidden, ("state", gr.skip()), ("state", None), hidden, ("state", gr.skip()),
+        ("state", gr.skip()), hidden, ("state", gr.skip()), ("state", _plotted([])), hidden, ("state", gr.skip()),
         ("state", gr.skip()), ("state", None), ("state", ""), ("state", ""), ("queue", now["queue"]),
     ]  # fmt: skip
 
@@ -471,8 +473,11 @@ def _log(history: progress.History, log: str) -> str:
 
 
 def _frame(history: progress.History, of: str, weight: float, logarithmic: bool) -> Any:
-    points = progress.curve(history, of, weight, logarithmic)
-    return pd.DataFrame(points, columns=["step", "value", "line"]) if points else None
+    return _plotted(progress.curve(history, of, weight, logarithmic))
+
+
+def _plotted(points: list[tuple[int, float, str]]) -> Any:
+    return pd.DataFrame(points, columns=["step", "value", "line"])
 
 
 def _gallery(pictures: dict[int, dict[int, Path]], history: progress.History, address: Any) -> str:

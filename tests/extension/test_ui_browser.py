@@ -345,8 +345,13 @@ def test_no_screen_has_an_accessibility_fault(server: Server, page, theme: str, 
     for label in SCREENS:
         step(page, label)
         page.wait_for_timeout(1500)
-        found = Axe().run(page).response["violations"]
-        assert not found, (label, [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found])
+        if label == "2 Recipe":
+            page.wait_for_selector("#check-report .verdict")
+        found = Axe().run(page, {"exclude": [["#curve svg"]]}).response["violations"]  # the chart's own marks
+        faults = [
+            f"{one['id']}: {node['html'][:200]} {node['failureSummary']}" for one in found for node in one["nodes"]
+        ]
+        assert not faults, (label, faults)
 
 
 def test_killed_interface_finds_its_training_and_its_queue(server: Server, page) -> None:

@@ -1,0 +1,196 @@
+"""What every screen shares: how events are wired, how errors are shown, small pieces of HTML."""
+
+from __future__ import annotations
+
+import functools
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import gradio as gr
+
+from ..trainer.errors import UserError
+from ..trainer.runs import control
+from . import draft, hosts, words
+from .draft import Problem
+from .security import Addresses, Folders
+from .store import Home
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+"""For every event: not offered as an API, no overlay while it works."""
+SLOW: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "concurrency_limit": None}
+
+FLAG = r"(?:with|use|give|without|by)?\s*--[a-z][\w.-]*(?:[ =](?:[A-Z]+|[\w./-]+))?"
+"""A command-line flag in a message, with the word before it and its value."""
+RENDER: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "render"}
+"""For what builds parts of the page again: one after another, since gradio keeps them in one table without a lock."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the screens work with."""
+
+    home: Home
+    addresses: Addresses
+    folders: Folders
+
+    def recipe(self) -> dict[str, Any]:
+        """What the recipe says with its preset."""
+        return draft.values(draft.read(self.home), self.folders)
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Set keys of the recipe."""
+        draft.change(self.home, changes, self.folders)
+
+
+@dataclass
+class Screen:
+    """A built screen: what brings it up to date, and what that fills."""
+
+    show: Callable[..., Any]
+    outputs: list[Any]
+    inputs: list[Any] = field(default_factory=list)
+    parts: dict[str, Any] = field(default_factory=dict)
+
+
+def kindly(function: Callable[P, T]) -> Callable[P, T]:
+    """A person's mistake, or a disk's, becomes one line on the page, and nothing else changes. A programming mistake
+    becomes a general line there, and a traceback in the server's log."""
+
+    @functools.wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            line = str(error)
+        except OSError as error:
+            line = f"{error.filename or 'the disk'}: {error.strerror}; make room or fix that, then do it again"
+        except gr.Error:
+            raise
+        except Exception:
+            traceback.print_exc()
+            line = words.INTERNAL_ERROR
+        raise gr.Error(escape(line), duration=12, print_exception=False)
+
+    return inner
+
+from gradio.events import Dependency
+
+class Listed(gr.Dropdown):
+    """A dropdown whose choices come and go. What was chosen may have left the list on its way to the server, as when
+    runs change between two looks; what receives it knows what is there."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+class Tiles(gr.Radio):
+    """Tiles to choose from that come and go, as in ``Listed``."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+def newest(context: Context, show: Callable[P, T]) -> Callable[P, T]:
+    """``show``, made again where the recipe changed while it was made: a click on a page that still loads is not
+    overwritten by the older screen, whose answer comes last."""
+
+    def text() -> bytes:
+        return context.home.draft.read_bytes() if context.home.draft.exists() else b""
+
+    @functools.wraps(show)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            before = text()
+            made = show(*args, **kwargs)
+            if text() == before:
+                return made
+
+    return inner
+
+
+def note(text: str, kind: str = "quiet") -> str:
+    """A line of text; kind: quiet, good, warn, bad."""
+    return f'<p class="note {kind}">{escape(text)}</p>' if text else ""
+
+
+def notes(lines: list[str], kind: str = "quiet") -> str:
+    return "".join(note(line, kind) for line in lines)
+
+
+def problem_list(problems: list[Problem]) -> str:
+    rows = "".join(
+        f"<li><code>{escape(one.where)}</code> {escape(one.what)}</li>" if one.where else f"<li>{escape(one.what)}</li>"
+        for one in problems
+    )
+    return f'<ul class="problems" role="alert">{rows}</ul>' if rows else ""
+
+
+def plain_message(text: str) -> str:
+    """A message of the trainer without its command-line flags: the page has buttons for them."""
+    return re.sub(FLAG, "", text).strip()
+
+
+def bar(part: float, text: str, kind: str = "", label: str = words.PROGRESS) -> str:
+    """How much of a whole; ``part`` from 0 to 1. Kind: over, when it is more than there is."""
+    width = max(0.0, min(1.0, part)) * 100
+    return (
+        f'<div class="bar {kind}" role="progressbar" aria-label="{escape(label)}" '
+        f'aria-valuenow="{width:.0f}" aria-valuemin="0" aria-valuemax="100">'
+        f'<span style="width:{width:.1f}%"></span></div><p class="note">{escape(text)}</p>'
+    )
+
+
+def facts(rows: list[tuple[str, Any]]) -> str:
+    """A small table of names and values."""
+    shown = [(escape(name), escape(str(value))) for name, value in rows if value not in (None, "")]
+    cells = "".join(
+        f"<div><dt>{name}</dt><dd{' class=long' if len(value) > 30 else ''}>{value}</dd></div>" for name, value in shown
+    )
+    return f'<dl class="facts">{cells}</dl>' if cells else ""
+
+
+def grid(heads: list[str], rows: str) -> str:
+    """Pictures in a table: ``heads`` over its columns, ``rows`` as HTML; fewer columns, larger pictures."""
+    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
+    return (
+        f'<div class="grid" style="--columns: {len(heads)}"><table><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def folder_of(home: Home, name: str | None) -> Path:
+    """A run's folder, by a name that a list gave out. UserError for any other."""
+    found = next((one.path for one in control.list_runs(home.runs) if one.name == name), None)
+    if found is None:
+        raise UserError(f"run: there is no '{name}'; choose one from the list")
+    return found
+
+
+def lora_hosts(home: Home) -> list[hosts.Host]:
+    return [host for host in hosts.find(home) if host.loras]
