@@ -22,7 +22,7 @@ from ..trainer.errors import UserError
 from ..trainer.runs import control
 from . import draws, hosts, votes, words
 from .draws import BASE, Candidate, Sheet
-from .page import EVENT, SLOW, Context, Listed, Screen, folder_of, grid, kindly, lora_hosts, note, short
+from .page import EVENT, SLOW, Context, Screen, changing, folder_of, grid, kindly, lora_hosts, note, short
 from .store import read_text
 
 MOST_CANDIDATES = 12
@@ -59,8 +59,10 @@ class Compare:
 
     def _ask(self) -> None:
         with gr.Row():
-            self.run = Listed([], label=words.COMPARE_RUN, elem_id="compare-run", scale=1)
-            self.which = Listed([], label=words.COMPARE_WHAT, multiselect=True, elem_id="compare-which", scale=3)
+            self.run = changing(gr.Dropdown([], label=words.COMPARE_RUN, elem_id="compare-run", scale=1))
+            self.which = changing(
+                gr.Dropdown([], label=words.COMPARE_WHAT, multiselect=True, elem_id="compare-which", scale=3)
+            )
             self.strengths = gr.Textbox("1", label=words.STRENGTHS, info=words.STRENGTHS_INFO, scale=1)
         with gr.Row(elem_classes="align-end"):
             self.prompts = gr.Textbox(
@@ -83,8 +85,8 @@ class Compare:
 
     def _use(self) -> None:
         with gr.Row(elem_classes="align-end"):
-            self.used = Listed([], label=words.USE_WHICH, elem_id="use-which", scale=2)
-            self.where = Listed([], label=words.USE_WHERE, elem_id="use-where", scale=2)
+            self.used = changing(gr.Dropdown([], label=words.USE_WHICH, elem_id="use-which", scale=2))
+            self.where = changing(gr.Dropdown([], label=words.USE_WHERE, elem_id="use-where", scale=2))
             self.use = gr.Button(words.USE, variant="primary", elem_id="use", scale=1, min_width=120)
         with gr.Row(elem_classes="align-end"):
             self.host_folder = gr.Textbox(label=words.OTHER_HOST, scale=4, elem_id="host-folder")

@@ -22,6 +22,7 @@ from .store import Home
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Choice = TypeVar("Choice", gr.Dropdown, gr.Radio)
 
 EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 """For every event: not offered as an API, no overlay while it works."""
@@ -82,23 +83,11 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
     return inner
 
 
-class Listed(gr.Dropdown):
-    """A dropdown whose choices come and go. What was chosen may have left the list on its way to the server, as when
-    runs change between two looks; what receives it knows what is there."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
-
-
-class Tiles(gr.Radio):
-    """Tiles to choose from that come and go, as in ``Listed``."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
+def changing(component: Choice) -> Choice:
+    """A list whose choices come and go. What was chosen may have left it on its way to the server, as when runs change
+    between two looks: gradio's own check would end that in a traceback, and what receives it knows what is there."""
+    component.preprocess = lambda payload: payload
+    return component
 
 
 def newest(context: Context, show: Callable[P, T]) -> Callable[P, T]:
@@ -133,7 +122,7 @@ def problem_list(problems: list[Problem]) -> str:
         f"<li><code>{escape(one.where)}</code> {escape(one.what)}</li>" if one.where else f"<li>{escape(one.what)}</li>"
         for one in problems
     )
-    return f'<ul class="problems" role="alert">{rows}</ul>' if rows else ""
+    return f'<div role="alert"><ul class="problems">{rows}</ul></div>' if rows else ""
 
 
 def plain_message(text: str) -> str:

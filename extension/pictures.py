@@ -6,7 +6,7 @@ import functools
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import gradio as gr
 from ..trainer import config
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
-from . import captions, crops, draft, fetch, images, tagger, words
+from . import captioner, captions, crops, draft, fetch, images, tagger, words
 from .boxes import Boxes
-from .page import EVENT, SLOW, Context, Listed, Screen, kindly, note, notes
+from .page import EVENT, SLOW, Context, Screen, changing, kindly, note, notes
 from .recipe import fetching, read_import
 from .store import ROOT, write_json
 
@@ -47,7 +47,7 @@ class Pictures:
             elem_id="drop-pictures",
         )  # fmt: skip
         with gr.Row():
-            self.which = Listed([], label=words.SET, visible=False, scale=2, elem_id="which-set")
+            self.which = changing(gr.Dropdown([], label=words.SET, visible=False, scale=2, elem_id="which-set"))
             self.summary = gr.HTML(elem_id="pictures-summary")
         with gr.Row(elem_classes="with-side"):
             with gr.Column(scale=4):
@@ -100,6 +100,9 @@ class Pictures:
             with gr.Row():
                 self.tag = gr.Button(words.TAG, elem_id="tag-pictures", min_width=120)
                 self.end_tag = gr.Button(words.CANCEL, elem_id="end-tagging", min_width=60, scale=0)
+        with gr.Row(visible=captioner.there(captioner.folder(self.home))):
+            self.describe = gr.Button(words.DESCRIBE, elem_id="describe-pictures", min_width=120)
+            self.end_describe = gr.Button(words.CANCEL, elem_id="end-describing", min_width=60, scale=0)
         with gr.Column(visible=False) as self.no_tagger:
             source = fetch.TAGGERS["tagger"]
             about = words.GET_ABOUT.format(source.title, source.gb, source.licence, source.repository)
@@ -118,8 +121,11 @@ class Pictures:
         added.then(lambda: None, None, [self.upload], **EVENT)
         tagged = self.tag.click(self.tag_all, [self.which, self.at_least], [self.tagged], **SLOW)
         tagged.success(self.show, self.view, self.outputs, **EVENT)
-        ended = self.end_tag.click(lambda: note(words.TAGGING_ENDED), None, [self.tagged], cancels=[tagged], **EVENT)
-        ended.then(self.show, self.view, self.outputs, **EVENT)
+        described = self.describe.click(self.describe_all, [self.which], [self.tagged], **SLOW)
+        described.success(self.show, self.view, self.outputs, **EVENT)
+        for button, event in ((self.end_tag, tagged), (self.end_describe, described)):
+            ended = button.click(lambda: note(words.TAGGING_ENDED), None, [self.tagged], cancels=[event], **EVENT)
+            ended.then(self.show, self.view, self.outputs, **EVENT)
         got = self.get_tagger.click(functools.partial(fetching, self.home, "tagger"), None, [self.getting], **EVENT)
         got.success(lambda: _tagger(self.home), None, [self.tagging, self.no_tagger], **EVENT)
         self.end_get.click(functools.partial(fetch.stop, self.home, "tagger"), None, None, **EVENT)
@@ -274,12 +280,21 @@ class Pictures:
     def tag_all(self, chosen: str, at_least: float) -> Iterator[str]:
         """Captions by the tagger, for the pictures that have none."""
         listing, loaded = self._tagger(chosen)
+        yield from self._write(listing, lambda path: loaded.tags(path, at_least))
+
+    def describe_all(self, chosen: str) -> Iterator[str]:
+        """Captions in sentences by the captioner, for the pictures that have none."""
+        yield note(words.READING_CAPTIONER)
+        listing, loaded = self._captioner(chosen)
+        yield from self._write(listing, loaded.caption)
+
+    def _write(self, listing: captions.Listing, caption: Callable[[Path], str]) -> Iterator[str]:
         names = [name for name, text in captions.read_all(listing).items() if not text]
         written, refused = 0, []
         for number, name in enumerate(names):
             yield note(words.TAGGING.format(number, len(names)))
             try:
-                written += captions.fill(listing.folder / name, loaded.tags(listing.folder / name, at_least))
+                written += captions.fill(listing.folder / name, caption(listing.folder / name))
             except UserError as error:
                 refused.append(str(error))
         typed = len(names) - len(refused) - written
@@ -291,6 +306,10 @@ class Pictures:
     @kindly
     def _tagger(self, chosen: str) -> tuple[captions.Listing, tagger.Tagger]:
         return captions.scan(_current(self.context, chosen)), tagger.load(tagger.folder(self.home))
+
+    @kindly
+    def _captioner(self, chosen: str) -> tuple[captions.Listing, captioner.Captioner]:
+        return captions.scan(_current(self.context, chosen)), captioner.load(captioner.folder(self.home))
 
     @kindly
     def set_trigger(self, text: str, shown: str) -> str:

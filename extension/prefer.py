@@ -17,7 +17,7 @@ from ..trainer.runs import control
 from ..trainer.runs.events import read_object
 from . import draft, draws, duels, words
 from .compare import lines_of, prompts_of, stop_button
-from .page import EVENT, SLOW, Context, Listed, Screen, bar, folder_of, kindly, note, short
+from .page import EVENT, SLOW, Context, Screen, bar, changing, folder_of, kindly, note, short
 from .store import read_text, write_json
 
 
@@ -57,7 +57,7 @@ class Prefer:
             self.source = gr.Radio(sources, value="generate", show_label=False, scale=3, elem_id="prefer-source")
             self.kept = gr.Textbox(label=words.PAIRS_FOLDER, info=words.PAIRS_INFO, elem_id="pairs-folder", scale=2)
         with gr.Row(elem_classes="align-end") as self.by_drawing:
-            self.run = Listed([], label=words.RUN, elem_id="prefer-run", scale=1)
+            self.run = changing(gr.Dropdown([], label=words.RUN, elem_id="prefer-run", scale=1))
             self.prompts = gr.Textbox(
                 label=words.COMPARE_PROMPTS, lines=3, max_lines=4, elem_id="prefer-prompts", scale=3
             )

@@ -21,7 +21,7 @@ from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
 from ..trainer.runs.events import read_object
 from . import check, draft, fetch, fields, hosts, models, words
-from .page import EVENT, RENDER, SLOW, Context, Listed, Screen, Tiles, bar, kindly, note, problem_list
+from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, kindly, note, problem_list
 from .security import ANYWHERE, Folders
 from .store import read_text, write, write_json
 
@@ -88,7 +88,7 @@ class Recipe:
         """What most people choose."""
         goals = [(words.GOALS[goal], goal) for goal in models.GOALS]
         self.goal = gr.Radio(goals, label=words.GOAL, info=words.GOAL_INFO, elem_id="goal")
-        self.tiles = Tiles([], label=words.BASE_MODEL, elem_id="models", elem_classes="tiles")
+        self.tiles = changing(gr.Radio([], label=words.BASE_MODEL, elem_id="models", elem_classes="tiles"))
         with gr.Accordion(words.GET, open=False, elem_id="get-model"):
             self._get()
         with gr.Row(elem_classes="align-end"):
@@ -128,12 +128,12 @@ class Recipe:
             self.fetched[name] = (get, end, line)
         with gr.Row(elem_classes="align-end tight"):
             self.folder = gr.Textbox(label=words.MODEL_FOLDER, elem_id="model-folder", scale=4)
-            self.inside = Listed([], label=words.BROWSE, elem_id="browse", scale=3)
+            self.inside = changing(gr.Dropdown([], label=words.BROWSE, elem_id="browse", scale=3))
             self.add_folder = gr.Button(words.ADD_FOLDER, scale=0, min_width=170, elem_id="add-models")
 
     def _more(self) -> gr.Column:
         """Every other option, and where the search puts what it finds."""
-        self.preset = Listed([], label=words.PRESET, info=words.PRESET_INFO, elem_id="preset")
+        self.preset = changing(gr.Dropdown([], label=words.PRESET, info=words.PRESET_INFO, elem_id="preset"))
         kinds = [(title, kind) for kind, title in fields.objectives().items()]
         self.objective = gr.Radio(kinds, label=words.OBJECTIVE, info=words.OBJECTIVE_INFO, elem_id="objective")
         for section, keys in PRIMARY.items():
@@ -159,7 +159,7 @@ class Recipe:
             self.take = gr.Button(words.TAKE_IMPORT, variant="primary", scale=0, min_width=150, elem_id="take-import")
             self.leave = gr.Button(words.CANCEL, scale=0, min_width=90, elem_id="leave-import")
         with gr.Row(elem_classes="align-end"):
-            self.earlier = Listed([], label=words.EARLIER, elem_id="earlier", scale=3)
+            self.earlier = changing(gr.Dropdown([], label=words.EARLIER, elem_id="earlier", scale=3))
             self.restore = gr.Button(words.RESTORE, scale=0, min_width=130, elem_id="restore-recipe")
         with gr.Row(elem_classes="align-end"):
             self.own_name = gr.Textbox(label=words.OWN_PRESET, elem_id="own-preset", scale=3)

@@ -21,14 +21,13 @@ from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
 from ..trainer.runs.process import start_detached
 from . import draft, draws, hosts, progress, queue, runs, words
-from .page import (  # fmt: skip
+from .page import (
     EVENT,
     RENDER,
     Context,
-    Listed,
     Screen,
-    Tiles,
     bar,
+    changing,
     facts,
     folder_of,
     grid,
@@ -76,7 +75,7 @@ class Train:
 
     def _list(self) -> None:
         gr.HTML(f"<h2>{words.RUNS}</h2>")
-        self.run = Tiles([], show_label=False, label=words.RUNS, elem_id="run", elem_classes="tiles list")
+        self.run = changing(gr.Radio([], show_label=False, label=words.RUNS, elem_id="run", elem_classes="tiles list"))
         gr.HTML(f"<h3>{words.QUEUE}</h3>")
         gr.render(inputs=[self.queue_mark], **RENDER)(self._jobs)
         with gr.Accordion(words.MANAGE, open=False, elem_id="manage-run") as self.managed:
@@ -96,14 +95,14 @@ class Train:
             self.kill = gr.Button(words.KILL, elem_id="kill", size="sm", variant="stop")
             self.again = gr.Button(words.TRAIN_AGAIN, elem_id="train-again", size="sm")
         with gr.Row(visible=False, elem_classes="align-end tight card", elem_id="finished") as self.finished:
-            self.where = Listed([], label=words.USE_WHERE, elem_id="finished-where", scale=3)
+            self.where = changing(gr.Dropdown([], label=words.USE_WHERE, elem_id="finished-where", scale=3))
             self.give = gr.Button(words.COPY_THERE, elem_id="finished-copy", scale=0, min_width=120)
             self.open_folder = gr.Button(words.OPEN_FOLDER, elem_id="open-result", scale=0, min_width=130)
 
     def _previews(self) -> None:
         with gr.Column(visible=False) as self.previews:
             with gr.Row(elem_classes="align-end tight"):
-                self.prompt = Listed([], label=words.PREVIEW_OF, elem_id="preview-prompt", scale=3)
+                self.prompt = changing(gr.Dropdown([], label=words.PREVIEW_OF, elem_id="preview-prompt", scale=3))
                 self.at = gr.Slider(
                     0, 1, value=1, step=1, label=words.AT_PREVIEW, elem_id="preview-at", scale=2, buttons=[]
                 )
@@ -115,7 +114,7 @@ class Train:
 
     def _curve(self) -> None:
         with gr.Row(elem_classes="align-end tight"):
-            self.what = Listed(["loss"], value="loss", label=words.CURVE, scale=2, elem_id="curve-of")
+            self.what = changing(gr.Dropdown(["loss"], value="loss", label=words.CURVE, scale=2, elem_id="curve-of"))
             self.smooth = gr.Slider(0, 0.98, value=0.9, step=0.02, label=words.SMOOTH, scale=2)
             self.log = gr.Checkbox(label=words.LOG_SCALE, scale=1, min_width=120)
         self.plot = gr.LinePlot(

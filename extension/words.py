@@ -77,6 +77,8 @@ TAGGING_ENDED = "Tagging was stopped; what is written stays."
 GET_TAGGER = "Get a tagger"
 TAG, TAG_AT_LEAST = "Tag pictures without caption", "Minimum confidence"
 TAGGING, TAGGED = "Tagging {} of {}…", "Written: {}."
+DESCRIBE = "Describe pictures without caption"
+READING_CAPTIONER = "Reading the captioning model…"
 TYPED_MEANWHILE = " Left out: {} that had one by then, or no tag above the minimum."
 
 # Recipe

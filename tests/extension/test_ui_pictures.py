@@ -10,7 +10,7 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the interface's own extra is not installed")
 
-from pixelkiln.extension import captions, crops, draft, pictures, tagger, words
+from pixelkiln.extension import captioner, captions, crops, draft, pictures, tagger, words
 from pixelkiln.extension.page import Context
 from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home
@@ -123,6 +123,58 @@ def test_a_caption_that_came_while_the_tagger_worked_stays(
     texts = captions.read_all(captions.scan(folder))
     assert texts == {"0.png": "solo", "1.png": "typed meanwhile", "2.png": "solo"}
     assert "Written: 2 captions. Left out: 1 picture that had one by then" in last
+
+
+def a_captioner(folder: Path) -> None:
+    """A BLIP of random weights with a vocabulary of eight words."""
+    import torch
+    from transformers import (
+        BertTokenizer,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
+
+    folder.mkdir()
+    words_ = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "cat", "house"]
+    (folder / "vocab.txt").write_text("\n".join(words_), encoding="utf-8")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = {**small, "vocab_size": len(words_), "encoder_hidden_size": 16, "bos_token_id": 5, "sep_token_id": 3,
+            "pad_token_id": 0, "eos_token_id": 3}  # fmt: skip
+    torch.manual_seed(0)
+    made = BlipConfig(text_config=text, vision_config={**small, "image_size": 32, "patch_size": 16}, projection_dim=16)
+    BlipForConditionalGeneration(made).save_pretrained(folder)
+    shape = BlipImageProcessor(size={"height": 32, "width": 32})
+    BlipProcessor(shape, BertTokenizer(vocab=str(folder / "vocab.txt"), bos_token="[DEC]")).save_pretrained(folder)
+
+
+def test_a_captioner_describes_pictures_that_have_no_caption(
+    screen: pictures.Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "captioner"
+    a_captioner(folder)
+    monkeypatch.setattr(captioner, "FOLDER", folder)
+    (tmp_path / "pictures" / "1.txt").unlink()
+    mine = captions.read_all(captions.scan(tmp_path / "pictures"))
+    assert mine.pop("1.png") is None
+    *_, last = screen.describe_all(str(tmp_path / "pictures"))
+    assert "Written: 1 caption" in last
+    texts = captions.read_all(captions.scan(tmp_path / "pictures"))
+    written = texts.pop("1.png")
+    assert texts == mine
+    assert written and set(written.split()) <= {"a", "red", "cat", "house"}
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [('{"model_type": "llama"}', "'llama' is no captioner that is known; take one of blip, blip-2, git, florence2"),
+     ("no json", "'' is no captioner"), ('{"model_type": "blip"}', "it cannot be read")],
+)  # fmt: skip
+def test_a_folder_that_is_no_captioner_is_named_in_one_line(content: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=line):
+        captioner.load(tmp_path)
 
 
 @pytest.fixture
