@@ -42,6 +42,13 @@ def register(command: Command) -> None:
     imported.add_argument("source", type=Path)
     imported.add_argument("-o", "--output", type=Path, required=True)
     imported.add_argument("--json", action="store_true")
+    exported = command("dense-export", _export, "Write base model and adapter as one model of another program.")
+    exported.add_argument("output", type=Path, help="a .safetensors file")
+    exported.add_argument("--adapter", type=Path, required=True, help="the file of a run with [dense] on SD 2.x")
+    exported.add_argument("--model", help="the base model, where the adapter is not in its run's folder")
+    exported.add_argument("--comfy-lotus", action="store_true", required=True, help="ComfyUI's own LotusD")
+    exported.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="of the file")
+    exported.add_argument("--force", action="store_true", help="replace what is there already")
 
 
 def add_adapter(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +123,13 @@ def _score(args: argparse.Namespace) -> int:
     if args.json:
         return print_json({"task": found.task, "scores": found.summary(), "pictures": found.rows})
     return print_lines(found.lines())
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .dense_export import export_lotus
+
+    export_lotus(args.adapter, args.output, args.model, args.precision, print_note, args.force)
+    return print_lines([f"{args.output}: for ComfyUI's models/diffusion_models and its Lotus Depth blueprint"])
 
 
 def _check(args: argparse.Namespace) -> int:

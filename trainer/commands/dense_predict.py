@@ -22,6 +22,7 @@ from ..dense import files, maps, metrics, tiles
 from ..dense.options import DenseOptions
 from ..dense.targets import Target, Task, find_target, read_target
 from ..errors import UserError
+from ..families.options import ModelOptions
 from ..training.build import build_model
 from ..training.dense import Predictor
 
@@ -71,7 +72,7 @@ def load_adapter(
     :raises UserError: no file of a dense run, or a model that is neither given nor known.
     """
     facts = header(adapter)
-    config = _configuration(adapter, model, flags or {}, facts)
+    config = _configuration(adapter, model, flags or {})
     made, _ = build_model(config.model_copy(update={"dense": None}), log, str(adapter))
     names = ("task", "space", "quantiles", "task_switch")
     options = DenseOptions.model_validate({name: facts[name] for name in names if name in facts})
@@ -92,7 +93,7 @@ def header(adapter: Path) -> dict[str, Any]:
     return facts
 
 
-def _configuration(adapter: Path, model: str | None, flags: dict[str, Any], facts: dict[str, Any]) -> Config:
+def _configuration(adapter: Path, model: str | None, flags: dict[str, Any]) -> Config:
     beside = [folder / "config.toml" for folder in adapter.resolve().parents[:2]]
     own = next((path for path in beside if path.is_file()), None)
     if own is None and model is None:
@@ -101,6 +102,11 @@ def _configuration(adapter: Path, model: str | None, flags: dict[str, Any], fact
     if own is None:
         given |= {"data.path": str(adapter.parent), "loss.mse": {}}
     return load(str(own) if own else None, given)
+
+
+def base_model(adapter: Path, model: str | None) -> ModelOptions:
+    """The base model of an adapter: the one given, or its run's."""
+    return _configuration(adapter, model, {}).model
 
 
 # ------------------------------------------------------------------------------------------------------------- predict

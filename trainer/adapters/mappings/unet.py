@@ -40,6 +40,13 @@ def _to_ldm(path: str, step: int) -> str:
     return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{inner}.{rest}"
 
 
+def to_ldm(path: str, layers: int, attended: bool = True) -> str:
+    """diffusers' U-Net path -> LDM's. ``attended``: whether its block has attention; without, an upsampler stands one
+    place earlier, which names of adapters keep as it is."""
+    name = _to_ldm(path, layers + 1)
+    return name if attended else re.sub(r"^(output_blocks\.\d+)\.2\.conv$", r"\1.1.conv", name)
+
+
 def _inverse(table: Mapping[str, str]) -> dict[str, str]:
     return {there: here for here, there in table.items()}
 
