@@ -302,16 +302,16 @@ def test_masks_that_leave_nothing_are_noted(tmp_path, kind):
     """Black all over; white only where the crop cuts; and not those with a single white pixel, or without a mask."""
     masks = {
         "black": spot(64, 64), "beside": spot(128, 64, 0, 64, 0, 20), "pixel": spot(64, 64, 3, 4, 3, 4),
-        "white": spot(64, 64, 0, 64, 0, 64),
+        "white": spot(64, 64, 0, 64, 0, 64), "one": spot(64, 64, 0, 64, 0, 64) // 255,
     }  # fmt: skip
     for name, alpha in masks.items():
         rgba(tmp_path / "pics" / f"{name}.png", alpha, tmp_path / "masks" / f"{name}.png" if kind == "mask" else None)
     picture(tmp_path / "pics" / "none.png")
     more = {"masks": str(tmp_path / "masks")} if kind == "mask" else {"alpha_mask": True}
     found = look(tmp_path / "pics", buckets=False, **more)
-    assert sorted(found.notes.names("black mask")) == ["pics/beside.png", "pics/black.png"]
+    assert sorted(found.notes.names("black mask")) == ["pics/beside.png", "pics/black.png", "pics/one.png"]
     found = look(tmp_path / "pics", buckets=True, bucket_max=256, **more)
-    assert found.notes.names("black mask") == ["pics/black.png"]
+    assert found.notes.names("black mask") == ["pics/black.png", "pics/one.png"]
     assert notes(look(tmp_path / "pics", buckets=False)).get("black mask") is None
 
 
@@ -406,3 +406,9 @@ def test_a_damaged_memory_is_as_none(tmp_path, text):
     assert file
     file.write_text(text)
     assert Index(tmp_path).header(path).size == (64, 64)
+
+
+def test_names_with_line_breaks_stay_on_one_line(tmp_path):
+    picture(tmp_path / "a\nb.png")
+    picture(tmp_path / "c.png")
+    assert not any("\n" in line for line in look(tmp_path).notes.lines())

@@ -186,7 +186,7 @@ def test_sd3_weighs_any_loss_of_the_clean_latents(kind, scheme, folder):
     got, _ = read(folder, family="sd3-medium", **given)
     step = steps.step("flow", [0.1, 0.5, 0.9], rows=3)
     family = SimpleNamespace(process=step.process, spec=families["sd3-medium"].build())
-    model: Any = SimpleNamespace(family=family, decoder=None)
+    model: Any = SimpleNamespace(family=family, decoder=None, process=step.process)
     (term,) = build_terms(got, model, None, print).terms
     d, sigma = (step.x0 - step.clean).flatten(1), step.draw.level.double()
     soft = 2 * ((d**2 + 0.09).sqrt() - 0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,20 @@ def test_another_file_is_replaced_with_force_only(tmp_path, monkeypatch, capsys)
     assert Path("old.toml").read_text("utf-8") == "precious"
     assert main(["import-kohya", "their.toml", "-o", "old.toml", "--force"]) == 0
     assert load("old.toml").adapter.rank == 8
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_folder_or_a_device_is_never_replaced_by_a_file(tmp_path, monkeypatch, capsys, force):
+    monkeypatch.chdir(tmp_path)
+    Path("their.toml").write_text(TOML, "utf-8")
+    Path("folder.safetensors").mkdir()
+    os.mkfifo("pipe.safetensors")
+    Path("a.safetensors").write_bytes(b"not read before this is found")
+    for target, kind in (("folder.safetensors", "a folder"), ("pipe.safetensors", "a device")):
+        for words in (["import-kohya", "their.toml", "-o", target], ["convert", "a.safetensors", target],
+                      ["merge", target, "a.safetensors"]):  # fmt: skip
+            assert main([*words, *force]) == 2
+            assert f"it is {kind}; give the name of a file" in capsys.readouterr().err
+    Path("file").write_text("precious", "utf-8")
+    assert main(["convert", "a.safetensors", "file", "--to", "peft", *force]) == 2
+    assert "it is a file; give the name of a folder" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def _check_adapter_target(target: Path, sources: Sequence[Path], folder: bool, f
 
     if not folder and target.suffix.lower() != ".safetensors":
         raise UserError(f"{target}: an adapter is written as .safetensors; give a name that ends so: {usage}")
-    check_target(target, *sources, force=force)
+    check_target(target, *sources, force=force, folder=folder)
 
 
 def _keys(args: argparse.Namespace) -> int:

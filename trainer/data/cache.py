@@ -180,7 +180,7 @@ class Index:
     def mask_box(self, path: Path, alpha: bool) -> tuple[float, float, float, float] | None:
         """Where a mask (or, with ``alpha``, a picture's alpha channel) is not black: left, top, right and bottom as
         fractions of its sides. None when it is black all over. Unreadable as ``pictures.pixels``."""
-        facts, name = self._of(path), "alpha_box" if alpha else "mask_box"
+        facts, name = self._of(path), "alpha_bounds" if alpha else "mask_bounds"
         if name not in facts:
             facts[name] = bounds(path.read_bytes(), alpha)
             self._new = True

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..diffusion.types import Role
-from ..errors import UserError
+from ..errors import UserError, escaped
 from .augment import window
 from .buckets import Fit, Rules, Size, assign
 from .cache import Index
@@ -25,7 +25,7 @@ NOTES = {
     "cropped": ("pictures that lose more than a quarter to cropping", "raise bucket_max"),
     "no mask": ("pictures without a mask, which count fully", ""),
     "black mask": (
-        "pictures whose mask or alpha channel is black where they are seen, which train nothing",
+        "pictures whose mask or alpha channel is black, or nearly, where they are seen, which train nothing",
         "white counts, black is ignored: invert or remove them",
     ),
     "no target": ("pictures without a target, left out", "give each one of equal name, or remove them"),
@@ -68,7 +68,7 @@ class Notes:
     def line(self, kind: str) -> str:
         total, names = self._found[kind]
         what, advice = NOTES[kind]
-        shown = ", ".join(names) + (", ..." if total > len(names) else "")
+        shown = escaped(", ".join(names)) + (", ..." if total > len(names) else "")
         return f"{what}: {total} ({shown}){advice and '; ' + advice}"
 
     def lines(self) -> list[str]:

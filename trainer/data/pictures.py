@@ -142,12 +142,17 @@ def mask(source: Path | bytes) -> np.ndarray:
     return np.ascontiguousarray(pixels(source, hidden=True)[0][..., 0])
 
 
+BLACK = 16
+"""Of 255: what a mask below it leaves of the loss is next to nothing (a mask of 8 bits in a file of 16, say)."""
+
+
 def bounds(source: Path | bytes, alpha: bool) -> list[float] | None:
     """Left, top, right and bottom, as fractions of the sides, of what is not black in a mask or in an alpha channel;
-    None when all of it is. Unreadable as ``pixels``."""
+    None when all of it is. Below ``BLACK`` is black, too. Unreadable as ``pixels``."""
     colors, transparency = pixels(source, hidden=True)
     image = transparency if alpha and transparency is not None else colors[..., 0]
-    rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+    seen = image >= BLACK
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     if not len(rows):
         return None
     height, width = image.shape

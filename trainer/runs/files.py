@@ -86,12 +86,15 @@ def _replace(aside: Path, path: Path) -> None:
     aside.replace(path)
 
 
-def check_target(target: str | Path, *sources: str | Path | None, force: bool = False, name: str = "") -> None:
+def check_target(
+    target: str | Path, *sources: str | Path | None, force: bool = False, name: str = "", folder: bool = False
+) -> None:
     """The rule for every file that somebody names to be written: what is there stays there without ``force``, and what
     the command reads is never replaced. UserError otherwise.
 
     :param sources: what is read. Of a folder, every file in it is.
     :param name: the flag that names the target, for the message.
+    :param folder: whether a folder is to be written, instead of a file.
     """
     target = Path(target)
     if not os.path.lexists(target):
@@ -100,6 +103,9 @@ def check_target(target: str | Path, *sources: str | Path | None, force: bool = 
     for source in filter(None, sources):
         if _same(target, Path(source)):
             raise UserError(f"{where}: it is what is read here, and would be lost; give another name")
+    if target.exists() and not (target.is_dir() if folder else target.is_file()):
+        kind = "a folder" if target.is_dir() else "a file" if target.is_file() else "a device"
+        raise UserError(f"{where}: it is {kind}; give the name of a {'folder' if folder else 'file'}")
     if not force:
         raise UserError(f"{where}: it is there already; give another name, or --force to replace it")
 
