@@ -86,7 +86,7 @@ def _timed(
     if session.model.streamer and config.memory.blocks_on_gpu == "auto":
         session.model.streamer.fit(memory.spare_bytes(session.model.device, config.memory.limit_gb))
     memory.reset_peak(session.model.device)
-    seconds, clock = [], _clock(session.model.device)
+    seconds, clock = [], clock_of(session.model.device)
     for _ in range(steps):
         start = clock()
         one()
@@ -105,7 +105,7 @@ def _timed(
     }
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
+def clock_of(device: torch.device) -> Callable[[], float]:
     """On a CPU the time that its threads computed, all together: what else the machine does is not in it."""
     return time.process_time if device.type == "cpu" else time.perf_counter
 
@@ -131,7 +131,7 @@ def _matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of one large matrix product, the best of a few."""
     side = 8192 if device.type == "cuda" else 1024
     a = torch.randn(side, side, device=device, dtype=dtype)
-    best, clock = float("inf"), _clock(device)
+    best, clock = float("inf"), clock_of(device)
     for _ in range(5):
         memory.wait(device)
         start = clock()

@@ -389,4 +389,8 @@ def _patch_torch(monkeypatch: pytest.MonkeyPatch, fake: FakeDevice) -> None:
         monkeypatch.setattr(
             torch, name, lambda device=None, ask=ask: ask("cpu" if device in (None, fake.kind) else device)
         )
+    switch = torch.set_autocast_enabled
+    monkeypatch.setattr(
+        torch, "set_autocast_enabled", lambda device, on: switch("cpu" if device == fake.kind else device, on)
+    )
     monkeypatch.setattr(torch.amp.autocast_mode, "is_autocast_available", lambda *_: True)

@@ -39,7 +39,7 @@ def forward(adapter: Adapter) -> Tensor:
     return adapter.modules["unet"](**probe(adapter.modules["unet"])).sample
 
 
-def test_in_16_bits_q_k_and_v_keep_one_input_and_the_numbers_are_as_with_pefts_cast() -> None:
+def test_q_k_and_v_keep_one_input_also_where_pefts_forward_computes() -> None:
     parts, adapter = made("sd15", rank=2)
     shake(adapter)
     parts.denoiser.bfloat16()
@@ -57,12 +57,15 @@ def test_in_16_bits_q_k_and_v_keep_one_input_and_the_numbers_are_as_with_pefts_c
             out = forward(adapter)
         return sum(kept.values()), [out, *torch.autograd.grad(out.float().square().sum(), adapter.parameters())]
 
+    lean, _ = run()
+    for layer in adapter.layers:
+        del layer.forward
     ours, numbers = run()
-    for layer in (layer for one in adapter.mounted for layer in one.layers):
+    for layer in adapter.layers:
         del layer._cast_input_dtype
     pefts, same = run()
     assert all(torch.equal(a, b) for a, b in zip(numbers, same, strict=True))
-    assert ours < 0.95 * pefts, (ours, pefts)
+    assert max(ours, lean) < 0.95 * pefts, (lean, ours, pefts)
     assert forward(adapter).isfinite().all()  # without autocast PEFT's cast is needed, and there
 
 
@@ -401,6 +404,7 @@ def test_dropout_keeps_the_mean_and_its_meaning() -> None:
     _, adapter = made("sd15", rank=64, dropout=0.25, targets=[r"down_blocks.0.attentions.0.proj_in"])
     one = adapter.mounted[0]
     seen: list[Tensor] = []
+    del one.layers[0].forward  # PEFT's own: the lean one is compared with it in test_lean
     one.layers[0].lora_B[NAME].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     x = torch.randn(2, 8, 16, 16)
     adapter.train(False)
@@ -415,6 +419,7 @@ def test_dropout_keeps_the_mean_and_its_meaning() -> None:
 
     _, adapter = made("sd15", rank=64, rank_dropout=0.25, targets=["mid_block.*attn1.to_q"])
     layer = adapter.mounted[0].layers[0]
+    del layer.forward
     seen.clear()
     layer.lora_B[NAME].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     x = torch.randn(8, 5, layer.in_features)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import NAME, Mounted
+from .lean import Lean
 
 
 @dataclass
@@ -62,6 +63,19 @@ class Dropout:
         """On what the down matrix puts out. DoRA also runs it on an identity to see its weight: that passes whole."""
         meant: list[Tensor | None] = [None]
 
+        def masks(shape: tuple[int, ...], like: Tensor) -> Tensor:
+            found = None
+            if self.ranks:
+                convolves = len(one.plan.site.shape) == 4
+                ranks, ones = shape[1] if convolves else shape[-1], (1,) * (len(shape) - 2)
+                found = self._mask((shape[0], ranks), like, index, "ranks", self.ranks)
+                found = found.reshape((shape[0], ranks, *ones) if convolves else (shape[0], *ones, ranks)).expand(shape)
+            if self.values:
+                each = self._mask(shape, like, index, "values", self.values)
+                found = each if found is None else each * found
+            assert found is not None
+            return found
+
         def begins(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             meant[0] = inputs[0]
 
@@ -69,20 +83,15 @@ class Dropout:
             if not module.training or (one.kind == "dora" and inputs[0] is not meant[0]):
                 return None
             meant[0] = None
-            if self.values:
-                out = out * self._mask(tuple(out.shape), out, index, "values", self.values)
-            if self.ranks:
-                ranks = out.shape[1] if len(one.plan.site.shape) == 4 else out.shape[-1]
-                mask = self._mask((out.shape[0], ranks), out, index, "ranks", self.ranks)
-                ones = (1,) * (out.dim() - 2)
-                shape = (out.shape[0], ranks, *ones) if len(one.plan.site.shape) == 4 else (out.shape[0], *ones, ranks)
-                out = out * mask.reshape(shape)
-            return out
+            return out * masks(tuple(out.shape), out)
 
         if one.kind == "dora":
             for layer in one.layers:
                 layer.lora_magnitude_vector[NAME].register_forward_pre_hook(begins)
         one.layers[0].lora_A[NAME].register_forward_hook(drop)
+        for layer in one.layers:
+            if isinstance(layer.forward, Lean):
+                layer.forward.masks = masks
 
     def _on_module(self, index: int, layer: Any) -> None:
         switched = [False]

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..memory.quantize import weights_reused
-from . import algebra, files, keys
+from . import algebra, files, keys, lean
 from .dropout import Dropout
 from .layers import NAME, START, Mounted, unique
+from .lean import Copies, Lean
 from .mappings.mapping import key_mapping
 from .names import DENOISER, Site, all_sites, block_of, encoder
 from .options import AdapterOptions
@@ -62,6 +63,8 @@ def inject(
                 as_lycoris(one)
     mounted = [replace(one, plan=replace(one.plan, tensors=None)) for one in mounted]  # the file's tensors may go
     adapter = Adapter(family, kind, options, modules, mounted, notes)
+    if kind == "lora":
+        lean.install(adapter.layers, adapter.copies)
     adapter.dropout.attach(mounted)
     return adapter
 
@@ -84,7 +87,8 @@ class Adapter:
 
     def __post_init__(self) -> None:
         self.dropout = Dropout(self.options.dropout, self.options.rank_dropout, self.options.module_dropout)
-        self._layers = [layer for one in self.mounted for layer in one.layers]
+        self.layers = [layer for one in self.mounted for layer in one.layers]
+        self.copies = Copies()
         encoders = [module for name, module in self.modules.items() if name != DENOISER]
         self._encoder_parts = [part for module in encoders for part in module.modules()]
 
@@ -141,6 +145,16 @@ class Adapter:
         """Dropout masks of a step, for the forward passes of these rows (by any names) until the next call."""
         self.dropout.seed, self.dropout.rows = seed, tuple(rows)
 
+    def in_dtype(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """For a forward pass under autocast: inside, LoRA's weights are converted to ``dtype`` all at once."""
+        first = self.layers[0]
+        if first._disable_adapters:
+            return nullcontext()
+        active = first._active_adapter
+        name = active if isinstance(active, str) else active[0]
+        leans = (layer.forward for layer in self.layers if isinstance(layer.forward, Lean))
+        return self.copies.made(dict.fromkeys(m for one in leans for m in one.matrices(name)), dtype)
+
     def scale_weight_norms(self, most: float | None = None) -> dict[str, float]:
         """Scale down what has grown beyond ``most`` (the option, if not given): Kohya's max_norm figures."""
         most = most or self.options.scale_weight_norms
@@ -171,7 +185,7 @@ class Adapter:
         for one, copy in zip(self.mounted, copies):
             copy.to(next(iter(one.parameters().values())).dtype, START)
             copy.install(one.tensors(), START)
-        for layer in self._layers:
+        for layer in self.layers:
             layer.set_adapter(NAME)
         for one in self.mounted:
             for parameter in one.parameters(START).values():
@@ -182,12 +196,12 @@ class Adapter:
     def _switched(self, name: str | None) -> Iterator[None]:
         """PEFT's own switches flip requires_grad of every adapter, and take 0.1 s on SDXL: here the layers are
         switched directly, and no parameter is touched."""
-        was = [(layer, layer._active_adapter, layer._disable_adapters) for layer in self._layers]
+        was = [(layer, layer._active_adapter, layer._disable_adapters) for layer in self.layers]
         training = [part for part in self._encoder_parts if part.training]  # T5 has dropout of its own
         try:
             for part in training:
                 part.training = False
-            for layer in self._layers:
+            for layer in self.layers:
                 layer._disable_adapters = name is None
                 layer._active_adapter = layer._active_adapter if name is None else [name]
             yield

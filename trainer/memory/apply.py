@@ -15,6 +15,7 @@ from . import device as memory
 from . import quantize
 from .activation_checkpointing import recompute
 from .device import MemoryOptions
+from .norms import spare_casts
 from .offload import Streamer
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def quantize_and_offload(
 
 def set_up_blocks(options: MemoryOptions, spec: FamilySpec, denoiser: nn.Module, cache: Path) -> None:
     """With the adapter in place: how the blocks of the denoiser run. ``cache``: where what is compiled is kept."""
+    spare_casts(denoiser)
     if options.channels_last:
         denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if options.compile in ("denoiser", "both"):

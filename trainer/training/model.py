@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
@@ -47,9 +47,14 @@ class Model:
         """What the network's output means in this run."""
         return self.system.process
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        low = self.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.device.type, self.dtype) if low else nullcontext()
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """What a forward pass runs in: nothing, or 16 bits, with the adapter's weights converted once."""
+        if self.dtype not in (torch.bfloat16, torch.float16):
+            yield
+            return
+        with torch.autocast(self.device.type, self.dtype), self.adapter.in_dtype(self.dtype):
+            yield
 
     def conditioning(self, batch: Batch) -> Conditioning:
         """Text conditioning of a batch: cached, or with a gradient from text encoders that are trained."""

@@ -1,0 +1,80 @@
+"""Norms without needless casts, against what a GPU's autocast computes (``cuda_autocast``)."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import tiny
+import torch
+from torch import Tensor, nn
+
+from pixelkiln.trainer.adapters.verify import probe
+from pixelkiln.trainer.estimate.fake_tensors import cuda_autocast
+from pixelkiln.trainer.memory.norms import spare_casts
+
+LOW = torch.bfloat16
+
+
+def norm(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        parameter.data.uniform_(0.5, 2)
+    return module.to(LOW).requires_grad_(False)
+
+
+def through(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and the input's gradient."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", LOW), cuda_autocast():
+        out = module(x)
+    return out, torch.autograd.grad(out.float().square().sum(), x)[0]
+
+
+def test_a_layer_norm_in_16_bits_is_autocasts_as_the_next_layer_sees_it() -> None:
+    plain = norm(nn.LayerNorm(64))
+    spared = deepcopy(plain)
+    spare_casts(spared)
+    x = torch.randn(3, 5, 64).to(LOW) * 3 + 7
+    (wanted, slope), (found, its) = through(plain, x), through(spared, x)
+    assert wanted.dtype == torch.float32 and found.dtype == LOW
+    assert torch.equal(found, wanted.to(LOW))
+    assert (its.float() - slope.float()).norm() < 2**-6 * slope.float().norm()
+
+
+def test_a_group_norm_is_autocasts_bit_for_bit() -> None:
+    plain = norm(nn.GroupNorm(4, 16))
+    spared = deepcopy(plain)
+    spare_casts(spared)
+    x = torch.randn(3, 16, 5, 5).to(LOW) * 3 + 7
+    for a, b in zip(through(plain, x), through(spared, x), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_without_autocast_and_in_32_bits_nothing_changes() -> None:
+    for plain in (norm(nn.LayerNorm(16)), norm(nn.GroupNorm(4, 16))):
+        spared = deepcopy(plain)
+        spare_casts(spared)
+        x = torch.randn(2, 16, 16).to(LOW)
+        assert torch.equal(spared(x), plain(x))
+        wide = torch.randn(2, 16, 16)
+        with torch.autocast("cpu", LOW), cuda_autocast():
+            assert torch.equal(spared(wide), plain(wide))
+        compiled = torch.compile(lambda value, module=spared: module(value), backend="eager", fullgraph=True)
+        with torch.autocast("cpu", LOW):
+            assert torch.equal(compiled(x), plain(x))
+
+
+def test_a_network_is_no_further_from_the_truth() -> None:
+    def output(dtype: torch.dtype, spare: bool) -> Tensor:
+        unet = tiny.parts("sd15").denoiser
+        inputs = probe(unet)
+        unet.to(dtype)
+        if spare:
+            spare_casts(unet)
+        inputs = {name: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+                  for name, x in inputs.items()}  # fmt: skip
+        with torch.no_grad(), torch.autocast("cpu", LOW, enabled=dtype == LOW), cuda_autocast():
+            return unet(**inputs).sample.double()
+
+    truth = output(torch.float64, False)
+    spared, plain = output(LOW, True), output(LOW, False)
+    assert 0 < (spared - truth).norm() < 1.1 * (plain - truth).norm()
