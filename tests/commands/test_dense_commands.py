@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,20 @@ def test_scoring_without_targets_is_one_line(home: Path, tmp_path: Path, capsys)
     words = ["--adapter", adapter(home), "--pictures", str(home / "pictures"), *FP32]
     assert main(["dense", "score", str(tmp_path), *words]) == 2
     assert "0 targets for the pictures of" in capsys.readouterr().err
+
+
+def test_the_snippet_of_the_documentation_makes_the_same_map(home: Path, tmp_path: Path, monkeypatch):
+    page = (Path(dense_predict.__file__).parents[2] / "docs/dense.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) <= 17
+    for name, path in (("base", home / "sd15"), ("depth.safetensors", adapter(home))):
+        assert f'"{name}"' in code
+        code = code.replace(f'"{name}"', repr(str(path)))
+    code = code.replace("(512, 512)", "(64, 64)")
+    (tmp_path / "cat.png").write_bytes((home / "pictures/00001.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/dense.md", "exec"), {})
+    assert main(["dense", "predict", "cat.png", "ours.png", "--adapter", adapter(home), *FP32]) == 0
+    theirs, ours = (files.read(tmp_path / name).astype(int) for name in ("depth.png", "ours.png"))
+    assert ours.std() > 0
+    assert np.abs(theirs - ours).max() <= 70  # 0.1 %: the file has 16 bits
