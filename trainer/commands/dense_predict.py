@@ -231,7 +231,7 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
     """(mean, low, high): the mean and its 95 % bootstrap interval, percentiles of resampled means. NaN are left out."""
     known = np.asarray([value for value in values if value == value], np.float64)
     if not len(known):
-        return (float("nan"),) * 3
+        return float("nan"), float("nan"), float("nan")
     picks = np.random.default_rng(seed).integers(len(known), size=(RESAMPLES, len(known)))
     low, high = np.quantile(known[picks].mean(1), [0.025, 0.975])
     return float(known.mean()), float(low), float(high)
