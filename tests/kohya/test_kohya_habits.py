@@ -271,7 +271,7 @@ def test_flags_of_a_prompt_as_people_write_them(line, text, values):
 
 
 def test_a_text_behind_the_flags_is_told():
-    with pytest.raises(UserError, match="comes before its flags"):
+    with pytest.raises(UserError, match="behind the text of the prompt"):
         prompts(SampleOptions(prompts=["--w 64 a cat"]), (512, 512))
 
 

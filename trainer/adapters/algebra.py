@@ -298,7 +298,9 @@ def thirds(tensors: Tensors, parts: int) -> list[dict[str, Tensor]]:
     """q, k and v of a fused adapter as tied ones: each its rows, and all the rest. UserError for a LoKr whose blocks
     cross them, and for magnitudes over the inputs."""
     if parts > 1 and over_inputs(tensors):
-        raise UserError("it has magnitudes over the inputs of q, k and v as one, which are apart here")
+        raise UserError(
+            "it has magnitudes over the inputs of q, k and v as one, which are apart here; use the file as it is"
+        )
     if any(value.shape[0] % parts for name, value in tensors.items() if name in OUT_ROWS):
         raise UserError("the blocks of this LoKr cross q, k and v, which are apart here; resize it to a LoRA first")
     return [{n: v.chunk(parts)[i] if n in OUT_ROWS else v for n, v in tensors.items()} for i in range(parts)]

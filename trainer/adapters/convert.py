@@ -52,7 +52,8 @@ def convert(
     made = _read(source, family, names, same=to == "kohya" and rank is None)
     metadata, notes = made.metadata, made.notes
     if rank is not None:
-        made.modules, loss = resize({**made.modules, **made.apart}, rank, made.family)
+        with files.naming(source):
+            made.modules, loss = resize({**made.modules, **made.apart}, rank, made.family)
         made.apart = {}
         notes.append(f"rank {rank}: {_percent(loss)} of the effect is lost")
         metadata = {
@@ -65,7 +66,7 @@ def convert(
     with files.naming(source):
         if to == "kohya":
             if made.apart:
-                raise UserError(f"{next(iter(made.apart))}: {keys.APART}; --rank makes a LoRA of it")
+                raise UserError(f"{next(iter(made.apart))}: {keys.APART}, or --rank makes a LoRA of it")
             tensors = _flat(made.modules)
             _compare(_apart(made.modules, made.apart, made.family), tensors, {}, made.family)
             files.save(target, tensors, _header(metadata, made.family, _kind(made.modules), made.modules, target))
@@ -231,9 +232,14 @@ def _one_kind(kinds: set[str], places: Places, reader: str) -> list[str]:
         raise UserError(f"{reader} reads one kind per file, and here are {' and '.join(sorted(kinds))}; "
                         "give --rank to make it a LoRA")  # fmt: skip
     if any(algebra.over_inputs(module) for module in places.values()):
-        raise UserError(f"its DoRA magnitudes are of the inputs (wd_on_output = False), which {reader} cannot read")
+        raise UserError(
+            f"its DoRA magnitudes are of the inputs (wd_on_output = False), which {reader} cannot read; "
+            "use the file in ComfyUI, or train with wd_on_output = True"
+        )
     if not kinds:
-        raise UserError(f"it holds differences of norms and biases only, which {reader} cannot read")
+        raise UserError(
+            f"it holds differences of norms and biases only, which {reader} cannot read; use the file as it is"
+        )
     lost: dict[str, str] = {}
     for (component, path), module in list(places.items()):
         names = [name for name in module if name in algebra.BESIDE and name != "dora_scale"]
@@ -297,7 +303,7 @@ def _save_peft(target: Path, made: _Read) -> list[str]:
                 up, scale = module["lora_up.weight"], algebra.scale_of(module)
                 bias = module.get("diff_b", up.new_zeros(len(up)))
                 if not scale and bias.any():
-                    raise UserError(f"{path}: PEFT scales the bias by alpha, which is 0 here; it has no such form")
+                    raise UserError(f"{path}: PEFT scales the bias by alpha, which is 0 here; choose another form")
                 module = {**module, "diff_b": (bias.float() / (scale or 1.0)).to(bias.dtype)}
             for name, value in module.items():
                 if name != "alpha":
@@ -486,7 +492,7 @@ def _only_known(path: Path, made: _Read, names: Mapping[str, tuple[int, ...]]) -
 
 
 def _compare(wanted: Places, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], family: str) -> None:
-    """UserError where what is to be written has not the effect of ``wanted`` when it is read again."""
+    """AssertionError where what is to be written has not the effect of ``wanted`` when it is read again."""
     found = keys.read(tensors, metadata, family)
     places = _apart(found.modules, found.apart, family)
     odd = sorted(set(places) ^ set(wanted))
@@ -496,7 +502,7 @@ def _compare(wanted: Places, tensors: Mapping[str, Tensor], metadata: Mapping[st
     for place, why in wrong.items():
         if "nan" in why or "inf" in why:
             raise UserError(f"{place}: its effect is larger than float32 can hold; give a sound file")
-        raise UserError(f"{place}: it would not have the effect of the file that was read ({why}); please report it")
+        raise AssertionError(f"{place}: it would not have the effect of the file that was read ({why})")
 
 
 def _flat(modules: Modules) -> dict[str, Tensor]:

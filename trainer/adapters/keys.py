@@ -219,7 +219,7 @@ def read(
     places, left = whole_places(tensors)
     family = family or identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata).family
     if family is None:
-        raise UserError("its tensors fit none of the families that are known: " + ", ".join(known()))
+        raise UserError("its tensors fit none of the families that are known: " + ", ".join(known()) + "; give another")
     foreign = [key for key, why in left.items() if why == FOREIGN]
     notes = [f"{len(foreign)} keys belong to no adapter: {', '.join(map(repr, foreign[:3]))}"] if foreign else []
     if words := embeddings(tensors):
@@ -265,7 +265,7 @@ def read(
     return found
 
 
-APART = "q, k and v hold adapters of their own that no single one can stand for"
+APART = "q, k and v hold adapters of their own that no single one can stand for; use the file as it is"
 FOREIGN = "it belongs to no adapter"
 NO_RANK = "its rank is 0, which adds nothing"
 EMBEDDING = "bundle_emb."
@@ -318,7 +318,10 @@ def normal(
     header, and a bias of LoRA's up matrix as a difference of the bias. UserError where they are no adapter."""
     rank = algebra.rank_of(module)
     if "alpha" in module and module["alpha"].numel() != 1:
-        raise UserError(f"{spelled['alpha']}: it is no number but {list(module['alpha'].shape)}; the file is damaged")
+        raise UserError(
+            f"{spelled['alpha']}: it is no number but {list(module['alpha'].shape)}; the file is damaged, "
+            "copy or download it again"
+        )
     if "dora_scale" in module:
         module["dora_scale"] = _magnitudes(module, "lora_magnitude_vector" in spelled["dora_scale"])
     if config and "alpha" not in module and rank is not None:
@@ -385,7 +388,9 @@ def _config_alpha(config: Mapping[str, object], component: str, path: str, rank:
                 hit = False
             alpha = value if hit else alpha
         if not isinstance(alpha, (int, float)):
-            raise UserError(f"the PEFT configuration in its header has the alpha '{alpha}', which is no number")
+            raise UserError(
+                f"the PEFT configuration in its header has the alpha '{alpha}', which is no number; correct it"
+            )
         return float(alpha) * (math.sqrt(rank) if mine.get("use_rslora") else 1)
     return float(rank)
 

@@ -71,7 +71,9 @@ class Mounted:
             mine = _parameters(layer, self.kind, adapter)
             if set(part) - {"alpha"} != set(mine):
                 odd = sorted(set(part) - {"alpha"} ^ set(mine))
-                raise UserError(f"{self.plan.site.name}: tensors do not match this adapter: {', '.join(odd)}")
+                raise UserError(
+                    f"{self.plan.site.name}: {', '.join(odd)} do not match this adapter; set [adapter] as it was"
+                )
             for name, parameter in mine.items():
                 if part[name].numel() != parameter.numel():
                     raise UserError(

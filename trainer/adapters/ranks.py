@@ -42,7 +42,9 @@ def _as_one(module: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]) -> Ma
     if isinstance(module, Mapping):
         return module
     if any("dora_scale" in part for part in module):
-        raise UserError("q, k and v have magnitudes of their own, which no single module can stand for")
+        raise UserError(
+            "q, k and v have magnitudes of their own, which no single module can stand for; use the file as it is"
+        )
     whole = {"diff": torch.cat([algebra.delta(part) for part in module])}
     biases = [part["diff_b"] for part in module if "diff_b" in part]
     return {**whole, "diff_b": torch.cat(biases)} if len(biases) == len(module) else whole

@@ -72,7 +72,7 @@ def folders(args: argparse.Namespace) -> tuple[Path, dict[Task, Path]]:
     :raises UserError: folders that are missing.
     """
     if not args.folder.is_dir():
-        raise UserError(f"{args.folder}: there is no such folder")
+        raise UserError(f"{args.folder}: there is no such folder; give the folder of the pictures")
     if args.valid and not 0 <= args.valid[0] < args.valid[1]:
         raise UserError(
             f"--valid: {args.valid[0]:g} {args.valid[1]:g} is no range; give the least and the largest depth"

@@ -39,7 +39,8 @@ def export_lotus(
     facts = header(adapter)
     if (facts["task"], facts.get("space")) != ("depth", "disparity"):
         raise UserError(
-            f"{adapter}: it predicts {facts.get('space') or facts['task']}, and ComfyUI's Lotus Depth shows disparity"
+            f"{adapter}: it predicts {facts.get('space') or facts['task']}, and ComfyUI's Lotus Depth shows disparity; "
+            "export one of disparity"
         )
     check_target(output, adapter, force=force)
     family = load(base_model(adapter, model))

@@ -117,10 +117,10 @@ def listed(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise UserError(f"{source}: there is no such file or folder")
+        raise UserError(f"{source}: there is no such file or folder; give a picture or a folder of pictures")
     found = [path for path in source.rglob("*") if path.suffix.lower() in pictures.EXTENSIONS and path.is_file()]
     if not found:
-        raise UserError(f"{source}: it holds no pictures ({', '.join(pictures.EXTENSIONS)})")
+        raise UserError(f"{source}: it holds no pictures ({', '.join(pictures.EXTENSIONS)}); give another")
     return sorted(found, key=lambda path: [int(part) if part.isdigit() else part.lower() for part in
                                            re.split(r"(\d+)", path.relative_to(source).as_posix())])  # fmt: skip
 

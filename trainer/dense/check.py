@@ -94,7 +94,7 @@ def check_folder(
     found = Checked(task)
     names = sorted(path for path in pictures.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
     if not names:
-        raise UserError(f"{pictures}: it holds no pictures")
+        raise UserError(f"{pictures}: it holds no pictures; give the folder that does")
     used, looks = set(), _Looks()
     for picture in names:
         relative = picture.relative_to(pictures)

@@ -44,7 +44,7 @@ def read(path: Path, prefer: tuple[str, ...] = ()) -> np.ndarray:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        raise UserError(f"{path}: there is no such file; give the path of a map") from None
     except (*BROKEN, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: it cannot be read ({error}); save it again") from error
     if found.dtype.kind not in "uifb" or not 2 <= found.ndim <= 4 or not found.size:

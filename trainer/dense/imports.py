@@ -76,7 +76,7 @@ def convert(source: Path, output: Path) -> Imported:
     :raises UserError: a layout that is not known, a reader that is missing, or nothing that could be converted.
     """
     if not source.exists():
-        raise UserError(f"{source}: there is no such file or folder")
+        raise UserError(f"{source}: there is no such file or folder; give where the data set lies")
     layout, items = _detect(source)
     found = Imported(layout)
     for item in items:
@@ -225,7 +225,9 @@ def _hdf5(path: Path, names: tuple[str, ...] = ("dataset",)) -> dict[str, Any]:
         file = h5py.File(path, "r")
         return {name: file[name][()] if len(names) == 1 else file[name] for name in names}
     except (OSError, KeyError) as error:
-        raise UserError(f"{path}: it cannot be read as HDF5 with {' and '.join(names)} ({error})") from error
+        raise UserError(
+            f"{path}: it cannot be read as HDF5 with {' and '.join(names)} ({error}); download it again"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -240,7 +242,10 @@ def _write(output: Path, item: Item) -> None:
     size = _size(item.picture)
     for task, found in sizes.items():
         if abs(found[1] * size[0] - found[0] * size[1]) > max(size):
-            raise UserError(f"{item.name}: {task} of {found[1]}x{found[0]} for a picture of {size[1]}x{size[0]}")
+            raise UserError(
+                f"{item.name}: {task} of {found[1]}x{found[0]} for a picture of {size[1]}x{size[0]}; "
+                "both must have one shape"
+            )
     for task in (
         "pictures",
         *(["depth"] if item.depth is not None else []),
@@ -271,4 +276,4 @@ def _size(picture: Path | np.ndarray) -> tuple[int, int]:
         with Image.open(picture) as image:
             return image.height, image.width
     except (OSError, ValueError) as error:
-        raise UserError(f"{picture}: it cannot be read ({error})") from error
+        raise UserError(f"{picture}: it cannot be read ({error}); download it again") from error

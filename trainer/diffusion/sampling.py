@@ -165,10 +165,13 @@ def _flags(line: str) -> tuple[str, Given]:
         try:
             given[field] = read(value.strip())
         except ValueError:
-            kind = {"int": "whole number", "float": "number"}.get(read.__name__, read.__name__)
-            more = "" if text else "; the text of a prompt comes before its flags"
-            raise UserError(f"sample prompt '{text}': --{name} {value!r} is no {kind}{more}") from None
+            more = "" if text else ", behind the text of the prompt"
+            raise UserError(f"sample prompt '{text}': --{name} {value!r} is {_NONE[read.__name__]}{more}") from None
     return text, given
+
+
+_NONE = {"int": "no whole number; write one", "float": "no number; write one", "str": "no text; write one"}
+"""What is wrong with a value, by the reader that refused it."""
 
 
 def _table(row: dict[str, Any]) -> tuple[str, Given]:

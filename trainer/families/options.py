@@ -66,7 +66,7 @@ class ModelOptions(Options):
     @model_validator(mode="after")
     def _consistent(self) -> ModelOptions:
         if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise UserError("zero_terminal_snr: it needs prediction = 'v': no noise can be told apart in pure noise")
+            raise UserError("zero_terminal_snr: no noise can be told apart in pure noise; set prediction = 'v'")
         if self.family != "auto" and self.prediction != "auto":
             known = families[self.family].build().predictions
             if self.prediction not in known:

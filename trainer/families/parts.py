@@ -167,7 +167,7 @@ def _from_weights(made: Any, weights: dict[str, Tensor], config: dict[str, Any],
         try:
             weights = READERS[made.__name__]["checkpoint_mapping_fn"](checkpoint=weights, config=module.config)
         except KeyError as error:
-            raise UserError(f"model: {path} lacks {error}; it is incomplete") from None
+            raise UserError(f"model: {path} lacks {error}; it is incomplete, download it again") from None
     return _filled(module, weights, path)
 
 
@@ -175,7 +175,7 @@ def _filled(module: Any, weights: dict[str, Tensor], path: Path) -> Any:
     """A module without weights given its tensors; UserError when one is missing or of another shape."""
     wanted = module.state_dict()
     if lost := [key for key in wanted if key not in weights]:
-        raise UserError(f"model: {path} lacks {lost[0]} ({len(lost)} in all); it is incomplete")
+        raise UserError(f"model: {path} lacks {lost[0]} ({len(lost)} in all); it is incomplete, download it again")
     for key, value in wanted.items():
         if (given := weights[key].shape) != value.shape:
             raise UserError(
@@ -200,7 +200,7 @@ def _from_folder(made: Any, folder: Path, dtype: torch.dtype, variant: str | Non
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"model: {folder} cannot be read ({reason}); download it again") from None
     if lost := sorted(found["missing_keys"]):
-        raise UserError(f"model: {folder} lacks {lost[0]} ({len(lost)} in all); it is incomplete")
+        raise UserError(f"model: {folder} lacks {lost[0]} ({len(lost)} in all); it is incomplete, download it again")
     return module
 
 

@@ -161,9 +161,9 @@ class ScheduleOptions(Options):
             raise UserError(f"{self.kind} has no warm-up; use kind = '{other}', or warmup = 0")
         given = self.min_lr_ratio is not None or not {"min_lr", "min_lr_rate"}.isdisjoint(self.args)
         if self.kind == "cosine_with_min_lr" and not given:
-            raise UserError("cosine_with_min_lr needs min_lr_ratio, such as 0.1")
+            raise UserError("cosine_with_min_lr needs min_lr_ratio; set it, such as 0.1")
         if self.kind == "piecewise_constant" and "step_rules" not in self.args:
-            raise UserError('piecewise_constant needs args = { step_rules = "1:500,0.1:800,0.01" }')
+            raise UserError('piecewise_constant needs its rules; set args = { step_rules = "1:500,0.1:800,0.01" }')
         return self
 
 

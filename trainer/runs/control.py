@@ -167,7 +167,9 @@ def start(
             (run_dir / "start.json").write_text(json.dumps(started), encoding="utf-8")
     except OSError as error:
         reason = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
-        raise UserError(f"{run_dir}: the training cannot be started there ({reason})") from None
+        raise UserError(
+            f"{run_dir}: the training cannot be started there ({reason}); check the folder and the disk"
+        ) from None
     return Job(run_dir, process)
 
 
