@@ -1,6 +1,7 @@
 """Make the environment that trains, in ``.venv`` beside this file, and run things in it.
 
     python install.py demo            # set-up, then a small training run that ends with a before/after picture
+    python install.py demo dense      # the same with depth: pictures of rendered scenes to maps, and their scores
     python install.py test            # set-up with the test tools, then the tests; further arguments go to pytest
     python install.py trainer         # the set-up alone
     python install.py ui              # set-up with the user interface, then the interface

@@ -78,7 +78,10 @@ def parser() -> argparse.ArgumentParser:
     kohya.register(command)
     doctor = command("doctor", _doctor, "Report what this machine can train with.")
     doctor.add_argument("--json", action="store_true")
-    command("demo", _demo, "Train the bundled style set on the bundled base; ends with a before/after picture.")
+    demo = command("demo", _demo, "Train on the bundled base; ends with a before/after picture, or with maps of depth.")
+    demo.add_argument(
+        "which", nargs="?", choices=("style", "dense"), default="style", help="the bundled style, or depth"
+    )
     return top
 
 
@@ -271,6 +274,10 @@ def _demo(args: argparse.Namespace) -> int:
     from .training.loop import train
 
     runs = ROOT / "runs" if PROJECT.is_file() else Path("runs")  # never into an installed package
+    if args.which == "dense":
+        from .commands.dense_demo import demo
+
+        return demo(runs)
     config = load(preset="demo", flags={"run.out": str(runs)})
     code = train(config)
     if code == DONE:
