@@ -259,10 +259,14 @@ class Dataset:
     def validation_batches(self, size: int | None = None) -> list[Batch]:
         """All held-out items, at most ``size`` at once, without chance: no flip, no dropout. Groups count through all
         of them."""
-        order = sorted(range(len(self.held)), key=lambda i: (self.held[i].bucket, i))
+        return self.plain_batches(self.held, size)
+
+    def plain_batches(self, items: Sequence[Item], size: int | None = None) -> list[Batch]:
+        """As ``validation_batches``, of any items."""
+        order = sorted(range(len(items)), key=lambda i: (items[i].bucket, i))
         uses = [
             Use(item, group, captions.plain(item.caption, self.set_of(item)))
-            for group, item in enumerate(self.held[i] for i in order)
+            for group, item in enumerate(items[i] for i in order)
         ]
         batches = []
         while uses:

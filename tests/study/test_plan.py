@@ -1,0 +1,170 @@
+"""A study's file becomes cells, or one clear line about what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import short_runs as runs
+
+from pixelkiln.trainer.errors import UserError
+from pixelkiln.trainer.study import options, plan
+
+TEXT = """
+name = "s"
+seeds = 2
+[options.model]
+path = "sd15"
+[options.data]
+path = "pictures"
+resolution = 64
+[options.run]
+steps = 4
+device = "cpu"
+[[arms]]
+name = "plain"
+[[arms]]
+name = "rank 2"
+options = {{ "adapter.rank" = 2 }}
+{more}
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Writes a study beside a tiny model and eight pictures, and plans it."""
+    runs.pictures(tmp_path / "pictures")
+    runs.model(tmp_path / "sd15")
+
+    def made(more: str = "", text: str = TEXT, first: str = ""):
+        path = tmp_path / "study.toml"
+        path.write_text(first + text.format(more=more), "utf-8")
+        return plan.make(*options.read(path))
+
+    return made
+
+
+def test_arms_are_interleaved_over_seeds_and_paths_are_relative_to_the_file(make, tmp_path):
+    found = make()
+    assert [(arm.name, seed) for arm, seed in found.cells] == [
+        ("plain", 0), ("rank 2", 0), ("plain", 1), ("rank 2", 1),
+    ]  # fmt: skip
+    assert found.folder == tmp_path / "studies" / "s"
+    assert len(found.held) == len(found.prompts) == 2
+    one, other = (found.run_config(arm, 1) for arm in found.arms)
+    assert (one.run.seed, other.run.seed, other.adapter.rank) == (1, 1, 2)
+    assert one.run.name != other.run.name and one.run.out == other.run.out
+    assert one.data == other.data and one.data.validation_split == 0.2 and one.model.path == str(tmp_path / "sd15")
+
+
+def test_a_null_study_shifts_training_seeds_and_nothing_else(make):
+    found = make('[[arms]]\nname = "again"\nseed_offset = 100')
+    config = found.run_config(found.arms[2], 1)
+    assert config.run.seed == 101 and found.arms[2].changes == "training seeds + 100"
+
+
+def test_equal_time_adds_or_replaces_arms(make):
+    both = make(first='equal = "both"\n')
+    assert [arm.name for arm in both.arms] == ["plain", "rank 2", "rank 2, equal time"]
+    only = make(first='equal = "time"\n')
+    assert [(arm.name, arm.equal_time) for arm in only.arms] == [("plain", False), ("rank 2", True)]
+    assert only.run_config(only.arms[1], 0, 7).run.steps == 7
+
+
+def test_steps_replace_epochs(make):
+    found = make('[[arms]]\nname = "epochs"\noptions = { "run.epochs" = 3 }', TEXT.replace("steps = 4", ""))
+    assert found.run_config(found.arms[2], 0).run.epochs == 3
+    run = found.run_config(found.arms[2], 0, 9).run
+    assert (run.steps, run.epochs) == (9, None)
+
+
+def test_names_become_folders_that_differ(make):
+    assert plan.folder_name("plain") == "plain"
+    assert plan.folder_name("a + b").startswith("a-b-") and plan.folder_name("a + b") != plan.folder_name("a / b")
+
+
+ARM = '[[arms]]\nname = "x"\n'
+
+
+@pytest.mark.parametrize(("more", "first", "said"), [
+    (ARM + 'options = { "run.seed" = 3 }', "", "arms: 'x': run.seed is set by the study (seed_offset shifts it)"),
+    (ARM + 'options = { "data.validation_split" = 0.5 }', "", "arms: 'x': data.validation_split is set by the study"),
+    (ARM + 'options = { "adapter.rnk" = 3 }', "", "arms: 'x': adapter.rnk: there is no such option; did you mean"),
+    (ARM + 'adapter = "no.safetensors"', "", "arms: 'x': there is no adapter "),
+    (ARM + 'adapter = "a.safetensors"\nseed_offset = 1', "", "exclude each other; keep one"),
+    (ARM + 'adapters = ["a.safetensors"]', "", "arms: 'x' has 1 files for 2 seeds; give one each"),
+    (ARM.replace("x", "plain"), "", "arms: two are called 'plain'"),
+    (ARM.replace("x", "///"), "", "holds no letter or digit"),
+    (ARM + "trains = 3", "", "arms.2.trains: there is no such entry"),
+    (ARM + 'options = { "model.clip_skip" = 2 }', "", "arms: 'x': model.clip_skip differs from the base's"),
+    (ARM + 'options = { "data.path" = "others" }', "", "arms: 'x': with its [data] other pictures are held out"),
+    ("", "held_out = 0.01\n", "held_out: 0.01 of 8 pictures holds out 1; give at least 0.31"),
+    ("", 'prompts = ["A green  CAT 1", "a dog"]\n', "prompts: 'A green  CAT 1' is the caption of a training picture"),
+    ("", 'prompts = ["a dog"]\n', "prompts: there are fewer than 2"),
+    ("", 'prompts = ["a dog", "a dog"]\n', "prompts: 'a dog' is there twice"),
+    ("", "seed = 3\n", "seed: there is no such entry; did you mean 'seeds'?"),
+    ("[measures]\nlevels = 5", "", "measures: pixel_levels: 4 does not divide levels = 5"),
+    ('[measures]\nfeatures = ["pictures"]', "", "measures.features: "),
+    ("[measures]\ncaptions = 1", "", "one caption cannot be told from others"),
+])  # fmt: skip
+def test_a_mistake_is_one_clear_line(make, tmp_path, more, first, said):
+    runs.pictures(tmp_path / "others", seed=5, count=6)
+    for path in (tmp_path / "others").glob("p0*"):
+        path.rename(path.with_name(f"q{path.name}"))
+    with pytest.raises(UserError) as error:
+        make(more, first=first)
+    assert said in str(error.value) and len(str(error.value).split("\n")) == 1
+
+
+def test_an_arm_of_another_family_is_named(make, tmp_path):
+    runs.model(tmp_path / "sdxl", "sdxl")
+    with pytest.raises(
+        UserError, match=r"^arms: 'x': its model is Stable Diffusion XL.*all arms need one model family"
+    ):
+        make(ARM + 'options = { "model.path" = "sdxl" }')
+
+
+def test_an_adapter_of_another_family_is_named(make, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    names = [f"lora_unet_input_blocks_{n}_1_transformer_blocks_1_attn2_to_k" for n in (4, 5, 7, 8)]
+    tensors = {f"{name}.lora_down.weight": torch.zeros(2, 2048) for name in names}
+    tensors |= {f"{name}.lora_up.weight": torch.zeros(640, 2) for name in names}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"^arms: 'x': a\.safetensors is for sdxl, the base model is sd15"):
+        make(ARM + 'adapter = "a.safetensors"')
+
+
+def test_captions_that_all_pictures_share_are_no_prompts(make, tmp_path):
+    for path in (tmp_path / "pictures").glob("*.txt"):
+        path.write_text("a cat", "utf-8")
+    with pytest.raises(UserError, match=r"^prompts: the held-out pictures have no two captions that no training"):
+        make()
+
+
+def test_one_picture_cannot_be_divided(make, tmp_path):
+    for path in sorted((tmp_path / "pictures").glob("*"))[2:]:
+        path.unlink()
+    with pytest.raises(UserError, match=r"^held_out: "):
+        make()
+
+
+def test_a_file_that_is_no_study(tmp_path):
+    (tmp_path / "a.toml").write_text("name = 'x'\n[[arms]]\nname = 'a'\n[[arms]]\nname = 'b'\n", "utf-8")
+    with pytest.raises(UserError, match="it has no base configuration"):
+        options.read(tmp_path / "a.toml")
+    with pytest.raises(UserError, match="cannot be read"):
+        options.read(tmp_path / "none.toml")
+    (tmp_path / "a.toml").write_text("name = \n", "utf-8")
+    with pytest.raises(UserError, match="this is not TOML"):
+        options.read(tmp_path / "a.toml")
+
+
+def test_only_numbers_switches_and_known_names_are_told():
+    found = plan.tellable({"adapter": {"rank": 4}, "objective.kind": "simpo", "objective": {"pixel": {"kind": "dpo"}},
+                           "data.path": "/home/me/secret", "sample.prompts": ["me"], "optimizer.kind": "AdamW",
+                           "loss.pixel.weight": "auto", "loss.pixel.mode": "x0", "save.author": "me"})  # fmt: skip
+    assert "secret" not in json.dumps(found) and "me" not in json.dumps(list(found.values())).replace("mode", "")
+    assert found["adapter.rank"] == 4 and found["objective.kind"] == "simpo" and found["objective.pixel.kind"] == "dpo"
+    assert found["loss.pixel.mode"] == "x0" and found["data.path"] == "(not told)"

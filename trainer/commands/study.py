@@ -1,0 +1,84 @@
+"""``study``: which of several recipes is better, on held-out pictures and over seeds."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from ..runs.control import DONE
+from .common import Command, print_json, print_lines, print_note
+
+if TYPE_CHECKING:
+    from ..study.plan import Plan
+
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def register(command: Command) -> None:
+    added = command("study", _study, "Compare recipes on held-out pictures, over seeds; continues where it stopped.")
+    added.add_argument("study", type=Path, help="a .toml file: see docs/study.md, and presets/studies/")
+    added.add_argument("--budget", help="time for the whole study, such as 8h or 90m: as many seeds as fit")
+    added.add_argument("--plan", action="store_true", help="check everything and print what would be done")
+    added.add_argument("--report", action="store_true", help="only write the report of what is there")
+    added.add_argument("--json", action="store_true")
+
+
+def seconds(text: str) -> float:
+    """``8h``, ``90m``, ``2h30m`` in seconds; UserError for anything else."""
+    found = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text.replace(" ", "").lower())
+    if not found or "".join(number + unit for number, unit in found) != text.replace(" ", "").lower():
+        raise UserError(f"--budget: '{text}' is no time; write 8h, 90m or 2h30m")
+    total = sum(float(number) * UNITS[unit] for number, unit in found)
+    if not total:
+        raise UserError("--budget: there is no time in it; write 8h, 90m or 2h30m")
+    return total
+
+
+def _study(args: argparse.Namespace) -> int:
+    from ..study import options, plan, queue, report
+
+    given, config = options.read(_find(args.study))
+    budget = seconds(args.budget) if args.budget else None
+    many = (
+        range(options.MOST_SEEDS)
+        if budget and given.seeds is None and not any(a.adapters for a in given.arms)
+        else None
+    )
+    planned = plan.make(given, config, many)
+    if args.plan:
+        lines = _plan_lines(planned)
+        return print_json({"folder": planned.folder, "cells": len(planned.cells)}) if args.json else print_lines(lines)
+    code = DONE if args.report else queue.run(planned, print_note, budget)
+    outcome = queue.Queue(planned, print_note).report()
+    if args.json:
+        print_json({"folder": planned.folder, **report.summary(outcome)})
+        return code
+    print(report.markdown(outcome), end="")
+    print(f"\nreport: {planned.folder / 'report.html'}")
+    return code
+
+
+def _find(path: Path) -> Path:
+    """A study's file by path, or by its name in presets/studies/."""
+    from ..config import PRESETS
+    from ..registry import nearest
+
+    known = {file.stem: file for file in sorted((PRESETS / "studies").glob("*.toml"))}
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return path
+    if str(path) not in known:
+        raise UserError(f"study: there is no '{path}'; {nearest(str(path), list(known))}")
+    return known[str(path)]
+
+
+def _plan_lines(planned: Plan) -> list[str]:
+    return [
+        f"{planned.options.name}: {len(planned.arms)} arms x {len(planned.seeds)} seeds = {len(planned.cells)} cells, "
+        f"{len(planned.held)} held-out pictures, {len(planned.prompts)} prompts",
+        *(f"  {arm.name}: {arm.changes}" for arm in planned.arms),
+        *(f"  note: {note}" for note in planned.notes),
+        f"folder: {planned.folder}",
+    ]

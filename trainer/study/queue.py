@@ -1,0 +1,450 @@
+"""The cells of a study, one after another: train, measure, report. Whatever is there already is kept.
+
+    runs/ARM-seedN/       an ordinary run's folder
+    cells/ARM-seedN/      what was drawn, and a file of values for each group of measures
+    cells/base-seedN/     neutral prompts, drawn by the base
+    report.html, report.md, values.csv, summary.json
+
+A group of measures is kept with a digest of all that it follows from (the adapter's tensors, prompts, settings), so a
+study that was killed at any point, or changed, does again what is missing or stale, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapters import files
+from ..config import Config
+from ..errors import UserError
+from ..memory import device as memory
+from ..runs.control import DONE
+from ..runs.events import read_events, read_object
+from ..runs.files import make_folder, write_atomic
+from ..runs.folder import RunFolder
+from ..runs.process import locked
+from ..training import checkpoint
+from ..training.build import scan
+from ..training.loop import train
+from ..training.run_options import total_steps
+from . import measure, votes
+from .measure import Bench, Found
+from .models import Pictures
+from .plan import Plan, PlannedArm, digest, tellable
+from .report import Arm, Cost, Outcome, Sheet, clock, every_nth, markdown, page, summary_text
+from .values import Value, to_csv
+
+TIMED, WARM_UP = 24, 4
+"""Steps of a timing run, and those of them that do not count."""
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm at one seed."""
+
+    plan: Plan
+    arm: PlannedArm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.plan.folder / "cells" / self.plan.run_name(self.arm, self.seed)
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.plan.folder / "runs" / self.plan.run_name(self.arm, self.seed))
+
+    @property
+    def adapter(self) -> Path | None:
+        """The file to measure; None for the base alone."""
+        given = self.arm.given
+        if given.untrained:
+            return None
+        if given.adapters:
+            return Path(given.adapters[self.plan.options.seed_list.index(self.seed)])
+        return Path(given.adapter) if given.adapter else self.run.final
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is nothing to train, or it is done."""
+        return not self.arm.given.trains or read_object(self.run.path / "study.json").get("done") is True
+
+    def content(self) -> str:
+        """Of the adapter's tensors, whatever the file says beside them."""
+        if self.adapter is None:
+            return "base"
+        return _content(self.adapter, self.adapter.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _content(path: Path, _changed: int) -> str:
+    tensors, _ = files.read(path)
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        whole.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        whole.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()[:24]
+
+
+def run(plan: Plan, log: Log, budget: float | None = None) -> int:
+    """Do what is missing and report after every cell; returns the exit code.
+
+    ``budget``: seconds for the whole study, with what earlier calls took. Seeds are begun as long as one more of them
+    fits; the first always is.
+    """
+    make_folder(plan.folder, "out")
+    with locked(plan.folder / ".lock") as held:
+        if not held:
+            raise UserError(f"{plan.folder}: another study is running there; wait for it, or give another name")
+        return Queue(plan, log, budget).work()
+
+
+class Queue:
+    """A study at work."""
+
+    def __init__(self, plan: Plan, log: Log, budget: float | None = None):
+        self.plan, self.log, self.budget = plan, log, budget
+        self.failed: dict[str, str] = {}
+        self.planned = len(plan.seeds)
+        """Seeds, of which fewer may fit into the budget."""
+        self.steps = self._equal_times()
+        self._nets: dict[str, Pictures] = {}
+
+    def work(self) -> int:
+        seeds = self.plan.seeds
+        for number, seed in enumerate(seeds):
+            if not self._fits(number):
+                self.log(
+                    f"budget: {clock(self._spent())} of {clock(self.budget or 0)} are used; {number} seeds are done"
+                )
+                break
+            for arm in self.plan.arms:
+                cell = Cell(self.plan, arm, seed)
+                if self.finished(cell):
+                    continue
+                self.log(f"{cell.name}{self._left(cell)}")
+                began = time.monotonic()
+                try:
+                    if (code := self._train(cell)) != DONE:
+                        self.report()
+                        return code
+                    self._measure(cell)
+                except UserError as error:
+                    if isinstance(error, Stale):
+                        raise
+                    self.failed[cell.name] = str(error).split("\n")[0]
+                    self.log(f"{cell.name}: {error}")
+                    continue
+                facts = read_object(cell.folder / "cell.json")
+                wall = facts.get("wall", 0.0) + time.monotonic() - began
+                write_atomic(cell.folder / "cell.json", json.dumps({"v": 1, "wall": wall}))
+                self.report()
+        self.report()
+        if self.failed:
+            raise UserError("\n".join(f"{name}: {why}" for name, why in self.failed.items()))
+        return DONE
+
+    # ------------------------------------------------------------------------------------------------ time
+
+    def _wall(self, arm: PlannedArm) -> list[float]:
+        """Seconds of an arm's finished cells."""
+        cells = [Cell(self.plan, arm, seed) for seed in self.plan.seeds]
+        return [wall for cell in cells if (wall := read_object(cell.folder / "cell.json").get("wall"))]
+
+    def _spent(self) -> float:
+        return sum(sum(self._wall(arm)) for arm in self.plan.arms)
+
+    def _fits(self, seeds_done: int) -> bool:
+        """Whether another seed of all arms fits into the budget."""
+        if self.budget is None or not seeds_done:
+            return True
+        if all(self.finished(Cell(self.plan, arm, self.plan.seeds[seeds_done])) for arm in self.plan.arms):
+            return True
+        spent = self._spent()
+        each = spent / seeds_done
+        if seeds_done == 1:
+            fitting = self.planned = max(1, min(len(self.plan.seeds), int(self.budget / each)))
+            self.log(f"budget: one seed of all arms takes {clock(each)}, so {fitting} fit into {clock(self.budget)}")
+        return spent + each <= self.budget
+
+    def _left(self, now: Cell) -> str:
+        """How far it is, and how long what is left takes."""
+        cells = [Cell(self.plan, arm, seed) for arm, seed in self.plan.cells]
+        open_ = [cell for cell in cells if not self.finished(cell)]
+        known = {arm.name: walls for arm in self.plan.arms if (walls := self._wall(arm))}
+        place = f": cell {len(cells) - len(open_) + 1} of {len(cells)}"
+        if not known:
+            return place
+        every = [wall for walls in known.values() for wall in walls]
+        mean = {name: sum(walls) / len(walls) for name, walls in known.items()}
+        left = sum(mean.get(cell.arm.name, sum(every) / len(every)) for cell in open_)
+        return f"{place}, about {clock(left)} left"
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def config(self, cell: Cell) -> Config:
+        return self.plan.run_config(cell.arm, cell.seed, self.steps.get(cell.arm.name))
+
+    def _train(self, cell: Cell) -> int:
+        if cell.trained:
+            self._check_same(cell)
+            return DONE
+        config = self.config(cell)
+        make_folder(cell.run.path, "out")
+        self._check_same(cell)
+        facts: dict[str, Any] = {"v": 1, "config": _trained_by(config)}
+        write_atomic(cell.run.path / "study.json", json.dumps(facts))
+        resume = bool(cell.run.state.is_dir() and checkpoint.states(cell.run.state))
+        code = train(config, resume=resume)
+        if code == DONE:
+            write_atomic(cell.run.path / "study.json", json.dumps({**facts, "done": True}))
+        return code
+
+    def _check_same(self, cell: Cell) -> None:
+        known = read_object(cell.run.path / "study.json").get("config")
+        if cell.arm.given.trains and known not in (None, _trained_by(self.config(cell))):
+            raise Stale(
+                f"arms: '{cell.arm.name}' has changed since {cell.run.path} was begun; give the arm or the study "
+                "another name, or delete that folder"
+            )
+
+    def _equal_times(self) -> dict[str, int]:
+        """Steps of the arms that are to take as long as the first, measured once."""
+        timed = [arm for arm in self.plan.arms if arm.equal_time]
+        if not timed:
+            return {}
+        path = make_folder(self.plan.folder) / "steps.json"
+        first, known = self.plan.arms[0], read_object(path)
+        budget = _total(self.plan, first)
+        for arm in timed:
+            key = digest(_trained_by(self.plan.run_config(arm, 0)), _trained_by(self.plan.run_config(first, 0)))
+            if known.get(arm.name, {}).get("key") != key:
+                each = {one.name: self._seconds_per_step(one) for one in (first, arm)}
+                steps = max(1, round(budget * each[first.name] / each[arm.name]))
+                known[arm.name] = {"key": key, "steps": steps, "seconds": each[arm.name], "first": each[first.name]}
+                write_atomic(path, json.dumps(known))
+        return {arm.name: known[arm.name]["steps"] for arm in timed}
+
+    def _seconds_per_step(self, arm: PlannedArm) -> float:
+        config = self.plan.run_config(arm, 0, min(TIMED, _total(self.plan, arm)))
+        name = f"timing-{config.run.name}"
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+        self.log(f"{arm.name}: timing {config.run.steps} steps")
+        if train(config) != DONE:
+            raise UserError(f"equal: the timing of '{arm.name}' was stopped; start the study again")
+        seconds = list(_seconds(RunFolder(Path(config.run.out) / name)).values())
+        steady = seconds[WARM_UP:] or seconds
+        return sum(steady) / len(steady)
+
+    # ------------------------------------------------------------------------------------------------ measuring
+
+    def parts(self, cell: Cell) -> dict[str, str]:
+        """The groups of measures of a cell, and the digest of what each follows from."""
+        plan, options = self.plan, self.plan.options.measures
+        config = plan.config
+        drawing = [config.sample.model_dump(), config.data.resolution, plan.prompts, cell.seed]
+        whole = [cell.content(), config.model.model_dump(), config.run.precision, cell.seed]
+        held = [plan.held, config.data.model_dump()]
+        found = {"errors": digest(whole, held, options.levels, options.pixel_levels)}
+        if config.data.pairs:
+            found["pairs"] = digest(whole, held, options.levels)
+        found["real"] = digest(whole, drawing, held, options.features)
+        if options.captions:
+            found["alignment"] = digest(whole, drawing, options.captions, options.caption_levels)
+        if options.neutral:
+            found["drift"] = digest(whole, drawing, options.neutral)
+        if options.scores:
+            found["scores"] = digest(whole, drawing, options.scores)
+        return found
+
+    def finished(self, cell: Cell) -> bool:
+        return cell.trained and (cell.adapter is None or cell.adapter.exists()) and not self._missing(cell)
+
+    def _missing(self, cell: Cell) -> list[tuple[str, str]]:
+        return [(name, key) for name, key in self.parts(cell).items()
+                if read_object(cell.folder / f"{name}.json").get("key") != key]  # fmt: skip
+
+    def _measure(self, cell: Cell) -> None:
+        missing = self._missing(cell)
+        if not missing:
+            return
+        plan, adapter = self.plan, cell.adapter
+        config = self.config(cell)
+        one = measure.bench(config, adapter and str(adapter), plan.held, plan.prompts, cell.seed,
+                            plan.options.measures, self.log)  # fmt: skip
+        make_folder(cell.folder)
+        for name, key in missing:
+            began = time.monotonic()
+            found = self._found(name, cell, one)
+            facts = {"v": 1, "key": key, "seconds": time.monotonic() - began, "values": found}
+            write_atomic(cell.folder / f"{name}.json", json.dumps(facts))
+        del one
+        memory.release(memory.choose_device(config.run.device))
+
+    def _found(self, name: str, cell: Cell, one: Bench) -> Found:
+        plan, options = self.plan, self.plan.options.measures
+        count, prompts = len(plan.prompts), list(plan.prompts)
+        facts = {"study": plan.options.name, "adapter": cell.content()}
+
+        def pictures() -> list[Path]:
+            return measure.drawn(one, cell.folder / "pictures", count, facts)
+
+        match name:
+            case "errors":
+                return measure.held_out_errors(one)
+            case "pairs":
+                return measure.pairs_in_order(one)
+            case "real":
+                nets = [(self._called(folder), self._net(folder, one, False)) for folder in options.features]
+                return measure.against_real(one, pictures(), nets)
+            case "alignment":
+                return measure.alignment(one, pictures(), prompts)
+            case "drift":
+                base = plan.folder / "cells" / f"base-seed{cell.seed}"
+                by_base = measure.drawn_by_base(one, base, count, {**facts, "adapter": "base"})
+                return measure.drift(measure.drawn_neutral(one, cell.folder / "neutral", count, facts), by_base)
+            case "scores":
+                nets = [(self._called(folder), self._net(folder, one, True)) for folder in options.scores]
+                return [row for called, net in nets for row in measure.scored(called, net, pictures(), prompts)]
+        raise AssertionError(name)
+
+    def _called(self, folder: str) -> str:
+        return Path(folder).name
+
+    def _net(self, folder: str, one: Bench, scores: bool) -> Pictures:
+        key = f"{folder} {scores}"
+        if key not in self._nets:
+            self._nets[key] = Pictures(
+                folder, one.model.device, "measures.scores" if scores else "measures.features", scores
+            )
+        return self._nets[key]
+
+    # ------------------------------------------------------------------------------------------------ the report
+
+    def report(self) -> Outcome:
+        """Write all files of the report from what is there."""
+        outcome = self.outcome()
+        folder = self.plan.folder
+        write_atomic(folder / "values.csv", to_csv(outcome.values))
+        write_atomic(folder / "report.md", markdown(outcome))
+        write_atomic(folder / "report.html", page(outcome))
+        write_atomic(folder / "summary.json", summary_text(outcome))
+        return outcome
+
+    def outcome(self) -> Outcome:
+        plan = self.plan
+        done = {arm.name: [cell for seed in plan.seeds if self.finished(cell := Cell(plan, arm, seed))]
+                for arm in plan.arms}  # fmt: skip
+        values = [value for cells in done.values() for cell in cells for value in _values(cell, self.parts(cell))]
+        values += votes.values(plan.folder / votes.FILE, [arm.name for arm in plan.arms], plan.seeds, len(plan.prompts))
+        arms = [Arm(arm.name, arm.changes, tellable(arm.given.options), _cost(done[arm.name]), len(done[arm.name]))
+                for arm in plan.arms]  # fmt: skip
+        return Outcome(
+            plan.options.name, arms, measure.catalogue(list(dict.fromkeys(v.measure for v in values))), values,
+            _identical(plan.arms, done), self.planned, self._notes(done), self._facts(), self._sheets(done),
+        )  # fmt: skip
+
+    def _notes(self, done: dict[str, list[Cell]]) -> list[str]:
+        plan, least = self.plan, min(len(cells) for cells in done.values())
+        lines = [f"{len(plan.held)} held-out pictures, {len(plan.prompts)} prompts, {self.planned} seeds planned."]
+        if least == 1:
+            lines.append("There is one seed: what is seen may be the chance of one training. Nothing is tested.")
+        elif least < self.planned:
+            lines.append(f"The study is not finished: {least} of {self.planned} seeds are done by every arm.")
+        lines += [f"{note}." for note in plan.notes]
+        lines += [f"{name} has no result: {why}" for name, why in self.failed.items()]
+        for name, steps in self.steps.items():
+            lines.append(f"'{name}' has {steps} steps, which take as long as those of '{plan.arms[0].name}'.")
+        return lines
+
+    def _facts(self) -> dict[str, Any]:
+        plan, config = self.plan, self.plan.config
+        device = memory.choose_device(config.run.device)
+        return {
+            "family": plan.found.spec.name, "device": memory.device_name(device), "torch": torch.__version__,
+            "resolution": config.data.resolution or plan.found.spec.resolution, "held_out": len(plan.held),
+            "prompts": len(plan.prompts), "data": "pairs" if config.data.pairs else "pictures",
+            "equal": plan.options.equal, "base": tellable(config.model_dump(
+                include={"adapter", "optimizer", "schedule", "loss", "objective", "run"}, exclude_unset=True,
+                exclude_none=True)),
+        }  # fmt: skip
+
+    def _sheets(self, done: dict[str, list[Cell]]) -> list[Sheet]:
+        """Of the first seed that any arm has finished."""
+        seeds = [cell.seed for cells in done.values() for cell in cells]
+        if not seeds:
+            return []
+        seed = min(seeds, key=self.plan.seeds.index)
+        numbers = every_nth(len(self.plan.prompts))
+        rows = []
+        for arm in self.plan.arms:
+            folder = Cell(self.plan, arm, seed).folder / "pictures"
+            paths = [path if (path := folder / f"{i:04d}.png").exists() else None for i in numbers]
+            rows.append((arm.name, tuple(paths)))
+        return [Sheet(seed, tuple(self.plan.prompts[i] for i in numbers), tuple(rows))]
+
+
+class Stale(UserError):
+    """What is there was made by something else: nothing is done before that is settled."""
+
+
+def _trained_by(config: Config) -> str:
+    """Of all that is set in a run's configuration, wherever it lies."""
+    return digest(config.model_dump(exclude_unset=True, exclude={"run": {"out", "name"}}))
+
+
+def _total(plan: Plan, arm: PlannedArm) -> int:
+    """Steps of an arm as configured."""
+    run = arm.config.run
+    if not run.epochs:
+        return run.steps or 1000
+    dataset = scan(arm.config, found=plan.found)[1]
+    return total_steps(run, dataset.steps_per_epoch, dataset.batches_per_epoch(run.accumulation))
+
+
+def _seconds(folder: RunFolder) -> dict[int, float]:
+    """Of each training step; of a step that was repeated after a kill, the last time."""
+    events = read_events(folder.path / "events.jsonl")[0]
+    return {event["step"]: event["seconds"] for event in events if event["kind"] == "step"}
+
+
+def _values(cell: Cell, parts: dict[str, str]) -> list[Value]:
+    rows = [row for part in parts for row in read_object(cell.folder / f"{part}.json").get("values", [])]
+    return [Value(name, cell.arm.name, cell.seed, item, float(value)) for name, item, value in rows]
+
+
+def _cost(cells: Sequence[Cell]) -> Cost | None:
+    if not cells or not cells[0].arm.given.trains:
+        return None
+    seconds = [_seconds(cell.run) for cell in cells]
+    peaks = [max((event.get("gb", 0.0) for event in read_events(cell.run.path / "events.jsonl")[0]
+                  if event["kind"] == "step"), default=0.0) for cell in cells]  # fmt: skip
+    measuring = [sum(read_object(path).get("seconds", 0.0) for path in cell.folder.glob("*.json")) for cell in cells]
+    count = len(cells)
+    return Cost(sum(map(len, seconds)) / count, sum(sum(s.values()) for s in seconds) / count, max(peaks),
+                sum(measuring) / count)  # fmt: skip
+
+
+def _identical(arms: Sequence[PlannedArm], done: dict[str, list[Cell]]) -> frozenset[str]:
+    """Arms whose tensors are those of the first at every seed that both have."""
+    first = {cell.seed: cell.content() for cell in done[arms[0].name]}
+    same = set()
+    for arm in arms[1:]:
+        pairs = [(first[cell.seed], cell.content()) for cell in done[arm.name] if cell.seed in first]
+        if pairs and all(one == other for one, other in pairs):
+            same.add(arm.name)
+    return frozenset(same)
