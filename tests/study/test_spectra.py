@@ -86,12 +86,12 @@ def test_standardized_features_have_no_unit():
 
 def test_nearness_is_above_0_for_a_copy_of_a_training_picture_and_fair_between_equal_sets():
     g = torch.Generator().manual_seed(5)
-    trained = torch.randn(300, 6, generator=g)
     found = []
     for _ in range(60):
         trained, held, made = (torch.randn(count, 6, generator=g) for count in (300, 30, 50))
         found.append(float(spectra.nearness(made, trained, held).mean()))
     means = torch.tensor(found)
     assert abs(float(means.mean())) < 4 * float(means.std()) / 60**0.5  # though ten times as many are trained on
+    trained, held = torch.randn(300, 6, generator=g), torch.randn(30, 6, generator=g)
     copies = trained[::10][:30] + 0.01 * torch.randn(30, 6, generator=g)
     assert float(spectra.nearness(copies, trained, held).mean()) > 3
