@@ -43,6 +43,8 @@ PIXEL, CACHED, SINGLE = {"loss.pixel.mode": "mixed"}, {"objective.reference_draw
 CASES: dict[str, dict[str, Any]] = {
     "latent": {},
     "plain": {"plain": True},
+    "plan, auto": {"memory.plan": "auto"},
+    "pixel, plan, auto": {"memory.plan": "auto", "loss.pixel.mode": "mixed"},
     "latent, checkpointed": RECOMPUTE,
     "plain, checkpointed": {**RECOMPUTE, "plain": True},
     "half checkpointed": {**RECOMPUTE, "memory.checkpointing_fraction": 0.5},

@@ -17,7 +17,7 @@ from pixelkiln.trainer.training.remedies import STEP
 ROOMY = Gpu("a CUDA GPU", 80.0, 80.0, "cuda", True)
 """Room for every decode, so that ``auto`` goes by the picture's size alone."""
 UNSEEN = {
-    "plain", "memory.attention", "memory.compile", "memory.channels_last", "loss.pixel.target_cache",
+    "plain", "memory.plan", "memory.attention", "memory.compile", "memory.channels_last", "loss.pixel.target_cache",
     "loss.lpips.backbone",
 }  # fmt: skip
 """Options that a symbolic run does not see."""

@@ -24,6 +24,7 @@ LEVERS="latent, checkpointed;plain, checkpointed;8-bit AdamW;sdpa;fp8;int8;nf4"
 STREAMS="latent, checkpointed;streamed;streamed, auto;checkpoints in host memory;leanest"
 PIXELS="latent, checkpointed;pixel, auto;pixel, leanest;pixel, full;pixel, midcrop;pixel, window;pixel, kept targets"
 PAIRS="pairs, sft;dpo;dpo, one by one;dpo, cached reference;dpo, pixel;dpo, pixel, cached reference, one by one;dpo, pixel, leanest"
+PLANS="8-bit AdamW;plan, auto;pixel, plan, auto"
 SPEED="latent, checkpointed;plain, checkpointed;half checkpointed;channels last;compiled"
 
 case "$part" in
@@ -33,6 +34,7 @@ case "$part" in
  9 SDXL: speed                     10 SD3: levers         11 SD3: streamed      12 SD3: pixel   13 SD3: pairs
 14 SD1.5 capped at 2, 4 and 8 GB   15 SDXL capped at 4, 6, 8 and 12 GB          16 SD3 capped at 4, 8 and 12 GB
 17 the bundled demo, from start to picture                18 the table
+19 SD1.5: plan "auto"                20 SDXL: plan "auto"                21 SD3: plan "auto"
 LIST
     exit 0 ;;
 esac
@@ -56,5 +58,8 @@ case "$part" in
   16) bench --models sd3-medium --memory 4,8,12 --cases "8-bit AdamW;nf4;leanest;pixel, leanest;dpo, pixel, leanest" ;;
   17) timeout 470 "$python" -m trainer train --preset demo --run.out="$out/runs" ;;
   18) "$python" -m bench --append "$out/gpu.jsonl" --table ;;
-  *) echo "gpu_all.sh: there is no part '$part'; there are 1 to 18" >&2; exit 2 ;;
+  19) bench --models sd15 --memory 4,8,24 --cases "$PLANS" ;;
+  20) bench --models sdxl --memory 8,12,16,24 --cases "$PLANS" ;;
+  21) bench --models sd3-medium --memory 12,16,24 --cases "$PLANS" ;;
+  *) echo "gpu_all.sh: there is no part '$part'; there are 1 to 21" >&2; exit 2 ;;
 esac

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from pixelkiln.trainer.config import Config, load
+from pixelkiln.trainer.commands.check import planned
+from pixelkiln.trainer.config import PLANNED_ANEW, PLANNED_ONCE, Config, load
 from pixelkiln.trainer.estimate import gpus
 from pixelkiln.trainer.estimate.fake_tensors import count_attention
 from pixelkiln.trainer.estimate.memory import CONTEXT
@@ -56,12 +57,19 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         if flags.get("loss.lpips.backbone") == "random VGG16":
             flags["loss.lpips.backbone"] = random_vgg(Path(out) / "vgg16.safetensors")
         config = load(flags={**base, **flags})
+        if config.memory.plan == "auto":
+            config, _ = planned(config, False, None, lambda line: None)
         folder = RunFolder(Path(out) / "bench")
         folder.make()
         with ProgressWriter(folder.path) as writer:
             session = build_session(config, lambda line: None)
+            chosen = {"plan": _chosen(config)} if config.memory.plan == "auto" else {}
             estimate = {} if plain else {"foretold_gb": _estimated_gb(config, session)}
-            return estimate | _timed(config, session, folder, writer, case["steps"], plain)
+            return chosen | estimate | _timed(config, session, folder, writer, case["steps"], plain)
+
+
+def _chosen(config: Config) -> dict[str, Any]:
+    return {name: config.value(name) for name in (*PLANNED_ANEW, *PLANNED_ONCE)}
 
 
 def _timed(

@@ -20,7 +20,7 @@ import gradio as gr
 
 from ..trainer.errors import UserError
 from ..trainer.runs import control
-from ..trainer.runs.check_report import clock
+from ..trainer.runs.check_report import duration
 from ..trainer.runs.control import gigabytes
 from ..trainer.runs.events import read_object
 from . import draft, fields, findings, queue, words
@@ -341,7 +341,7 @@ def shown(report: Report, values: dict[str, Any], context: Context, asking: bool
 def ready(answer: dict[str, Any], values: dict[str, Any]) -> str:
     """``Ready: about 56 s, 0.6 of 19.8 GB of memory, 0.2 GB of disk``."""
     fit = answer.get("fit") or {}
-    time_ = words.ABOUT.format(clock(fit["seconds"])) if fit.get("seconds") else words.NOT_KNOWN
+    time_ = (duration(fit, answer["steps"]) if answer.get("steps") else "") or words.NOT_KNOWN
     memory = words.OF_GPU.format(gigabytes(fit["gb"]), gigabytes(fit["of_gb"]), fit["card"]) if fit.get("of_gb") else ""
     disk = words.OF_DISK.format(gigabytes(findings.disk(values, answer)))
     return (words.READY if fit.get("fits", True) else words.TOO_LARGE).format(
@@ -391,6 +391,7 @@ def fit_report(fit: dict[str, Any]) -> str:
     return (
         note(words.NOT_ENOUGH if hopeless else "", "bad")
         + bar(fit["gb"] / max(fit["of_gb"], 0.01), f"{words.MEMORY}: {room}", "" if fit["fits"] else "over")
+        + _listed(words.PLAN, [("", line) for line in (fit.get("plan") or {}).get("lines", [])])
         + _listed(words.AT_PEAK.format(fit["at"]), [(f"{gigabytes(gb)} GB", name) for name, gb in peak.items()])
         + _listed(words.MAKES_FIT, [(str(number), one) for number, one in enumerate(remedies, 1)])
     )
@@ -408,6 +409,7 @@ def details(answer: dict[str, Any]) -> str:
     fit = answer.get("fit") or {}
     steps, epoch = answer.get("steps"), data.get("steps_per_epoch")
     lengths = words.PER_EPOCH.format(epoch, data.get("samples_per_epoch", "?")) if epoch else ""
+    takes = duration(fit, steps) if steps else ""
     terms, size = answer.get("terms") or {}, answer.get("resolution")
     titles, kinds = fields.objectives(), dict.fromkeys(str(term["objective"]) for term in terms.values())
     rows = [
@@ -416,7 +418,7 @@ def details(answer: dict[str, Any]) -> str:
         (words.HELD_OUT, data.get("held_out") or None),
         (words.LENGTH, words.STEPS_EPOCHS.format(steps, answer.get("epochs") or 0)),
         (words.AN_EPOCH, lengths),
-        (words.TIME, f"{clock(fit['seconds'])} ({fit.get('pace', '')})" if fit.get("seconds") else words.NOT_KNOWN),
+        (words.TIME, f"{takes} ({fit.get('pace', '')})" if takes else words.NOT_KNOWN),
         (words.COMPUTE, words.COMPUTE_TIMES.format(fit["computing"]) if fit.get("computing", 0) > 1 else None),
         (words.RESOLUTION, " × ".join(map(str, size)) if isinstance(size, list) else size),
         (words.LOSSES, ", ".join(terms)),

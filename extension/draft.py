@@ -37,7 +37,7 @@ COPY = "draft-before-[0-9][0-9][0-9][0-9].toml"
 COPIES = 20
 """How many earlier recipes are kept."""
 EMPTY = (None, "", [])
-START = f"# {words.HEADER}\nconfig_version = 2\n"
+START = f"# {words.HEADER}\nconfig_version = 3\n"
 
 
 TRIGGER = "[trigger]"
@@ -242,7 +242,7 @@ def inherited(own: Mapping[str, Any], folders: Folders = BUNDLED) -> dict[str, A
         return {}
     try:
         found = preset_file(name, folders)
-        return config.absolute(config.read_toml(found), found.parent)
+        return config.preset_tables(str(found), own.get("config_version", config.VERSION))
     except UserError:
         return {}
 

@@ -18,7 +18,7 @@ import gradio as gr
 from ..trainer.config import OBJECTIVE, PRESETS
 from ..trainer.errors import UserError
 from ..trainer.runs import control
-from ..trainer.runs.check_report import clock
+from ..trainer.runs.check_report import duration
 from ..trainer.runs.events import read_object
 from . import check, draft, fetch, fields, hosts, models, words
 from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, kindly, note, problem_list
@@ -491,8 +491,8 @@ class Recipe:
             steps = steps if isinstance(steps, int) else 1000
             line = words.number(steps, words.STEPS)
             line += f" = {words.EPOCHS_OF.format(steps / per_epoch)}" if per_epoch else ""
-        each = (answer.get("fit") or {}).get("seconds_per_step")
-        return note(line + (f", {words.ABOUT.format(clock(each * steps))}" if each and steps else ""))
+        takes = duration(answer.get("fit") or {}, steps) if steps else ""
+        return note(line + (f", {takes}" if takes else ""))
 
     def _inherited(self, key: str) -> Any:
         """What the preset says of an option."""

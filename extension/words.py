@@ -176,7 +176,8 @@ PER_EPOCH = "{} steps over {} samples"
 OF_GPU = "{} of {} GB free on {}"
 AT_PEAK = "Memory at its peak ({})"
 MAKES_FIT = "What would make it smaller, one after the other"
-TIME, ABOUT, NOT_KNOWN = "Time", "about {}", "time not known before the first run"
+TIME, NOT_KNOWN = "Time", "time not known before the first run"
+PLAN = "Memory plan"
 BUCKETS = "Sizes and how many samples each"
 
 # Train

@@ -7,7 +7,7 @@ import re
 import pytest
 from short_runs import model, pairs, pictures
 
-from pixelkiln.trainer.config import PRESETS, load
+from pixelkiln.trainer.config import PRESETS, load, read_toml
 from pixelkiln.trainer.training.loop import train
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.toml") if not path.stem.startswith("demo"))
@@ -22,7 +22,7 @@ def made(name: str, root, **flags):
     small = {
         "model.path": str(model(root / family, MODELS[family])), "data.resolution": 64, "run.out": str(root / "runs"),
         "run.device": "cpu", "run.precision": "fp32", "run.steps": 2, "run.accumulation": 1, "run.name": name,
-        ("data.pairs" if goal == "preference" else "data.path"): str(data), "memory.text_weights": "full",
+        ("data.pairs" if goal == "preference" else "data.path"): str(data),
     }  # fmt: skip
     return load(preset=name, flags={**small, **flags})
 
@@ -37,6 +37,8 @@ def test_a_preset_is_named_and_described(name, tmp_path):
     assert re.match(rf"# SD.*, {size[:-2]} GB: \w", lines[0])
     assert lines[1].startswith("# Values: ")
     config = made(name, tmp_path)
+    own = read_toml(PRESETS / f"{name}.toml")
+    assert own["memory"] == {"plan": "auto"} and "kind" not in own["optimizer"], "a goal, not how it fits"
     assert (config.objective.kind == "dpo") == (goal == "preference")
     assert ("pixel" in config.terms()) >= (goal == "detail")
 

@@ -181,21 +181,24 @@ def _train(args: argparse.Namespace) -> int:
     config, examined = configuration(args), None
     profiler = Profiler(args.profile, args.memory_snapshot)
     profiler.check(choose_device(config.run.device))
+    planner = None
+    if config.memory.plan == "auto":
+        from .commands.check import planned as planner
     if args.fit:
         from .commands.check import card_for, check, examine
         from .estimate import report
 
         examined = examine(config)
-        answer = check(config, card_for(config, None, None), examined)
+        answer = check(config, card_for(config, None, None), examined, print_note)
         config = report.apply(config, answer["fit"], print_note)
     from .training.loop import train
 
-    return train(config, resume=args.resume, examined=examined, profiler=profiler)
+    return train(config, resume=args.resume, examined=examined, profiler=profiler, planner=planner)
 
 
 def _check(args: argparse.Namespace) -> int:
     from .commands.calibrate import calibrate
-    from .commands.check import card_for, check, load_without_model, sources
+    from .commands.check import card_for, check, load_without_model, planned, sources
     from .estimate import report
     from .runs.check_report import lines
     from .runs.files import check_target, write_atomic
@@ -204,8 +207,9 @@ def _check(args: argparse.Namespace) -> int:
     if args.fit and args.output:
         check_target(args.output, *sources(config, args), force=args.force, name="--output")
     if args.calibrate:
-        calibrate(config)
-    answer = check(config, card_for(config, args.card, args.memory))
+        calibrate(planned(config, False, None, print_note)[0] if config.memory.plan == "auto" else config)
+    card = card_for(config, args.card, args.memory)
+    answer = check(config, card) if args.json else check(config, card, say=print_note)
     if args.fit:
         text = report.apply(config, answer["fit"], print_note).to_toml(only_set=True)
         if args.output:

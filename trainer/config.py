@@ -5,6 +5,7 @@ Order of precedence: flag > file > preset > default. Paths are relative to the f
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import unicodedata
@@ -36,7 +37,14 @@ from .training.run_options import RunOptions
 from .training.validation import ValidationOptions
 
 _log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
+PLANNED_ANEW = (
+    "memory.gradient_checkpointing", "memory.checkpointing_fraction", "memory.cpu_offload_checkpointing",
+    "memory.blocks_on_gpu", "memory.grad_cache", "model.t5_on_cpu",
+)  # fmt: skip
+"""What memory.plan chooses at every start, where it is not set: the results are equal up to rounding."""
+PLANNED_ONCE = ("memory.base_weights", "memory.text_weights", "optimizer.kind")
+"""What it chooses at a run's first start alone, with the decode plans of the loss terms."""
 OBJECTIVE = "sft"
 """The kind of objective where none is given."""
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
@@ -79,7 +87,7 @@ def _objective_table() -> Any:
 class _Tables(Options):
     """The tables whose models are written in one place; see ``config_model`` for the rest."""
 
-    config_version: Literal[2] = 2
+    config_version: Literal[3] = 3
     """The version of this file's form. Older files are migrated when they are read."""
     preset: str | None = None
     """Start from this preset: a name in ``presets/`` or a path."""
@@ -119,18 +127,52 @@ class Config(_Tables):
 
     def changed(self, changes: Mapping[str, Any]) -> Config:
         """With options set, by dotted names. ConfigError when the configuration contradicts itself then."""
-        return parse(merge(self.model_dump(exclude_none=True, exclude_unset=True), nested(changes)))
+        planned = nested({name: self.value(name) for name in PLANNED_ANEW if self.value(name) != _default(name)})
+        return parse(merge(merge(self.model_dump(exclude_none=True, exclude_unset=True), planned), nested(changes)))
+
+    def value(self, name: str) -> Any:
+        """An option outside [loss] and [objective], by its dotted name."""
+        table, _, key = name.partition(".")
+        return getattr(getattr(self, table), key)
+
+    def is_set(self, name: str) -> bool:
+        """Whether such an option is given, and not left to its default or the plan."""
+        table, _, key = name.partition(".")
+        return table in self.model_fields_set and key in getattr(self, table).model_fields_set
+
+    def planned(self, anew: Mapping[str, Any], once: Mapping[str, Any]) -> Config:
+        """With what memory.plan chose, by dotted names: ``once`` is set from here on, ``anew`` is not, so that the next
+        start may choose otherwise."""
+        config = self.changed({**once, **anew})
+        for table, values in nested(anew).items():
+            getattr(config, table).model_fields_set.difference_update(values)
+        return config
 
     def to_toml(self, *, only_set: bool = False) -> str:
-        """As TOML; None is what is left out. ``parse(loads(config.to_toml())) == config``."""
+        """As TOML; None is what is left out. ``parse(loads(config.to_toml())) == config`` but for what memory.plan
+        chooses at every start, which is a comment."""
         import tomlkit
+
+        whole, chosen = self.model_dump(exclude_none=True, exclude_unset=only_set), ""
+        for name in (*PLANNED_ANEW, *PLANNED_ONCE) if self.memory.plan == "auto" else ():
+            if not self.is_set(name):
+                table, _, key = name.partition(".")
+                whole.get(table, {}).pop(key, None)
+                value = self.value(name)
+                chosen += f"# memory.plan chose {name} = {json.dumps(value)}\n" if value != _default(name) else ""
 
         def written(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: written(one) for key, one in value.items()}
             return [written(one) for one in value] if isinstance(value, list) else value
 
-        return tomlkit.dumps(written(self.model_dump(exclude_none=True, exclude_unset=only_set)))
+        return chosen + tomlkit.dumps(written(whole))
+
+
+def _default(name: str) -> Any:
+    table, _, key = name.partition(".")
+    (model,) = _models(_Tables.model_fields[table].annotation)
+    return model.model_fields[key].get_default(call_default_factory=True)
 
 
 @cache
@@ -146,10 +188,7 @@ def load(path: str | Path | None = None, flags: Mapping[str, Any] | None = None,
     file = absolute(_refuse_kohya(read_toml(Path(path)), path), Path(path).resolve().parent) if path else {}
     flags = absolute(nested(flags or {}), Path.cwd())
     name = preset or flags.get("preset") or file.get("preset")
-    base: dict[str, Any] = {}
-    if name:
-        found = find_preset(str(name))
-        base = absolute(read_toml(found), found.parent)
+    base = preset_tables(str(name), file.get("config_version", VERSION)) if name else {}
     _refuse_broken(file)
     _log.debug("configuration: file %s, preset %s, flags %s", path, name, flags)
     return parse(merge(merge(base, file), {**flags, **({"preset": name} if name else {})}), str(path or "flags"))
@@ -273,8 +312,31 @@ def find_preset(name: str) -> Path:
     return known[name]
 
 
+def preset_tables(name: str, version: Any = VERSION) -> dict[str, Any]:
+    """What a preset gives to a file of this version, with absolute paths. UserError where there is no such preset.
+
+    Up to version 2 the bundled presets set memory options and an 8-bit optimizer; a file of that time keeps them.
+    """
+    found = find_preset(name)
+    tables = absolute(read_toml(found), found.parent)
+    old = version in (1, 2) and found.parent == PRESETS and found.stem.endswith("gb")
+    return merge(tables, nested({**MEMORY_UNTIL_2, **MEMORY_OF_ONE_UNTIL_2.get(found.stem, {})})) if old else tables
+
+
+MEMORY_UNTIL_2 = {
+    "memory.plan": "manual", "memory.gradient_checkpointing": True, "optimizer.kind": "AdamW8bit",
+}  # fmt: skip
+MEMORY_OF_ONE_UNTIL_2 = {
+    "sd15-preference-8gb": {"memory.grad_cache": True}, "sdxl-character-8gb": {"memory.base_weights": "nf4"},
+    "sdxl-character-12gb": {"memory.base_weights": "int8"}, "sdxl-style-12gb": {"memory.base_weights": "int8"},
+    "sd3-character-16gb": {"memory.text_weights": "int8"},
+}  # fmt: skip
+"""What all of the bundled presets set until version 2, and what one of them did."""
+
+
 def migrate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Bring a configuration of any version to today's form: version 2 renamed options, see ``renames``."""
+    """Bring a configuration of any version to today's form: version 2 renamed options, see ``renames``; until version
+    2 presets set memory options, see ``preset_tables``."""
     version = raw.get("config_version", VERSION)
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise UserError(f"{source}: config_version {version!r} is not known here; this version reads 1 to {VERSION}")

@@ -41,7 +41,7 @@ def test_the_former_name_works_in_flags_files_presets_and_changes(tmp_path, old)
     assert c.load(flags={**base, old: value}) == wanted
     assert c.load(flags=base).changed({old: value}) == wanted.changed({})
     assert c.parse(c._nested({**base, old: value})) == c.parse(c._nested({**base, new: value}))
-    for version in ("", "config_version = 1\n", "config_version = 2\n"):
+    for version in ("", "config_version = 1\n", "config_version = 2\n", "config_version = 3\n"):
         (tmp_path / "c.toml").write_text(version + toml({old: value}), "utf-8")
         assert c.load(tmp_path / "c.toml", base) == wanted
         preset = c.load(None, base, preset=str(tmp_path / "c.toml"))
@@ -75,7 +75,7 @@ def test_only_todays_name_is_written(old):
     text = c.load(flags={**BASE, **NEEDED, old: VALUES[old]}).to_toml(only_set=True)
     written = c.loads(text)
     assert c.renames(written) == [] and c._at(written, ROWS[old].split(".")) == VALUES[old]
-    assert written["config_version"] == 2
+    assert written["config_version"] == c.VERSION
 
 
 def test_the_former_name_works_beside_kohyas_flags(tmp_path):

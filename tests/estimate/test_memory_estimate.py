@@ -135,12 +135,15 @@ def test_too_little_for_anything_is_said(home):
 
 @pytest.mark.slow
 def test_every_run_teaches_the_next_check(home):
-    config = wanted(home, "sd15", {"run.steps": 4, "run.name": "paced"})
+    config = wanted(home, "sd15", {"run.steps": step_time.LEAST, "run.name": "paced"})
     before = check(config, card_for(config, None, None))["fit"]
+    assert (before["seconds_per_step"] is None and "not measured" in before["pace"]) or "scaled" in before["pace"]
     assert runs.train(config) == 0
     after = check(config, card_for(config, None, None))["fit"]
-    assert "a run like this" in after["pace"] and after["seconds_per_step"] > 0
-    assert before["seconds_per_step"] is None or "scaled" in before["pace"]
+    assert after["pace"] == "measured here in 19 steps of a run like this" and after["seconds_per_step"] > 0
+    short = wanted(home, "sd15", {"run.steps": 2, "run.name": "paced"})
+    assert runs.train(short) == 0, "two steps of the same configuration"
+    assert check(config, card_for(config, None, None))["fit"]["seconds_per_step"] == after["seconds_per_step"]
     larger = wanted(home, "sd15", {"run.steps": 4, "run.batch": 4})
     scaled = check(larger, card_for(larger, None, None))["fit"]
     assert "scaled from" in scaled["pace"]
@@ -150,10 +153,28 @@ def test_pace_is_scaled_by_operations(home, monkeypatch, tmp_path):
     monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path))
     assert step_time.expect("b", "card", "bfloat16", 200.0) is None
     step_time.expect("a", "card", "bfloat16", 100.0)
-    step_time.record("a", "card", "bfloat16", [9.0, 1.0, 1.0])
-    step_time.record("c", "another card", "bfloat16", [5.0])
+    step_time.record("a", "card", "bfloat16", [9.0, *[1.0] * 19])
+    step_time.record("c", "another card", "bfloat16", [5.0] * 20)
     assert (found := step_time.expect("b", "card", "bfloat16", 200.0)) and found.seconds == 2.0
     assert (found := step_time.expect("a", "card", "bfloat16", 100.0)) and found.seconds == 1.0
+
+
+def test_few_steps_teach_nothing_unless_they_were_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path))
+
+    def known() -> float | None:
+        found = step_time.expect("a", "card", "bfloat16", 100.0)
+        return found and found.seconds
+
+    step_time.record("a", "card", "bfloat16", [1.0] * 19)
+    assert known() is None
+    step_time.record("a", "card", "bfloat16", [9.0, 2.0, 2.0], least=3)
+    assert known() == 2.0
+    step_time.record("a", "card", "bfloat16", [3.0] * 20)
+    step_time.record("a", "card", "bfloat16", [9.0, 2.0, 2.0], least=3)
+    assert known() == 3.0
+    step_time.record("a", "card", "bfloat16", [4.0] * 20)
+    assert known() == 4.0
 
 
 def test_what_is_remembered_survives_damage(monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ from pixelkiln.extension import check, words
 
 def fit(fits: bool, *remedies: dict[str, Any]) -> dict[str, Any]:
     return {
-        "gb": 7.4, "of_gb": 5.4, "fits": fits, "card": "RTX 3060 6GB", "at": "training step", "seconds": 600,
+        "gb": 7.4, "of_gb": 5.4, "fits": fits, "card": "RTX 3060 6GB", "at": "training step", "seconds_per_step": 6.0,
         "parts": {"weights": 4.8, "adapter": 0.004, "activations": 2.6}, "pace": "as run 'a'",
         "remedies": list(remedies),
     }  # fmt: skip
@@ -32,7 +32,7 @@ def test_one_button_makes_it_fit_and_says_to_what() -> None:
     html = check.fit_report(fit(False, *steps))
     assert "7.4 of 5.4 GB free on RTX 3060 6GB" in html and words.NOT_ENOUGH not in html
     assert "<b>4.8 GB</b> weights" in html and "adapter" not in html
-    assert "about 10 min 0 s" in check.ready({"fit": fit(False, *steps)}, {})
+    assert "about 10 min 0 s" in check.ready({"fit": fit(False, *steps), "steps": 100}, {})
 
 
 def test_what_is_not_enough_is_not_said_to_fit() -> None:

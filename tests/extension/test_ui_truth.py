@@ -177,7 +177,8 @@ def test_no_message_names_a_flag() -> None:
 
 def test_a_start_acts_only_on_a_check_of_this_very_recipe(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    fit = {"gb": 1.0, "of_gb": 9.0, "fits": True, "card": "x", "at": "s", "parts": {}, "remedies": [], "seconds": 60}
+    fit = {"gb": 1.0, "of_gb": 9.0, "fits": True, "card": "x", "at": "s", "parts": {}, "remedies": [],
+           "seconds_per_step": 12.0}  # fmt: skip
 
     def ask(context: Context, text: str, started: Any) -> tuple[list[Any], dict[str, Any]]:
         asked.append(text)
@@ -206,7 +207,8 @@ def test_a_start_acts_only_on_a_check_of_this_very_recipe(context: Context, monk
 def test_a_recipe_that_changes_during_its_check_is_checked_as_it_then_is(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = {"gb": 1.0, "of_gb": 9.0, "fits": True, "card": "x", "at": "s", "parts": {}, "remedies": [], "seconds": 60}
+    fit = {"gb": 1.0, "of_gb": 9.0, "fits": True, "card": "x", "at": "s", "parts": {}, "remedies": [],
+           "seconds_per_step": 12.0}  # fmt: skip
 
     def ask(context: Context, text: str, started: Any) -> tuple[list[Any], dict[str, Any]]:
         if "rank = 9" not in text:

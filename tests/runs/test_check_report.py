@@ -26,13 +26,41 @@ def test_every_figure_has_a_row():
     text = "\n".join(check_report.lines(ANSWER))
     for line in (
         "note      read as SD 1.5", "model     SD 1.5, predicts epsilon", "data      8 pictures, 8 samples an epoch",
-        "buckets   512x512: 8", "steps     40 (10.0 epochs of 4 steps)", "loss      mse (sft)",
+        "buckets   512x512: 8", "steps     40 (10 epochs of 4 steps)", "loss      mse (sft)",
         "memory    5.2 GB of 8.0 free on a GPU: it does NOT fit", "at its peak (step): weights 2.0\n",
         "time      about 1 min 0 s, 1.50 s a step (measured here)",
         "remedy 1  fewer samples (slower): 4.0 GB, fits; options: run.batch = 1",
         "writes    runs/a/a.safetensors (replaces an earlier one)", "warning: something odd",
     ):  # fmt: skip
         assert line in text, line
+
+
+RANGE = {**ANSWER["fit"], "seconds_per_step": None, "seconds_per_step_range": [0.5, 2.0], "seconds_beside": [30, 120],
+         "seconds": None, "plan": {"lines": ["all of it", "the next takes more"]}}  # fmt: skip
+
+
+def test_a_plan_and_a_range_of_times_have_rows():
+    text = check_report.lines({**ANSWER, "fit": RANGE, "steps": 1, "epochs": 1.0,
+                               "data": {**ANSWER["data"], "steps_per_epoch": 1, "samples_per_epoch": 1}})  # fmt: skip
+    assert "plan      all of it" in text and "          the next takes more" in text
+    assert "time      0.5 to 2 min, 0.5 to 2 s a step (measured here)" in text
+    assert "steps     1 (1 epoch of 1 step)" in text and "data      8 pictures, 1 sample an epoch" in text
+
+
+@pytest.mark.parametrize("low, high, text", [
+    (0.2, 0.2, "about 1 s"), (59.6, 59.6, "about 1 min 0 s"), (7500, 7500, "about 2 h 5 min"), (8, 31, "8 to 31 s"),
+    (60, 95, "1 to 1.6 min"), (720, 2400, "12 to 40 min"), (3600, 14400, "1 to 4 h"), (7000, 90000, "1.9 to 25 h"),
+])  # fmt: skip
+def test_a_span_of_time(low, high, text):
+    assert check_report.span(low, high) == text
+
+
+def test_the_same_steps_take_the_same_everywhere():
+    """One function: what the command line says of a run is what the page says, for the run's steps and for others."""
+    fit = {**RANGE, "seconds_per_step": 1.0, "seconds_beside": [30, 30]}
+    assert check_report.duration(fit, 40) == "about 1 min 10 s"
+    assert check_report.duration(RANGE, 40) == "0.8 to 3.3 min"
+    assert check_report.duration({}, 40) == "" == check_report.duration({"seconds_per_step": None}, 40)
 
 
 def test_an_answer_without_figures_is_told_too():

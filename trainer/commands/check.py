@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ..config import Config, ConfigError, find_preset, load, reference
 from ..data.loader import Dataset
 from ..errors import UserError
 from ..estimate import gpus, report
+from ..estimate import plan as planning
 from ..families.family import FamilySpec
 from ..families.load import Found, assumed, identify
 from ..optimizers.build import build as build_optimizer
@@ -75,18 +78,49 @@ def examine(config: Config) -> Examined:
     return Examined(config, found, scan(config, found=found)[1] if _has_data(config) else None)
 
 
-def check(config: Config, card: gpus.Gpu, examined: Examined | None = None) -> dict[str, Any]:
+def planned(
+    config: Config, resume: bool, examined: Examined | None, say: Callable[[str], None]
+) -> tuple[Config, Examined | None]:
+    """A run's configuration with what ``memory.plan = "auto"`` chooses on this machine's device, the same in all
+    processes; what is examined holds for it too. UserError as ``train`` would raise it."""
+
+    def choose() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        nonlocal examined
+        examined = examined or examine(config)
+        card = gpus.here(config.run.device)
+        estimator = report.Estimator(config, examined.found, examined.dataset, card, say)
+        plan = planning.choose(config, estimator, _kept(config, resume))
+        return plan.anew, plan.once, plan.lines
+
+    distributed.initialize(config.run.device)
+    anew, once, lines = distributed.broadcast(choose)
+    for line in lines:
+        say(f"memory plan: {line}")
+    config = config.planned(anew, once)
+    return config, examined and replace(examined, config=config)
+
+
+def _kept(config: Config, resume: bool) -> dict[str, Any]:
+    """What the run to continue chose once."""
+    start = Path(config.run.out) / config.run.name if resume else config.run.resume_from
+    return planning.chosen_once(start) if start else {}
+
+
+def check(
+    config: Config, card: gpus.Gpu, examined: Examined | None = None, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """JSON-able: the model as its file describes it, data, steps, terms, files, and whether it fits on the GPU.
 
     Without a model its family's public form is taken, without data the configured resolution. UserError as ``train``
-    would raise it. ``examined``: of the same configuration, where that is done already.
+    would raise it. ``examined``: of the same configuration, where that is done already; ``say`` hears what takes long.
     """
     examined = examined or examine(config)
     found, dataset = examined.found, examined.dataset
     folder = RunFolder(Path(config.run.out) / config.run.name)
     total = _steps(config, dataset)
     _files(config, found)
-    fit = report.answer(report.Estimator(config, found, dataset, card), config, total)
+    estimator = report.Estimator(config, found, dataset, card, say)
+    fit = report.answer(estimator, config, total, _kept(config, False))
     _schedule(config, total)
     warnings = [*dataset.warnings] if dataset else ["no data is given; the configured resolution is taken"]
     for name, (options, _) in config.terms().items():

@@ -39,6 +39,8 @@ class Gpu:
     device: Literal["cuda", "cpu"]
     bf16: bool
     """Whether it computes in bfloat16."""
+    here: bool = False
+    """Whether it is this machine's."""
 
     def dtype(self, wanted: str) -> torch.dtype:
         """As ``memory.choose_precision``, for a GPU that need not be here."""
@@ -54,22 +56,31 @@ def here(wanted: str = "auto") -> Gpu:
         import psutil
 
         ram = psutil.virtual_memory()
-        return Gpu(memory.device_name(device), ram.total / GIB, ram.available / GIB, "cpu", True)
+        return Gpu(memory.device_name(device), ram.total / GIB, ram.available / GIB, "cpu", True, True)
     free, total = torch.cuda.mem_get_info(device)
     free = min(total, free + 0.5 * GIB)  # asking has made a context of our own, which the run then pays for itself
     name = memory.device_name(device)
-    return Gpu(name, total / GIB, free / GIB, "cuda", torch.cuda.is_bf16_supported(including_emulation=False))
+    return Gpu(name, total / GIB, free / GIB, "cuda", torch.cuda.is_bf16_supported(including_emulation=False), True)
 
 
 def named(text: str) -> Gpu:
     """``RTX 3060 12GB``, ``4090``, ``GTX 1660``. UserError when the memory of such a GPU is not known."""
     given = re.search(r"(\d+(?:\.\d+)?)\s*gi?b", text, re.IGNORECASE)
-    words = re.sub(r"\d+(?:\.\d+)?\s*gi?b", "", text, flags=re.IGNORECASE).lower()
-    known = [name for name in SIZES if re.search(rf"\b{name}\b", words)]
+    known = known_name(text)
     if not given and not known:
         raise UserError(f'--card: the memory of a "{text}" is not known here; write it behind, as "RTX 3060 12GB"')
-    total = float(given[1]) if given else float(SIZES[max(known, key=len)])
-    return Gpu(text.strip(), total, total - DESKTOP, "cuda", not WITHOUT_BF16.search(words))
+    total = float(given[1]) if given else float(SIZES[known])
+    return Gpu(text.strip(), total, total - DESKTOP, "cuda", not WITHOUT_BF16.search(_without_size(text)))
+
+
+def known_name(text: str) -> str:
+    """The name in ``SIZES`` that a GPU's name holds; empty where there is none."""
+    words = _without_size(text)
+    return max((name for name in SIZES if re.search(rf"\b{name}\b", words)), key=len, default="")
+
+
+def _without_size(text: str) -> str:
+    return re.sub(r"\d+(?:\.\d+)?\s*gi?b", "", text, flags=re.IGNORECASE).lower()
 
 
 def with_memory(text: str, device: Literal["cuda", "cpu"] = "cuda") -> Gpu:

@@ -26,6 +26,7 @@ from ..diffusion.types import Batch, Conditioning, Draw, Step
 from ..families.family import Family
 from ..families.load import Found
 from ..losses.decode import decoding_dtype
+from ..losses.pixel import DecodeOptions, plan_for
 from ..losses.term import LossTerms, Term, counts
 from ..memory.activation_checkpointing import Host
 from ..memory.quantize import TEXT, Weights, quantizable, quantized_bytes
@@ -70,10 +71,15 @@ class Estimate:
     """Of one micro-batch, forward and backward, with every term on all of it."""
     decoding: dict[str, int] = field(default_factory=dict)
     """Of which this much is each decoding term's."""
+    work: dict[str, int] = field(default_factory=dict)
+    """Operations beside the steps: of encoding one caption and one picture, of one prediction of a preview and of
+    decoding it."""
     arch: str = ""
     """The denoiser, as ``step_time.arch`` names it."""
     trains_text: bool = False
     decodes: bool = False
+    plans: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Of each decoding term with plan auto, what that comes to for the largest picture: the kind, a window's pixels."""
 
 
 def estimate(
@@ -112,6 +118,7 @@ def estimate(
     with tracker, cuda_autocast() if device == "cuda" else nullcontext(), _to_host(tracker):
         conditioning = _captions(p, tracker, result)
         _pictures(p, tracker, result, maker, shape)
+        result.plans = _decode_plans(p, shape)
         micro = fake_model.batch(maker, p, shape, None if p.model.trains_text else conditioning)
         _training(p, tracker, result, micro)
         if config.data.validation_split:
@@ -120,6 +127,15 @@ def estimate(
             result.phases["validation"] = tracker.peak
         _preview(p, tracker, result, maker, conditioning, shape)
     return result
+
+
+def _decode_plans(p: FakeSession, shape: Shape) -> dict[str, tuple[str, int]]:
+    decoder, found = p.model.decoder, {}
+    for name, (options, _) in p.config.terms().items():
+        if isinstance(options, DecodeOptions) and options.decode == "auto" and decoder is not None:
+            plan = plan_for(options, decoder, shape.height // decoder.factor, shape.width // decoder.factor)
+            found[name] = (plan.kind, plan.window * decoder.factor)
+    return found
 
 
 def _weights(model: Family, dtype: torch.dtype) -> tuple[dict[str, dict[str, int]], dict[str, list[int]]]:
@@ -184,7 +200,7 @@ def _captions(p: FakeSession, tracker: MemoryTracker, result: Estimate) -> Condi
     with torch.no_grad(), tracker.labelled("text encoders"):
         tracker.begin()
         conditioning = p.model.family.encode_text([""])
-        result.phases["captions"] = tracker.peak
+        result.phases["captions"], result.work["captions"] = tracker.peak, tracker.flops.total()
     return conditioning
 
 
@@ -192,7 +208,7 @@ def _pictures(p: FakeSession, tracker: MemoryTracker, result: Estimate, maker: F
     with tracker.labelled("autoencoder"):
         tracker.begin()
         p.model.family.encode_pixels(maker.empty(1, 3, shape.height, shape.width))
-        result.phases["pictures"] = tracker.peak
+        result.phases["pictures"], result.work["pictures"] = tracker.peak, tracker.flops.total()
 
 
 def _training(p: FakeSession, tracker: MemoryTracker, result: Estimate, batch: Batch) -> None:
@@ -264,8 +280,10 @@ def _preview(
     z = maker.empty(1, p.model.family.channels, height // p.model.family.cell, width // p.model.family.cell)
     with p.model.autocast():
         p.model.family.predict(z, torch.full((1,), 0.5 if p.model.process.is_flow else 500.0), conditioning)
+    result.work["prediction"] = tracker.flops.total()
     with tracker.labelled("decoder"):
         p.model.family.decode(z)
+    result.work["decode"] = tracker.flops.total() - result.work["prediction"]
     result.phases["previews"] = tracker.peak
 
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from ..config import Config
 from ..data.loader import Dataset
 from ..diffusion import sampling
+from ..diffusion.sampling import Prompt
 from ..diffusion.types import Role
 from ..errors import UserError
 from ..families.load import Found, configs
@@ -24,13 +26,13 @@ from ..runs.control import gigabytes
 from ..training import step_time
 from ..training.build import scan
 from ..training.remedies import PARTS, Phase, Remedy, ladder
-from . import fake_model
+from . import fake_model, speed
+from . import plan as planning
 from .fake_model import Shape
 from .gpus import GIB, Gpu
 from .memory import Estimate, estimate, operations, phases
 
-NAME, VERSION = "forecasts", 3
-"""Of what is remembered; a new version when the same configuration is found to take something else."""
+NAME = "forecasts"
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,12 @@ def shape(config: Config, found: Found, dataset: Dataset | None) -> Shape:
 class Estimator:
     """Estimates of one model and its data, for several configurations and one GPU."""
 
-    def __init__(self, config: Config, found: Found, dataset: Dataset | None, gpu: Gpu):
-        self.found, self.gpu = found, gpu
+    def __init__(
+        self, config: Config, found: Found, dataset: Dataset | None, gpu: Gpu,
+        say: Callable[[str], None] = lambda line: None,
+    ):  # fmt: skip
+        """``say`` hears of each symbolic run, which takes seconds."""
+        self.found, self.gpu, self.say = found, gpu, say
         self._data = (config.data, dataset)
 
     def dataset(self, config: Config) -> Dataset | None:
@@ -88,19 +94,26 @@ class Estimator:
         return dataset
 
     def __call__(self, config: Config) -> Fit:
-        dataset = self.dataset(config)
-        at, dtype = shape(config, self.found, dataset), self.gpu.dtype(config.run.precision)
-        room = self._room(config)
-        key = _key(config, self.found, at, dtype, self.gpu.device, room)
-        cached = user_cache.known(NAME).get(key)
-        if cached:
+        dataset, device = self.dataset(config), self.gpu.device
+        at, dtype, key = self._at(config)
+        if cached := user_cache.known(NAME).get(key):
             cached["trained"] = [tuple(row) for row in cached["trained"]]
             measured = Estimate(**cached)
         else:
-            measured = estimate(config, self.found, at, dtype, self.gpu.device, room)
+            self.say(f"estimating the memory of a step at {at.width}x{at.height}: {_named(config)}")
+            measured = estimate(config, self.found, at, dtype, device, self._room(config))
             user_cache.remember(NAME, key, asdict(measured))
         change = dataset is not None and dataset.needs_text_encoder
-        return Fit(config, measured, phases(config, measured, self.gpu.device, change), self.gpu)
+        return Fit(config, measured, phases(config, measured, device, change), self.gpu)
+
+    def _at(self, config: Config) -> tuple[Shape, torch.dtype, str]:
+        """The largest batch, the precision, and the key that the estimate is remembered by."""
+        at, dtype = shape(config, self.found, self.dataset(config)), self.gpu.dtype(config.run.precision)
+        return at, dtype, _key(config, self.found, at, dtype, self.gpu.device, self._room(config))
+
+    def remember(self, config: Config, measured: Estimate) -> None:
+        """An estimate that is known to be another configuration's as well."""
+        user_cache.remember(NAME, self._at(config)[2], asdict(measured))
 
     def _room(self, config: Config) -> int | None:
         """Bytes free for decode = "auto" before the model is loaded; in quarters of a GiB, for the cache's sake."""
@@ -114,6 +127,38 @@ class Estimator:
         key = step_time.key(fit.config, fit.measured.arch, (at.width, at.height), *names)
         each, _ = operations(fit.config, fit.measured, self.found.process)
         return step_time.expect(key, *names, each * fit.config.run.accumulation)
+
+    def rates(self, fit: Fit) -> tuple[float, float, str] | None:
+        """(least, most) operations a second of its steps on this GPU, and where the numbers come from: remembered
+        steps, or a range of what cards reach; None where nothing is known."""
+        if found := self.step_time(fit):
+            rate = operations(fit.config, fit.measured, self.found.process)[0] * fit.config.run.accumulation
+            return rate / found.seconds, rate / found.seconds, found.source
+        return speed.rates(self.gpu, self.gpu.dtype(fit.config.run.precision))
+
+    def beside(self, fit: Fit, steps: int) -> float:
+        """Operations of a run that are not its steps': encoding captions and pictures, previews, validation."""
+        config, work, dataset = fit.config, fit.measured.work, self.dataset(fit.config)
+        per_epoch = dataset.steps_per_epoch if dataset else 0
+
+        def times(every: int, every_epochs: int) -> int:
+            every = every_epochs * per_epoch if every_epochs else every
+            return 1 + (max(steps - 1, 0) // every if every else 0)
+
+        total = 0.0
+        if dataset is not None:
+            count = sum(len(item.roles) for item in dataset.items)
+            total += count * (work["pictures"] * (config.data.cache_latents != "off") + work["captions"])
+            if dataset.held:
+                batches = -(-len(dataset.held) // config.run.batch)
+                batches = min(config.validation.max_batches or batches, batches)
+                each = batches * config.validation.levels * fit.measured.flops / 3  # forward, of forward and backward
+                total += each * times(config.validation.every, config.validation.every_epochs)
+        if "prediction" in work:
+            drawn = times(config.sample.every, config.sample.every_epochs) + config.sample.at_start
+            for prompt in _prompts(config, self.found):
+                total += drawn * (prompt.steps * (1 + (prompt.guidance != 1)) * work["prediction"] + work["decode"])
+        return total
 
     def computing(self, fit: Fit) -> float:
         """Operations of an average step, as a multiple of one whose terms decode nothing."""
@@ -135,22 +180,22 @@ class Estimator:
 
 
 def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: str, room: int | None) -> str:
-    side = config.data.resolution or found.spec.resolution
-    native = (side, side) if isinstance(side, int) else (side[0], side[1])
-    drawn = [(p.width, p.height) for p in sampling.prompts(config.sample, native, found.spec.multiple)]
+    drawn = [(p.width, p.height) for p in _prompts(config, found)]
     start = config.adapter.init_from
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")]
     tables = {
-        "model": config.model.recorded_dump(exclude={"path", "vae", "clip_l", "clip_g", "t5"}),
+        "model": config.model.recorded_dump(exclude={"path", "vae", "clip_l", "clip_g", "t5", "t5_on_cpu"}),
         "adapter": config.adapter.recorded_dump(),
-        "memory": config.memory.recorded_dump(exclude={"base_weights", "text_weights", "blocks_on_gpu", "attention"}),
+        "memory": config.memory.recorded_dump(
+            exclude={"plan", "base_weights", "text_weights", "blocks_on_gpu", "attention"}
+        ),
         "loss": config.loss.recorded_dump(),
         "objective": config.objective.recorded_dump(),
         "noise": config.noise.recorded_dump(),
         **({"dense": config.dense.recorded_dump(), "shown": config.sample.pictures} if config.dense else {}),
     }
     whole = [
-        VERSION, versions, found.spec.name, configs(found), found.process.prediction, tables,
+        _code(), versions, found.spec.name, configs(found), found.process.prediction, tables,
         config.run.accumulation > 1, config.run.full_bf16, asdict(at), str(dtype), device, room,
         max(drawn, default=None),
         config.data.validation_split > 0, fake_model.masked(config), start and [start, Path(start).stat().st_mtime_ns],
@@ -158,23 +203,46 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
+@cache
+def _code() -> str:
+    """A digest of the trainer's own source: what it was estimated by."""
+    root = Path(__file__).parents[1]
+    files = sorted(root.rglob("*.py"))
+    return hashlib.sha256(
+        b"".join(path.relative_to(root).as_posix().encode() + path.read_bytes() for path in files)
+    ).hexdigest()
+
+
+def _named(config: Config) -> str:
+    own = config.memory
+    share = own.checkpointing_fraction if own.gradient_checkpointing else 0
+    return f"gradient checkpointing on {share:.0%} of the blocks"
+
+
+def _prompts(config: Config, found: Found) -> list[Prompt]:
+    side = config.data.resolution or found.spec.resolution
+    native = (side, side) if isinstance(side, int) else (side[0], side[1])
+    return sampling.prompts(config.sample, native, found.spec.multiple)
+
+
 # ---------------------------------------------------------------------------------------------------------- answering
 
 
-def answer(estimator: Estimator, config: Config, steps: int | None) -> dict[str, Any]:
-    """JSON-able: the ``fit`` of ``check --json``. GB are GiB."""
-    fit = estimator(config)
-    found, gpu = estimator.step_time(fit), estimator.gpu
+def answer(
+    estimator: Estimator, config: Config, steps: int | None, kept: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """JSON-able: the ``fit`` of ``check --json``. GB are GiB. ``kept``: see ``plan.choose``."""
+    plan = planning.choose(config, estimator, kept or {}) if config.memory.plan == "auto" else None
+    config = plan.config if plan else config
+    fit, gpu = estimator(config), estimator.gpu
     remedies = [] if fit.fits else estimator.remedies(fit)
     dtype = str(gpu.dtype(config.run.precision)).removeprefix("torch.")
     return {
         "gb": round(fit.gb, 2), "of_gb": round(gpu.free, 2), "fits": fit.fits, "card": gpu.name,
         "device": gpu.device, "precision": dtype, "at": fit.worst.name, "parts": _rounded(fit.worst),
         "phases": [{"name": one.name, "gb": round(one.total / GIB, 2), "parts": _rounded(one)} for one in fit.phases],
-        "seconds": round(found.seconds * steps) if found and steps else None,
-        "seconds_per_step": found.seconds if found else None,
-        "pace": found.source if found else "no run of this machine is remembered yet; the first one, or check "
-        "--calibrate, teaches it",
+        **_time(estimator, fit, steps),
+        "plan": plan.as_json() if plan else None,
         "computing": round(estimator.computing(fit), 2),
         "remedies": [
             {"label": one.label, "cost": one.cost, "exact": one.exact, "changes": one.changes,
@@ -182,6 +250,26 @@ def answer(estimator: Estimator, config: Config, steps: int | None) -> dict[str,
             for one, after in remedies
         ],
     }  # fmt: skip
+
+
+def _time(estimator: Estimator, fit: Fit, steps: int | None) -> dict[str, Any]:
+    """What ``check_report.duration`` reads. ``seconds`` and ``seconds_per_step``: from remembered steps alone."""
+    found = estimator.rates(fit)
+    if found is None:
+        return {"seconds": None, "seconds_per_step": None, "seconds_per_step_range": None, "seconds_beside": None,
+                "pace": UNKNOWN}  # fmt: skip
+    slow, fast, source = found
+    step = operations(fit.config, fit.measured, estimator.found.process)[0] * fit.config.run.accumulation
+    each, beside = (step / fast, step / slow), estimator.beside(fit, steps or 0)
+    extra, known = (beside / fast, beside / slow), fast == slow
+    return {
+        "seconds": round(each[0] * steps + extra[0]) if known and steps else None,
+        "seconds_per_step": each[0] if known else None, "seconds_per_step_range": list(each),
+        "seconds_beside": list(extra), "pace": source,
+    }  # fmt: skip
+
+
+UNKNOWN = "nothing is known of this device's speed; give --card, or --calibrate, or train"
 
 
 def not_estimated(config: Config, world: int) -> list[str]:
@@ -202,7 +290,10 @@ def _rounded(phase: Phase) -> dict[str, float]:
 
 
 def apply(config: Config, fit: dict[str, Any], say: Callable[[str], None]) -> Config:
-    """The configuration with the remedies of an answer. UserError when they are not enough."""
+    """The configuration with the remedies of an answer, and what its plan chose under them. UserError when they are not
+    enough."""
+    if fit["remedies"] and fit["plan"]:
+        config = config.changed(fit["plan"]["choices"])
     for one in fit["remedies"]:
         say(f"fit: {one['label']} ({one['cost']}): {gigabytes(one['gb'])} GB")
         config = config.changed(one["changes"])

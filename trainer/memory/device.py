@@ -21,6 +21,11 @@ from .quantize import Weights
 
 
 class MemoryOptions(Options):
+    plan: Literal["manual", "auto"] = option("manual", label="Memory plan")
+    """``auto``: the fastest combination that fits into the free memory, of gradient checkpointing, checkpoints in host
+    memory, GradCache, streamed blocks, T5 on the CPU, quantized weights, the optimizer's 8-bit kind and the decode
+    plan, as far as these are not set; `check` shows it. What changes the results (weights, optimizer, decode plan) is
+    chosen at a run's first start and kept."""
     attention: Literal["auto", "xformers", "sdpa"] = option("auto", kohya="xformers", label="Attention")
     """``auto`` takes xformers where it has a kernel for this device and torch's SDPA otherwise; the log says which."""
     gradient_checkpointing: bool = option(False, kohya="gradient_checkpointing", label="Gradient checkpointing")

@@ -28,18 +28,21 @@ def rows(answer: Mapping[str, Any], preset: str = "") -> list[Row]:
     )
     if data:
         held_out = f", {data['held_out']} held out" if data.get("held_out") else ""
-        epoch = f", {data['samples_per_epoch']} samples an epoch" if data.get("samples_per_epoch") else ""
+        epoch = (
+            f", {counted_noun(data['samples_per_epoch'], 'sample')} an epoch" if data.get("samples_per_epoch") else ""
+        )
         found.append(("data", f"{data.get('items', '?')} {data.get('kind', '')}".rstrip() + held_out + epoch))
         buckets = ", ".join(f"{b['width']}x{b['height']}: {b['samples']}" for b in data.get("buckets") or [])
         found += [("buckets", buckets)] if buckets else []
     if answer.get("steps"):
         epochs, per_epoch = answer.get("epochs"), data.get("steps_per_epoch")
-        whole = f" ({epochs:.1f} epochs" + (f" of {per_epoch} steps)" if per_epoch else ")") if epochs else ""
+        length = f" of {counted_noun(per_epoch, 'step')}" if per_epoch else ""
+        whole = f" ({counted_noun(round(epochs, 1), 'epoch')}{length})" if epochs else ""
         found.append(("steps", f"{answer['steps']}{whole}"))
     terms = ", ".join(f"{name} ({term['objective']})" for name, term in (answer.get("terms") or {}).items())
     found += [("loss", terms)] if terms else []
     found += [("note", str(note)) for note in answer.get("notes") or []]
-    found += fit_rows(answer.get("fit") or {})
+    found += fit_rows(answer.get("fit") or {}, answer.get("steps"))
     if adapter := (answer.get("files") or {}).get("adapter"):
         found.append(("writes", adapter + (" (replaces an earlier one)" if answer.get("exists") else "")))
     warnings = [*preset_warnings(preset, answer), *map(str, answer.get("warnings") or [])]
@@ -55,7 +58,7 @@ def aligned(found: list[Row]) -> list[str]:
     return [f"{label}: {value}" if label == "warning" else f"{label:<9} {value}".rstrip() for label, value in found]
 
 
-def fit_rows(fit: Mapping[str, Any]) -> list[Row]:
+def fit_rows(fit: Mapping[str, Any], steps: int | None = None) -> list[Row]:
     """Memory and time, and what would make the run fit."""
     if not fit.get("gb"):
         return []
@@ -67,7 +70,8 @@ def fit_rows(fit: Mapping[str, Any]) -> list[Row]:
     found += [("", f"at its peak ({fit.get('at', '?')}): {parts}")] if parts else []
     phases = ", ".join(f"{one['name']} {gigabytes(one['gb'])}" for one in fit.get("phases") or [])
     found += [("", f"by phase: {phases}")] if phases else []
-    found.append(("time", _time(fit)))
+    found += [(label, line) for label, line in zip(("plan", "", ""), (fit.get("plan") or {}).get("lines") or [])]
+    found.append(("time", _time(fit, steps)))
     if fit.get("computing", 0) > 1:
         found.append(("compute", f"{fit['computing']:.2f}x a latent-only step, on average"))
     for number, one in enumerate(fit.get("remedies") or [], 1):
@@ -80,11 +84,39 @@ def fit_rows(fit: Mapping[str, Any]) -> list[Row]:
     return found
 
 
-def _time(fit: Mapping[str, Any]) -> str:
-    source, step, seconds = fit.get("pace", "unknown"), fit.get("seconds_per_step"), fit.get("seconds")
-    known = [f"about {clock(max(seconds, 1))}"] if seconds is not None else []
-    known += [f"{step:.2f} s a step"] if step else []
+def _time(fit: Mapping[str, Any], steps: int | None) -> str:
+    source, (low, high) = fit.get("pace", "unknown"), _per_step(fit)
+    known = [text] if steps and (text := duration(fit, steps)) else []
+    known += [f"{low:.2g} to {high:.2g} s a step" if high > low else f"{low:.2f} s a step"] if high else []
     return f"{', '.join(known)} ({source})" if known else f"unknown: {source}"
+
+
+def _per_step(fit: Mapping[str, Any]) -> tuple[float, float]:
+    """Seconds of a step, the least and the most; zeros where they are not known."""
+    one, both = fit.get("seconds_per_step"), fit.get("seconds_per_step_range")
+    return (one, one) if one else (both[0], both[1]) if both else (0.0, 0.0)
+
+
+def duration(fit: Mapping[str, Any], steps: int) -> str:
+    """How long a run of so many steps takes, with its caches and previews: ``about 2 min 5 s`` from remembered steps,
+    ``12 to 40 min`` before any; empty where nothing is known. Whoever tells a person a run's time asks here."""
+    low, high = _per_step(fit)
+    if not high:
+        return ""
+    beside = fit.get("seconds_beside") or (0.0, 0.0)
+    return span(low * steps + beside[0], high * steps + beside[1])
+
+
+def span(low: float, high: float) -> str:
+    """``about 3 min 20 s`` where both are the same, else ``12 to 40 min``, in the unit of the longer one."""
+    if high <= low:
+        return f"about {clock(max(low, 1))}"
+    unit, name = (1, "s") if high < 90 else (60, "min") if high < 90 * 60 else (3600, "h")
+    return f"{_short(low / unit)} to {_short(high / unit)} {name}"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 9.5 else f"{number:.1f}".removesuffix(".0")
 
 
 def preset_warnings(preset: str, answer: Mapping[str, Any]) -> list[str]:
@@ -105,6 +137,11 @@ def preset_warnings(preset: str, answer: Mapping[str, Any]) -> list[str]:
             f"preset for {family}, or set the resolution"
         )
     return found
+
+
+def counted_noun(count: float, noun: str) -> str:
+    """``1 step``, ``2 steps``, ``1.5 epochs``; the plural is the noun with an s."""
+    return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"
 
 
 def clock(seconds: float | None) -> str:

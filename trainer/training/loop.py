@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -21,6 +21,7 @@ from ..diffusion.timesteps import fixed_draw
 from ..diffusion.types import Batch, Role
 from ..errors import UserError
 from ..memory import device as memory
+from ..runs.check_report import clock, counted_noun
 from ..runs.control import DONE, INTERRUPTED, lock
 from ..runs.files import write_atomic
 from ..runs.folder import RunFolder
@@ -46,23 +47,38 @@ if TYPE_CHECKING:
 PEER_DIED = 2
 
 
+Planner: TypeAlias = "Callable[[Config, bool, Examined | None, Callable[[str], None]], tuple[Config, Examined | None]]"
+"""Chooses memory options before the run begins, from (configuration, resume, what is examined, where lines go)."""
+
+
 def train(
-    config: Config, resume: bool = False, examined: Examined | None = None, profiler: Profiler | None = None
-) -> int:
+    config: Config, resume: bool = False, examined: Examined | None = None, profiler: Profiler | None = None,
+    planner: Planner | None = None,
+) -> int:  # fmt: skip
     """Run a whole training; returns the exit code. Raises UserError for a person's mistake, shown in one line.
 
-    ``examined``: the model and the data, where ``check`` has read them already.
+    ``examined``: the model and the data, where ``check`` has read them already. ``planner``: what ``memory.plan``
+    asks for; without one, options are as they are.
     """
     folder = RunFolder(Path(config.run.out) / config.run.name)
+    plan = planner if planner and config.memory.plan == "auto" else _as_it_is
     try:
         if distributed.rank_and_world()[0] == 0:
-            return _lead(config, folder, resume, examined, profiler or Profiler())
-        return _follow(config, folder, resume)
+            return _lead(config, folder, resume, examined, profiler or Profiler(), plan)
+        return _follow(config, folder, resume, plan)
     finally:
         distributed.finalize()
 
 
-def _lead(config: Config, folder: RunFolder, resume: bool, examined: Examined | None, profiler: Profiler) -> int:
+def _as_it_is(
+    config: Config, resume: bool, examined: Examined | None, say: Callable[[str], None]
+) -> tuple[Config, Examined | None]:
+    return config, examined
+
+
+def _lead(
+    config: Config, folder: RunFolder, resume: bool, examined: Examined | None, profiler: Profiler, plan: Planner
+) -> int:
     """As the only process, or the first of several: the one that writes."""
     folder.make()
     board = _tensorboard_folder(config.run, folder)
@@ -73,6 +89,7 @@ def _lead(config: Config, folder: RunFolder, resume: bool, examined: Examined | 
             writer.status("running", message="loading", now=True)
             config = keep_trained_mse(config, folder.state if resume else config.run.resume_from, writer.warning)
             with _out_of_memory_is_one_line():
+                config, examined = plan(config, resume, examined, writer.log)
                 progress = stoppable(writer.progress, stop_requested, whole=True)
                 session = build_session(config, writer.log, progress, examined)
                 return Loop(session, folder, writer, stop_requested, profiler=profiler).run(resume)
@@ -96,12 +113,13 @@ def _out_of_memory_is_one_line() -> Iterator[None]:
         raise UserError(f"{line}, and --resume continues from what is saved") from error
 
 
-def _follow(config: Config, folder: RunFolder, resume: bool) -> int:
+def _follow(config: Config, folder: RunFolder, resume: bool, plan: Planner) -> int:
     """As one of the other processes, which write nothing unless the first is dead."""
     loop = None
     with ProgressWriter(folder.path, main=False) as quiet, stop_signals() as stop_requested:
         try:
             config = keep_trained_mse(config, folder.state if resume else config.run.resume_from, quiet.warning)
+            config, _ = plan(config, resume, None, quiet.log)
             loop = Loop(build_session(config, quiet.log), folder, quiet, stop_requested)
             return loop.run(resume)
         except distributed.ProcessLost as error:
@@ -261,11 +279,11 @@ class Loop:
         if due(validation.every, validation.every_epochs):
             self._validate()
 
-    def remember_step_time(self) -> None:
-        """For ``check``: how long a step took on this machine."""
+    def remember_step_time(self, least: int = step_time.LEAST) -> None:
+        """For ``check``: how long a step took on this machine, of ``least`` steps or more."""
         if (s := self.session).is_main:
             size, model = s.dataset.plan.largest[0], s.model
-            step_time.remember(s.config, model.family.denoiser, size, model.device, model.dtype, self.times)
+            step_time.remember(s.config, model.family.denoiser, size, model.device, model.dtype, self.times, least)
 
     def _stop(self) -> int:
         self.remember_step_time()
@@ -296,7 +314,7 @@ class Loop:
             )
         seconds = time.monotonic() - self.began
         skipped = f" ({self.health.skipped} skipped)" if self.health.skipped else ""
-        message = f"{self.steps_done} steps{skipped} in {_clock(seconds)}: {self.folder.final}"
+        message = f"{counted_noun(self.steps_done, 'step')}{skipped} in {clock(seconds)}: {self.folder.final}"
         self.writer.end("done", self.steps_done, message, DONE)
         return DONE
 
@@ -572,8 +590,3 @@ class Loop:
 
 def _every(period: int, step: int) -> bool:
     return period > 0 and step % period == 0
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

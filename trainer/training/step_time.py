@@ -1,7 +1,7 @@
 """How long a step takes on this machine, remembered from run to run.
 
-Every run leaves its seconds per step. A run like it is expected to take as long; another one on the same device is
-expected to compute as fast, by the operations that a symbolic run counts (``forecast``).
+Every run of at least ``LEAST`` steps leaves its seconds per step. A run like it is expected to take as long; another
+one on the same device is expected to compute as fast, by the operations that a symbolic run counts (``estimate``).
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import torch
 
 from ..memory import device as memory
 from ..runs import user_cache
+from ..runs.check_report import counted_noun
 
 if TYPE_CHECKING:
     from ..config import Config
 
-NAME, FLOPS = "paces", "operations"
+NAME, FLOPS = "step_times", "operations"
+LEAST = 20
+"""Steps below which a run says too little of how long others take: the first ones warm up."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,25 @@ def key(config: Config, arch: str, size: tuple[int, int], device: str, dtype: st
     adapter = config.adapter.recorded_dump(exclude={"init_from", "alpha", "conv_alpha"})
     whole = [arch, size, device, dtype, run.batch, run.accumulation, run.full_bf16, terms, adapter]
     whole += [config.dense.recorded_dump()] if config.dense else []
-    return _digest([*whole, config.memory.recorded_dump(), config.optimizer.kind, config.data.cache_latents])
+    levers = config.memory.recorded_dump(exclude={"plan"})
+    return _digest([*whole, levers, config.optimizer.kind, config.data.cache_latents])
 
 
 def remember(
-    config: Config, denoiser: Any, size: tuple[int, int], device: torch.device, dtype: torch.dtype, times: list[float]
-) -> None:
-    """The steps of a run, for the next one like it."""
+    config: Config, denoiser: Any, size: tuple[int, int], device: torch.device, dtype: torch.dtype, times: list[float],
+    least: int = LEAST,
+) -> None:  # fmt: skip
+    """The steps of a run, for the next one like it; nothing where they are fewer than ``least``."""
     names = (memory.device_name(device), str(dtype).removeprefix("torch."))
-    record(key(config, arch(denoiser), size, *names), *names, times)
+    record(key(config, arch(denoiser), size, *names), *names, times, least)
 
 
-def record(key: str, device: str, dtype: str, times: list[float]) -> None:
-    """Remember a run's steps; the first is left out where there are more, as it warms up."""
+def record(key: str, device: str, dtype: str, times: list[float], least: int = LEAST) -> None:
+    """Remember a run's steps without the first, which warms up. Fewer than ``least`` are not remembered, nor fewer than
+    ``LEAST`` in the place of as many."""
     steady = times[1:] or times
-    if steady:
+    known = user_cache.known(NAME).get(key, {}).get("steps", 0)
+    if len(times) >= least and steady and not (len(times) < LEAST <= known + 1):
         facts = {"device": device, "dtype": dtype, "seconds": sum(steady) / len(steady), "steps": len(steady)}
         user_cache.remember(NAME, key, {**facts, "t": round(time.time())})
 
@@ -73,7 +80,8 @@ def expect(key: str, device: str, dtype: str, flops: float) -> StepTime | None:
     if counted.get(key) != flops:
         user_cache.remember(FLOPS, key, flops)
     if key in kept:
-        return StepTime(kept[key]["seconds"], f"measured here in {kept[key]['steps']} steps of a run like this")
+        measured = counted_noun(kept[key]["steps"], "step")
+        return StepTime(kept[key]["seconds"], f"measured here in {measured} of a run like this")
     rates = [
         counted[other] / facts["seconds"]
         for other, facts in kept.items()
@@ -81,7 +89,8 @@ def expect(key: str, device: str, dtype: str, flops: float) -> StepTime | None:
     ]
     if not rates:
         return None
-    return StepTime(flops / median(rates), f"scaled from {len(rates)} other runs on this device, by operations")
+    others = counted_noun(len(rates), "other run")
+    return StepTime(flops / median(rates), f"scaled from {others} on this device, by operations")
 
 
 def _digest(value: Any) -> str:
