@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 from short_runs import model, pairs, pictures
 
@@ -11,7 +13,7 @@ from pixelkiln.trainer.config import PRESETS, load, read_toml
 from pixelkiln.trainer.training.loop import train
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.toml") if not path.stem.startswith("demo"))
-GOALS = ("character", "style", "concept", "detail", "preference")
+GOALS = ("character", "style", "concept", "detail", "preference", "depth", "normal")
 MODELS = {"sd15": "sd15", "sdxl": "sdxl", "sd3": "sd3-medium"}
 
 
@@ -24,7 +26,20 @@ def made(name: str, root, **flags):
         "run.device": "cpu", "run.precision": "fp32", "run.steps": 2, "run.accumulation": 1, "run.name": name,
         ("data.pairs" if goal == "preference" else "data.path"): str(data),
     }  # fmt: skip
+    if goal in ("depth", "normal"):
+        small |= {"data.targets": str(targets(data, goal)), "data.validation_split": 0.25}
     return load(preset=name, flags={**small, **flags})
+
+
+def targets(pictures: Path, goal: str) -> Path:
+    """A map for each picture: a slope."""
+    folder = pictures.parent / goal
+    folder.mkdir(exist_ok=True)
+    slope = np.linspace(1, 3, 64, dtype=np.float32)[:, None].repeat(64, 1)
+    normals = np.stack([0 * slope, np.sin(slope / 3), np.cos(slope / 3)], -1)
+    for path in pictures.glob("*.png"):
+        np.save(folder / f"{path.stem}.npy", slope if goal == "depth" else normals)
+    return folder
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,6 +56,7 @@ def test_a_preset_is_named_and_described(name, tmp_path):
     assert own["memory"] == {"plan": "auto"} and "kind" not in own["optimizer"], "a goal, not how it fits"
     assert (config.objective.kind == "dpo") == (goal == "preference")
     assert ("pixel" in config.terms()) >= (goal == "detail")
+    assert (config.dense is not None and config.dense.task) == (goal in ("depth", "normal") and goal)
 
 
 @pytest.mark.nightly

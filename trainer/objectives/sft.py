@@ -112,8 +112,10 @@ RECONSTRUCTION = "reconstruction"
 
 def _apart(errors: Tensor, step: Step) -> dict[str, Tensor]:
     """The errors of maps and of reconstructed pictures, each by itself."""
-    second = torch.tensor([role == RECONSTRUCTION for role in step.batch.rows.role]).to(errors.device)
-    return {"map": errors[~second].detach(), "picture": errors[second].detach()}
+    both = {"map": list[int](), "picture": list[int]()}
+    for i, role in enumerate(step.batch.rows.role):
+        both["picture" if role == RECONSTRUCTION else "map"].append(i)
+    return {name: errors[torch.tensor(rows)].detach() for name, rows in both.items() if rows}
 
 
 class Sft:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 LAYER = "time_embedding.linear_2"
 """The layer that the task switch is folded into."""
-SIZE = (768.0, 768.0, 0.0, 0.0, 768.0, 768.0)
-"""SDXL's size conditioning where ComfyUI's text node has none: the same for pictures of every size."""
 TOKENS = {"sd2": 2}
 """Of the empty prompt, where only the marks of start and end are given: Lotus' own conditioning, which ComfyUI's
 LotusConditioning holds. Other families get the padded prompt that every host encodes."""
@@ -109,12 +107,14 @@ class DensePrediction:
         return self.condition(conditioning, reconstructs(batch))
 
     def condition(self, conditioning: Conditioning, rows: Tensor) -> Conditioning:
-        """The empty prompt's conditioning for rows that reconstruct (True) or predict the map (False)."""
+        """The empty prompt's conditioning for rows that reconstruct (True) or predict the map (False).
+
+        SDXL gets the picture's own size, uncropped, as hosts give it where nothing else is said.
+        """
         hidden = conditioning.hidden
         rows = rows.to(hidden.device)
-        size = torch.tensor([SIZE], device=hidden.device).expand(len(rows), -1)
         time = self.switch(rows) if self.switch is not None else None
-        return replace(conditioning, hidden=hidden[:, : TOKENS.get(self.family)], size=size, time=time)
+        return replace(conditioning, hidden=hidden[:, : TOKENS.get(self.family)], size=None, time=time)
 
     # ------------------------------------------------------------------------------------------------------ the file
 

@@ -121,9 +121,12 @@ def compute_errors(terms: Sequence[Term], step: Step) -> Errors:
 
 
 def _active_rows(term: Term, step: Step) -> Step | None:
+    if roles := term.options.roles:
+        rows = [i for i, role in enumerate(step.batch.rows.role) if role in roles]
+        if not rows:
+            return None
+        step = step if len(rows) == len(step.batch) else step.pick(torch.tensor(rows))
     active = term.active(step.draw, step.process)
-    if term.options.roles:
-        active = active & torch.tensor([role in term.options.roles for role in step.batch.rows.role]).to(active.device)
     if not bool(active.any()):
         return None
     return step if bool(active.all()) else step.pick(active.nonzero().flatten())
