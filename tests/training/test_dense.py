@@ -77,7 +77,8 @@ def test_file_is_a_lora_that_diffusers_reads_with_the_switch_in_it(tmp_path: Pat
     switch = session.model.system.modules["switch"]
     assert float(switch(torch.tensor([False])).detach().abs().max()) > 1e-3, "the switch has not learned"
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(c.model.path, safety_checker=None)
-    bare = pipe.unet(latents, TIMESTEP, encoder_hidden_states=prompt.expand(len(latents), -1, -1)).sample
+    with torch.no_grad():
+        bare = pipe.unet(latents, TIMESTEP, encoder_hidden_states=prompt.expand(len(latents), -1, -1)).sample
     pipe.load_lora_weights(str(final(c)))
     with torch.no_grad():
         theirs = pipe.unet(latents, TIMESTEP, encoder_hidden_states=prompt.expand(len(latents), -1, -1)).sample
