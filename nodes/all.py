@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import dataset, grid, load, preference, runs, schedule, train, triggers
+from . import dataset, grid, load, preference, rewrite, runs, schedule, train, triggers
 
 NODES = (
     *load.NODES, *runs.NODES, *preference.NODES, *grid.NODES, *dataset.NODES, *train.NODES, *triggers.NODES,
-    *schedule.NODES,
+    *schedule.NODES, *rewrite.NODES,
 )  # fmt: skip

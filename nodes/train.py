@@ -414,6 +414,7 @@ STATUS = Node(
         Out("info", "STRING", "All of it in words."),
     ),
     group="training",
+    aliases=("training progress", "loss", "watch run"),
     fingerprint=never_same,
     output=True,
 )
@@ -428,6 +429,7 @@ STEER = Node(
     ),
     outputs=(Out("said", "STRING", "What happened."),),
     group="training",
+    aliases=("stop training", "pause", "save now"),
     fingerprint=never_same,
     output=True,
 )

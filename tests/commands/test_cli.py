@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pixelkiln.trainer.adapters.files import data_hash
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.data import scan
 from pixelkiln.trainer.data.shelf import Shelf
@@ -392,6 +393,20 @@ def test_a_full_disk_while_saving_leaves_the_old_file(home, tmp_path, capsys, mo
     assert "full.safetensors: it cannot be written" in capsys.readouterr().err
     assert file.read_bytes() == before
     assert json.loads((tmp_path / "full" / "status.json").read_text("utf-8"))["state"] == "failed"
+
+
+def test_resuming_with_nothing_left_says_so_and_keeps_what_there_is(home, tmp_path, capsys):
+    assert main([*start(home, "train"), *flags(home, run__out=tmp_path, run__steps=2)]) == 0
+    adapter = tmp_path / "last" / "last.safetensors"
+    before = data_hash(adapter)
+    capsys.readouterr()
+    assert main([*start(home, "train"), "--resume", *flags(home, run__out=tmp_path, run__steps=2)]) == 0
+    assert "nothing is left to do: the run has 2 steps; raise run.steps to train on" in "".join(capsys.readouterr())
+    assert data_hash(adapter) == before
+    assert main(["inspect", str(adapter)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.strip().startswith("adapter.rank = ") for line in lines), "a configuration is a line per option"
+    assert "run.steps = 2" in map(str.strip, lines) and not any(line.startswith("config ") for line in lines)
 
 
 def test_resume_without_a_state(home, tmp_path, capsys):

@@ -25,6 +25,7 @@ from pixelkiln.nodes import (
     load,
     plan,
     preference,
+    rewrite,
     routes,
     runs,
     schedule,
@@ -815,10 +816,11 @@ def test_the_table_of_nodes():
         "PixelkilnLoadAdapter", "PixelkilnLoadAdapterModelOnly", "PixelkilnRunAdapter", "PixelkilnBlockStrengths",
         "PixelkilnAdapterStack", "PixelkilnPreference", "PixelkilnRate", "PixelkilnGridPlan", "PixelkilnGrid",
         "PixelkilnDatasetFolder", "PixelkilnDatasetImages", "PixelkilnTrain", "PixelkilnRunStatus", "PixelkilnRunSteer",
-        "PixelkilnFitCheck", "PixelkilnTriggerWords", "PixelkilnAdapterSchedule",
+        "PixelkilnFitCheck", "PixelkilnTriggerWords", "PixelkilnAdapterSchedule", "PixelkilnConvertAdapter",
+        "PixelkilnMergeAdapters",
     ]  # fmt: skip
     for node in NODES:
-        assert node.about.endswith(".")
+        assert node.about.endswith(".") and node.aliases
         assert len({one.name for one in node.inputs}) == len(node.inputs)
         for one in (*node.inputs, *node.outputs):
             assert one.tip, f"{node.id}.{one.name}"
@@ -901,3 +903,46 @@ def test_job_names_are_safe():
     for name in ("../x", "a/b", "a\\b", "CON", "", ".", "a\0"):
         with pytest.raises(ValueError):
             safe_name(name)
+
+
+def test_a_converted_file_is_made_once_and_never_replaced(comfyui, monkeypatch):
+    source, asked = comfyui / "loras/a.safetensors", []
+    source.write_bytes(b"x")
+
+    def ask(words):
+        asked.append(words)
+        target = Path(words[1] if words[0] == "merge" else words[2])
+        target.write_bytes(b"made")
+        return {"path": str(target), "notes": ["rank 8: 3 % of the effect is lost"]}
+
+    monkeypatch.setattr(control, "ask", ask)
+    given = {"adapter": "a.safetensors", "form": "kohya", "rank": 8, "family": rewrite.TOLD, "name": ""}
+    path, info = rewrite._convert(**given).values
+    assert Path(path).parent == comfyui / "output/loras/pixelkiln" and Path(path).name.startswith("a-kohya-rank8-")
+    assert "3 % of the effect is lost" in info
+    assert asked == [["convert", str(source), path, "--to", "kohya", "--rank", "8"]]
+    assert rewrite._convert(**given).values[0] == path and len(asked) == 1
+    source.write_bytes(b"another file")
+    assert rewrite._convert(**given).values[0] != path and len(asked) == 2
+    for change in ({"form": "diffusers"}, {"rank": 4}, {"family": "sdxl"}, {"name": "mine"}):
+        assert rewrite._convert(**{**given, **change}).values[0] != path
+    assert asked[-2][-2:] == ["--family", "sdxl"] and Path(asked[-1][2]).name.startswith("mine-")
+
+
+def test_merged_are_the_chosen_and_the_linked(comfyui, monkeypatch):
+    for name in "ab":
+        (comfyui / f"loras/{name}.safetensors").write_bytes(b"x")
+    asked = []
+    monkeypatch.setattr(control, "ask", lambda words: asked.append(words) or {"notes": []})
+    rows = {"adapter_1": "a.safetensors", "weight_1": 0.5, "adapter_2": "none", "weight_2": 1.0,
+            "adapter_3": "none", "weight_3": -1.0, "path_3": str(comfyui / "loras/b.safetensors")}  # fmt: skip
+    rewrite._merge(rank=0, family=rewrite.TOLD, name="", **rows)
+    assert asked[0][2:] == [f"{comfyui}/loras/a.safetensors=0.5", f"{comfyui}/loras/b.safetensors=-1.0"]
+    with pytest.raises(UserError, match="none is chosen"):
+        rewrite._merge(rank=0, family=rewrite.TOLD, name="", adapter_1="none", adapter_2="none")
+    with pytest.raises(UserError, match="none is chosen"):
+        rewrite._convert("none", "kohya", 0, rewrite.TOLD, "")
+    with pytest.raises(UserError):
+        rewrite._convert("a.safetensors", "kohya", 0, rewrite.TOLD, "../out")
+    assert rewrite._fingerprint(adapter_1="a.safetensors") == rewrite._fingerprint(adapter_1="a.safetensors")
+    assert rewrite._fingerprint(adapter_1=None) != rewrite._fingerprint(adapter_1=None)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from comfy_graph import to_prompt
 from comfy_server import PATIENCE, ROOT, comfyui, server, until
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pixelkiln.nodes.all import NODES
 from pixelkiln.trainer.data import pairs_file
@@ -339,3 +341,31 @@ def test_prompts_saved_before_still_run(server):
     report = server.run(d=("PixelkilnDatasetFolder", {"folder": "colours", "resolution": 64}),
                         c=("PixelkilnFitCheck", {**check, "folder": ["d", 0]}))["outputs"]["c"]["text"][0]  # fmt: skip
     assert "warning: the resolution is 64, Stable Diffusion 1.x was trained at 512" in report
+
+
+def test_adapters_are_resized_converted_and_merged(server):
+    """By the trainer's own environment; the new files are in ComfyUI's lists, and a link takes them further."""
+    site = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    for name in "ab":
+        tensors = {"lora_down.weight": torch.randn(4, 768), "lora_up.weight": torch.randn(1280, 4)}
+        save_file({f"{site}.{k}": v for k, v in tensors.items()}, server.base / f"models/loras/{name}.safetensors")
+    plain = {"family": "as the file tells", "name": ""}
+    done = server.run(
+        m=("PixelkilnMergeAdapters", {"adapter_1": "a.safetensors", "weight_1": 0.5, "adapter_2": "b.safetensors",
+                                      "weight_2": -1.0, "rank": 0, **plain}),
+        c=("PixelkilnConvertAdapter", {"adapter": "none", "form": "diffusers", "rank": 2, **plain, "path": ["m", 0]}),
+    )  # fmt: skip
+    assert not done["error"], done["error"]
+    listed = server.get("/object_info/PixelkilnLoadAdapter")["PixelkilnLoadAdapter"]["input"]["required"]["adapter"]
+    files = [Path(name) for name in (listed[1]["options"] if listed[0] == "COMBO" else listed[0]) if "a+b-" in name]
+    merged, small = sorted(files, key=lambda name: len(name.stem))
+    assert merged.parent.name == "pixelkiln" and "-diffusers-rank2-" in small.name
+    of = server.base / "output/loras"
+    assert {v.shape for v in load_file(of / merged).values()} == {(8, 768), (1280, 8), ()}
+    assert {v.shape for v in load_file(of / small).values()} == {(2, 768), (1280, 2)}
+    assert "of the effect is lost" in str(done["outputs"]["c"])
+    again = server.run(c=("PixelkilnConvertAdapter", {"adapter": str(merged), "form": "kohya", "rank": 0, **plain}))
+    assert not again["error"]
+    wrong = server.run(c=("PixelkilnConvertAdapter", {"adapter": "a.safetensors", "form": "kohya", "rank": 0,
+                                                      "family": "sdxl", "name": "x"}))  # fmt: skip
+    assert "it is an adapter for sd15, not for sdxl" in wrong["error"]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import algebra
-from .mappings.mapping import Shape, key_mapping, known, named_in
+from .mappings.mapping import Shape, key_mapping, named_in
+from .mappings.mapping import known as known
 from .names import DENOISER, all_sites, file_path
 from .names import Site as Site
 from .names import encoder as encoder

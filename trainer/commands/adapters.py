@@ -36,12 +36,14 @@ def register(command: Command) -> None:
     convert.add_argument("--rank", type=int, help="resize by singular values")
     convert.add_argument("--family", help="for a file that does not tell it, such as one of text encoders only")
     convert.add_argument("--force", action="store_true", help="replace what is there already")
+    convert.add_argument("--json", action="store_true")
     merge = command("merge", _merge, "Join several adapters into one: merge OUT A.safetensors B.safetensors=0.5")
     merge.add_argument("target", type=Path)
     merge.add_argument("sources", nargs="+", help="FILE or FILE=WEIGHT")
     merge.add_argument("--rank", type=int)
     merge.add_argument("--family", help="for files that do not tell it")
     merge.add_argument("--force", action="store_true", help="replace what is there already")
+    merge.add_argument("--json", action="store_true")
 
 
 def _check_ranks(**ranks: int | None) -> None:
@@ -138,6 +140,13 @@ def _convert(args: argparse.Namespace) -> int:
     _check_ranks(rank=args.rank)
     _check_adapter_target(args.target, [args.source], args.to == "peft", args.force, "convert IN OUT")
     notes = convert(args.source, args.target, args.to, args.rank, args.family, _names)
+    return _written(args, notes)
+
+
+def _written(args: argparse.Namespace, notes: Sequence[str]) -> int:
+    """Print what a conversion tells, and the file."""
+    if args.json:
+        return print_json({"path": str(args.target), "notes": list(notes)})
     return print_lines([*map(escaped, notes), str(args.target)])
 
 
@@ -156,4 +165,4 @@ def _merge(args: argparse.Namespace) -> int:
             raise UserError(f"{word}: '{weight}' is no weight; write FILE=0.5")
     _check_adapter_target(args.target, [path for path, _ in sources], False, args.force, "merge OUT A B=0.5")
     notes = merge(sources, args.target, args.rank, args.family, _names)
-    return print_lines([*map(escaped, notes), str(args.target)])
+    return _written(args, notes)
