@@ -20,7 +20,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from ..trainer.errors import UserError
 from ..trainer.runs import control
-from . import draws, hosts, votes, words
+from . import draws, hosts, maps, votes, words
 from .draws import BASE, Candidate, Sheet
 from .page import EVENT, SLOW, Context, Screen, changing, folder_of, grid, kindly, lora_hosts, note, short
 from .store import read_text
@@ -49,6 +49,8 @@ class Compare:
                 self.grid = gr.HTML(elem_id="compare-grid")
             with gr.Tab(words.VOTE_TITLE) as voting:
                 self._vote()
+            with gr.Tab(words.MAPS):
+                self.maps = maps.Maps(context)
             with gr.Tab(words.USE):
                 self._use()
         self.table = [self.asked, self.left, self.right]
@@ -221,7 +223,12 @@ class Compare:
 
 def build(context: Context) -> Screen:
     screen = Compare(context)
-    return Screen(screen.show, screen.outputs, [screen.run, screen.shown])
+
+    def show(chosen: str | None, before: str, predicting: str | None) -> list[Any]:
+        return [*screen.show(chosen, before), *screen.maps.show(predicting)]
+
+    inputs = [screen.run, screen.shown, screen.maps.run]
+    return Screen(show, [*screen.outputs, *screen.maps.outputs], inputs)
 
 
 def stop_button(home: Any, elem_id: str) -> None:

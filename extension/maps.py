@@ -1,0 +1,118 @@
+"""A map of any picture by a run that has learned depth, normals or images: beside it, as a relief, and as files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..trainer.errors import UserError
+from ..trainer.runs import control
+from . import draft, images, words
+from .page import SLOW, Context, changing, folder_of, kindly, note
+from .store import read_text
+
+MOST_POINTS = 160
+"""Points of a side of the relief."""
+RELIEF = 0.35
+"""Its depth, in parts of its width."""
+
+
+def task_of(run_dir: Path) -> str | None:
+    """What a run has learned to predict: depth, normal, image; None where it is no dense run."""
+    try:
+        dense = draft.values_of(read_text(run_dir / "config.toml")).get("dense")
+    except (OSError, UserError):
+        return None
+    return str(dense.get("task", "depth")) if isinstance(dense, dict) else None
+
+
+def names(home: Any) -> list[str]:
+    """The runs whose adapter predicts maps, newest first."""
+    runs = control.list_runs(home.runs)
+    return [one.name for one in runs if control.checkpoints(one.path) and task_of(one.path)]
+
+
+class Maps:
+    """The tab: a picture goes in, its map comes out."""
+
+    def __init__(self, context: Context):
+        self.context, self.home, self.address = context, context.home, context.addresses
+        with gr.Row(elem_classes="align-end"):
+            self.run = changing(gr.Dropdown([], label=words.MAP_RUN, elem_id="map-run", scale=2))
+            self.tiles = gr.Checkbox(label=words.MAP_TILES, info=words.MAP_TILES_INFO, scale=2)
+            self.predict = gr.Button(words.PREDICT, variant="primary", elem_id="predict", scale=1, min_width=150)
+        self.message = gr.HTML(elem_id="map-message")
+        with gr.Row():
+            self.picture = gr.Image(
+                type="filepath",
+                label=words.MAP_PICTURE,
+                height=420,
+                elem_id="map-picture",
+                sources=["upload", "clipboard"],
+            )
+            self.slider = gr.ImageSlider(
+                show_label=False, label=words.MAP_RESULT, interactive=False, height=420, elem_id="map-result",
+                buttons=["fullscreen"],
+            )  # fmt: skip
+        self.relief = gr.Model3D(label=words.RELIEF, visible=False, height=420, elem_id="map-relief")
+        self.outputs = [self.run, self.message]
+        result = [self.message, self.slider, self.relief]
+        self.predict.click(self.draw, [self.run, self.picture, self.tiles], result, **SLOW)
+
+    def show(self, chosen: str | None) -> list[Any]:
+        """The runs to choose from; what was predicted stays."""
+        known = names(self.home)
+        if not known:
+            return [gr.update(choices=[], value=None), note(words.NO_MAPS)]
+        return [gr.update(choices=known, value=chosen if chosen in known else known[0]), gr.skip()]
+
+    @kindly
+    def draw(self, name: str | None, given: str | None, in_tiles: bool) -> list[Any]:
+        """The picture and its map, the relief of a depth, and where the files are."""
+        run_dir = folder_of(self.home, name)
+        adapters = control.checkpoints(run_dir)
+        if not given or not adapters:
+            raise UserError(words.MAP_NEEDS)
+        if images.size(Path(given)) is None:
+            raise UserError(words.MAP_UNREADABLE)
+        out = run_dir / "maps" / time.strftime("%Y%m%d-%H%M%S")
+        asked = ["dense", "predict", given, str(out), "--adapter", str(adapters[-1].path)]
+        asked += ["--formats", "png,npy,preview", *(["--tiles"] if in_tiles else [])]
+        answer = control.ask(asked, timeout=1800)
+        written = {_kind(Path(one)): Path(one) for one in answer["maps"]}
+        with Image.open(given) as opened, Image.open(written["preview"]) as shown:
+            pair = (ImageOps.exif_transpose(opened).convert("RGB"), shown.convert("RGB"))
+        solid = None
+        if answer["task"] == "depth":
+            solid = relief(np.load(written["npy"]), pair[0], answer.get("space") == "disparity", out / "relief.obj")
+        near = words.NEAR_IS if answer["task"] == "depth" else ""
+        line = note(words.MAP_DONE.format(answer["task"], out) + near, "good")
+        return [line, pair, gr.update(value=str(solid) if solid else None, visible=solid is not None)]
+
+
+def _kind(path: Path) -> str:
+    return "preview" if path.name.endswith("_preview.png") else path.suffix.lstrip(".")
+
+
+def relief(depth: np.ndarray, picture: Image.Image, near_is_large: bool, path: Path) -> Path:
+    """The surface of a depth map [H, W] in the picture's colours, as an OBJ file with a colour for each point. Depth is
+    relative: the relief has no true proportions."""
+    step = max(1, -(-max(depth.shape) // MOST_POINTS))
+    z = depth[::step, ::step].astype(np.float64)
+    z = z if near_is_large else -z
+    z = (z - z.min()) / max(float(z.max() - z.min()), 1e-6) * RELIEF
+    height, width = z.shape
+    colours = np.asarray(picture.resize((width, height)), np.float64) / 255
+    x, y = np.meshgrid(np.linspace(-0.5, 0.5, width), np.linspace(0.5, -0.5, height) * height / width)
+    points = np.concatenate([np.stack([x, y, z], 2), colours], 2).reshape(-1, 6)
+    at = np.arange(height * width).reshape(height, width) + 1
+    a, b, c, d = at[:-1, :-1].ravel(), at[:-1, 1:].ravel(), at[1:, :-1].ravel(), at[1:, 1:].ravel()
+    lines = ["v " + " ".join(f"{value:.4f}" for value in point) for point in points]
+    lines += [f"f {i} {k} {j}\nf {j} {k} {m}" for i, j, k, m in zip(a, b, c, d, strict=True)]
+    path.write_text("\n".join(lines) + "\n", encoding="ascii")
+    return path
