@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import dataset, grid, load, preference, rewrite, runs, schedule, train, triggers
+from . import dataset, dense, grid, load, preference, rewrite, runs, schedule, train, triggers
 
 NODES = (
     *load.NODES, *runs.NODES, *preference.NODES, *grid.NODES, *dataset.NODES, *train.NODES, *triggers.NODES,
-    *schedule.NODES, *rewrite.NODES,
+    *schedule.NODES, *rewrite.NODES, *dense.NODES,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..trainer.adapters.loading import HostFile, for_host
 from ..trainer.adapters.recognize import what_is
 from ..trainer.errors import UserError
-from . import adapter, blocks, host
+from . import adapter, blocks, dense, host
 from .blocks import parse as parse_blocks
 from .node import In, Node, Out, Result, never_same
 
@@ -96,7 +96,7 @@ def apply(
     lines = [f"matched {len(match.fits)} of {match.total}", *([f"problem: {problem}"] if problem else [])]
     if match.asleep:
         lines.append(f"not used: {len(match.asleep)} modules of a part that is not connected")
-    lines += [f"note: {note}" for note in match.notes]
+    lines += [f"note: {note}" for note in [*match.notes, *dense.remark(file.metadata, strength_model)]]
     lines.append(f"blocks: {used}")
     words_of = adapter.triggers(file.metadata)
     about, *rest = adapter.about(file)

@@ -28,6 +28,8 @@ def to_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
                 inputs[name] = values.pop(0)
                 if name in ("seed", "noise_seed") or options.get("control_after_generate"):
                     values.pop(0)
+                if options.get("image_upload"):  # the button below it is a widget too
+                    values.pop(0)
             if name in linked:
                 inputs[name] = linked[name]
         assert not values, (node["type"], values)

@@ -817,7 +817,7 @@ def test_the_table_of_nodes():
         "PixelkilnAdapterStack", "PixelkilnPreference", "PixelkilnRate", "PixelkilnGridPlan", "PixelkilnGrid",
         "PixelkilnDatasetFolder", "PixelkilnDatasetImages", "PixelkilnTrain", "PixelkilnRunStatus", "PixelkilnRunSteer",
         "PixelkilnFitCheck", "PixelkilnTriggerWords", "PixelkilnAdapterSchedule", "PixelkilnConvertAdapter",
-        "PixelkilnMergeAdapters",
+        "PixelkilnMergeAdapters", "PixelkilnDensePrediction",
     ]  # fmt: skip
     for node in NODES:
         assert node.about.endswith(".") and node.aliases
