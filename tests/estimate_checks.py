@@ -34,7 +34,10 @@ def compare(config: Config) -> tuple[int, int, int, memory.Estimate]:
     batch = step.micro_batches(p.dataset.batch(0), config.run.batch)[0]
     known = (p.model.family.denoiser, p.model.family.vae, *p.model.family.text_encoders.values())
     text = batch.conditioning
-    inputs = size_of(t for t in (batch.latents, text and text.hidden, text and text.pooled) if t is not None)
+    found = [batch.latents, text and text.hidden, text and text.pooled]
+    if batch.maps is not None:
+        found += [batch.target, batch.mask, batch.maps.truth, batch.maps.values, batch.maps.valid]
+    inputs = size_of(t for t in found if t is not None)
     p.model.family.predict(batch.latents, torch.zeros(len(batch)), p.model.conditioning(batch))
     with memory_probe.Saved(*known) as saved:
         loss = memory_probe.forward(p, batch)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelkiln.trainer.diffusion.timesteps import draw
 from pixelkiln.trainer.diffusion.types import Batch
 from pixelkiln.trainer.training.session import Session
 from pixelkiln.trainer.training.step import backward_row_by_row, compute_loss
@@ -61,7 +60,7 @@ def forward(session: Session, batch: Batch) -> Tensor:
     """A micro-batch's loss as the engine makes it; with ``grad_cache`` its backward is behind it too."""
     model, terms, roles = session.model, session.terms, batch.rows.role
     model.adapter.train(True)
-    random = draw(batch, 0, 0, model.process, session.config.noise)
+    random = model.system.draw(batch, 0, 0)
     if session.config.memory.grad_cache:
         return backward_row_by_row(model, terms, batch, random, roles, 0, session.optimization.scaler).loss
     return compute_loss(model, terms, batch, random, roles, 0).loss

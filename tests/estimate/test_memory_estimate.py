@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import short_runs as runs
 import torch
@@ -52,6 +53,23 @@ MORE = {
 def test_peak_of_a_step_by_plan(home, case):
     name, flags, data = SMALLER[case]
     _, peak, _, found = compare(wanted(home, name, flags, data))
+    assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [{}, {"memory.gradient_checkpointing": True, "loss.dense.weight": 1.0},
+                                   {"memory.grad_cache": True, "loss.dense.weight": 1.0},
+                                   {"dense.detail": 0.0, "dense.task_switch": "timestep"}])  # fmt: skip
+def test_peak_of_a_dense_step(home, flags):
+    """Two rows a sample, their targets, the task switch, and the decoder of [loss.dense]."""
+    pictures, folder = runs.pictures(home / "pictures"), home / "depth"
+    folder.mkdir(exist_ok=True)
+    for path in pictures.glob("*.png"):
+        np.save(folder / f"{path.stem}.npy", np.linspace(1, 2, 64 * 64, dtype=np.float32).reshape(64, 64))
+    base = {"dense.task": "depth", "data.targets": str(folder)}
+    saved, peak, inputs, found = compare(wanted(home, "sd15", {**base, **flags}))
+    if not flags:
+        assert found.kept == pytest.approx(saved + inputs, rel=0.1)
     assert estimated_peak(found) == pytest.approx(peak, rel=0.1)
 
 

@@ -15,7 +15,7 @@ import short_runs as runs
 import torch
 from PIL import Image
 
-from pixelkiln.trainer.config import Config
+from pixelkiln.trainer.config import Config, parse
 from pixelkiln.trainer.data.progress import silent
 from pixelkiln.trainer.dense import maps
 from pixelkiln.trainer.dense.options import TIMESTEP, DenseOptions
@@ -371,3 +371,44 @@ def test_without_detail_preserver_a_sample_is_one_row(tmp_path: Path) -> None:
     session = build_session(c, lambda line: None)
     session.dataset.prepare(silent)
     assert session.dataset.batch(0).rows.role == ["plain"] * 4 and not session.model.system.modules
+
+
+# ------------------------------------------------------------------------------------------------- states and memory
+
+
+@pytest.mark.parametrize("change, line", [
+    ({"dense.task_switch": "timestep"}, r"--resume: dense\.task_switch: the state has embedding"),
+    ({"dense.space": "log"}, r"--resume: dense\.space: the state has disparity"),
+    ({"dense": None, "data.targets": None}, r"--resume: the state is of a run with \[dense\]"),
+])  # fmt: skip
+def test_a_state_of_another_task_is_refused(tmp_path: Path, change: dict[str, Any], line: str) -> None:
+    c = config(tmp_path, {**FP32, "run.steps": 1})
+    assert train(c) == 0
+    state = checkpoint.load_state(Path(c.run.out) / c.run.name / "state")
+    raw = c.model_dump(exclude_none=True, exclude_unset=True)
+    other = c.changed({k: v for k, v in change.items() if k != "dense"}) if "dense" not in change else None
+    if other is None:
+        del raw["dense"], raw["data"]["targets"]
+        other = parse(raw)
+    session = build_session(other, lambda text: None)
+    with pytest.raises(UserError, match=line):
+        session.load_state(*state)
+
+
+MEMORY: list[dict[str, Any]] = [
+    {"memory.base_weights": "int8"}, {"memory.base_weights": "nf4"}, {"memory.blocks_on_gpu": 1},
+    {"memory.gradient_checkpointing": True, "memory.cpu_offload_checkpointing": True}, {"memory.channels_last": True},
+    {"memory.text_weights": "int8"}, {"data.cache_latents": "off", "data.cache_text": "off"},
+    {"data.cache_latents": "memory"}, {"save.ema": 0.5}, {"adapter.dropout": 0.1, "adapter.rank_dropout": 0.1},
+    {"optimizer.kind": "AdamWScheduleFree"}, {"adapter.scale_weight_norms": 1.0}, {"adapter.loraplus": 4.0},
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", MEMORY, ids=lambda flags: " ".join(flags))
+def test_every_memory_option_trains_and_its_file_is_proven(tmp_path: Path, flags: dict[str, Any]) -> None:
+    """The file, with the switch folded into it, is read back with the trained effect, and nothing warns."""
+    c = config(tmp_path, {**FP32, "run.steps": 2, "loss.dense.weight": 0.5, "data.validation_split": 0.25, **flags})
+    assert train(c) == 0
+    assert [event["message"] for event in runs.events(c) if event["kind"] == "warning"] == []
+    assert "each has the trained effect" in (Path(c.run.out) / c.run.name / "log.txt").read_text("utf-8")

@@ -112,13 +112,31 @@ class Session:
             "adapter": self._adapter_options(),
             "data": self.dataset.signature,
             "total": self.total,
+            **({"dense": self._dense_options()} if self.config.dense else {}),
         }
+
+    def _dense_options(self) -> dict[str, Any]:
+        """What a dense run's weights mean."""
+        o = self.config.dense
+        return {"task": o.task, "space": o.space, "task_switch": o.task_switch} if o else {}
 
     def _adapter_options(self) -> dict[str, Any]:
         """What the adapter's tensors are made by; an alpha that is not given is the rank."""
         o = self.config.adapter
         alphas = {"alpha": o.alpha or o.rank, "conv_alpha": o.conv_alpha or o.conv_rank}
         return {"kind": o.kind, "rank": o.rank, "conv_rank": o.conv_rank, **alphas}
+
+    def _require_same_task(self, state: dict[str, Any]) -> None:
+        """UserError where a state's weights mean another task."""
+        now = self._dense_options()
+        if bool(state) != bool(now):
+            of = "a run with [dense]; put that table back" if state else "a run without [dense]; leave that table out"
+            raise UserError(f"--resume: the state is of {of}")
+        for name, value in now.items():
+            if (was := state.get(name)) != value:
+                raise UserError(
+                    f"--resume: dense.{name}: the state has {was}, the configuration {value}; set it back, or start over"
+                )
 
     def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[str]:
         """Take over a saved state; returns what is different now, as sentences. UserError where it does not fit."""
@@ -133,6 +151,7 @@ class Session:
                     f"--resume: adapter.{name}: the state has {was}, the configuration {now}; set it back, or start "
                     "over with adapter.init_from"
                 )
+        self._require_same_task(facts.get("dense", {}))
         notes = []
         if facts["model"] != family.fingerprints["model"]:
             notes.append("the base model is not the one that this run began with")
