@@ -76,7 +76,7 @@ def test_a_network_that_knows_the_picture_draws_the_picture(name, sampler, spaci
     assert (got - z0).abs().max() < (0.1 if sampler in TO_ALPHA_0 else 1e-3)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 50])
+@pytest.mark.parametrize("steps", [1, 2, 3, 50])
 @pytest.mark.parametrize("sampler", get_args(Sampler))
 def test_a_schedule_to_zero_snr_is_sampled_in_any_number_of_steps(sampler, steps):
     process = PROCESSES["v with zero terminal SNR"]

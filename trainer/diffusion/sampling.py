@@ -325,7 +325,23 @@ def _scheduler(process: Process, prompt: Prompt, levels: Tensor) -> Any:
         made.set_timesteps(sigmas=levels.tolist())
     else:
         made.set_timesteps(prompt.steps)
+    if prompt.sampler == "euler_ancestral":
+        made.sigmas = made.sigmas.double()  # it takes the root of a difference of squares
+    elif prompt.sampler == "dpm_2_ancestral":
+        _mend(made)
     return made
+
+
+def _mend(made: Any) -> None:
+    """Give KDPM2AncestralDiscreteScheduler its levels without a difference of squares, which float32 loses.
+
+    sigma_down = sqrt(next^2 - sigma_up^2) is next^2 / sigma, and the level between, sqrt(sigma * sigma_down), is the
+    next one. Where the next is far below, as from the last level of zero terminal SNR, diffusers' are off or NaN.
+    """
+    following = made.sigmas.roll(-2)
+    made.sigmas_down = torch.where(made.sigmas > 0, following**2 / made.sigmas, made.sigmas)
+    made.sigmas_interpol = torch.where(made.sigmas_interpol == 0, made.sigmas_interpol, following)
+    made.timesteps[1::2] = made.timesteps[2::2]
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
