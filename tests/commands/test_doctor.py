@@ -11,6 +11,8 @@ import pytest
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.commands import doctor
 from pixelkiln.trainer.commands.doctor import Facts, report_lines
+from pixelkiln.trainer.memory import attention
+from pixelkiln.trainer.memory.attention import MATH
 
 CARD = Facts(
     python="3.12.3",
@@ -88,3 +90,38 @@ def test_json_for_a_bug_report(capsys: pytest.CaptureFixture[str]):
     assert found["ready"] and found["lines"][-1].startswith("ready: ")
     assert found["facts"]["python"] and found["packages"]["torch"] == found["facts"]["torch"]
     assert found["version"] and found["system"]
+    assert set(found["facts"]) >= KEYS and set(found) >= {"version", "system", "ready", "lines", "facts", "packages"}
+
+
+KEYS = {
+    "python", "torch", "torch_error", "device", "device_name", "device_gb", "device_error", "driver", "precision",
+    "attention", "eight_bit_error", "missing", "missing_optional", "disk_gb", "kernels", "no_kernels",
+}  # fmt: skip
+"""Of ``doctor --json``: programs read them."""
+
+
+def test_kernels_that_ran_are_named_not_packages(monkeypatch: pytest.MonkeyPatch):
+    def wrong(q, k, v, heads):
+        return MATH(q, k, v, heads) * 1.1
+
+    def wrong_backward(q, k, v, heads):
+        return MATH(q, k, v, heads) + (q - q.detach()) * 0.1
+
+    def absent(*_):
+        raise NotImplementedError("No operator found for `memory_efficient_attention_forward` with inputs:\nmore")
+
+    stand_ins = {"right": MATH, "wrong": wrong, "wrong backward": wrong_backward, "absent": absent}
+    monkeypatch.setattr(attention, "KERNELS", stand_ins)
+    found = doctor.choices("cpu")
+    assert found["kernels"] == ("right",)
+    assert found["no_kernels"]["absent"] == "no kernel for a CPU"
+    assert all("wrong by" in found["no_kernels"][name] for name in ("wrong", "wrong backward"))
+
+
+def test_kernels_that_ran_are_a_line_on_a_gpu():
+    ran = replace(
+        CARD, kernels=("sdpa-flash", "xformers"), no_kernels={"sdpa-cudnn": "no kernel for this torch and GPU"}
+    )
+    assert report_lines(ran)[1] == (
+        "attention kernels that ran in bf16: sdpa-flash, xformers; sdpa-cudnn: no kernel for this torch and GPU"
+    )

@@ -60,17 +60,6 @@ def test_bfloat16_that_is_only_imitated_is_not_decoded_in(monkeypatch):
     assert decoding_dtype(torch.float16, torch.device("cuda:0"))[0] == torch.float32
 
 
-def test_xformers_that_diffusers_cannot_use_is_said():
-    def enable():
-        raise NotImplementedError("No operator found for `memory_efficient_attention_forward`\nmore")
-
-    note = memory.use_attention(SimpleNamespace(enable_xformers_memory_efficient_attention=enable), "xformers")
-    assert note == (
-        "attention: SDPA after all (diffusers cannot use xformers here: "
-        "No operator found for `memory_efficient_attention_forward`)"
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("data", ["data.path", "data.pairs"])

@@ -53,6 +53,10 @@ class Facts:
     """A GPU that the driver names, whether torch sees it or not: "NVIDIA GeForce RTX 3060"."""
     precision: str = "fp32"
     attention: str = "SDPA"
+    kernels: tuple[str, ...] = ()
+    """Attention kernels that ran on the device, at the precision: output and gradients are those of the math path."""
+    no_kernels: dict[str, str] = field(default_factory=dict)
+    """The other attention kernels, and why not."""
     eight_bit_error: str | None = None
     """Why 8-bit optimizers do not work; None when a step with one was made."""
     missing: dict[str, str] = field(default_factory=dict)
@@ -89,6 +93,9 @@ def report_lines(facts: Facts) -> list[str]:
             f"missing: 8-bit optimizers ({facts.eight_bit_error}). Without them AdamW takes four times the optimizer "
             f"memory, and quantized bases are off. Fix: {FIX}"
         )
+    if facts.device != "cpu" and (facts.kernels or facts.no_kernels):
+        others = "".join(f"; {name}: {why}" for name, why in facts.no_kernels.items())
+        lines.append(f"attention kernels that ran in {facts.precision}: {', '.join(facts.kernels) or 'none'}{others}")
     if facts.disk_gb < LOW_DISK_GB:
         lines.append(
             f"little disk: {facts.disk_gb:.1f} GB free. A run stops when it cannot save. Fix: make room, or set out "
@@ -135,7 +142,8 @@ def _installed(name: str) -> str:
 
 
 def gather() -> Facts:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports optional kernels that nothing here uses
+    for name in ("bitsandbytes", "xformers"):  # they report optional kernels that nothing here uses
+        logging.getLogger(name).setLevel(logging.ERROR)
     import_error = cannot_import("torch")
     bare = Facts(
         python=platform.python_version(),
@@ -212,15 +220,23 @@ def no_eight_bit(where: str) -> str | None:
     return None if bool((weight < 1).all()) else "bitsandbytes: a step did not move the weights"
 
 
-def choices(where: str) -> dict[str, str]:
-    """The precision and the attention that a run on this device would take."""
+def choices(where: str) -> dict[str, Any]:
+    """The precision and the attention that a run on this device would take, and which attention kernels run there."""
     import torch
 
-    from ..memory.device import choose_attention, choose_precision
+    from ..memory.attention import KERNELS, choose_attention, why_not
+    from ..memory.device import choose_precision
 
     at = torch.device(where)
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-    return {"precision": names[choose_precision("auto", at)], "attention": choose_attention(at)[1]}
+    dtype = choose_precision("auto", at)
+    found = {name: why_not(name, at, dtype, 64) for name in KERNELS}
+    return {
+        "precision": names[dtype],
+        "attention": choose_attention(at, dtype)[1],
+        "kernels": tuple(name for name, why in found.items() if not why),
+        "no_kernels": {name: why for name, why in found.items() if why},
+    }
 
 
 def _line(error: BaseException) -> str:

@@ -1,16 +1,15 @@
-"""Which device, which precision, which attention; and how much memory it took."""
+"""Which device, which precision; and how much memory it took."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import importlib
 import os
 import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -26,8 +25,11 @@ class MemoryOptions(Options):
     memory, GradCache, streamed blocks, T5 on the CPU, quantized weights, the optimizer's 8-bit kind and the decode
     plan, as far as these are not set; `check` shows it. What changes the results (weights, optimizer, decode plan) is
     chosen at a run's first start and kept."""
-    attention: Literal["auto", "xformers", "sdpa"] = option("auto", kohya="xformers", label="Attention")
-    """``auto`` takes xformers where it has a kernel for this device and torch's SDPA otherwise; the log says which."""
+    attention: Literal["auto", "xformers", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn"] = option(
+        "auto", kohya="xformers", label="Attention"
+    )
+    """``auto`` takes what is fastest forward and backward on an NVIDIA GPU, xformers or a kernel of torch's SDPA,
+    measured once in about a second; the log says which. ``sdpa`` leaves the choice to torch."""
     gradient_checkpointing: bool = option(False, kohya="gradient_checkpointing", label="Gradient checkpointing")
     """Recompute activations in the backward pass: about a third slower, a fraction of the memory, the same numbers."""
 
@@ -124,39 +126,6 @@ def mps_fallback(device: torch.device) -> str | None:
     if device.type != "mps" or os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") != "1":
         return None
     return "warning: PYTORCH_ENABLE_MPS_FALLBACK is set: operations that the Apple GPU lacks run slowly on the CPU"
-
-
-def choose_attention(device: torch.device, wanted: str = "auto") -> tuple[str, str]:
-    """("xformers" or "sdpa", why), by running a tiny attention with gradient on the device."""
-    if wanted == "sdpa":
-        return "sdpa", "SDPA (as configured)"
-    try:
-        xformers = importlib.import_module("xformers")
-        attention = importlib.import_module("xformers.ops").memory_efficient_attention
-        q = torch.randn(1, 16, 1, 8, device=device, dtype=torch.float32 if device.type == "cpu" else torch.float16)
-        q.requires_grad_()
-        attention(q, q, q).sum().backward()
-        return "xformers", f"xformers {xformers.__version__}"
-    except ImportError:
-        why = "SDPA (xformers is not installed)"
-    except (NotImplementedError, RuntimeError, AttributeError, OSError):
-        version = getattr(sys.modules.get("xformers"), "__version__", "")
-        why = f"SDPA (xformers {version} has no kernel for {'a CPU' if device.type == 'cpu' else 'this torch and GPU'})"
-    if wanted == "xformers":
-        why += ", though xformers was asked for"
-    return "sdpa", why
-
-
-def use_attention(denoiser: Any, name: str) -> str | None:
-    """Set the denoiser's attention; diffusers' default is SDPA. Why it stays so, where xformers lacks a kernel for what
-    diffusers tries first."""
-    if name == "xformers":
-        try:
-            denoiser.enable_xformers_memory_efficient_attention()
-        except RuntimeError as error:  # a NotImplementedError too, as xformers says it
-            reason = str(error).strip().splitlines()[0]
-            return f"attention: SDPA after all (diffusers cannot use xformers here: {reason})"
-    return None
 
 
 _OUT_OF_MEMORY = re.compile(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from ..families.family import Family
 from ..families.load import Found, identify, load
 from ..losses.decode import Decoder, decoding_dtype
 from ..losses.term import Balance, LossParts, LossTerms, Term
-from ..memory import apply
+from ..memory import apply, attention
 from ..memory import device as memory
 from ..objectives.common import ObjectiveOptions, ObjectiveParts, ReferenceOptions
 from ..optimizers.build import build as build_optimizer
@@ -116,7 +116,11 @@ def _fits(where: str, objective: ObjectiveOptions, data: str) -> None:
 
 
 def build_session(
-    config: Config, log: Callable[[str], None], progress: Progress = silent, examined: Examined | None = None
+    config: Config,
+    log: Callable[[str], None],
+    progress: Progress = silent,
+    examined: Examined | None = None,
+    kept: Mapping[str, str] | None = None,
 ) -> Session:
     """Load the model, scan the data, inject the adapter, and make what trains it.
 
@@ -124,6 +128,7 @@ def build_session(
         log: receives one line per note.
         progress: wraps what takes long, such as reading the sizes of pictures.
         examined: the model and the data of this configuration or a similar one, so that neither is read again.
+        kept: the attention of the run that is resumed (``Model.attention_facts``).
     """
     rank, world, _ = distributed.initialize(config.run.device)
     found, dataset = (examined.found_for(config), examined.dataset_for(config, world)) if examined else (None, None)
@@ -133,7 +138,7 @@ def build_session(
         log(f"warning: {line}")
     thumbnail(config.save)  # a wrong one is reported before the run, not after it
     config = _kohya_strict(config)
-    model, vae_dtype = build_model(config, log, found=found)
+    model, vae_dtype = build_model(config, log, found=found, kept=kept)
     family = model.family
     previews = build_previews(config, model, dataset)
     total = total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
@@ -163,7 +168,11 @@ def _sd_scripts(config: Config, family: Family) -> SdScriptsLatents | None:
 
 
 def build_model(
-    config: Config, log: Callable[[str], None], adapter_file: str | None = None, found: Found | None = None
+    config: Config,
+    log: Callable[[str], None],
+    adapter_file: str | None = None,
+    found: Found | None = None,
+    kept: Mapping[str, str] | None = None,
 ) -> tuple[Model, torch.dtype]:
     """The networks with an adapter on them, a new one or that of a file; and the dtype in which latents are decoded."""
     _, _, device = distributed.initialize(config.run.device)
@@ -176,7 +185,10 @@ def build_model(
         log(line)
     if note := memory.mps_fallback(device):
         log(note)
-    attention, why = memory.choose_attention(device, config.memory.attention)
+    size = attention.head_size(family.denoiser)
+    kernel, why = distributed.broadcast(
+        lambda: attention.choose_attention(device, dtype, size, config.memory.attention, kept)
+    )
     log(f"training on {device}, {str(dtype).removeprefix('torch.')}, attention: {why}")
     if config.model.base_adapters:
         for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
@@ -185,13 +197,13 @@ def build_model(
         config.memory, family.spec, family.denoiser, family.encoder_places(device), device, log
     )
     family.to(device)
-    if instead := memory.use_attention(family.denoiser, attention):
-        attention = "sdpa"
+    if instead := attention.use_attention(family.denoiser, kernel):
+        kernel = "sdpa"
         log(instead)
     system = build_system(config, family, dtype)
     adapter = build_adapter(config, family, dtype, adapter_file, log)
     apply.set_up_blocks(config.memory, family.spec, family.denoiser, compile_cache(config))
-    model = Model(family, adapter, device, dtype, attention, streamer, system=system)
+    model = Model(family, adapter, device, dtype, kernel, streamer, system=system)
     system.check(model)
     return model, vae_dtype
 

@@ -35,7 +35,7 @@ from .profiling import Profiler
 from .progress_writer import ProgressWriter
 from .recovery import Diverged, roll_back
 from .reference_cache import ReferenceCache
-from .resume import keep_trained_mse
+from .resume import keep_trained_mse, kept_attention
 from .run_options import RunOptions, epochs
 from .session import Session
 from .signals import StoppedEarly, stop_if, stop_signals, stoppable
@@ -87,11 +87,12 @@ def _lead(
             if not (resume or config.run.resume_from) and (folder.final.exists() or checkpoint.states(folder.state)):
                 writer.warning(f"{folder.path} holds an earlier run. Starting over; use --resume to continue")
             writer.status("running", message="loading", now=True)
-            config = keep_trained_mse(config, folder.state if resume else config.run.resume_from, writer.warning)
+            state = folder.state if resume else config.run.resume_from
+            config = keep_trained_mse(config, state, writer.warning)
             with _out_of_memory_is_one_line():
                 config, examined = plan(config, resume, examined, writer.log)
                 progress = stoppable(writer.progress, stop_requested, whole=True)
-                session = build_session(config, writer.log, progress, examined)
+                session = build_session(config, writer.log, progress, examined, kept_attention(state))
                 return Loop(session, folder, writer, stop_requested, profiler=profiler).run(resume)
         except StoppedEarly as stopped:
             writer.end("stopped", writer.at, str(stopped), INTERRUPTED)
@@ -118,7 +119,8 @@ def _follow(config: Config, folder: RunFolder, resume: bool, plan: Planner) -> i
     loop = None
     with ProgressWriter(folder.path, main=False) as quiet, stop_signals() as stop_requested:
         try:
-            config = keep_trained_mse(config, folder.state if resume else config.run.resume_from, quiet.warning)
+            state = folder.state if resume else config.run.resume_from
+            config = keep_trained_mse(config, state, quiet.warning)
             config, _ = plan(config, resume, None, quiet.log)
             loop = Loop(build_session(config, quiet.log), folder, quiet, stop_requested)
             return loop.run(resume)

@@ -13,6 +13,7 @@ from ..diffusion.process import Process
 from ..diffusion.types import Batch, Conditioning
 from ..families.family import Family
 from ..losses.decode import Decoder
+from ..memory import device as memory
 from ..memory.offload import Streamer
 from .system import System, TextToImage
 
@@ -41,6 +42,11 @@ class Model:
             self.system = TextToImage(self.family.process)
         encoders = self.family.text_encoders.values()
         self.trains_text = any(p.requires_grad for encoder in encoders for p in encoder.parameters())
+
+    @property
+    def attention_facts(self) -> dict[str, str]:
+        """The kernel and the device that it was chosen for: what a run keeps on resume."""
+        return {"kernel": self.attention, "device": memory.device_name(self.device)}
 
     @property
     def process(self) -> Process:

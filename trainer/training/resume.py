@@ -16,6 +16,12 @@ ONCE_WITH_MSE = {"haar", "focal_frequency"}
 """Latent losses beside which mse was once trained although the configuration did not ask for it."""
 
 
+def kept_attention(state: str | Path | None) -> dict[str, str] | None:
+    """The attention kernel of the run to resume and its device (``Model.attention_facts``): timings, and so the choice,
+    differ from start to start. ``state``: as below."""
+    return None if state is None else state_facts(Path(state)).get("attention")
+
+
 def keep_trained_mse(config: Config, state: str | Path | None, report: Callable[[str], None]) -> Config:
     """``config`` with ``[loss.mse]`` added, and one line reported, where the run to resume was given haar or
     focal_frequency alone and trained mse too.

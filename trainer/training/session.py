@@ -113,6 +113,7 @@ class Session:
             "data": self.dataset.signature,
             "total": self.total,
             **({"dense": self._dense_options()} if self.config.dense else {}),
+            "attention": self.model.attention_facts,
         }
 
     def _dense_options(self) -> dict[str, Any]:
