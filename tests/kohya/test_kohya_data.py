@@ -250,6 +250,7 @@ def test_a_file_of_the_gui(tmp_path):
     assert (got.objective.min_snr_gamma, got.objective.debiased_estimation_loss) == (5.0, True)
     assert got.sample.prompts == ["a cat --w 512", "a dog"]
     assert got.memory.attention == "sdpa"
+    assert got.model.vae_precision == "fp32" and not any("no_half_vae" in note for note in notes)
     assert got.optimizer.max_grad_norm == 1.0
     assert any("for 0 add --max_grad_norm=0" in note for note in notes)
     assert "learning_rate = 0.0003 # learning_rate = 0.0003" in source

@@ -136,6 +136,7 @@ def _model(values: Values, made: Made, family: str | None) -> None:
         made.put("model.family", "sd2", values, "v2")
     made.put("model.prediction", "v" if values["v_parameterization"] else None, values, "v_parameterization")
     made.put("model.zero_terminal_snr", values["zero_terminal_snr"] or None, values, "zero_terminal_snr")
+    made.put("model.vae_precision", "fp32" if values["no_half_vae"] else None, values, "no_half_vae")
 
 
 def _loss(values: Values, made: Made, family: str | None) -> None:
@@ -277,7 +278,7 @@ adaptive_noise_scale blocks_to_swap cache_latents cache_latents_to_disk cache_te
 cache_text_encoder_outputs_to_disk config_file fp8_base fp8_base_unet full_bf16 huber_c huber_scale huber_schedule
 learning_rate log_with loss_type lr_scheduler lr_scheduler_args lr_scheduler_type lr_warmup_steps max_train_epochs
 max_train_steps mem_eff_attn min_snr_gamma mixed_precision network_alpha network_args network_dim network_dropout
-network_module network_train_text_encoder_only network_train_unet_only optimizer_args optimizer_type resume
+network_module network_train_text_encoder_only network_train_unet_only no_half_vae optimizer_args optimizer_type resume
 sample_at_first sample_sampler save_last_n_epochs_state save_last_n_steps_state save_model_as save_precision
 scale_weight_norms sdpa text_encoder_lr unet_lr use_8bit_adam use_lion_optimizer v2 v_parameterization v_pred_like_loss
 weighting_scheme xformers zero_terminal_snr

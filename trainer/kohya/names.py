@@ -105,7 +105,6 @@ HARMLESS = {
     "log_tracker_name": "TensorBoard's folder is the run's",
     "lowram": "models are read part by part",
     "max_data_loader_n_workers": "pictures are read by threads of the trainer",
-    "no_half_vae": "the autoencoder never runs in fp16 here",
     "offload_optimizer_device": _DEEPSPEED,
     "offload_optimizer_nvme_path": _DEEPSPEED,
     "offload_param_device": _DEEPSPEED,

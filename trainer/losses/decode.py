@@ -173,12 +173,15 @@ def tiny_decoder(folder: str, device: torch.device, dtype: torch.dtype) -> Decod
     return Decoder(vae.to(device, dtype), 1.0)
 
 
-def decoding_dtype(wanted: torch.dtype, device: torch.device) -> tuple[torch.dtype, str | None]:
-    """The dtype to decode in with a gradient, and a note where it is not the wanted one.
+def decoding_dtype(wanted: torch.dtype, device: torch.device, given: str = "auto") -> tuple[torch.dtype, str | None]:
+    """The dtype to decode in with a gradient, and a note where it is not the wanted one. ``given``: see
+    ``model.vae_precision``.
 
     float16 overflows in SDXL-class autoencoders, and in all of them the gradient of a mean over a million pixels (1e-6
     and less) is lost below its smallest number, 6e-8.
     """
+    if given != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[given], None
     if wanted != torch.float16:
         return wanted, None
     real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
