@@ -15,12 +15,13 @@ from PIL import Image
 from sample_data import PRINTS, Encoder, dataset, folder, noise, picture, png
 from torch import Tensor
 
+from pixelkiln.trainer.data import loader
 from pixelkiln.trainer.data.buckets import conditioning
 from pixelkiln.trainer.data.cache import SdScriptsLatents
 from pixelkiln.trainer.data.loader import Dataset
 from pixelkiln.trainer.data.options import DataOptions
 from pixelkiln.trainer.data.pairs_file import add_pair, add_rating, append_pairs, read_pairs
-from pixelkiln.trainer.diffusion.types import Batch
+from pixelkiln.trainer.diffusion.types import Batch, Conditioning
 
 
 def shapes(path: Path, count: int = 9) -> Path:
@@ -533,3 +534,23 @@ def test_a_cached_picture_belongs_to_its_crop(tmp_path):
     keys = {made.shelf.key(one, options, place, flip, color) for place in places for flip in (False, True)
             for color in (None, "x")}  # fmt: skip
     assert len(keys) == 16
+
+
+def test_captions_encoded_together_are_found_when_the_caches_are_filled(tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "TOGETHER", 2)
+    path = folder(tmp_path / "pics", 5)
+    plain = dataset({"path": str(path)}, tmp_path / "plain")
+    for cache, expected in ((None, [2, 2, 1]), (tmp_path / "cache", [2, 2, 1]), (tmp_path / "cache", [])):
+        made = Dataset(plain.options, effective_batch=4, cache_dir=cache)
+        encoder, asked = Encoder(), []
+
+        def together(words: list[str], encoder=encoder, asked=asked) -> list[Conditioning]:
+            asked.append(len(words))
+            return [encoder.encode_text([word]) for word in words]
+
+        made.attach(encoder.encode, None, PRINTS)
+        made.encode_captions(together)
+        assert asked == expected
+        made.attach(encoder.encode, lambda words: pytest.fail(f"{words}: encoded again"), PRINTS)
+        made.prepare()
+        assert equal(made.batch(0), plain.batch(0))

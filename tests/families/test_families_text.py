@@ -160,3 +160,17 @@ def test_a_caption_does_not_depend_on_its_neighbours(folder):
             assert torch.allclose(one.hidden, alone.hidden, atol=1e-6)
             assert one.pooled is not None and alone.pooled is not None
             assert torch.allclose(one.pooled, alone.pooled, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", tiny.NAMES[:3])
+def test_encoders_in_turn_give_the_same_bits(tmp_path, name):
+    tiny.write(tmp_path / name, tiny.parts(name))
+    family = load(ModelOptions(path=str(tmp_path / name)))
+    captions = ["a red cat", "", caption(40)]
+    found = family.encode_in_turn(captions, torch.device("cpu"))
+    with torch.no_grad():
+        for text, got in zip(captions, found, strict=True):
+            want = family.encode_text([text])
+            assert torch.equal(got.hidden, want.hidden)
+            assert (got.pooled is None and want.pooled is None) or torch.equal(got.pooled, want.pooled)
+    assert family.encode_in_turn([], torch.device("cpu")) == []

@@ -13,7 +13,7 @@ from fake_device import FakeDevice, fake_device
 from pixelkiln.trainer.diffusion.process import Process, scaled_linear
 from pixelkiln.trainer.families.load import load
 from pixelkiln.trainer.memory import device as memory
-from pixelkiln.trainer.training import loop
+from pixelkiln.trainer.training import build, loop
 
 PIXEL = {"loss.pixel.mode": "mixed", "loss.pixel.decode": "full", "loss.huber.weight": 1.0}
 EVERYTHING = {
@@ -53,7 +53,7 @@ ERRORS = [
 
 
 def configured(tmp_path, flags: dict[str, Any], name: str = "sd15", data: str = "data.path"):
-    own = {"run.device": "auto", "run.precision": "bf16", "run.steps": 2, "run.batch": 2}
+    own = {"run.device": "auto", "run.precision": "bf16", "run.steps": 2, "run.batch": 2, "memory.attention": "sdpa"}
     config = runs.config(tmp_path, {**own, **flags}, name=name, data=data)
     load(config.model, torch.float32)  # with all that libraries import when they first read a model
     return config
@@ -77,6 +77,37 @@ def test_a_run_mixes_no_devices(kind, name, flags, data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("kind", "name", "flags", "data"), SLOW)
 def test_no_other_run_mixes_devices(kind, name, flags, data, tmp_path, monkeypatch):
     train_on(kind, name, flags, data, tmp_path, monkeypatch)
+
+
+def test_one_text_encoder_at_a_time_is_on_the_gpu_and_the_autoencoder_leaves_it(tmp_path, monkeypatch):
+    """SD3 with T5: nothing else while captions and prompts are encoded; only the denoiser in a step."""
+    flags = {"sample.prompts": ["a dog"], "sample.steps": 1, "sample.every": 1, "run.steps": 2}
+    config = configured(tmp_path, flags, "sd3-medium")
+    reading: list[tuple[str, set[str]]] = []
+    stepping: list[set[str]] = []
+    step, make = loop.Loop.step, build.load
+
+    def here(family) -> set[str]:
+        parts = {"denoiser": family.denoiser, "vae": family.vae, **family.text_encoders}
+        return {name for name, part in parts.items() if any(p.device.type == "cuda" for p in part.parameters())}
+
+    def loaded(*args, **kwargs):
+        family = make(*args, **kwargs)
+        for name, encoder in family.text_encoders.items():
+            encoder.register_forward_pre_hook(lambda *_, name=name: reading.append((name, here(family))))
+        return family
+
+    def counted(self):
+        stepping.append(here(self.session.model.family))
+        return step(self)
+
+    monkeypatch.setattr(build, "load", loaded)
+    monkeypatch.setattr(loop.Loop, "step", counted)
+    with fake_device(monkeypatch):
+        assert len(runs.trajectory(config)) == 2
+    assert {name for name, _ in reading} == {"te1", "te2", "te3"} and len(reading) > 6
+    assert all(found == {name} for name, found in reading)
+    assert stepping == [{"denoiser"}, {"denoiser"}]
 
 
 def test_a_step_waits_for_the_gpu_a_few_times(tmp_path, monkeypatch):

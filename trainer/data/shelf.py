@@ -238,14 +238,27 @@ class Shelf:
     @torch.no_grad()
     def words(self, word: str, passing: bool, make: bool) -> Entry:
         """One caption. Absent when it is not kept and may not be made."""
-        key = json.dumps([word, self.fingerprints["text"]])
+        key = self._words_key(word)
         entry = self.text.get(key) or self.passing.get(key)
         if entry is None:
             if not make:
                 raise Absent(word)
             assert self.encode_text is not None, "no text encoder is attached"
-            made = self.encode_text([word])
-            parts = {"hidden": made.hidden, "pooled": made.pooled, "mask": made.mask}
             store = self.passing if passing else self.text
-            entry = store.put(key, {name: part for name, part in parts.items() if part is not None})
+            entry = store.put(key, _parts(self.encode_text([word])))
         return entry
+
+    def has_words(self, word: str) -> bool:
+        """Whether the caption is kept."""
+        return self.text.has(self._words_key(word))
+
+    def keep_words(self, word: str, made: Conditioning) -> None:
+        self.text.put(self._words_key(word), _parts(made))
+
+    def _words_key(self, word: str) -> str:
+        return json.dumps([word, self.fingerprints["text"]])
+
+
+def _parts(made: Conditioning) -> Entry:
+    parts = {"hidden": made.hidden, "pooled": made.pooled, "mask": made.mask}
+    return {name: part for name, part in parts.items() if part is not None}

@@ -97,7 +97,7 @@ def estimate(
     ``maker``: of other tensors than fake ones.
     """
     maker, tracker = maker or FakeTensors(), MemoryTracker()
-    vae_dtype = torch.float32 if dtype == torch.float16 else decoding_dtype(dtype, torch.device("cpu"))[0]
+    vae_dtype, _ = decoding_dtype(dtype, torch.device("cpu"), config.model.vae_precision)
     model = fake_model.family(config, found, dtype, vae_dtype)
     weights, streamed = _weights(model, dtype)
     p = fake_model.session(maker, config, model, dtype)
@@ -326,16 +326,18 @@ def phases(config: Config, m: Estimate, device: str, captions_change: bool = Fal
     own = config.memory
     t5_here = "te3" in m.modules and not config.model.t5_on_cpu
     encoders = [name for name in m.modules if name not in ("denoiser", "vae") and (name != "te3" or t5_here)]
-    text = sum(m.modules[name][own.text_weights] for name in encoders)
+    each = [m.modules[name][own.text_weights] for name in encoders]
+    text = sum(each)
     stays = {"weights": weights_bytes(config, m, device), "adapter": m.adapter, "text encoders": text}
     packed = own.base_weights != "full" or own.blocks_on_gpu != "all"
     unpacked = m.largest // 2 if packed else 0  # one layer at a time, in 16 bits
     on_cpu = device == "cpu"
-    vae, draws = m.modules["vae"]["full"], "previews" in m.phases
+    vae = m.modules["vae"]["full"]
     keeps_text = m.trains_text or captions_change or on_cpu
-    keeps_vae = m.decodes or draws or config.data.cache_latents == "off" or on_cpu
+    keeps_vae = m.decodes or config.data.cache_latents == "off" or on_cpu
     stays["autoencoder"] = vae
-    made = [_phase("encoding captions", stays, m.phases["captions"], device, t5_here)]
+    in_turn = {"text encoders": max(each, default=0)}  # one at a time, before anything else is there
+    made = [_phase("encoding captions", stays if keeps_text else in_turn, m.phases["captions"], device, t5_here)]
     stays["text encoders"] = text if keeps_text else 0
     made.append(_phase("encoding pictures", stays, m.phases["pictures"], device, t5_here and keeps_text))
     stays["autoencoder"] = vae if keeps_vae else 0
@@ -347,7 +349,8 @@ def phases(config: Config, m: Estimate, device: str, captions_change: bool = Fal
         ("proof of the saved file", proof),
     ):  # fmt: skip
         if transient is not None:
-            made.append(_phase(name, {**stays, "workspace": unpacked}, transient, device, t5_here and keeps_text))
+            here = {**stays, "workspace": unpacked} | ({"autoencoder": vae} if name == "previews" else {})
+            made.append(_phase(name, here, transient, device, t5_here and keeps_text))
     return made
 
 

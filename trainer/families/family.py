@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from ..diffusion.process import Prediction, Process
 from ..diffusion.types import Conditioning
 from ..memory.activation_checkpointing import blocks_of
+from ..memory.device import release
 from ..memory.quantize import quantized_as
 from .options import ModelOptions
 from .sources import Files
-from .text import Tokens, clip_tokens, t5_tokens
+from .text import States, Tokens, clip_tokens, t5_tokens
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape."""
@@ -79,7 +80,10 @@ class FamilySpec:
     """Whether the tensors of a denoiser in the public single-file layout are this family's."""
     in_folder: Callable[[Mapping[str, Any]], bool]
     """Whether the denoiser's configuration in a diffusers folder is this family's."""
-    encode: Callable[[Family, list[str]], Conditioning]
+    read: Callable[[Family, str, list[str]], States]
+    """(family, name of a text encoder, captions) -> what that encoder makes of them."""
+    join: Callable[[Family, Mapping[str, States]], Conditioning]
+    """The conditioning of captions that all text encoders have read."""
     run: Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
     """(denoiser, noisy, time, conditioning) -> output."""
     check: Callable[[ModelOptions], list[str]]
@@ -192,7 +196,25 @@ class Family:
 
         With gradient where encoders are trained. Captions longer than they read are cut, and counted in ``truncated``.
         """
-        return self.spec.encode(self, captions)
+        return self.spec.join(self, {name: self.spec.read(self, name, captions) for name in self.text_encoders})
+
+    @torch.no_grad()
+    def encode_in_turn(self, captions: list[str], device: torch.device) -> list[Conditioning]:
+        """The conditioning of each caption, on the CPU, with one text encoder at a time on ``device``.
+
+        The same numbers as ``encode_text`` of each gives. All text encoders are on the CPU afterwards.
+        """
+        states: list[dict[str, States]] = [{} for _ in captions]
+        for encoder in self.text_encoders.values():
+            encoder.to("cpu")
+        for name, (encoder, place) in self.encoder_places(device).items() if captions else ():
+            release(device)
+            encoder.to(place)
+            for found, caption in zip(states, captions, strict=True):
+                found[name] = self.spec.read(self, name, [caption]).to(torch.device("cpu"))
+            encoder.to("cpu")
+        release(device)
+        return [self.spec.join(self, found) for found in states]
 
     def tokens(self, name: str, captions: list[str]) -> Tokens:
         """The captions as one text encoder reads them; what it cannot read is counted."""
@@ -244,8 +266,14 @@ class Family:
 
     def to(self, device: torch.device | str) -> None:
         """Move every module, except T5 where the options leave it on the CPU."""
-        for module, place in (*((m, device) for m in (self.denoiser, self.vae)), *self.encoder_places(device).values()):
+        self.to_without_text(device)
+        for module, place in self.encoder_places(device).values():
             module.to(place)
+
+    def to_without_text(self, device: torch.device | str) -> None:
+        """Move the denoiser and the autoencoder."""
+        self.denoiser.to(device)
+        self.vae.to(device)
 
     def encoder_places(self, device: torch.device | str) -> dict[str, tuple[nn.Module, torch.device]]:
         """Each text encoder and the device where it belongs when the rest is on ``device``."""

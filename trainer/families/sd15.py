@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..registry import families
 from .family import Encoder, Family, FamilySpec, SdScripts
 from .options import ModelOptions
-from .text import clip_states
+from .text import States, clip_states
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "sample_size": 512,
@@ -45,11 +45,14 @@ CLIP_H = _TOKENS | {
 _CROSS = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
 
-def encode(family: Family, captions: list[str]) -> Conditioning:
+def read(family: Family, name: str, captions: list[str]) -> States:
     """The last layer of CLIP, or with ``clip_skip`` an earlier one, under CLIP's final layer norm."""
-    tokens = family.tokens("te", captions)
-    states, _ = clip_states(family.text_encoders["te"], tokens, family.options.clip_skip or 1, normed=True)
-    return Conditioning(states)
+    tokens = family.tokens(name, captions)
+    return States(*clip_states(family.text_encoders[name], tokens, family.options.clip_skip or 1, normed=True))
+
+
+def join(family: Family, states: Mapping[str, States]) -> Conditioning:
+    return Conditioning(states["te"].hidden)
 
 
 def run(denoiser: Any, noisy: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
@@ -103,7 +106,7 @@ SD15 = FamilySpec(
     encoders={"te": Encoder("text_encoder", "tokenizer", "CLIPTextModel", CLIP_L, "cond_stage_model.transformer.",
                             "openai/clip-vit-large-patch14")},
     predictions=("epsilon", "v", "sample"), assumed="epsilon", in_file=_in_file(768), in_folder=_in_folder(False),
-    encode=encode, run=run, check=_check,
+    read=read, join=join, run=run, check=_check,
     compute_blocks=("ResnetBlock2D", "BasicTransformerBlock"), resize_blocks=("Downsample2D", "Upsample2D"),
     quantized=("down_blocks", "mid_block", "up_blocks"), dpo_beta=2000.0, sd_scripts=SdScripts("sd15", "sd", 64),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from .family import Encoder, Family, FamilySpec, SdScripts, Shapes
 from .options import ModelOptions
 from .sd15 import CLIP_L, VAE
 from .sdxl import CLIP_G, CLIP_G_ID, penultimate
-from .text import clip_states, t5_states
+from .text import States, clip_states, t5_states
 
 MMDIT = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
@@ -29,26 +30,29 @@ T5_XXL = {
 }  # fmt: skip
 
 
-def encode(family: Family, captions: list[str]) -> Conditioning:
-    """The layers before the last of both CLIPs side by side, widened with zeros to T5's width, then T5's states.
+def read(family: Family, name: str, captions: list[str]) -> States:
+    """The layer before the last of a CLIP with its pooled text, or T5's states."""
+    how, encoder, tokens = family.options, family.text_encoders[name], family.tokens(name, captions)
+    if name == family.spec.t5:
+        return States(t5_states(encoder, tokens, how.t5_mask))
+    return States(*clip_states(encoder, tokens, 2, normed=False, masked=how.clip_mask))
+
+
+def join(family: Family, states: Mapping[str, States]) -> Conditioning:
+    """Both CLIPs' states side by side, widened with zeros to T5's width, then T5's.
 
     Where T5 is missing there are ``t5_max_tokens`` zeros, as in diffusers (sd-scripts has 77, ComfyUI none).
     """
-    how = family.options
-    states, pooled = [], []
-    for name in ("te1", "te2"):
-        encoder, tokens = family.text_encoders[name], family.tokens(name, captions)
-        state, pool = clip_states(encoder, tokens, 2, normed=False, masked=how.clip_mask)
-        assert pool is not None
-        states.append(state.to(states[0]) if states else state)
-        pooled.append(pool.to(states[0]))
-    clip = torch.cat(states, -1)
-    if "te3" in family.text_encoders:
-        t5 = t5_states(family.text_encoders["te3"], family.tokens("te3", captions), how.t5_mask).to(clip)
+    first, second = states["te1"], states["te2"]
+    assert first.pooled is not None and second.pooled is not None
+    clip = torch.cat([first.hidden, second.hidden.to(first.hidden)], -1)
+    pooled = torch.cat([first.pooled.to(first.hidden), second.pooled.to(first.hidden)], -1)
+    if "te3" in states:
+        t5 = states["te3"].hidden.to(clip)
     else:
-        t5 = clip.new_zeros(len(captions), how.t5_max_tokens, family.denoiser.config.joint_attention_dim)
+        t5 = clip.new_zeros(len(clip), family.options.t5_max_tokens, family.denoiser.config.joint_attention_dim)
     clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
-    return Conditioning(torch.cat([clip, t5], 1), torch.cat(pooled, -1))
+    return Conditioning(torch.cat([clip, t5], 1), pooled)
 
 
 def run(denoiser: Any, noisy: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
@@ -101,7 +105,7 @@ MEDIUM = FamilySpec(
                        "text_encoders.t5xxl.transformer.", "google/t5-v1_1-xxl", option="t5", optional=True),
     },
     predictions=("flow",), assumed="flow", in_file=_in_file(24, False, False), in_folder=_in_folder(False, False),
-    encode=encode, run=run, check=_check,
+    read=read, join=join, run=run, check=_check,
     compute_blocks=("JointTransformerBlock",), quantized=("transformer_blocks",), dpo_beta=100.0,
     sd_scripts=SdScripts("sd3", "sd3", 32, bare_latents=False), sampling_shift=3.0,
     multiple=16, resolution=1024, presets="sd3",

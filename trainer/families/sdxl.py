@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..registry import families
 from .family import Encoder, Family, FamilySpec, SdScripts, Shapes
 from .options import ModelOptions
 from .sd15 import CLIP_L, SD15, VAE, added_to_time, refuse_sd3
-from .text import clip_states
+from .text import States, clip_states
 
 UNET = {
     "sample_size": 128, "block_out_channels": (320, 640, 1280), "layers_per_block": 2, "cross_attention_dim": 2048,
@@ -29,12 +30,16 @@ CLIP_G = CLIP_L | {
 CLIP_G_ID = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
 
 
-def encode(family: Family, captions: list[str]) -> Conditioning:
-    """The layers before the last of both encoders side by side, without final norm; the second one's pooled text."""
-    first, _ = clip_states(family.text_encoders["te1"], family.tokens("te1", captions), 2, normed=False)
-    second, pooled = clip_states(family.text_encoders["te2"], family.tokens("te2", captions), 2, normed=False)
-    assert pooled is not None
-    return Conditioning(torch.cat([first, second.to(first)], -1), pooled.to(first))
+def read(family: Family, name: str, captions: list[str]) -> States:
+    """The layer before the last of an encoder, without final norm, and its pooled text."""
+    return States(*clip_states(family.text_encoders[name], family.tokens(name, captions), 2, normed=False))
+
+
+def join(family: Family, states: Mapping[str, States]) -> Conditioning:
+    """Both encoders' states side by side; the second one's pooled text."""
+    first, second = states["te1"].hidden, states["te2"]
+    assert second.pooled is not None
+    return Conditioning(torch.cat([first, second.hidden.to(first)], -1), second.pooled.to(first))
 
 
 def run(denoiser: Any, noisy: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
@@ -77,7 +82,7 @@ SDXL = FamilySpec(
     },
     predictions=("epsilon", "v", "sample"), assumed="epsilon", in_file=_in_file,
     in_folder=lambda config: config.get("addition_embed_type") == "text_time",
-    encode=encode, run=run, check=_check,
+    read=read, join=join, run=run, check=_check,
     compute_blocks=SD15.compute_blocks, resize_blocks=SD15.resize_blocks, quantized=SD15.quantized, dpo_beta=5000.0,
     sd_scripts=SdScripts("sdxl", "sdxl", 32), resolution=1024,
 )  # fmt: skip

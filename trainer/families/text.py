@@ -102,6 +102,19 @@ def t5_states(encoder: Any, tokens: Tokens, masked: bool = False) -> Tensor:
     return encoder(tokens.ids[:, 0].to(device), attention_mask=mask).last_hidden_state
 
 
+@dataclass(frozen=True)
+class States:
+    """What a text encoder makes of captions."""
+
+    hidden: Tensor
+    """[B, tokens, width]."""
+    pooled: Tensor | None = None
+    """[B, width]."""
+
+    def to(self, device: torch.device) -> States:
+        return States(self.hidden.to(device), None if self.pooled is None else self.pooled.to(device))
+
+
 _PART = re.compile(r"\\[\\()\[\]]|[()\[\]]|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[^\\()\[\]:]+|[\\:]")
 
 

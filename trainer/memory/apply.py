@@ -25,20 +25,29 @@ if TYPE_CHECKING:
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
+def quantize_text(
+    options: MemoryOptions, encoders: Mapping[str, tuple[nn.Module, torch.device]], device: torch.device
+) -> None:
+    """Make frozen text encoders small, each on the device where it will be. UserError without bitsandbytes."""
+    _require_kernels("text_weights", options.text_weights, device)
+    try:
+        for encoder, place in encoders.values():
+            quantize.quantize_module(encoder, options.text_weights, quantize.TEXT, place)
+    except ImportError as error:
+        raise UserError(f"memory.text_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
+
+
+def _require_kernels(name: str, kind: str, device: torch.device) -> None:
+    if kind != "full" and device.type == "mps":
+        raise UserError(f"memory.{name}: '{kind}' has no kernels for Apple GPUs; use full")
+
+
 def quantize_and_offload(
-    options: MemoryOptions,
-    spec: FamilySpec,
-    denoiser: nn.Module,
-    encoders: Mapping[str, tuple[nn.Module, torch.device]],
-    device: torch.device,
-    say: Callable[[str], None],
+    options: MemoryOptions, spec: FamilySpec, denoiser: nn.Module, device: torch.device, say: Callable[[str], None]
 ) -> Streamer | None:
-    """Before an adapter is there: make frozen weights small, each on the device where it will be; those of blocks that
-    are streamed stay in the host's memory. UserError without bitsandbytes."""
-    memory.set_limit(device, options.limit_gb)
-    for name, kind in (("base_weights", options.base_weights), ("text_weights", options.text_weights)):
-        if kind != "full" and device.type == "mps":
-            raise UserError(f"memory.{name}: '{kind}' has no kernels for Apple GPUs; use full")
+    """Before an adapter is there: make the denoiser's frozen weights small, on the device; those of blocks that are
+    streamed stay in the host's memory. UserError without bitsandbytes."""
+    _require_kernels("base_weights", options.base_weights, device)
     resident = options.blocks_on_gpu
     streams = resident != "all" and (resident != "auto" or device.type == "cuda")
     try:
@@ -47,8 +56,6 @@ def quantize_and_offload(
         )
         if count:
             say(f"base weights: {count} layers in {quantize.quantized_as(denoiser)}")
-        for encoder, place in encoders.values():
-            quantize.quantize_module(encoder, options.text_weights, quantize.TEXT, place)
     except ImportError as error:
         raise UserError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
     if not streams:

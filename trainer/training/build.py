@@ -16,6 +16,7 @@ from ..data.loader import Dataset
 from ..data.progress import Progress, silent
 from ..diffusion import sampling
 from ..diffusion.process import scaled_linear
+from ..diffusion.types import Conditioning
 from ..errors import UserError
 from ..families.family import Family
 from ..families.load import Found, identify, load
@@ -34,7 +35,7 @@ from .ema import Average
 from .model import Model
 from .monitors import PreferenceMonitor
 from .optimization import Optimization
-from .previews import Previews
+from .previews import Previews, texts
 from .refusals import refuse
 from .run_options import total_steps
 from .session import Session
@@ -138,17 +139,25 @@ def build_session(
         log(f"warning: {line}")
     thumbnail(config.save)  # a wrong one is reported before the run, not after it
     config = _kohya_strict(config)
-    model, vae_dtype = build_model(config, log, found=found, kept=kept)
-    family = model.family
-    previews = build_previews(config, model, dataset)
     total = total_steps(config.run, dataset.steps_per_epoch, dataset.batches_per_epoch(config.run.accumulation))
-    dataset.attach(
-        family.encode_pixels,
-        None if model.trains_text else family.encode_text,
-        family.fingerprints,
-        sd_scripts=_sd_scripts(config, family),
-        total_steps=total,
-    )
+    prompts: dict[str, Conditioning] = {}
+
+    def attach(family: Family, trains_text: bool) -> None:
+        encode = None if trains_text else family.encode_text
+        sd_scripts = _sd_scripts(config, family)
+        dataset.attach(family.encode_pixels, encode, family.fingerprints, sd_scripts=sd_scripts, total_steps=total)
+
+    def captions(family: Family, device: torch.device) -> None:
+        attach(family, False)
+        wanted = texts(_prompts(config, family))
+        prompts.update(zip(wanted, family.encode_in_turn(wanted, device), strict=True))
+        dataset.encode_captions(lambda words: family.encode_in_turn(words, device), progress)
+
+    alone = world == 1 and not (config.adapter.text_encoders or dataset.needs_text_encoder)
+    model, vae_dtype = build_model(config, log, found=found, kept=kept, captions=captions if alone else None)
+    family = model.family
+    previews = build_previews(config, model, dataset, prompts)
+    attach(family, model.trains_text)
     terms = build_terms(config, model, vae_dtype, log)
     optimization = _build_optimization(config, model, total, log)
     monitor = PreferenceMonitor({name: objective for name, (_, objective) in config.terms().items()})
@@ -173,13 +182,17 @@ def build_model(
     adapter_file: str | None = None,
     found: Found | None = None,
     kept: Mapping[str, str] | None = None,
+    captions: Callable[[Family, torch.device], None] | None = None,
 ) -> tuple[Model, torch.dtype]:
-    """The networks with an adapter on them, a new one or that of a file; and the dtype in which latents are decoded."""
+    """The networks with an adapter on them, a new one or that of a file; and the dtype in which latents are decoded.
+
+    ``captions`` encodes all that a run needs before anything else is on a GPU, where the text encoders then are not.
+    """
     _, _, device = distributed.initialize(config.run.device)
     dtype = memory.choose_precision(config.run.precision, device)
     if config.run.full_bf16 and dtype == torch.float16:
         raise UserError("run.full_bf16: it needs bfloat16, which this GPU does not have; set full_bf16 = false")
-    vae_dtype, note = decoding_dtype(dtype, device)
+    vae_dtype, note = decoding_dtype(dtype, device, config.model.vae_precision)
     family = load(config.model, dtype, vae_dtype=vae_dtype, found=found)
     for line in [*family.notes, *([note] if note else [])]:
         log(line)
@@ -193,10 +206,13 @@ def build_model(
     if config.model.base_adapters:
         for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
             log(line)
-    streamer = apply.quantize_and_offload(
-        config.memory, family.spec, family.denoiser, family.encoder_places(device), device, log
-    )
-    family.to(device)
+    memory.set_limit(device, config.memory.limit_gb)
+    apply.quantize_text(config.memory, family.encoder_places(device), device)
+    early = captions is not None and device.type != "cpu"
+    if captions and early:
+        captions(family, device)
+    streamer = apply.quantize_and_offload(config.memory, family.spec, family.denoiser, device, log)
+    (family.to_without_text if early else family.to)(device)
     if instead := attention.use_attention(family.denoiser, kernel):
         kernel = "sdpa"
         log(instead)
@@ -221,14 +237,25 @@ def _own_dtype(config: Config, dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 or config.run.full_bf16 else torch.float32
 
 
-def build_previews(config: Config, model: Model, dataset: Dataset | None = None) -> Previews | DensePreviews:
-    """The prompts of [sample], at the training resolution where they name none; of a dense run its pictures."""
+def build_previews(
+    config: Config,
+    model: Model,
+    dataset: Dataset | None = None,
+    cached: Mapping[str, Conditioning] | None = None,
+) -> Previews | DensePreviews:
+    """The prompts of [sample], at the training resolution where they name none; of a dense run its pictures.
+
+    ``cached``: the conditioning of prompts that are encoded already.
+    """
     if isinstance(model.system, dense.DensePrediction):
         return DensePreviews(model, model.system, dataset, [Path(path) for path in config.sample.pictures])
-    spec = model.family.spec
-    side = config.data.resolution or spec.resolution
+    return Previews(model, _prompts(config, model.family), config.memory, cached)
+
+
+def _prompts(config: Config, family: Family) -> list[sampling.Prompt]:
+    side = config.data.resolution or family.spec.resolution
     native = (side, side) if isinstance(side, int) else (side[0], side[1])
-    return Previews(model, sampling.prompts(config.sample, native, spec.multiple), config.memory)
+    return sampling.prompts(config.sample, native, family.spec.multiple)
 
 
 def build_adapter(

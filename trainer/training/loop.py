@@ -535,6 +535,8 @@ class Loop:
             if not memory.is_out_of_memory(error):
                 raise
             message = _first_line(error)
+        finally:
+            self.session.offload_encoders()  # the autoencoder may have come for it
         memory.release(self.session.model.device)
         self.writer.warning(
             f"step {self.steps_done}: out of memory ({message}): no {what} this time; a lower {lower} takes less"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -22,17 +23,31 @@ def require_finite(values: Tensor, what: str, why: str) -> None:
         raise UserError(f"preview: {what} are non-finite (NaN or infinite), a black picture: {why}")
 
 
-class Previews:
-    """Prompts, and the text conditioning of each while the text encoders are not trained."""
+def texts(prompts: list[Prompt]) -> list[str]:
+    """All that has to be encoded to draw them."""
+    return sorted({text for prompt in prompts for text in (prompt.text, prompt.negative)})
 
-    def __init__(self, model: Model, prompts: list[Prompt], memory: MemoryOptions):
+
+class Previews:
+    """Prompts, and the text conditioning of each while the text encoders are not trained.
+
+    ``cached``: conditioning that was computed before, on the CPU.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: list[Prompt],
+        memory: MemoryOptions,
+        cached: Mapping[str, Conditioning] | None = None,
+    ):
         self.model, self.prompts, self.memory = model, prompts, memory
-        self.cached: dict[str, Conditioning] = {}
+        self.cached: dict[str, Conditioning] = dict(cached or {})
         if not model.trains_text:
-            texts = {text for prompt in prompts for text in (prompt.text, prompt.negative)}
             with torch.no_grad():
-                encode = model.family.encode_text
-                self.cached = {text: encode([text]).to(torch.device("cpu")) for text in sorted(texts)}
+                for text in texts(prompts):
+                    if text not in self.cached:
+                        self.cached[text] = model.family.encode_text([text]).to(torch.device("cpu"))
 
     @torch.no_grad()
     def picture(self, prompt: Prompt) -> Image.Image:
