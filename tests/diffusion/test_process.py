@@ -25,6 +25,7 @@ def test_scaled_linear_schedule():
     assert a[999].sqrt().item() == pytest.approx(0.06826, abs=5e-6)
     snr = process("epsilon").snr(torch.arange(1000.0))
     assert (snr - 1).abs().argmin().item() == 354
+    torch.testing.assert_close(snr, a / (1 - a))
 
 
 def test_schedule_is_diffusers():
@@ -139,8 +140,5 @@ def test_flow_error_in_noise_is_the_velocity_error_times_1_minus_sigma_squared()
     torch.testing.assert_close(noise, (1 - made.draw.level.double()) ** 2 * velocity, **CLOSE)
 
 
-def test_level_at_spans_the_schedule():
-    u = torch.tensor([0.0, 0.5, 0.9999999])
-    assert process("epsilon").level_at(u).tolist() == [0, 500, 999]
-    assert process("flow").level_at(u).tolist() == u.tolist()
+def test_a_flows_time_is_a_thousand_sigma():
     assert process("flow").time(torch.tensor([0.25])).tolist() == [250]

@@ -86,6 +86,26 @@ def test_a_schedule_to_zero_snr_is_sampled_in_any_number_of_steps(sampler, steps
     assert bool(got.isfinite().all())
 
 
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpm_2_ancestral"])
+def test_the_noise_on_the_way_is_another_than_that_at_the_start(sampler, monkeypatch):
+    import diffusers
+
+    seeds = set()
+    kind = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "dpm_2_ancestral": "KDPM2AncestralDiscreteScheduler"}
+    scheduler = getattr(diffusers, kind[sampler])
+    step = scheduler.step
+
+    def noted(self, *args, generator, **kwargs):
+        seeds.add(generator.initial_seed())
+        return step(self, *args, generator=generator, **kwargs)
+
+    monkeypatch.setattr(scheduler, "step", noted)
+    asked = SampleOptions(prompts=["x"], sampler=sampler, guidance=1.0, steps=3, seed=7)
+    prompt = prompts(asked, (32, 32))[0]
+    draw(PROCESSES["epsilon"], lambda x, level, c: x, prompt, NONE, NONE, 4, torch.device("cpu"))
+    assert seeds == {8}
+
+
 def test_a_schedule_to_zero_snr_is_sampled_from_comfyuis_largest_sigma():
     process = PROCESSES["v with zero terminal SNR"]
     for spacing in get_args(Spacing):

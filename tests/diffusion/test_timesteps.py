@@ -91,6 +91,23 @@ def test_uniform_timesteps_hit_every_bound():
     assert ends.tolist() == [0, 999]
 
 
+def test_a_flow_has_some_noise_at_its_lowest_level():
+    """sd-scripts' timesteps of a flow begin at 1 of 1000."""
+    ends = level_at(torch.tensor([0.0, 1.0]), process("flow"), NoiseOptions(sampling="uniform"))
+    assert ends[0].item() == pytest.approx(0.001, rel=1e-6) and ends[1].item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_input_perturbation_of_random_strength_is_between_none_and_all():
+    options = NoiseOptions(ip_noise_gamma=0.1, ip_noise_gamma_random_strength=True)
+    made = draw(batch(64), 1, 2, process("epsilon"), options)
+    whole = draw(batch(64), 1, 2, process("epsilon"), NoiseOptions(ip_noise_gamma=0.1))
+    share = (
+        (made.added - made.noise).flatten(1).norm(dim=1) / (whole.added - whole.noise).flatten(1).norm(dim=1)
+    ).sort()
+    assert 0 <= share.values[0] < 0.1 and 0.9 < share.values[-1] <= 1
+    assert 0.4 < share.values.mean() < 0.6
+
+
 def test_logit_normal_levels_have_the_logits_mean_and_width():
     u = (torch.arange(100000, dtype=torch.float64) + 0.5) / 100000
     sigma = level_at(u, process("flow"), NoiseOptions(logit_mean=-0.5, logit_std=0.8)).double()

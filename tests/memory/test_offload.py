@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -88,13 +89,27 @@ def test_blocks_can_be_taken_in_and_given_back_between_steps():
     model = tiny.parts("sd15").denoiser.requires_grad_(False)
     wanted = model(**probe(model)).sample
     streamer = Streamer(SD15.blocks(model, resize=True), torch.device("cpu"), 0)
-    size = max(block.size for block in streamer.blocks)
-    for count in (streamer.fit(2 * size), streamer.fit(10**9), 1):
+    sizes = [block.size for block in streamer.blocks]
+    size = max(sizes)
+    assert min(sizes) < size // 2
+    assert streamer.fit(2 * size) == 2  # whichever they are, there is room for them
+    for count in (2, streamer.fit(10**9), 1):
         streamer.keep(count)
         assert sum(block.host is None for block in streamer.blocks) == streamer.resident
         torch.testing.assert_close(model(**probe(model)).sample, wanted)
     streamer.keep(len(streamer.blocks))
     assert streamer.host_bytes == 0 and streamer._slots == []
+
+
+def test_resident_blocks_are_spread_evenly():
+    """So that one is copied while the one before computes."""
+    model = tiny.parts("sd15").denoiser.requires_grad_(False)
+    streamer = Streamer(SD15.blocks(model, resize=True), torch.device("cpu"), 0)
+    count = len(streamer.blocks)
+    streamer.keep(count // 2)
+    resident = [block.host is None for block in streamer.blocks]
+    assert sum(resident) == count // 2
+    assert not any(one and after for one, after in pairwise(resident))
 
 
 def test_recomputing_changes_no_bit(plain):
@@ -124,6 +139,11 @@ def test_the_outer_blocks_come_first_and_a_share_keeps_less():
         return sum(sizes)
 
     assert kept(1.0) < kept(0.5) < kept(0)
+    model = tiny.parts("sdxl").denoiser
+    blocks = SD15.blocks(model)
+    assert recompute(blocks, 0.5) == round(len(blocks) / 2)
+    chosen = ["forward" in vars(block) for block in blocks]  # of the instance, in place of the class's
+    assert chosen == sorted(chosen, reverse=True) and sum(chosen) == round(len(blocks) / 2)
 
 
 def test_what_a_block_begins_from_goes_to_the_host_and_nothing_else():

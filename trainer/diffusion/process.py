@@ -82,10 +82,6 @@ class Process:
         """The network's time input, [B]: the timestep, or 1000 sigma."""
         return level * 1000 if self.alphas is None else level.long()
 
-    def level_at(self, u: Tensor) -> Tensor:
-        """A level for each u in [0, 1): the schedule from no noise to all of it."""
-        return u if self.alphas is None else (u * len(self.alphas)).floor().clamp(max=len(self.alphas) - 1)
-
     def snr(self, level: Tensor) -> Tensor:
         a, s = self.scales(level)
         return (a / s) ** 2
