@@ -476,12 +476,13 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no command; one of {', '.join(EXTRAS)}")
     if rest and args.command in ("trainer", "doctor"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
+    command: str = args.command or "trainer"
     try:
         if args.dry_run:
-            dry_run(EXTRAS[args.command or "trainer"], args.torch_index)
+            dry_run(EXTRAS[command], args.torch_index)
             return 0
-        python = set_up(EXTRAS[args.command], args.python, args.torch_index, args.repair)
-        return run(python, [*RUNS[args.command], *rest]) if args.command in RUNS else 0
+        python = set_up(EXTRAS[command], args.python, args.torch_index, args.repair)
+        return run(python, [*RUNS[command], *rest]) if command in RUNS else 0
     except UserError as error:
         print(f"install.py: {error}", file=sys.stderr)
         return 2

@@ -155,11 +155,13 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype, size: int) -> s
     heads = 2
     q, k, v, grad = _random((64, 77, 77, 64), heads * size, device, dtype)
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch says there why it does not take a kernel
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says there why it does not take a kernel
             found = _pass(KERNELS[name], q, k, v, grad, heads)
     except (ImportError, OSError, AttributeError, NotImplementedError, RuntimeError) as error:
         return _no_kernel(error, device)
-    wanted = _pass(MATH, *(x.detach().float().requires_grad_() for x in (q, k, v)), grad.float(), heads)
+    q, k, v = (x.detach().float().requires_grad_() for x in (q, k, v))
+    wanted = _pass(MATH, q, k, v, grad.float(), heads)
     worst = max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
     if worst <= TOLERANCE.get(dtype, 1e-4):
         return ""
