@@ -30,7 +30,8 @@ OF_A_FOLDER = (
 """What belongs to one folder of pictures, and to no preset."""
 SHAPE = ("kind", "rank")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-FILES = ("model.path", "model.vae", "adapter.init_from", "data.path", "data.pairs", "data.ratings")
+FILES = ("model.path", "model.vae", "adapter.init_from", "data.path", "data.pairs", "data.ratings",
+         "data.targets")  # fmt: skip
 BUNDLED = Folders(())
 """No folder at all: presets by their names only."""
 COPY = "draft-before-[0-9][0-9][0-9][0-9].toml"

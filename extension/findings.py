@@ -71,7 +71,7 @@ def of_pictures(values: Mapping[str, Any], folders: list[Path], resolution: int,
         for name, text in captions.read_all(listing).items():
             if text and tokens.count(f"{trigger}, {text}") > limit:
                 by_kind.setdefault(words.TOO_LONG, []).append(folder / name)
-    if draft.get(values, "data.caption"):  # given to all that have none
+    if draft.get(values, "data.caption") or draft.get(values, "dense"):  # given to all that have none; or nobody's
         by_kind.pop(words.NO_CAPTION, None)
     return [
         Finding(f"{words.number(len(paths), words.PICTURES)}: {kind}", pictures=tuple(paths[:SHOWN]))

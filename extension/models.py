@@ -96,7 +96,7 @@ def _folder_bytes(folder: str) -> int:
 # ---------------------------------------------------------------------------------------------- preset by three choices
 
 
-GOALS = ("character", "style", "concept", "detail", "preference")
+GOALS = ("character", "style", "concept", "detail", "preference", "depth", "normal")
 
 
 @cache

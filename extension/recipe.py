@@ -25,7 +25,7 @@ from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, kindly, n
 from .security import ANYWHERE, Folders
 from .store import read_text, write, write_json
 
-FIRST = ("model.path", "run.name", "sample.prompts", "sample.every")
+FIRST = ("model.path", "run.name", "data.targets", "sample.prompts", "sample.every")
 PRIMARY = {
     "length": ("run.steps", "run.epochs", "run.batch", "data.resolution"),
     "adapter": ("adapter.kind", "adapter.rank", "adapter.alpha", "optimizer.kind", "optimizer.learning_rate"),
@@ -99,6 +99,7 @@ class Recipe:
             self.gpu = gr.Dropdown(sizes, value=self._gpu_gb(), label=words.GPU, info=info, elem_id="gpu", scale=2)
         with gr.Row():
             self._field("run.name")
+            self._field("data.targets")
             with gr.Column(scale=2):
                 self.length = gr.Slider(
                     -LONGEST, LONGEST, value=0, step=0.5, label=words.LENGTH_SLIDER, elem_id="length",
@@ -253,7 +254,8 @@ class Recipe:
         return [
             good, gr.update(choices=presets(self.home), value=preset),
             gr.update(value=kind, visible=kind != OBJECTIVE or bool(parts and parts[1] == "preference")),
-            gr.update(value=_pixel_on(values), info=_pixel_info(self.home)), _difference(text, self.context.folders),
+            gr.update(value=_pixel_on(values), info=_pixel_info(self.home), visible=not _dense(values)),
+            _difference(text, self.context.folders),
             gr.skip() if writing else text, gr.skip() if writing else mark, mark, shown,
             gr.update(value=self._goal(parts[1] if parts else "", kind)), self._tiles(path),
             gr.update(value=_length(values, self._preset_steps())), self._length_note(values), self.filled(prompts),
@@ -343,7 +345,7 @@ class Recipe:
         model = models.look(Path(path)) if path else None
         family = (model.family if model else "") or (parts[0] if parts else "") or ("sd15" if goal else "")
         if model and model.path == models.BUNDLED:
-            wanted = "demo_dpo" if goal == "preference" else "demo"
+            wanted = {"preference": "demo_dpo", "depth": "demo_dense"}.get(goal or "", "demo")
         else:
             wanted = models.choose_preset((name for _, name in presets(self.home)), family, goal or "", gb)
         if wanted and wanted != now:
@@ -524,6 +526,11 @@ def _length(values: dict[str, Any], preset_steps: int) -> float:
     return max(-LONGEST, min(LONGEST, round(2 * math.log2(steps / preset_steps)) / 2))
 
 
+def _dense(values: dict[str, Any]) -> bool:
+    """Whether the run learns maps of pictures: it has targets, and neither captions nor prompts."""
+    return draft.get(values, "dense") is not None
+
+
 def _pixel_on(values: dict[str, Any]) -> bool:
     return draft.get(values, "loss.pixel") is not None and draft.get(values, "loss.pixel.weight") != 0
 
@@ -560,8 +567,11 @@ def _shown_as(row: fields.Row, values: dict[str, Any]) -> Any:
 def _filled(row: fields.Row, key: str, shown: Any, values: dict[str, Any], wrong: dict[str, str]) -> Any:
     """The field with the recipe's value, and with what is wrong with it."""
     problem = wrong.get(key)
-    hidden = (key.startswith("loss.pixel.") and not _pixel_on(values)) or (
-        key in ("data.pairs", "data.ratings") and key != fields.usual_data(_kind(values))
+    hidden = (
+        (key.startswith("loss.pixel.") and not _pixel_on(values))
+        or (key in ("data.pairs", "data.ratings") and key != fields.usual_data(_kind(values)))
+        or (key == "data.targets" and not _dense(values))
+        or (key == "sample.prompts" and _dense(values))
     )
     return gr.update(value=shown, visible=not hidden, **fields.dress(row, problem, kohya=key not in FIRST))
 

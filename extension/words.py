@@ -85,7 +85,8 @@ TYPED_MEANWHILE = " Left out: {} that had one by then, or no tag above the minim
 GOAL, GOAL_INFO = "What should it learn?", "Model, GPU and this together choose the preset that everything starts from."
 GOALS = {
     "character": "A character or person", "style": "A style", "concept": "An object, pose or outfit",
-    "detail": "A style with fine detail", "preference": "My preferences",
+    "detail": "A style with fine detail", "preference": "My preferences", "depth": "Depth from a picture",
+    "normal": "Normals from a picture",
 }  # fmt: skip
 BASE_MODEL, OTHER_MODEL = "Base model", "Base model from elsewhere"
 GET, GET_ONE = "Get a base model, or add a folder of models", "Get {}"

@@ -269,6 +269,40 @@ def test_three_choices_find_the_preset() -> None:
     assert models.choose_preset(names, "flux", "style", 24) is None
 
 
+def test_depth_is_a_choice_like_others_and_asks_for_targets(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "SMALLEST", 0)
+    form = built(recipe.Recipe, context)
+    where = form.outputs.index
+
+    def seen(updates: list[Any], part: Any) -> Any:
+        return updates[where(part)]["visible"]
+
+    draft.change(context.home, {"model.path": str(models.BUNDLED)})
+    shown = form.choose_goal("style", 8)
+    assert not seen(shown, form.made["data.targets"]) and seen(shown, form.made["sample.prompts"])
+    assert seen(shown, form.pixel)
+    shown = form.choose_goal("depth", 8)
+    assert draft.get(context.recipe(), "preset") == "demo_dense"
+    assert seen(shown, form.made["data.targets"]) and not seen(shown, form.made["sample.prompts"])
+    assert not seen(shown, form.pixel)
+    draft.change(context.home, {"model.path": str(tmp_path / "xl.safetensors"), "data.targets": str(tmp_path / "none")})
+    header = json.dumps(
+        {"conditioner.embedders.1.model.ln_final.bias": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}
+    ).encode()
+    (tmp_path / "xl.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"00")
+    form.choose_goal("normal", 16)
+    assert draft.get(context.recipe(), "preset") == "sdxl-normal-16gb"
+    problems = draft.problems(draft.read(context.home), context.home.draft, context.folders)
+    assert [one.where for one in problems] == ["data.targets"]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "pictures" / "a.png")
+    values = context.recipe()
+    assert not findings.of_pictures(values, [tmp_path / "pictures"], 64, 1.0)  # captions are nobody's business here
+
+
 def test_a_models_family_is_read_from_its_file(tmp_path: Path) -> None:
     for family, name in (
         ("sdxl", "conditioner.embedders.1.model.ln_final.bias"), ("sd3", "model.diffusion_model.joint_blocks.0.x"),
