@@ -15,6 +15,7 @@ import short_runs as runs
 import torch
 from PIL import Image
 
+from pixelkiln.trainer.adapters import convert
 from pixelkiln.trainer.config import Config, parse
 from pixelkiln.trainer.data.progress import silent
 from pixelkiln.trainer.dense import maps
@@ -412,3 +413,16 @@ def test_every_memory_option_trains_and_its_file_is_proven(tmp_path: Path, flags
     assert train(c) == 0
     assert [event["message"] for event in runs.events(c) if event["kind"] == "warning"] == []
     assert "each has the trained effect" in (Path(c.run.out) / c.run.name / "log.txt").read_text("utf-8")
+
+
+def test_what_resizes_or_merges_such_a_file_says_that_it_is_exact_alone(tmp_path: Path) -> None:
+    """The folded task is one rank of many: cutting ranks or adding another file may take it away."""
+    c = config(tmp_path, {**FP32, "run.steps": 1})
+    assert train(c) == 0
+    assert not any(
+        "exact alone" in line for line in convert.convert(final(c), tmp_path / "same.safetensors", family="sd15")
+    )
+    smaller = convert.convert(final(c), tmp_path / "smaller.safetensors", rank=2, family="sd15")
+    both = convert.merge([(final(c), 1.0), (final(c), 0.5)], tmp_path / "both.safetensors", family="sd15")
+    assert any("exact alone and at strength 1" in line for line in smaller)
+    assert sum("exact alone and at strength 1" in line for line in both) >= 1

@@ -32,6 +32,11 @@ Names = Callable[[str], Mapping[str, tuple[int, ...]]]
 network)."""
 
 
+EXACT = (
+    "it predicts maps, with its task folded into one rank, which is exact alone and at strength 1; look at the maps of "
+    "what is made here"
+)
+
 # ------------------------------------------------------------------------------------------------------------ commands
 
 
@@ -56,6 +61,7 @@ def convert(
             made.modules, loss = resize({**made.modules, **made.apart}, rank, made.family)
         made.apart = {}
         notes.append(f"rank {rank}: {_percent(loss)} of the effect is lost")
+        notes += [f"{source}: {EXACT}"] if files.DENSE in metadata else []
         metadata = {
             **metadata,
             "ss_network_dim": str(rank),
@@ -113,6 +119,7 @@ def merge(
     merged, loss = join(parts, rank, name)
     got = _common(merged, algebra.rank_of)
     notes.append(f"{f'rank {got}: ' if got else ''}{_percent(loss)} of the joint effect is lost")
+    notes += [f"{path}: {EXACT}" for made, _, path in read if files.DENSE in made.metadata]
     origin = ", ".join(f"{path.stem}:{weight:g}" for path, weight in sources)
     tensors = _flat(merged)
     _compare(_apart(merged, {}, name), tensors, {}, name)

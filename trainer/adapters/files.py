@@ -23,7 +23,9 @@ from .mappings.mapping import key_mapping
 HEADER_LIMIT = 100_000_000
 """Bytes; what the safetensors library itself accepts."""
 CONFIG = "pixelkiln.config"
-"""The one header entry of our own: the resolved configuration, as JSON."""
+"""Header entry of our own: the resolved configuration, as JSON."""
+DENSE = "pixelkiln.dense"
+"""Header entry of our own, of an adapter that turns a picture into its map: how to run it, as JSON."""
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # -------------------------------------------------------------------------------------------------------------- read

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters.files import DENSE
 from ..adapters.layers import NAME
 from ..dense import maps, metrics
 from ..dense.options import TIMESTEP, DenseOptions
@@ -164,7 +165,7 @@ class DensePrediction:
             "timestep": TIMESTEP, "prediction": "sample", "prompt": "", "tokens": TOKENS.get(self.family, 77),
             "resolution": list(resolution), "task_switch": o.task_switch,
         }  # fmt: skip
-        return {"pixelkiln.dense": json.dumps(facts)}
+        return {DENSE: json.dumps(facts)}
 
     # -------------------------------------------------------------------------------------------------- validation
 

@@ -135,9 +135,7 @@ class Session:
             raise UserError(f"--resume: the state is of {of}")
         for name, value in now.items():
             if (was := state.get(name)) != value:
-                raise UserError(
-                    f"--resume: dense.{name}: the state has {was}, the configuration {value}; set it back, or start over"
-                )
+                raise UserError(f"--resume: dense.{name}: the state has {was}, the configuration {value}; set it back")
 
     def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[str]:
         """Take over a saved state; returns what is different now, as sentences. UserError where it does not fit."""
