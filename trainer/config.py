@@ -319,7 +319,7 @@ def preset_tables(name: str, version: Any = VERSION) -> dict[str, Any]:
     """
     found = find_preset(name)
     tables = absolute(read_toml(found), found.parent)
-    old = version in (1, 2) and found.parent == PRESETS and found.stem.endswith("gb")
+    old = version in (1, 2) and found.parent == PRESETS and found.stem.startswith(("sd15-", "sdxl-", "sd3-"))
     return merge(tables, nested({**MEMORY_UNTIL_2, **MEMORY_OF_ONE_UNTIL_2.get(found.stem, {})})) if old else tables
 
 

@@ -62,6 +62,18 @@ def test_a_step_is_repeated_with_checkpoints_and_changes_nothing(tmp_path, monke
 
 
 @pytest.mark.slow
+def test_from_a_share_of_the_blocks_it_goes_to_all(tmp_path, monkeypatch):
+    """As a plan leaves it: chosen and not set."""
+    plain = runs.trajectory(runs.config(tmp_path, {"run.steps": STEPS, "run.name": "plain"}))
+    config = runs.config(tmp_path, {"run.steps": STEPS, "run.name": "short", "memory.plan": "auto"})
+    half = {"memory.gradient_checkpointing": True, "memory.checkpointing_fraction": 0.5}
+    Full(monkeypatch, lambda denoiser, rows: "forward" not in vars(SD15.blocks(denoiser)[-1]), after=2)
+    short = runs.trajectory(config.planned(half, {}))
+    assert short == [pytest.approx(pair, rel=1e-9) for pair in plain]
+    assert [event["did"] for event in ooms(config)] == ["gradient checkpointing on all blocks"]
+
+
+@pytest.mark.slow
 def test_smaller_micro_batches_give_the_same_run(tmp_path, monkeypatch):
     plain = runs.trajectory(runs.config(tmp_path, {"run.steps": STEPS, "run.name": "plain", **PIXEL}))
     config = runs.config(tmp_path, {"run.steps": STEPS, "run.name": "short", **PIXEL})

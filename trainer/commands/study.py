@@ -38,7 +38,7 @@ def seconds(text: str) -> float:
 
 
 def _study(args: argparse.Namespace) -> int:
-    from ..study import options, plan, queue, report
+    from ..study import memory, options, plan, queue, report
 
     given, config = options.read(_find(args.study))
     budget = seconds(args.budget) if args.budget else None
@@ -52,7 +52,7 @@ def _study(args: argparse.Namespace) -> int:
         lines = _plan_lines(planned)
         return print_json({"folder": planned.folder, "cells": len(planned.cells)}) if args.json else print_lines(lines)
     code = DONE if args.report else queue.run(planned, print_note, budget)
-    outcome = queue.Queue(planned, print_note).report()
+    outcome = queue.Queue(memory.shared(planned, print_note, choose=False), print_note).report()
     if args.json:
         print_json({"folder": planned.folder, **report.summary(outcome)})
         return code

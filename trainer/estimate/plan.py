@@ -11,9 +11,8 @@ phase of the run stays ``MARGIN`` below the free memory.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 MARGIN = 0.05
 """Share of the free memory that a plan leaves: the estimate was never compared with a CUDA GPU, and buckets differ."""
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = tuple(eighths / 8 for eighths in range(9))
 """Of the blocks, that are recomputed."""
 SYNCHRONIZATION = {"cuda": 5e-5, "cpu": 4e-4}
 """Seconds for each tensor that bitsandbytes' optimizers take longer than torch's fused ones: on a GPU assumed, on a CPU
@@ -128,7 +127,7 @@ def choose(config: Config, estimator: Estimator, kept: Choice) -> Plan:
     ``kept``: what a run that is continued chose at its first start (``chosen_once``).
     """
     by_hand = [name for name in (*PLANNED_ANEW, *PLANNED_ONCE) if config.is_set(name)]
-    kept = {name: value for name, value in kept.items() if not _is_given(config, name)}
+    kept = left_open(config, kept)
     config = config.changed(kept)
     search = _Search(config, estimator)
     tried: Trial | None = None
@@ -160,6 +159,26 @@ def chosen_once(start: str | Path) -> Choice:
     tables = read_toml(found)
     names = [*PLANNED_ONCE, *(f"loss.{term}.{key}" for term in tables.get("loss", {}) for key in ("decode", "window"))]
     return {name: value for name in names if (value := _at(tables, name)) is not None}
+
+
+def left_open(config: Config, choices: Mapping[str, Any]) -> Choice:
+    """Those of the choices that the configuration leaves to a plan."""
+    return {name: value for name, value in choices.items() if not _is_given(config, name)}
+
+
+def smallest(many: Iterable[Mapping[str, Any]]) -> Choice:
+    """Of what several runs choose once, for each option what takes the least memory."""
+    found: Choice = {}
+    for name, value in (pair for one in many for pair in one.items()):
+        if name not in found or _size(value) < _size(found[name]):
+            found[name] = value
+    return found
+
+
+def _size(value: Any) -> int:
+    """An order of weights, decode plans, windows and optimizers by what they take."""
+    order = ("nf4", "int8", "fp8", "midcrop", "full")
+    return value if isinstance(value, int) else order.index(value) if value in order else 0 if "8bit" in value else 1
 
 
 def _at(tables: Any, name: str) -> Any:
@@ -249,33 +268,24 @@ class _Search:
     def fastest(self, tier: list[Choice]) -> tuple[Trial, Trial | None]:
         """(The fastest of a tier that fits, or its smallest; the next faster one of it, which does not fit.)
 
-        As few symbolic runs as possible: the first and the last combination bound what those between them take.
+        Along a tier time grows and memory shrinks, so that the first that fits is found by bisection.
         """
         optimizers = self._optimizers()
         first = [self.trial(tier[0] | one) for one in optimizers]
-        if any(one.fits for one in first) or len(tier) == 1:
-            fitting = [one for one in first if one.fits]
-            best = min(fitting, key=lambda one: one.seconds) if fitting else first[-1]
-            return best, next((one for one in first if not one.fits and one.seconds < best.seconds), None)
-        last = [self.trial(tier[-1] | one) for one in optimizers]
-        if not last[-1].fits:
-            return last[-1], None
-        order: list[tuple[float, float, Choice]] = []
-        for (at, one), index in product(enumerate(tier), range(len(optimizers))):
-            part, low, high = at / (len(tier) - 1), first[index], last[index]
-            between = (1 - part) * low.seconds + part * high.seconds
-            expected = (1 - part) * low.fit.gb + part * high.fit.gb
-            order.append((between, expected, one | optimizers[index]))
-        order.sort(key=lambda row: row[0])
-        missed = None
-        for number, (_, _, one) in enumerate(order):
-            if not any(expected <= self.room * 1.1 for _, expected, _ in order[number : number + 2]):
-                continue
-            trial = self.trial(one)
-            if trial.fits:
-                return trial, missed
-            missed = trial
-        return last[-1], missed
+        if not first[0].fits and not first[-1].fits and not self.trial(tier[-1] | optimizers[-1]).fits:
+            return self.trial(tier[-1] | optimizers[-1]), None
+        found, missed = [], []
+        for one, whole in zip(optimizers, first):
+            low, high = (-1, 0) if whole.fits else (0, len(tier) - 1)
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self.trial(tier[middle] | one).fits else (middle, high)
+            if (last := self.trial(tier[high] | one)).fits:
+                found.append(last)
+            missed += [self.trial(tier[low] | one)] if low >= 0 else []
+        best = min(found, key=lambda one: one.seconds)
+        faster = [one for one in missed if not one.fits and one.seconds < best.seconds]
+        return best, max(faster, key=lambda one: one.seconds, default=None)
 
     def trial(self, choice: Choice) -> Trial:
         """With the first way to encode captions that fits; the last where none does."""

@@ -36,6 +36,7 @@ from ..training.build import scan
 from ..training.loop import train
 from ..training.run_options import total_steps
 from . import measure, votes
+from . import memory as memory_plan
 from .measure import Bench, Found
 from .models import Pictures
 from .plan import Plan, PlannedArm, digest, tellable
@@ -110,7 +111,7 @@ def run(plan: Plan, log: Log, budget: float | None = None) -> int:
     with locked(plan.folder / ".lock") as held:
         if not held:
             raise UserError(f"{plan.folder}: another study is running there; wait for it, or give another name")
-        return Queue(plan, log, budget).work()
+        return Queue(memory_plan.shared(plan, log), log, budget).work()
 
 
 class Queue:
@@ -209,7 +210,7 @@ class Queue:
         facts: dict[str, Any] = {"v": 1, "config": _trained_by(config)}
         write_atomic(cell.run.path / "study.json", json.dumps(facts))
         resume = bool(cell.run.state.is_dir() and checkpoint.states(cell.run.state))
-        code = train(config, resume=resume)
+        code = train(memory_plan.planned(config, self.plan.found, self.log), resume=resume)
         if code == DONE:
             write_atomic(cell.run.path / "study.json", json.dumps({**facts, "done": True}))
         return code
@@ -244,7 +245,7 @@ class Queue:
         name = f"timing-{config.run.name}"
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
         self.log(f"{arm.name}: timing {config.run.steps} steps")
-        if train(config) != DONE:
+        if train(memory_plan.planned(config, self.plan.found, self.log)) != DONE:
             raise UserError(f"equal: the timing of '{arm.name}' was stopped; start the study again")
         seconds = list(_seconds(RunFolder(Path(config.run.out) / name)).values())
         steady = seconds[WARM_UP:] or seconds

@@ -46,8 +46,7 @@ class OutOfMemoryFallback:
         model, now, was = session.model, self.config.memory, before.memory
         if model.streamer and isinstance(now.blocks_on_gpu, int) and now.blocks_on_gpu != was.blocks_on_gpu:
             model.streamer.keep(now.blocks_on_gpu)
-        recomputed = (now.gradient_checkpointing, now.cpu_offload_checkpointing)
-        if recomputed != (was.gradient_checkpointing, was.cpu_offload_checkpointing):
+        if _recomputed(now) != _recomputed(was):
             for block in model.family.blocks:
                 vars(block).pop("forward", None)
             apply.set_up_blocks(now, model.family.spec, model.family.denoiser, compile_cache(session.config))
@@ -55,6 +54,10 @@ class OutOfMemoryFallback:
             adapted = session.terms.state_dict()
             session.terms = build_terms(session.config, model, None, lambda line: None)
             session.terms.load_state_dict(adapted)
+
+
+def _recomputed(own: memory.MemoryOptions) -> tuple[bool, float, bool]:
+    return own.gradient_checkpointing, own.checkpointing_fraction, own.cpu_offload_checkpointing
 
 
 def fewer_blocks(session: Session) -> Remedy | None:

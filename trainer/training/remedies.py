@@ -82,8 +82,12 @@ def decode_one(config: Config, worst: Phase) -> Remedy | None:
 
 
 def checkpointing(config: Config, worst: Phase) -> Remedy | None:
-    if config.memory.gradient_checkpointing or worst.name != STEP:
+    own = config.memory
+    if worst.name != STEP or (own.gradient_checkpointing and own.checkpointing_fraction == 1):
         return None
+    if own.gradient_checkpointing:
+        changes = {"memory.checkpointing_fraction": 1.0}
+        return Remedy("gradient checkpointing on all blocks", "steps somewhat slower", True, changes)
     changes = {"memory.gradient_checkpointing": True}
     return Remedy("gradient checkpointing", "steps about a third slower", True, changes)
 
