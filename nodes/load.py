@@ -171,7 +171,7 @@ def _problem(file: adapter.AdapterFile, match: Match, shapes: Mapping[str, tuple
     if not match.fits and not match.asleep and (not match.total or what.startswith(NO_ADAPTER)):
         return f"it is {what}" if match.total else "it holds no adapter"
     if not match.fits and match.total:
-        reasons = "".join(f"; {line}" for line in match.problems)
+        reasons = "".join(f"; {line}" for line in (*match.shaped[:1], *match.problems))
         model = f" ({theirs})" if theirs else ""
         return f"it is {what}: none of its {match.total} modules fits this model{model}{reasons}"
     problems = []

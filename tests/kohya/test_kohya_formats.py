@@ -475,3 +475,29 @@ def test_null_in_a_data_set_of_json_is_not_given(tmp_path):
     words[1] = str(written(tmp_path, content, "d.json"))
     with pytest.raises(UserError, match="it may not stand here"):
         imported(take(words)[0])
+
+
+OLD = {"--model_type": "lora", "--lora_rank": 16, "--pretrained_model_name_or_path": "m", "--learning_rate": 1e-4}
+ALIEN = {
+    "old.json": (OLD, "SimpleTuner's configuration"),
+    "bare.json": ({name.lstrip("-"): value for name, value in OLD.items()}, "SimpleTuner's configuration"),
+    "old.toml": ({name.lstrip("-"): value for name, value in OLD.items()}, "SimpleTuner's configuration"),
+    "config.env": ("MODEL_TYPE='lora'\nexport MODEL_NAME=x\n", "paste the line that it runs"),
+    "train.bat": ("@echo off\naccelerate launch train_network.py\n", "paste the line that it runs"),
+    "samples.json": ([{"prompt": "a cat", "seed": 1}], "these are prompts"),
+    "adapter_config.json": ({"peft_type": "LORA", "r": 8}, "PEFT's configuration"),
+    "model_index.json": ({"_class_name": "StableDiffusionPipeline"}, "describes a model of diffusers"),
+    "metadata.jsonl": ('{"file_name": "a.png", "text": "a cat"}\n{"file_name": "b.png"}\n', "this is no configuration"),
+    "musubi.toml": ({"datasets": [{"image_directory": "img"}]}, "musubi-tuner's data set"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIEN)
+def test_more_files_of_others_are_named(name, tmp_path):
+    content, message = ALIEN[name]
+    path = written(tmp_path, content, name)
+    with pytest.raises(UserError, match=message):
+        read(path)
+    if name.endswith((".toml", ".json")):
+        with pytest.raises(UserError, match=message):
+            load(take(["--dataset_config", str(path), "--pretrained_model_name_or_path", "m"])[0])

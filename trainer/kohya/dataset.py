@@ -16,7 +16,7 @@ from typing import Any
 from ..config import is_broken, reference
 from ..data.pictures import EXTENSIONS
 from ..errors import UserError
-from .formats import is_configuration, parsed
+from .formats import foreign, is_configuration, parsed
 from .made import Made, shown
 from .names import near, sd_scripts
 from .read import Values, Wrong, line_of, read_text, size
@@ -237,7 +237,9 @@ def _config(values: Values, made: Made, path: Path) -> None:
         made.problems.append(("dataset_config", str(error)))
         return
     read = Reader(path, "" if path.suffix.lower() == ".json" else text, made)
-    if not isinstance(raw, dict):
+    if what := foreign(raw):
+        read.wrong("", "", what)
+    elif not isinstance(raw, dict):
         read.wrong("", "", "it holds no tables; write [general] and [[datasets]]")
     elif is_configuration(raw):
         more = "; its [[datasets]] are read there too" if "datasets" in raw else ", and the data set by itself"

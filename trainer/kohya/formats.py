@@ -56,6 +56,10 @@ def parsed(path: Path, text: str) -> Any:
     try:
         return loads(text)
     except UserError as error:
+        if suffix in (".env", ".sh", ".bat", ".ps1"):
+            raise UserError(f"{path}: this is a script or a list of variables; paste the line that it runs") from None
+        if suffix in (".jsonl", ".csv", ".ckpt", ".safetensors", ".py"):
+            raise UserError(f"{path}: this is no configuration; {GIVE}") from None
         raise UserError(f"{path}: {error}") from None
 
 
@@ -110,10 +114,15 @@ def foreign(raw: Any) -> str:
         return "this is SimpleTuner's data backend; name its folders in a --dataset_config or in [[data.sets]]"
     if rows and all("path" in one and "text" in one for one in rows):
         return "these are OneTrainer's concepts; give the configuration that names them"
+    if rows and all("prompt" in one for one in rows):
+        return "these are prompts, such as OneTrainer's samples; give them as --sample_prompts, beside a configuration"
     if not isinstance(raw, Mapping):
         return ""
     names = {str(name).lstrip("-") for name in raw}
-    if "model_family" in names or "data_backend_config" in names or {"lora_type", "model_type"} <= names:
+    dashed = any(str(name).startswith("--") for name in raw)
+    if dashed or names & {"model_family", "data_backend_config"} or (
+        "model_type" in names and names & {"lora_type", "lora_rank"} and not is_onetrainer(raw)
+    ):  # fmt: skip
         return "this is SimpleTuner's configuration, which is not read here; write its settings into a file of your own"
     if {"algo", "linear_dim"} <= names:
         return "this is SimpleTuner's configuration of a LyCORIS network, which is not read here"
@@ -123,6 +132,16 @@ def foreign(raw: Any) -> str:
         return f"this is a workflow of ComfyUI; {GIVE}"
     if raw and sum(_of_picture(name, one) for name, one in raw.items()) * 2 > len(raw):
         return "these are captions; give them as --in_json, beside a configuration"
+    if "peft_type" in names and names & {"r", "target_modules", "base_model_name_or_path"}:
+        return "this is PEFT's configuration of a finished adapter; give the configuration that it was made by"
+    if "_class_name" in names:
+        return "this describes a model of diffusers; give its folder as --pretrained_model_name_or_path"
+    sets = raw.get("datasets")
+    if isinstance(sets, list) and any(
+        isinstance(one, Mapping) and {"image_directory", "video_directory", "image_jsonl_file"} & set(one)
+        for one in sets
+    ):
+        return "this is musubi-tuner's data set; name its folders as image_dir in [[datasets.subsets]]"
     if any(name.startswith("ss_") for name in names):
         return "this is the metadata of a finished adapter; give the configuration that it was made by"
     if isinstance(raw.get("directory"), list) or ("dataset" in names and isinstance(raw.get("adapter"), Mapping)):
