@@ -7,6 +7,7 @@ import json
 import pytest
 import short_runs as runs
 
+from pixelkiln.trainer.config import PRESETS
 from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.study import options, plan
 
@@ -168,3 +169,52 @@ def test_only_numbers_switches_and_known_names_are_told():
     assert "secret" not in json.dumps(found) and "me" not in json.dumps(list(found.values())).replace("mode", "")
     assert found["adapter.rank"] == 4 and found["objective.kind"] == "simpo" and found["objective.pixel.kind"] == "dpo"
     assert found["loss.pixel.mode"] == "x0" and found["data.path"] == "(not told)"
+
+
+# ---------------------------------------------------------------------------------------------------- ready studies
+
+STUDIES = sorted((PRESETS / "studies").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_ready_study_says_what_it_asks_and_can_be_planned(path, tmp_path):
+    lines = path.read_text("utf-8").splitlines()
+    assert lines[0].endswith("?") or ":" in lines[0] or lines[1].startswith("# ")
+    assert any(line.startswith("# Time: ") and "@" not in line for line in lines[:5])
+    flags = {}
+    family = path.stem.partition("-")[0]
+    if family != "demo":
+        pairs = path.stem.endswith("preference")
+        data = runs.pairs(tmp_path / "pairs", 12) if pairs else runs.pictures(tmp_path / "pictures")
+        flags = {"model.path": str(runs.model(tmp_path / family, family)), "data.resolution": 64, "run.device": "cpu",
+                 ("data.pairs" if pairs else "data.path"): str(data)}  # fmt: skip
+        flags |= {"data.validation_split": 0.0} if not pairs else {}
+    if path.stem == "demo-detail":
+        flags = {"data.path": str(runs.pictures(tmp_path / "pictures"))}
+    made = plan.make(*options.read(path, flags, tmp_path))
+    assert len(made.arms) >= 3 and len(made.seeds) == 5 and made.options.name == path.stem
+    assert made.folder == tmp_path / path.stem
+    terms = {arm.name: set(arm.config.terms()) for arm in made.arms}
+    if "pixel" in path.stem or "detail" in path.stem:
+        assert terms["latent only"] == {"mse"} and "pixel" in terms["+ pixel, anchored"]
+        assert "+ pixel, anchored, equal time" in terms
+
+
+def test_flags_lie_over_the_file_and_the_folder_can_be_named(make, tmp_path, monkeypatch):
+    make()
+    monkeypatch.chdir(tmp_path)
+    given, config = options.read(tmp_path / "study.toml", {"run.steps": 9, "data.path": "pictures"}, tmp_path / "there")
+    assert config.run.steps == 9 and config.data.path == str(tmp_path / "pictures")
+    assert plan.make(given, config).folder == tmp_path / "there" / "s"
+
+
+def test_the_command_finds_ready_studies_and_plans_without_loading(tmp_path, monkeypatch, capsys):
+    from pixelkiln.trainer import cli
+
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["study", "demo-pixel", "--plan", "--run.steps=7"]) == 0
+    said = capsys.readouterr().out
+    assert "17 arms x 5 seeds = 85 cells" in said and str(tmp_path / "studies" / "demo-pixel") in said
+    assert cli.main(["study", "demo-pixl", "--plan"]) == 2
+    assert "study: there is no 'demo-pixl'; did you mean 'demo-pixel'?" in capsys.readouterr().err
+    assert cli.main(["study", "demo-pixel", "--plan", "--budget=8"]) == 2

@@ -143,6 +143,28 @@ def test_votes_are_folded_in(done):
     assert (row.pairs, row.wins, row.losses, row.interval.mean) == (2, 2, 0, 0.75)
 
 
+def test_the_page_to_vote_on_names_no_arm_to_the_eye_and_its_votes_are_read(done):
+    """The duels in the page, answered as a browser would write them."""
+    text = (done.folder / "vote.html").read_text("utf-8")
+    duels, _ = json.JSONDecoder().raw_decode(text.partition("duels = ")[2])
+    assert len(duels) == 3 * len(done.prompts)
+    assert all((done.folder / source).is_file() for duel in duels for source in duel["sources"])
+    sides = {duel["left"].partition("@")[0] == "plain" for duel in duels}
+    assert sides == {True, False}
+    rows = [
+        {**duel, "v": 1, "t": 1.0, "won": "right" if duel["left"].startswith("plain") else "left"} for duel in duels
+    ]
+    path = done.folder / votes.FILE
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    found = [row for row in queue.Queue(done, quiet).outcome().rows() if row.measure.name == "votes"]
+    path.unlink()
+    assert {row.arm: (row.wins, row.losses) for row in found} == {
+        name: (len(done.prompts), 0) for name in ("more", "file", "base")
+    }
+    body = text.partition("<script>")[0]
+    assert "plain" not in body and "more" not in body
+
+
 def test_an_interrupted_training_goes_on_and_the_table_is_the_same(home, done, monkeypatch):
     """The process dies after two cells, then in the middle of drawing; in the end every value is that of one go."""
     whole = planned(home, "whole", seeds=1)

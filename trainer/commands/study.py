@@ -18,8 +18,11 @@ UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 def register(command: Command) -> None:
-    added = command("study", _study, "Compare recipes on held-out pictures, over seeds; continues where it stopped.")
-    added.add_argument("study", type=Path, help="a .toml file: see docs/study.md, and presets/studies/")
+    what = "Compare recipes on held-out pictures, over seeds; continues where it stopped."
+    added = command("study", _study, f"{what} Options of the base configuration are flags: --data.path=pictures.")
+    added.set_defaults(preset=None)
+    added.add_argument("study", type=Path, help="a .toml file, or a name in presets/studies: see docs/study.md")
+    added.add_argument("-o", "--output", type=Path, help="folder of the studies, instead of the file's")
     added.add_argument("--budget", help="time for the whole study, such as 8h or 90m: as many seeds as fit")
     added.add_argument("--plan", action="store_true", help="check everything and print what would be done")
     added.add_argument("--report", action="store_true", help="only write the report of what is there")
@@ -40,13 +43,12 @@ def seconds(text: str) -> float:
 def _study(args: argparse.Namespace) -> int:
     from ..study import memory, options, plan, queue, report
 
-    given, config = options.read(_find(args.study))
+    path = _find(args.study)
     budget = seconds(args.budget) if args.budget else None
-    many = (
-        range(options.MOST_SEEDS)
-        if budget and given.seeds is None and not any(a.adapters for a in given.arms)
-        else None
-    )
+    out = args.output or (None if path == args.study else Path("studies"))  # never into the presets
+    given, config = options.read(path, args.flags, out)
+    as_many_as_fit = budget and given.seeds is None and not any(arm.adapters for arm in given.arms)
+    many = range(options.MOST_SEEDS) if as_many_as_fit else None
     planned = plan.make(given, config, many)
     if args.plan:
         lines = _plan_lines(planned)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, field_validator, model_validator
 
-from ..config import Config, ConfigError, absolute, load, loads, nested
+from ..config import Config, ConfigError, absolute, load, loads, merge, nested
 from ..errors import UserError
 from ..registry import Options, PathStr, nearest, option
 from ..runs.files import decode
@@ -140,8 +140,10 @@ class StudyOptions(Options):
         return list(range(files or SEEDS if self.seeds is None else self.seeds))
 
 
-def read(path: Path) -> tuple[StudyOptions, Config]:
-    """The study of a file, and its base configuration. Paths are relative to the file.
+def read(path: Path, flags: Mapping[str, Any] | None = None, out: Path | None = None) -> tuple[StudyOptions, Config]:
+    """The study of a file, and its base configuration. Paths are relative to the file, those of flags to here.
+
+    ``flags``: options of the base configuration, by dotted names; ``out``: the folder of studies instead of the file's.
 
     :raises UserError: it cannot be read, or something in it is wrong; a ConfigError has a line for each.
     """
@@ -154,6 +156,10 @@ def read(path: Path) -> tuple[StudyOptions, Config]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     study = parse(raw, path.resolve().parent)
+    given = absolute(nested(flags or {}), Path.cwd())
+    study = study.model_copy(update={
+        "options": merge(study.options, given), "out": str(out.resolve()) if out else study.out,
+    })  # fmt: skip
     if not (study.base or study.preset or study.options):
         raise UserError(f"{path}: it has no base configuration; give base, preset or options")
     return study, load(study.base, study.options, study.preset)

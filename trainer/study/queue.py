@@ -3,7 +3,7 @@
     runs/ARM-seedN/       an ordinary run's folder
     cells/ARM-seedN/      what was drawn, and a file of values for each group of measures
     cells/base-seedN/     neutral prompts, drawn by the base
-    report.html, report.md, values.csv, summary.json
+    report.html, report.md, values.csv, summary.json, vote.html
 
 A group of measures is kept with a digest of all that it follows from (the adapter's tensors, prompts, settings), so a
 study that was killed at any point, or changed, does again what is missing or stale, and nothing else.
@@ -35,7 +35,7 @@ from ..training import checkpoint
 from ..training.build import scan
 from ..training.loop import train
 from ..training.run_options import total_steps
-from . import measure, votes
+from . import measure, vote_page, votes
 from . import memory as memory_plan
 from .measure import Bench, Found
 from .models import Pictures
@@ -344,7 +344,23 @@ class Queue:
         write_atomic(folder / "report.md", markdown(outcome))
         write_atomic(folder / "report.html", page(outcome))
         write_atomic(folder / "summary.json", summary_text(outcome))
+        write_atomic(folder / "vote.html", vote_page.page(self.plan.options.name, self._duels()))
         return outcome
+
+    def _duels(self) -> list[vote_page.Duel]:
+        """Of every seed, arm and prompt that both pictures are drawn of."""
+        plan, found = self.plan, []
+        first, *others = plan.arms
+        for seed in plan.seeds:
+            for arm in others:
+                folders = [Cell(plan, one, seed).folder / "pictures" for one in (first, arm)]
+                for i, text in enumerate(plan.prompts):
+                    paths = [folder / f"{i:04d}.png" for folder in folders]
+                    if all(path.exists() for path in paths):
+                        one, other = (path.relative_to(plan.folder).as_posix() for path in paths)
+                        names = (votes.candidate(first.name, seed), votes.candidate(arm.name, seed))
+                        found.append(vote_page.Duel(*names, i, text, (one, other)))
+        return found
 
     def outcome(self) -> Outcome:
         plan = self.plan

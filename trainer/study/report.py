@@ -202,7 +202,7 @@ def page(outcome: Outcome) -> str:
     if details:
         parts += ["<details><summary>Details, which are not tested</summary>", _comparisons(details), "</details>"]
     parts += ["<h2>What is measured</h2><dl>"]
-    parts += [f"<dt><b>{escape(m.title)}</b></dt><dd>{escape(m.what)}</dd>" for m in outcome.measures]
+    parts += [f"<dt><b>{escape(m.title)}</b></dt><dd>{escape(m.what)}</dd>" for m in outcome.measures if m.tested]
     parts += ["</dl>"]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
     title = f"<title>{escape(outcome.name)}</title>"
