@@ -66,7 +66,7 @@ def load(folder: Path) -> Captioner:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0][:200]
         raise UserError(f"{folder}: it cannot be read ({first}); take all files of the model, safetensors") from None
-    return Captioner(model.eval().to(device), processor, TASKS[kind])
+    return Captioner(torch.nn.Module.to(model.eval(), device), processor, TASKS[kind])
 
 
 def _opened(path: Path) -> Image.Image:
