@@ -129,7 +129,8 @@ class StudyOptions(Options):
                     f"arms: '{arm.name}' has {len(arm.adapters)} files for {len(self.seed_list)} seeds; give one each"
                 )
         if self.equal != "steps" and not self.arms[0].trains:
-            raise UserError(f"equal: '{self.arms[0].name}' trains nothing, so there is no time to be equal to")
+            raise UserError(f"equal: '{self.arms[0].name}' trains nothing, so there is no time to be equal to; "
+                            "put an arm that trains first")  # fmt: skip
         return self
 
     @property
