@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from ..memory.activation_checkpointing import in_backward
 from ..memory.quantize import is_quantized
 
-LOW = (torch.bfloat16, torch.float16)
+_CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 Masks = Callable[[tuple[int, ...], Tensor], Tensor]
 """(Shape of what the down matrix puts out, a tensor of its device and dtype) -> what it is multiplied by."""
 
@@ -257,7 +257,7 @@ def _pulled(
     stride, padding, dilation = (how.stride, how.padding, how.dilation) if how is not None else ([1, 1], [0, 0], [1, 1])
     if not (wants_x or wants_weight):
         return None, None
-    found = torch.ops.aten.convolution_backward(
+    found = _CONVOLUTION_BACKWARD(
         grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [wants_x, wants_weight, False]
     )
     return found[0], found[1]

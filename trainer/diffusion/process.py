@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -68,11 +69,24 @@ class Process:
         if self.alphas is None:
             return 1 - level.to(dtype), level.to(dtype)
         if dtype != torch.float64:  # 1 - alpha cancels, so it is taken in float64 on the host
-            roots = (self.alphas.sqrt(), (1 - self.alphas).sqrt())
-            a, s = (root.to(dtype).to(level.device)[level.long()] for root in roots)
+            a, s = (root[level.long()] for root in self._table(level.device, dtype))
             return a, s
-        alpha = self.alphas.to(level.device)[level.long()]
+        (alphas,) = self._table(level.device, dtype)
+        alpha = alphas[level.long()]
         return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def _table(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The schedule on a device, copied there once: alphas, or its roots where float64 is not to be had."""
+        assert self.alphas is not None
+        if device not in self._tables:
+            whole = dtype == torch.float64
+            these = (self.alphas,) if whole else (self.alphas.sqrt(), (1 - self.alphas).sqrt())
+            self._tables[device] = tuple(one.to(dtype).to(device) for one in these)
+        return self._tables[device]
+
+    @cached_property
+    def _tables(self) -> dict[torch.device, tuple[Tensor, ...]]:
+        return {}
 
     def _ab(self, level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         a, s = self.scales(level)

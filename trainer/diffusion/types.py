@@ -25,6 +25,10 @@ Role = Literal["plain", "winner", "loser", "liked", "disliked", "reconstruction"
 picture."""
 
 
+ON_HOST = ("group", "preserve")
+"""Fields that stay in the host's memory: what is decided by them is not waited for."""
+
+
 def _pick(value: Any, rows: Tensor) -> Any:
     """Rows of a tensor, list or dataclass of those; other values unchanged."""
     if isinstance(value, Tensor):
@@ -44,7 +48,8 @@ def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {key: _to(item, device) for key, item in value.items()}
     if isinstance(value, (Rows, Conditioning, Maps, Batch, Draw)):
-        return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
+        moved = {f.name: _to(getattr(value, f.name), device) for f in fields(value) if f.name not in ON_HOST}
+        return replace(value, **moved)
     return value
 
 
@@ -164,12 +169,30 @@ class Draw:
     """[B] in [0, 1): whether a term with a probability applies to this row."""
     jump: Tensor
     """[B] in [0, 1): how far the pixel mode ``stepped`` steps."""
+    copies: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
+    """(Tensor on a device, the same in the host's memory) for ``on_host``."""
 
     def pick(self, rows: Tensor) -> Draw:
-        return _pick(self, rows)
+        made = _pick(self, rows)
+        return self._copied(made, lambda value: value[rows]) if rows.device.type == "cpu" else made
 
     def to(self, device: torch.device) -> Draw:
-        return _to(self, device)
+        return self._copied(_to(self, device), lambda value: value)
+
+    def _copied(self, made: Draw, change: Callable[[Tensor], Tensor]) -> Draw:
+        """``made``, with the host's copies of its level and coin where this draw has them."""
+        here = [(getattr(made, name), self._known(getattr(self, name))) for name in ("level", "coin")]
+        return replace(made, copies=tuple((there, change(own)) for there, own in here if own is not None))
+
+    def _known(self, value: Tensor) -> Tensor | None:
+        return (
+            value if value.device.type == "cpu" else next((own for there, own in self.copies if there is value), None)
+        )
+
+    def on_host(self) -> tuple[Tensor, Tensor]:
+        """``level`` and ``coin`` in the host's memory, where a draw begins: known there without waiting for a GPU."""
+        level, coin = self._known(self.level), self._known(self.coin)
+        return self.level.cpu() if level is None else level, self.coin.cpu() if coin is None else coin
 
 
 Decode = Callable[[Tensor], Tensor]
@@ -190,6 +213,12 @@ class Step:
     """A ``losses.pixel.Decoder``; None when no term looks at pixels."""
     base_out: Tensor | None = None
     """[B, C, h, w] the output without the adapter, where ``batch.preserve`` has rows."""
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[Any, Step | bool]]:
+        """What the terms see, once they have looked: by name the term, and all of it, nothing, or some rows
+        (``training.step``)."""
+        return {}
 
     @cached_property
     def clean(self) -> Tensor:

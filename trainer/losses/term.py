@@ -79,8 +79,10 @@ class Term:
     options: TermOptions
 
     def active(self, draw: Draw, process: Process) -> Tensor:
-        """[B] bool: the rows that this term counts for. A pair shares its draw, so it is never split."""
-        return counts(self.options, draw.level, process) & (draw.coin < self.options.probability)
+        """[B] bool, in the host's memory: the rows that this term counts for. A pair shares its draw, so it is never
+        split."""
+        level, coin = draw.on_host()
+        return counts(self.options, level, process) & (coin < self.options.probability)
 
 
 def counts(options: TermOptions, level: Tensor, process: Process) -> Tensor:

@@ -47,7 +47,7 @@ def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tup
     args = {name: _python(value) for name, value in args.items()}
     _check_args(cls, args, options.kind)
     if "fused" in _parameters(cls) and not {"fused", "foreach"} & set(args):
-        args |= {"fused": True} if all(p.is_cuda for group, _ in trained for p in group["params"]) else {}
+        args |= {"fused": True} if all(_fuses(p) for group, _ in trained for p in group["params"]) else {}
     relative = named.path.endswith(".Adafactor") and args.get("relative_step", "relative_step" in _parameters(cls))
     if relative:
         notes.append(
@@ -67,6 +67,11 @@ def build(options: OptimizerOptions, groups: Sequence[Mapping[str, Any]]) -> tup
     for group in optimizer.param_groups:
         group["born"] = deepcopy({k: v for k, v in group.items() if k not in ("params", "name")})
     return optimizer, notes
+
+
+def _fuses(parameter: Any) -> bool:
+    """Whether torch has one kernel for all tensors there: on CUDA GPUs and CPUs, in every precision of a run."""
+    return parameter.is_cuda or parameter.device.type == "cpu"
 
 
 def _rate(options: OptimizerOptions, name: str) -> float:

@@ -328,8 +328,9 @@ class Loop:
         rate = optimization.set_learning_rate(self.steps_done)
         while (local := self._gradients()) is None:
             pass
+        local, (norm,) = local.on_host(optimization.clip_gradients())  # the one moment that waits for the device
         total = s.reduce(local)
-        loss, norm = float(total.loss), optimization.clip_gradients()
+        loss = float(total.loss)
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_optimizer_step = True
             s.optimizer_step()
@@ -584,6 +585,7 @@ class Loop:
                     random = model.system.fixed_draw(batch, part, levels, options.seed)
                     level = float(random.level[0])
                     total.add(compute_loss(model, s.terms, batch, random, roles, options.seed))
+                total, _ = total.on_host()
                 found[f"{level:g}"] = {**total.means(), "loss": float(total.loss)}
         each = {name: [row[name] for row in found.values() if name in row] for row in found.values() for name in row}
         means = {name: sum(values) / len(values) for name, values in each.items()}

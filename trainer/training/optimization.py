@@ -61,14 +61,15 @@ class Optimization:
         if loss.requires_grad:
             self.scaler.scale(loss).backward()
 
-    def clip_gradients(self) -> float:
-        """Add up the gradients of all processes, unscale and clip them; returns the norm before clipping."""
+    def clip_gradients(self) -> Tensor:
+        """Add up the gradients of all processes, unscale and clip them; returns the norm before clipping, a scalar on
+        the device."""
         if distributed.rank_and_world()[1] > 1:
             self._sum_gradients()
         if not self.has_gradients:
-            return 0.0
+            return torch.zeros(())
         self.scaler.unscale_(self.optimizer)
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or math.inf))
+        return torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or math.inf)
 
     def _sum_gradients(self) -> None:
         parameters = self.parameters()

@@ -53,7 +53,7 @@ class ReferenceCache:
 
     def get(self, model: Model, terms: LossTerms, batch: Batch, draw: Draw, compute: Callable[[], Errors]) -> Errors:
         """The errors of these rows, from the cache where all are known."""
-        rows_of = zip(batch.rows.role, batch.keys, draw.level.tolist(), strict=True)
+        rows_of = zip(batch.rows.role, batch.keys, draw.on_host()[0].tolist(), strict=True)
         keys = [f"{role} {key} {level!r}" for role, key, level in rows_of]
         places = {t.name: t.active(draw, model.process).nonzero().flatten().tolist() for t in terms.terms}
         if not all(name in self._errors.get(keys[row], {}) for name, rows in places.items() for row in rows):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ class StepLoss:
 
     loss: Tensor
     """Scalar: this share of the effective batch's loss."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """Metrics summed over samples, ``term/metric``; divide by ``counts``."""
+    sums: dict[str, Any] = field(default_factory=dict)
+    """Metrics summed over samples, ``term/metric``; divide by ``counts``. Scalars on the device until ``on_host``."""
     counts: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
@@ -43,10 +43,18 @@ class StepLoss:
     def add(self, other: StepLoss) -> None:
         self.loss = self.loss.to(widest(other.loss.device)) + other.loss
         for name, value in other.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums[name] = self.sums.get(name, 0) + value
             self.counts[name] = self.counts.get(name, 0) + other.counts[name]
 
-    def means(self) -> dict[str, float]:
+    def on_host(self, *others: Tensor) -> tuple[StepLoss, list[float]]:
+        """The same as plain numbers, and further scalars as such: the device is waited for once."""
+        device, dtype = self.loss.device, widest(self.loss.device)
+        values = [self.loss.detach(), *self.sums.values(), *others]
+        loss, *numbers = torch.stack([torch.as_tensor(v).to(device, dtype) for v in values]).tolist()
+        sums = dict(zip(self.sums, numbers))
+        return StepLoss(torch.tensor(loss, dtype=torch.float64), sums, self.counts), numbers[len(sums) :]
+
+    def means(self) -> dict[str, Any]:
         return {name: value / self.counts[name] for name, value in self.sums.items() if self.counts.get(name)}
 
 
@@ -121,15 +129,16 @@ def compute_errors(terms: Sequence[Term], step: Step) -> Errors:
 
 
 def _active_rows(term: Term, step: Step) -> Step | None:
-    if roles := term.options.roles:
-        rows = [i for i, role in enumerate(step.batch.rows.role) if role in roles]
-        if not rows:
-            return None
-        step = step if len(rows) == len(step.batch) else step.pick(torch.tensor(rows))
-    active = term.active(step.draw, step.process)
-    if not bool(active.any()):
-        return None
-    return step if bool(active.all()) else step.pick(active.nonzero().flatten())
+    """What a term sees of a step; looked at once."""
+    known, part = step.parts.get(term.name, (None, False))
+    if known is not term:
+        active = term.active(step.draw, step.process)
+        if term.options.roles:
+            active = active & torch.tensor([role in term.options.roles for role in step.batch.rows.role])
+        some, every = bool(active.any()), bool(active.all())
+        part = step.pick(active.nonzero().flatten()) if some and not every else every
+        step.parts[term.name] = term, part  # never the step itself, which would hold on to itself
+    return part if isinstance(part, Step) else step if part else None
 
 
 def apply_objectives(
@@ -151,7 +160,7 @@ def apply_objectives(
         total.loss = total.loss + terms.weight(term.name) / term.options.probability * output.values.sum() / units
         metrics = {"error": own.detach(), "value": output.values.detach(), **output.metrics}
         for name, values in metrics.items():
-            total.sums[f"{term.name}/{name}"] = float(values.to(widest(values.device)).sum())
+            total.sums[f"{term.name}/{name}"] = values.to(widest(values.device)).sum()
             total.counts[f"{term.name}/{name}"] = len(values)
         total.counts[f"{term.name}/value"] = sum(role in term.objective.valued for role in part.batch.rows.role)
     return total
