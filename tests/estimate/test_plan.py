@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import pytest
 import short_runs as runs
@@ -16,6 +17,7 @@ from pixelkiln.trainer.estimate import plan as planning
 from pixelkiln.trainer.estimate import report
 from pixelkiln.trainer.estimate.gpus import Gpu
 from pixelkiln.trainer.families.load import identify
+from pixelkiln.trainer.losses.pixel import PixelOptions
 from pixelkiln.trainer.training.build import scan
 from pixelkiln.trainer.training.loop import train
 
@@ -121,10 +123,12 @@ def test_what_is_set_stays(home, set_by_hand, free):
 
 
 def test_the_decode_plan_is_written_out(home):
-    config = made(home, **{"loss.pixel.mode": "mixed"})
+    choices = get_args(PixelOptions.model_fields["decode"].annotation)
+    by_size = {"loss.pixel.decode": "by_size" if "by_size" in choices else "auto"}
+    config = made(home, **by_size)
     roomy = choose(config, 100.0)
     assert roomy.once["loss.pixel.decode"] == "full" == roomy.config.terms()["pixel"][0].decode
-    large = choose(made(home, **{"loss.pixel.mode": "mixed", "data.resolution": 1024, "run.batch": 1}), 100.0)
+    large = choose(made(home, **by_size, **{"data.resolution": 1024, "run.batch": 1}), 100.0)
     assert large.once["loss.pixel.decode"] == "midcrop" and large.once["loss.pixel.window"] == 256
     by_hand = choose(made(home, **{"loss.pixel.decode": "window"}), 100.0)
     assert "loss.pixel.decode" not in by_hand.once

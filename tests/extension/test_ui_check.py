@@ -35,6 +35,13 @@ def test_one_button_makes_it_fit_and_says_to_what() -> None:
     assert "about 10 min 0 s" in check.ready({"fit": fit(False, *steps), "steps": 100}, {})
 
 
+def test_the_page_shows_the_memory_plan_in_checks_words() -> None:
+    lines = ["no gradient checkpointing, AdamW: 4.9 of 7.0 GB", "the next better takes 7.4 GB"]
+    html = check.fit_report({**fit(True), "plan": {"lines": lines}})
+    assert words.PLAN in html and all(line in html for line in lines)
+    assert words.PLAN not in check.fit_report({**fit(True), "plan": None})
+
+
 def test_what_is_not_enough_is_not_said_to_fit() -> None:
     found = fit(False, remedy("less", "run.batch", 6, False))
     assert check.fitting({"fit": found})[0][0] == "Make it smaller: less (6.0 GB)"

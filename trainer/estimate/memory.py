@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ class Estimate:
     trains_text: bool = False
     decodes: bool = False
     plans: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """Of each decoding term with plan auto, what that comes to for the largest picture: the kind, a window's pixels."""
+    """Of each term whose decode plan goes by the picture's size, what it comes to for the largest: the kind, a window's
+    pixels."""
 
 
 def estimate(
@@ -129,10 +130,16 @@ def estimate(
     return result
 
 
+def goes_by_size(options: DecodeOptions) -> bool:
+    """Whether what is decoded follows from the picture's size and the room alone; a run settles any other ``auto``."""
+    choices = get_args(type(options).model_fields["decode"].annotation)
+    return options.decode == ("by_size" if "by_size" in choices else "auto")
+
+
 def _decode_plans(p: FakeSession, shape: Shape) -> dict[str, tuple[str, int]]:
     decoder, found = p.model.decoder, {}
     for name, (options, _) in p.config.terms().items():
-        if isinstance(options, DecodeOptions) and options.decode == "auto" and decoder is not None:
+        if isinstance(options, DecodeOptions) and goes_by_size(options) and decoder is not None:
             plan = plan_for(options, decoder, shape.height // decoder.factor, shape.width // decoder.factor)
             found[name] = (plan.kind, plan.window * decoder.factor)
     return found

@@ -65,7 +65,7 @@ class Trial:
         config = self.fit.config
         own = config.memory
         parts = ["no gradient checkpointing" if not self.share else "gradient checkpointing"]
-        parts[0] += f" on {self.share:.0%} of the blocks" if 0 < self.share < 1 else ""
+        parts[0] += f" on {100 * self.share:g}% of the blocks" if 0 < self.share < 1 else ""
         parts += ["checkpoints in host memory"] if own.cpu_offload_checkpointing else []
         parts += ["one picture at a time"] if own.grad_cache else []
         parts += [config.optimizer.kind, f"base weights {own.base_weights}"]
@@ -188,11 +188,11 @@ def _at(tables: Any, name: str) -> Any:
 
 
 def _is_given(config: Config, name: str) -> bool:
-    """Whether an option is not for the plan to choose: one of a loss term where its decode plan is not auto."""
+    """Whether an option is not for the plan to choose: one of a loss term where its decode plan is a certain one."""
     if not name.startswith("loss."):
         return config.is_set(name)
     options = config.loss.terms().get(name.split(".")[1])
-    return not isinstance(options, DecodeOptions) or options.decode != "auto"
+    return not isinstance(options, DecodeOptions) or options.decode not in ("auto", "by_size")
 
 
 @dataclass

@@ -216,7 +216,7 @@ def _code() -> str:
 def _named(config: Config) -> str:
     own = config.memory
     share = own.checkpointing_fraction if own.gradient_checkpointing else 0
-    return f"gradient checkpointing on {share:.0%} of the blocks"
+    return f"gradient checkpointing on {100 * share:g}% of the blocks"
 
 
 def _prompts(config: Config, found: Found) -> list[Prompt]:
