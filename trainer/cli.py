@@ -237,12 +237,11 @@ def _draw(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> int:
-    from .commands.options import reference_markdown
-    from .config import reference
+    from .commands.options import looked_up, reference_markdown
 
     page = ROOT / "docs" / "options.md"
     if args.json:
-        return print_json({"options": reference()})
+        return print_json({"options": looked_up()["rows"]})
     if args.write:
         page.write_text(reference_markdown(), encoding="utf-8", newline="\n")
         return DONE
@@ -250,17 +249,18 @@ def _options(args: argparse.Namespace) -> int:
         if not page.exists() or page.read_text(encoding="utf-8") != reference_markdown():
             raise UserError("docs/options.md: it is stale; run `python -m trainer options --write`")
         return DONE
-    print(reference_markdown(), end="")
+    print(looked_up()["page"], end="")
     return DONE
 
 
 def _presets(args: argparse.Namespace) -> int:
-    from .config import PRESETS, read_toml
+    import tomllib  # pyright: ignore[reportMissingImports]  # our own files: no old name, no other tool's syntax in them
 
     rows = []
-    for path in sorted(PRESETS.glob("*.toml")):
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        rows.append({"name": path.stem, "path": str(path), "purpose": first.lstrip("# "), "values": read_toml(path)})
+    for path in sorted((ROOT / "presets").glob("*.toml")):
+        text = path.read_text(encoding="utf-8")
+        purpose = text.splitlines()[0].lstrip("# ")
+        rows.append({"name": path.stem, "path": str(path), "purpose": purpose, "values": tomllib.loads(text)})
     if args.json:
         return print_json({"presets": rows})
     width = max((len(row["name"]) for row in rows), default=0)

@@ -1,14 +1,40 @@
-"""``docs/options.md``: every option, as a page."""
+"""``docs/options.md``: every option, as a page.
+
+Options are made by importing all that reads them, torch included. What came of it is kept in the user's cache for as
+long as no source file of the trainer changes, so that looking an option up does not wait for that.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
-from ..config import reference
+from ..runs import user_cache
+
+TRAINER = Path(__file__).resolve().parents[1]
+
+
+def looked_up() -> dict[str, Any]:
+    """``rows``: every option as JSON has it; ``page``: ``reference_markdown``. From the cache where they are there."""
+    digest = hashlib.sha256()
+    for path in sorted(TRAINER.rglob("*.py")):
+        facts = path.stat()
+        digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    found = user_cache.known("options").get(digest.hexdigest())
+    if isinstance(found, dict) and found.keys() == {"rows", "page"}:
+        return found
+    from ..config import reference
+
+    made = {"rows": reference(), "page": reference_markdown()}
+    user_cache.remember("options", digest.hexdigest(), made, most=1)
+    return made
 
 
 def reference_markdown() -> str:
     """The reference as it is committed in ``docs/options.md``."""
+    from ..config import reference
+
     out = [
         "# Options", "",
         "Made by `python -m trainer options`; do not edit. A name in brackets is kohya's. "
