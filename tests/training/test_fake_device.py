@@ -223,6 +223,16 @@ def test_memory_figures_of_an_apple_gpu(monkeypatch):
         assert memory.device_name(fake.device) == "the Apple GPU"
 
 
+def test_what_is_free_on_a_gpu(monkeypatch):
+    """Of 8 GiB 2 are taken, 1 of them here and all of it in use."""
+    with fake_device(monkeypatch) as fake:
+        gib = 2**30
+        assert memory.free_bytes(fake.device, None) == 6 * gib
+        assert memory.free_bytes(fake.device, 2.0) == gib
+        assert memory.spare_bytes(fake.device, None) == 6 * gib - 7 * gib // 10
+        assert memory.spare_bytes(fake.device, 2.0) == gib - 2 * gib // 10
+
+
 def test_the_cpu_in_place_of_an_apple_gpu_is_reported(monkeypatch):
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     assert "run slowly on the CPU" in (memory.mps_fallback(torch.device("mps")) or "")
