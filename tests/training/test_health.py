@@ -197,6 +197,21 @@ def test_the_average_is_diffusers():
     assert torch.equal(parameter, before)
 
 
+def test_a_resumed_average_goes_on_with_its_own_decay():
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    whole = resumed = Average([parameter], 0.999)
+    for step in range(6):
+        if step == 3:
+            resumed = Average([parameter], 0.999)
+            tensors, facts = whole.state()
+            assert resumed.load({name: value.clone() for name, value in tensors.items()}, facts) == []
+        with torch.no_grad():
+            parameter.add_(1)
+        for one in {id(one): one for one in (whole, resumed)}.values():
+            one.update()
+    assert torch.equal(resumed.values[0], whole.values[0]) and resumed.updates == whole.updates == 6
+
+
 @pytest.mark.slow
 def test_the_average_is_saved_beside_the_adapter(tmp_path):
     from safetensors.torch import load_file
