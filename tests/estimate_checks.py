@@ -27,7 +27,7 @@ def wanted(home: Path, name: str, flags: dict, data: str = "data.path") -> Confi
     return runs.config(home, {**base, **flags}, name, data)
 
 
-def compare(config: Config) -> tuple[int, int, int, memory.Estimate]:
+def compare(config: Config, dtype: torch.dtype = torch.float32) -> tuple[int, int, int, memory.Estimate]:
     """Bytes that autograd saves, bytes at the peak of a real step with its inputs, and the estimate of both."""
     p = build_session(config, lambda line: None)
     p.dataset.prepare()
@@ -50,7 +50,7 @@ def compare(config: Config) -> tuple[int, int, int, memory.Estimate]:
 
     peak = memory_probe.peak(run)
     at = report.shape(config, identify(config.model), p.dataset)
-    estimate = memory.estimate(config, identify(config.model), at, torch.float32, "cpu")
+    estimate = memory.estimate(config, identify(config.model), at, dtype, "cpu")
     return saved.bytes, peak + inputs, inputs, estimate
 
 
