@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from pixelkiln.trainer.losses.term import Balance, LossParts, LossTerms, Term
 from pixelkiln.trainer.objectives.common import ObjectiveParts
 from pixelkiln.trainer.registry import losses, objectives
 from pixelkiln.trainer.training.optimization import Optimization
-from pixelkiln.trainer.training.step import StepLoss, apply_objectives, compute_errors
+from pixelkiln.trainer.training.step import StepLoss, apply_objectives, compute_errors, seed_dropout
 
 
 def mse(name: str = "mse", **options: Any) -> Term:
@@ -54,6 +55,15 @@ def test_terms_add_up_by_their_weights_and_over_the_rows_of_the_effective_batch(
         total.add(applied([mse()], half, ["plain"] * 4))
     assert float(total.loss) == pytest.approx(one)
     assert total.counts["mse/value"] == 4 and total.means()["mse/value"] == pytest.approx(one)
+
+
+def test_each_row_of_a_pair_has_dropout_masks_of_its_own():
+    """By its role and its pair, so that they are the same however rows are batched."""
+    asked: list[Any] = []
+    adapter = SimpleNamespace(new_step=lambda seed, rows: asked.append((seed, rows)))
+    rows = SimpleNamespace(role=["winner", "loser"] * 2, group=torch.tensor([3, 3, 7, 7]))
+    seed_dropout(SimpleNamespace(adapter=adapter), SimpleNamespace(rows=rows), 5)
+    assert asked == [(5, ["winner 3", "loser 3", "winner 7", "loser 7"])]
 
 
 def optimization() -> tuple[torch.nn.Parameter, Optimization]:
