@@ -15,6 +15,7 @@ from dataclasses import dataclass
 STYLE = """
 body { font: 16px/1.4 system-ui, sans-serif; margin: 1rem; text-align: center; background: #ddd; color: #111; }
 main { display: flex; gap: 1rem; justify-content: center; } img { width: 45vw; max-width: 640px; }
+[hidden] { display: none !important; }
 button { font-size: 1rem; padding: .5rem 1rem; margin: .3rem; }
 """
 SCRIPT = """
