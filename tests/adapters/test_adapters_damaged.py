@@ -151,7 +151,8 @@ def test_a_damaged_module_is_named_by_every_reader(what: str, tmp_path: Path) ->
     tensors, message = DAMAGED[what]
     source = tmp_path / "a.safetensors"
     save_file({k: v.contiguous() for k, v in named(SITE, tensors).items()}, source)
-    convert.inspect(source)
+    told = convert.inspect(source)["damaged"]
+    assert message in told or "missing" not in message, "half a module is told whatever the family"
     for form, rank in (("kohya", None), ("diffusers", None), ("peft", None), ("kohya", 1), ("kohya", 9)):
         with pytest.raises(UserError, match=message):
             convert.convert(source, tmp_path / "b", form, rank, family="sd15")  # pyright: ignore[reportArgumentType]
@@ -256,3 +257,17 @@ def test_a_module_that_does_not_fit_the_network_is_named(tmp_path: Path) -> None
     notes = convert.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", family="sd15",
                             names=lambda _: {SITE: (1280, 768)})  # fmt: skip
     assert any("1 modules do not fit the network of sd15" in note for note in notes)
+
+
+def test_inspect_tells_of_damage_and_of_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(named(SITE, lora(1280, 768)), path)
+    assert convert.inspect(path)["damaged"] == ""
+    broken = named(SITE, lora(1280, 768))
+    broken[f"{SITE}.lora_up.weight"][0, 0] = float("nan")
+    save_file(broken, path)
+    assert "NaN" in convert.inspect(path)["damaged"]
+    save_file(named(SITE, {**lora(1280, 768), "lora_up.weight": torch.ones(1280, 9)}), path)
+    assert "do not make up one weight" in convert.inspect(path)["damaged"]
+    save_file({"x": torch.full((2,), float("nan"))}, path)
+    assert convert.inspect(path)["damaged"] == "", "it is no adapter"

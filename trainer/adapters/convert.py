@@ -169,7 +169,25 @@ def inspect(path: Path) -> dict[str, Any]:
         "config": _config(config),
         "hashes": {"stored": stored, "found": data_hash, "agree": None if stored is None else stored == data_hash},
         "does_not_belong": list(facts.foreign),
+        "damaged": _damage(tensors, metadata, facts),
     }
+
+
+def _damage(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], facts: keys.AdapterFacts) -> str:
+    """The first thing in an adapter that no program can apply; '' where there is none."""
+    if facts.kind is None:
+        return ""
+    for key, value in tensors.items():
+        if not algebra.finite(value):
+            return f"{key} holds NaN or infinite values"
+    try:
+        if facts.family and facts.kind in keys.KINDS:
+            keys.read(tensors, metadata)
+        else:
+            keys.whole_places(tensors)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def trigger_words(metadata: Mapping[str, str], most: int = 10) -> list[str]:
