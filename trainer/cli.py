@@ -67,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
     draw = configured("draw", _draw, "Draw the prompts with several adapters at several strengths.")
     draw.add_argument("--cells", required=True, help="JSON list of {adapter, strength, folder}")
     draw.add_argument("--json", action="store_true")
+    metric = configured(
+        "surrogate", _surrogate, "Make and measure the learned pixel metric of a model's autoencoder. A model may be "
+        "given in place of a configuration."
+    )  # fmt: skip
+    metric.add_argument("-o", "--output", help="write it to this file too")
+    metric.add_argument("--force", action="store_true", help="make it anew, and replace what is there already")
+    metric.add_argument("--json", action="store_true")
     options = command("options", _options, "Print the reference of all options.")
     options.add_argument("--json", action="store_true")
     options.add_argument("--check", action="store_true", help="fail when docs/options.md is stale")
@@ -234,6 +241,15 @@ def _draw(args: argparse.Namespace) -> int:
     from .commands.sample import draw, read_cells
 
     return print_json({"pictures": draw(configuration(args), read_cells(Path(args.cells)))})
+
+
+def _surrogate(args: argparse.Namespace) -> int:
+    from .commands.surrogate import is_model, lines, surrogate
+
+    if args.config and is_model(args.config):
+        args.flags, args.config = {"model.path": args.config, **args.flags}, None
+    answer = surrogate(configuration(args), args.output, args.force)
+    return print_json(answer) if args.json else print_lines(lines(answer))
 
 
 def _options(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Optional, Union, cast, get_args, get_origin
 
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -335,12 +335,20 @@ MEMORY_OF_ONE_UNTIL_2 = {
 
 
 def migrate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Bring a configuration of any version to today's form: version 2 renamed options, see ``renames``; until version
-    2 presets set memory options, see ``preset_tables``."""
+    """Bring a configuration of any version to today's form.
+
+    Version 2 renamed options, see ``renames``; until version 2 presets set memory options, see ``preset_tables``, and
+    ``decode = "auto"`` of [loss.pixel] was what ``by_size`` is now.
+    """
     version = raw.get("config_version", VERSION)
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise UserError(f"{source}: config_version {version!r} is not known here; this version reads 1 to {VERSION}")
-    return {**renamed(raw), "config_version": VERSION}
+    given = renamed(raw)
+    loss = given.get("loss")
+    pixel = loss.get("pixel") if isinstance(loss, Mapping) else None
+    if version < 3 and isinstance(pixel, Mapping) and pixel.get("decode", "auto") == "auto":
+        given = {**given, "loss": {**cast(Mapping[str, Any], loss), "pixel": {**pixel, "decode": "by_size"}}}
+    return {**given, "config_version": VERSION}
 
 
 Place = tuple[str | int, ...]

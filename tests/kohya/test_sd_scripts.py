@@ -94,7 +94,7 @@ def made(process: Process, out: Any, target: Any, level: list[float], mask: Any 
         mask=None if mask is None else torch.tensor(mask),
     )  # fmt: skip
     flat = torch.zeros(rows)
-    drawn = Draw(noise, noise, torch.tensor(level), torch.zeros(rows, 2), flat, flat)
+    drawn = Draw(noise, noise, torch.tensor(level), torch.zeros(rows, 2), flat, flat, flat)
     return Step(batch, drawn, noise, torch.tensor(out), process)
 
 

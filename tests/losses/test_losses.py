@@ -313,16 +313,21 @@ def drawn(level: list[float], coin: list[float]) -> Draw:
 def test_gate_and_coin_choose_rows():
     sd, flow = steps.process("epsilon"), steps.process("flow")
     gate = term(min_level=0.1, max_level=0.2)
-    assert gate.active(drawn([99, 100, 199, 200], [0] * 4), sd).tolist() == [False, True, True, False]
-    assert gate.active(drawn([0.05, 0.1, 0.19, 0.2], [0] * 4), flow).tolist() == [False, True, True, False]
-    assert term().active(drawn([0, 999], [0, 0.999]), sd).all()
-    assert term().active(drawn([1.0], [0.5]), flow).all()
-    assert term(probability=0.3).active(drawn([5, 5], [0.29, 0.3]), sd).tolist() == [True, False]
+    assert gate.active(drawn([99, 100, 199, 200], [0] * 4), sd, ["plain"] * 4).tolist() == [False, True, True, False]
+    assert gate.active(drawn([0.05, 0.1, 0.19, 0.2], [0] * 4), flow, ["plain"] * 4).tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert term().active(drawn([0, 999], [0, 0.999]), sd, ["plain"] * 2).all()
+    assert term().active(drawn([1.0], [0.5]), flow, ["plain"]).all()
+    assert term(probability=0.3).active(drawn([5, 5], [0.29, 0.3]), sd, ["plain"] * 2).tolist() == [True, False]
 
 
 def test_probability_over_its_share_is_unbiased():
     made = steps.step(rows=4000, channels=1, size=1)
-    chosen = term(probability=0.25).active(made.draw, made.process).float().mean().item()
+    chosen = term(probability=0.25).active(made.draw, made.process, made.batch.rows.role).float().mean().item()
     assert chosen / 0.25 == pytest.approx(1, abs=0.1)
 
 

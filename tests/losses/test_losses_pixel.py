@@ -20,6 +20,7 @@ from pixelkiln.trainer.losses.distances import DISTANCES
 from pixelkiln.trainer.losses.lpl import feature_error
 from pixelkiln.trainer.losses.pixel import DecodeOptions, Mode, PixelOptions, arrival, compared, latents, plan_for
 from pixelkiln.trainer.losses.term import LossParts
+from pixelkiln.trainer.losses.tiny import beside
 from pixelkiln.trainer.registry import losses
 
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -304,6 +305,56 @@ def test_tiny_autoencoder_takes_scaled_latents(tmp_path):
         damage()
         with pytest.raises(UserError, match=r"^loss\.pixel\.tiny: .* cannot be loaded \(.*\); give another folder$"):
             tiny_decoder(str(tmp_path), torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_a_tiny_decoder_is_read_from_the_files_that_comfyui_has(tmp_path, channels):
+    """Its author's layout, where a clamp without weights comes first, as safetensors and as a pickle of tensors."""
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from safetensors.torch import save_file
+
+    torch.manual_seed(3)
+    whole: Any = AutoencoderTiny(latent_channels=channels)
+    theirs = {}
+    for name, value in whole.decoder.layers.state_dict().items():
+        number, _, rest = name.partition(".")
+        theirs[f"{int(number) + 1}.{rest}"] = value
+    models = tmp_path / "models"
+    for folder in ("checkpoints", "vae_approx"):
+        (models / folder).mkdir(parents=True)
+    family, base = ("sd15", "taesd") if channels == 4 else ("sd3.5-medium", "taesd3")
+    checkpoint, single = models / "checkpoints" / "m.safetensors", models / "vae_approx" / f"{base}_decoder.pth"
+    assert beside(str(checkpoint), family) is None
+    torch.save(theirs, single)
+    assert beside(str(checkpoint), family) == str(single)
+    assert beside(str(checkpoint), "sdxl") is None and beside(None, family) is None
+    other = models / "vae_approx" / f"{base}_decoder.safetensors"
+    save_file(theirs, other)
+    save_file(
+        {f"decoder.layers.{n}": v for n, v in whole.decoder.layers.state_dict().items()}, tmp_path / "d.safetensors"
+    )
+    z = torch.randn(1, channels, 4, 4)
+    for path in (single, other, tmp_path / "d.safetensors"):
+        loaded = tiny_decoder(str(path), torch.device("cpu"), torch.float32)
+        torch.testing.assert_close(loaded(z), whole.decode(z).sample)
+
+
+def test_a_tiny_decoder_of_another_family_or_shape_is_one_line(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"1.weight": torch.zeros(8, 4, 3, 3)}, tmp_path / "shape.safetensors")
+    save_file({"lora_up": torch.zeros(8)}, tmp_path / "lora.safetensors")
+    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04no")
+    for name, reason in (("shape", "another shape"), ("lora", "no decoder of a TAESD")):
+        with pytest.raises(UserError, match=rf"^loss\.pixel\.tiny: .*{reason}"):
+            tiny_decoder(str(tmp_path / f"{name}.safetensors"), torch.device("cpu"), torch.float32)
+    with pytest.raises(UserError, match=r"^loss\.pixel\.tiny: .* cannot be loaded"):
+        tiny_decoder(str(tmp_path / "torn.pth"), torch.device("cpu"), torch.float32)
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "sd3")
+    with pytest.raises(UserError, match="16 channels, the model's have 4"):
+        pixel(Decoder(tiny.vae(), 0.18215), decode="tiny", tiny=str(tmp_path / "sd3"))
 
 
 # ------------------------------------------------------------------------------------------------------------- plans

@@ -140,7 +140,7 @@ def check(
         "exists": folder.final.exists(),
         "resumable": any(folder.state.glob("step*.safetensors")),
         "fit": fit,
-        "notes": config.notes(),
+        "notes": config.notes() + fit.pop("decoding"),
         "warnings": warnings,
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -82,6 +83,12 @@ def draw(batch: Batch, seed: int, step: int, process: Process, options: NoiseOpt
     return _draw(batch, names, level_at(u, process, options), options)
 
 
+def step_correction(drawn: Draw, batch: Batch, seed: int, step: int) -> Draw:
+    """A fixed draw with the ``correction`` of optimizer step ``step``, so that every visit draws it anew."""
+    names = [f"{seed}/{step}/{group}" for group in batch.rows.group.tolist()]
+    return replace(drawn, correction=_each(names, "correction", _uniform())[:, 0].to(drawn.correction))
+
+
 def fixed_draw(
     batch: Batch, part: int | list[int], parts: int, seed: int, process: Process, options: NoiseOptions,
     jitter: bool = False,
@@ -147,6 +154,7 @@ def _draw(batch: Batch, names: list[str], level: Tensor, options: NoiseOptions) 
     made = Draw(
         noise=noise, added=added, level=level, window=_each(names, "window", _uniform(2)),
         coin=_each(names, "coin", _uniform())[:, 0], jump=_each(names, "jump", _uniform())[:, 0],
+        correction=_each(names, "correction", _uniform())[:, 0],
     )  # fmt: skip
     return made.to(batch.latents.device)
 

@@ -169,6 +169,8 @@ class Draw:
     """[B] in [0, 1): whether a term with a probability applies to this row."""
     jump: Tensor
     """[B] in [0, 1): how far the pixel mode ``stepped`` steps."""
+    correction: Tensor
+    """[B] in [0, 1): whether errors that a term estimates are corrected for this row, see ``losses.term.Estimate``."""
     copies: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
     """(Tensor on a device, the same in the host's memory) for ``on_host``."""
 
@@ -181,7 +183,7 @@ class Draw:
 
     def _copied(self, made: Draw, change: Callable[[Tensor], Tensor]) -> Draw:
         """``made``, with the host's copies of its level and coin where this draw has them."""
-        here = [(getattr(made, name), self._known(getattr(self, name))) for name in ("level", "coin")]
+        here = [(getattr(made, name), self._known(getattr(self, name))) for name in ("level", "coin", "correction")]
         return replace(made, copies=tuple((there, change(own)) for there, own in here if own is not None))
 
     def _known(self, value: Tensor) -> Tensor | None:
@@ -193,6 +195,11 @@ class Draw:
         """``level`` and ``coin`` in the host's memory, where a draw begins: known there without waiting for a GPU."""
         level, coin = self._known(self.level), self._known(self.coin)
         return self.level.cpu() if level is None else level, self.coin.cpu() if coin is None else coin
+
+    def correction_on_host(self) -> Tensor:
+        """``correction``, in the same way."""
+        known = self._known(self.correction)
+        return self.correction.cpu() if known is None else known
 
 
 Decode = Callable[[Tensor], Tensor]
@@ -215,9 +222,9 @@ class Step:
     """[B, C, h, w] the output without the adapter, where ``batch.preserve`` has rows."""
 
     @cached_property
-    def parts(self) -> dict[str, tuple[Any, Step | bool]]:
-        """What the terms see, once they have looked: by name the term, and all of it, nothing, or some rows
-        (``training.step``)."""
+    def parts(self) -> dict[str, tuple[Any, list[tuple[str, Loss, Step | bool]]]]:
+        """What the terms see, once they have looked: by name the term, and for each of its measures all of it, nothing,
+        or some rows (``training.step``)."""
         return {}
 
     @cached_property

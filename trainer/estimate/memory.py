@@ -26,13 +26,13 @@ from ..diffusion.types import Batch, Conditioning, Draw, Step
 from ..families.family import Family
 from ..families.load import Found
 from ..losses.decode import decoding_dtype
-from ..losses.pixel import DecodeOptions, plan_for
+from ..losses.pixel import DecodeOptions, PixelOptions, plan_for
 from ..losses.term import LossTerms, Term, counts
 from ..memory.activation_checkpointing import Host
 from ..memory.quantize import TEXT, Weights, quantizable, quantized_bytes
 from ..objectives.common import ReferenceOptions
 from ..optimizers.build import build as build_optimizer
-from ..training import step_time
+from ..training import step_time, surrogates
 from ..training.build import parameter_groups
 from ..training.model import Model
 from ..training.remedies import PARTS, STEP, Phase
@@ -375,12 +375,22 @@ def weights_bytes(config: Config, m: Estimate, device: str) -> int:
 
 def operations(config: Config, m: Estimate, process: Process) -> tuple[float, float]:
     """Multiplications and additions of a micro-batch on average, and how many of them its decoding terms make."""
+    whole, decoding, _ = decoded(config, m, process)
+    return whole, decoding
+
+
+def decoded(config: Config, m: Estimate, process: Process) -> tuple[float, float, list[str]]:
+    """As ``operations``, with a line on what is estimated instead of decoded."""
     levels = level_at((torch.arange(1000) + 0.5) / 1000, process, config.noise)
-    decoding = 0.0
+    rest, decoding, lines = m.flops - sum(m.decoding.values()), 0.0, list[str]()
     for name, (options, _) in config.terms().items():
-        gate = counts(options, levels, process)
-        decoding += m.decoding.get(name, 0) * options.probability * float(gate.float().mean())
-    return m.flops - sum(m.decoding.values()) + decoding, decoding
+        own = m.decoding.get(name, 0) * options.probability
+        own *= float(counts(options, levels, process).float().mean())
+        if isinstance(options, PixelOptions) and own:
+            cost, lines = surrogates.forecast(config, options, 1 + own / rest)
+            own = (cost - 1) * rest
+        decoding += own
+    return rest + decoding, decoding, lines
 
 
 def _phase(name: str, resident: dict[str, int], transient: dict[str, int], device: str, t5: bool) -> Phase:

@@ -20,7 +20,7 @@ from ..diffusion.sampling import Prompt
 from ..diffusion.types import Role
 from ..errors import UserError
 from ..families.load import Found, configs
-from ..losses.pixel import DecodeOptions
+from ..losses.pixel import BY_SIZE, DecodeOptions
 from ..runs import user_cache
 from ..runs.control import gigabytes
 from ..training import step_time
@@ -30,7 +30,7 @@ from . import fake_model, speed
 from . import plan as planning
 from .fake_model import Shape
 from .gpus import GIB, Gpu
-from .memory import Estimate, estimate, operations, phases
+from .memory import Estimate, decoded, estimate, operations, phases
 
 NAME = "forecasts"
 
@@ -117,7 +117,7 @@ class Estimator:
 
     def _room(self, config: Config) -> int | None:
         """Bytes free for decode = "auto" before the model is loaded; in quarters of a GiB, for the cache's sake."""
-        chosen = [o for o, _ in config.terms().values() if isinstance(o, DecodeOptions) and o.decode == "auto"]
+        chosen = [o for o, _ in config.terms().values() if isinstance(o, DecodeOptions) and o.decode in BY_SIZE]
         return int(self.gpu.free * 4) * GIB // 4 if chosen and self.gpu.device == "cuda" else None
 
     def step_time(self, fit: Fit) -> step_time.StepTime | None:
@@ -164,6 +164,10 @@ class Estimator:
         """Operations of an average step, as a multiple of one whose terms decode nothing."""
         whole, decoding = operations(fit.config, fit.measured, self.found.process)
         return whole / (whole - decoding)
+
+    def decoding(self, fit: Fit) -> list[str]:
+        """A line on what is estimated instead of decoded."""
+        return decoded(fit.config, fit.measured, self.found.process)[2]
 
     def remedies(self, fit: Fit) -> list[tuple[Remedy, Fit]]:
         """The cheapest changes that make it fit, in their order, each with what it leads to; all that help where none
@@ -243,7 +247,7 @@ def answer(
         "phases": [{"name": one.name, "gb": round(one.total / GIB, 2), "parts": _rounded(one)} for one in fit.phases],
         **_time(estimator, fit, steps),
         "plan": plan.as_json() if plan else None,
-        "computing": round(estimator.computing(fit), 2),
+        "computing": round(estimator.computing(fit), 2), "decoding": estimator.decoding(fit),
         "remedies": [
             {"label": one.label, "cost": one.cost, "exact": one.exact, "changes": one.changes,
              "gb": round(after.gb, 2), "fits": after.fits}

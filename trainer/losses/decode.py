@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from ..runs.files import is_file
+from . import tiny
 from .term import at_least_float32
 
 Norm = Callable[[nn.GroupNorm, Tensor], Tensor]
@@ -159,12 +160,18 @@ class Decoder:
 
 
 def tiny_decoder(folder: str, device: torch.device, dtype: torch.dtype) -> Decoder:
-    """A TAESD-class decoder from a diffusers AutoencoderTiny folder. It takes scaled latents as they are."""
+    """A TAESD-class decoder from a diffusers AutoencoderTiny folder or a single file (``tiny.read``). It takes scaled
+    latents as they are."""
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from safetensors import SafetensorError
 
+    if is_file(Path(folder)):
+        return Decoder(tiny.read(folder).to(device, dtype), 1.0)
     if not is_file(Path(folder, "config.json")):
-        raise UserError(f"loss.pixel.tiny: {folder} has no config.json; give a diffusers folder of an AutoencoderTiny")
+        raise UserError(
+            f"loss.pixel.tiny: {folder} has no config.json and is no file; give taesd_decoder.safetensors, or a "
+            "diffusers folder of an AutoencoderTiny"
+        )
     try:
         vae: Any = AutoencoderTiny.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -256,16 +263,25 @@ class Plan:
     halo: int | None = None
     norms: str = "own"
 
+    def whole(self, h: int, w: int) -> bool:
+        """Whether all of a picture of h x w cells is decoded."""
+        return self.kind == "full" or self.window >= max(h, w)
+
+    def cells(self, h: int, w: int, place: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(top, bottom), (left, right) of what is scored of h x w cells; ``place`` [2] in [0, 1)."""
+        if self.whole(h, w):
+            return (0, h), (0, w)
+        return _span(h, self.window, float(place[0])), _span(w, self.window, float(place[1]))
+
     def view(self, decoder: Decoder, target: Tensor, place: Tensor) -> View:
         """target: [n, C, h, w], n = 1 unless the plan is full; place: [n, 2] in [0, 1), top and left of the room."""
         h, w = target.shape[-2:]
         f = decoder.factor
-        if self.kind == "full" or self.window >= max(h, w):
+        if self.whole(h, w):
             return View(decoder, slice(0, h * f), slice(0, w * f))
         assert len(target) == 1, "a window is decoded row by row"
         halo = decoder.halo(after_middle=True) if self.halo is None else self.halo
-        top, bottom = _span(h, self.window, float(place[0, 0]))
-        left, right = _span(w, self.window, float(place[0, 1]))
+        (top, bottom), (left, right) = self.cells(h, w, place[0])
         outer = (slice(max(top - halo, 0), bottom + halo), slice(max(left - halo, 0), right + halo))
         y, x = (top - outer[0].start) * f, (left - outer[1].start) * f
         inner = (..., slice(y, y + (bottom - top) * f), slice(x, x + (right - left) * f))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
@@ -27,14 +27,17 @@ from ..errors import UserError
 from ..registry import PathStr, losses, option
 from .decode import Decoder, Plan, View, evaluate_in_chunks, tiny_decoder
 from .distances import DISTANCES
-from .term import LossParts, TermOptions, Weight, at_least_float32, mask_at, residual
+from .surrogate import Surrogate
+from .term import Estimate, LossParts, TermOptions, Weight, at_least_float32, mask_at, residual
 
 Mode = Literal["mixed", "x0", "anchored", "stepped"]
 Compare = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Predicted pixels, true pixels [n, 3, H, W], mask [n, 1, H, W] or None -> [n]."""
 
+BY_SIZE = ("auto", "by_size", "surrogate", "corrected")
+"""Plans whose decodes are of the whole picture or of a middle crop, by its size."""
 WHOLE = 768 * 768
-"""Pixels up to which ``decode = "auto"`` decodes whole pictures; above, a middle crop saves much of the memory."""
+"""Pixels up to which ``decode = "by_size"`` decodes whole pictures; above, a middle crop saves much of the memory."""
 
 
 class DecodeOptions(TermOptions):
@@ -56,7 +59,8 @@ class DecodeOptions(TermOptions):
     plan `full` in the modes x0 and anchored, whose targets never change but in sets with `preserve`; a picture of
     1024 x 1024 takes 6 MB (bf16)."""
     tiny: PathStr | None = option(None, label="Tiny autoencoder")
-    """Folder of a diffusers AutoencoderTiny made for this family's latents, for plan `tiny`."""
+    """Plan `tiny`: a TAESD made for this family's latents, a diffusers folder or the single file of its decoder
+    (taesd_decoder.safetensors, .pth). When not given, that of ComfyUI's models (vae_approx) where the model lies."""
 
     def warnings(self) -> list[str]:
         lines = super().warnings()
@@ -70,6 +74,20 @@ class DecodeOptions(TermOptions):
 
 
 class PixelOptions(DecodeOptions):
+    decode: Literal[  # pyright: ignore[reportIncompatibleVariableOverride]
+        "auto", "full", "window", "midcrop", "tiny", "by_size", "surrogate", "corrected"
+    ] = option("auto", label="Decode plan")
+    """How much is decoded. surrogate: nothing, a small network fitted to the autoencoder predicts how pictures differ;
+    biased. corrected: the same, and `corrected_share` of the samples are decoded too, which takes the bias out. full:
+    the picture. midcrop: a random window, with the middle block seeing everything. window: a random window alone,
+    biased. tiny: a small decoder. by_size: full to 768 x 768, else midcrop. auto: corrected where it pays, else
+    by_size."""
+    corrected_share: float | None = option(None, label="Corrected share", gt=0, le=1)
+    """Share of the samples that plan `corrected` decodes; when not given, what keeps a step at 1.3 times a latent one
+    or less."""
+    surrogate: PathStr | None = option(None, label="Surrogate")
+    """File of the surrogate that `python -m trainer surrogate` made; when not given, the one that is kept for this
+    autoencoder and mode, made at the first start."""
     weight: Weight | Literal["auto"] = option("auto", label="Weight")
     """What this term is multiplied by. `auto` keeps it as large as the latent terms, times `auto_ratio`."""
     mode: Mode = option("mixed", label="Mode")
@@ -86,6 +104,13 @@ class PixelOptions(DecodeOptions):
     step_max: float = option(0.05, label="Largest step", gt=0, le=1)
     """Mode stepped: the largest step towards the clean picture, as a share of the schedule."""
 
+    def recorded_dump(self, **selection: Any) -> dict[str, Any]:
+        """Without what older versions did not have, where it is not used, and with their name of ``by_size``."""
+        dumped = super().recorded_dump(**selection)
+        unused = [name for name in ("corrected_share", "surrogate") if dumped.get(name) is None]
+        kept = {name: value for name, value in dumped.items() if name not in unused}
+        return {**kept, "decode": "auto"} if kept.get("decode") == "by_size" else kept
+
     @model_validator(mode="after")
     def _steps(self) -> PixelOptions:
         if self.step_min > self.step_max:
@@ -94,6 +119,8 @@ class PixelOptions(DecodeOptions):
 
     def warnings(self) -> list[str]:
         lines = super().warnings()
+        if self.decode == "surrogate":
+            lines.append("decode: 'surrogate' alone is biased; 'corrected' takes the bias out for little")
         if self.distance != "l2" and self.mode in ("mixed", "stepped"):
             lines.append(
                 f"distance: '{self.distance}' compares the texture of noise in mode '{self.mode}', which decodes noisy "
@@ -150,10 +177,10 @@ def latents(step: Step, mode: Mode, reach: tuple[float, float] = (0.02, 0.05)) -
 
 
 def plan_for(options: DecodeOptions, decoder: Decoder, h: int, w: int) -> Plan:
-    """The plan for latents of h x w cells."""
+    """The plan for latents of h x w cells; of ``surrogate`` and ``corrected`` that of what is decoded in full."""
     kind, f = {"tiny": "full"}.get(options.decode, options.decode), decoder.factor
     window = options.window // f
-    if kind == "auto":
+    if kind in BY_SIZE:
         kind, window = _auto(decoder, h, w, window)
     return Plan(kind, window, None if kind == "midcrop" else options.halo // f, options.crop_norms)
 
@@ -175,10 +202,21 @@ def ready(name: str, options: DecodeOptions, parts: LossParts) -> Decoder:
     if decoder is None:
         raise UserError(f"loss.{name}: it decodes latents, but there is no autoencoder; give [model] one that has it")
     if options.decode == "tiny":
-        if options.tiny is None:
-            raise UserError(f"loss.{name}.tiny: plan 'tiny' needs a tiny autoencoder; give the folder of one")
+        path = options.tiny or parts.tiny
+        if path is None:
+            raise UserError(
+                f"loss.{name}.tiny: plan 'tiny' needs a tiny autoencoder, and none lies in ComfyUI's vae_approx beside "
+                "the model; give the folder or file of one"
+            )
         weight = next(decoder.vae.parameters())
-        return tiny_decoder(options.tiny, weight.device, weight.dtype)
+        made = tiny_decoder(path, weight.device, weight.dtype)
+        wanted, channels = decoder.vae.config.latent_channels, made.vae.config.latent_channels
+        if wanted != channels:
+            raise UserError(
+                f"loss.{name}.tiny: {path} decodes latents of {channels} channels, the model's have {wanted}; give the "
+                "one of its family"
+            )
+        return made
     if options.decode == "midcrop" and not decoder.by_parts:
         raise UserError(f"loss.{name}.decode: midcrop needs an AutoencoderKL with plain up-blocks; use full or window")
     return decoder
@@ -240,17 +278,57 @@ def compared(
     return evaluate_in_chunks(predicted, evaluate, options.decode_batch if plan.kind == "full" else 1)
 
 
+class PixelLoss:
+    """The pixel term's errors: of decoded pictures, or as a surrogate of the decoder estimates them."""
+
+    def __init__(self, options: PixelOptions, decoder: Decoder):
+        self.options, self.decoder = options, decoder
+        self.distance = DISTANCES[options.distance]
+        self._targets = Targets(options.target_cache * 2**30) if options.target_cache else None
+
+    def latents(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        return latents(step, self.options.mode, (self.options.step_min, self.options.step_max))
+
+    def __call__(self, step: Step) -> Tensor:
+        predicted, true, c = self.latents(step)
+
+        def compare(p: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
+            return self.distance(p - t, mask)
+
+        errors = compared(predicted, true, step, self.options, self.decoder, compare, self._targets)
+        return self._evened_out(errors, c)
+
+    def estimate(self, surrogate: Surrogate, share: float) -> Estimate:
+        """What stands in for the term: ``surrogate`` for every row, corrected by decoding for a share of them."""
+        return Estimate(
+            lambda step: self.estimated(surrogate, step), lambda step: self.estimated(surrogate, step, True), share
+        )
+
+    def estimated(self, surrogate: Surrogate, step: Step, near: bool = False) -> Tensor:
+        """[B]: errors of whole pictures by the surrogate; ``near``: of the part that the plan decodes in this draw."""
+        predicted, true, c = self.latents(step)
+        true = true.to(predicted.dtype)
+        with torch.autocast(true.device.type, enabled=False):
+            surrogate.to(true.device, true.dtype)
+            difference = surrogate(predicted, true)
+            mask = mask_at(step.batch.mask, difference.shape[-2:], true)
+            (h, w), f = true.shape[-2:], surrogate.factor
+            plan = plan_for(self.options, self.decoder, h, w)
+            if not near or plan.whole(h, w):
+                return self._evened_out(self.distance(difference, mask), c)
+            errors = []
+            for row, place in enumerate(step.draw.window):
+                (top, bottom), (left, right) = plan.cells(h, w, place)
+                part = (slice(row, row + 1), ..., slice(top * f, bottom * f), slice(left * f, right * f))
+                errors.append(self.distance(difference[part], None if mask is None else mask[part]))
+            return self._evened_out(torch.cat(errors), c)
+
+    def _evened_out(self, errors: Tensor, c: Tensor) -> Tensor:
+        if not self.options.gain_norm:
+            return errors
+        return errors / (c**2).clamp(min=0.01).to(errors) ** (self.distance.degree / 2)
+
+
 @losses.register("pixel", PixelOptions)
 def build(options: PixelOptions, parts: LossParts) -> Loss:
-    decoder = ready("pixel", options, parts)
-    distance, reach = DISTANCES[options.distance], (options.step_min, options.step_max)
-    targets = Targets(options.target_cache * 2**30) if options.target_cache else None
-
-    def loss(step: Step) -> Tensor:
-        predicted, true, c = latents(step, options.mode, reach)
-        errors = compared(predicted, true, step, options, decoder, lambda p, t, m: distance(p - t, m), targets)
-        if options.gain_norm:
-            errors = errors / (c**2).clamp(min=0.01).to(errors) ** (distance.degree / 2)
-        return errors
-
-    return loss
+    return PixelLoss(options, ready("pixel", options, parts))

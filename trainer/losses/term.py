@@ -5,8 +5,8 @@ A term is a loss with an objective. The step applies all three; a loss only meas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -67,6 +67,24 @@ class LossParts:
     """Whether a latent loss measures the clean latents that the output implies, instead of the output itself."""
     task: Task | None = None
     """What a dense run predicts; None of other runs."""
+    tiny: str | None = None
+    """A tiny autoencoder that was found for the model, where there is one."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Errors that stand in for a term's own, which cost more, and a control variate for their bias.
+
+    The objective's value is that of the estimated errors, and for a share of the rows or pairs also the difference
+    between its values of the own and of the estimated errors, divided by the share. Its gradient has the mean of the
+    own errors' gradient, whatever the objective is.
+    """
+
+    errors: Loss
+    near: Loss
+    """Estimated errors of what the own errors of a draw look at: a window, or the whole picture."""
+    share: float
+    """Of the rows or pairs that are corrected; 0 leaves the estimate as it is."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +95,44 @@ class Term:
     loss: Loss
     objective: Objective
     options: TermOptions
+    estimate: Estimate | None = None
 
-    def active(self, draw: Draw, process: Process) -> Tensor:
+    def active(self, draw: Draw, process: Process, roles: Sequence[Role]) -> Tensor:
         """[B] bool, in the host's memory: the rows that this term counts for. A pair shares its draw, so it is never
         split."""
         level, coin = draw.on_host()
-        return counts(self.options, level, process) & (coin < self.options.probability)
+        active = counts(self.options, level, process) & (coin < self.options.probability)
+        if self.options.roles:
+            active = active & torch.tensor([role in self.options.roles for role in roles])
+        return active
+
+    def measures(self, draw: Draw, process: Process, roles: Sequence[Role]) -> list[tuple[str, Loss, Tensor]]:
+        """What is measured in a step: its key in ``Errors``, the loss, and its rows [B] bool. The term's own name is
+        the key of the errors that are reported; those of a correction are ``decoded`` and ``near``."""
+        active, estimate = self.active(draw, process, roles), self.estimate
+        if estimate is None:
+            return [(self.name, self.loss, active)]
+        corrected = active & (draw.correction_on_host() < estimate.share)
+        return [
+            (self.name, estimate.errors, active),
+            (self.decoded, self.loss, corrected),
+            (self.near, estimate.near, corrected),
+        ]
+
+    @property
+    def decoded(self) -> str:
+        return f"{self.name}/decoded"
+
+    @property
+    def near(self) -> str:
+        return f"{self.name}/near"
+
+
+def measures(
+    terms: Iterable[Term], draw: Draw, process: Process, roles: Sequence[Role]
+) -> list[tuple[str, Loss, Tensor]]:
+    """The ``Term.measures`` of all terms."""
+    return [one for term in terms for one in term.measures(draw, process, roles)]
 
 
 def counts(options: TermOptions, level: Tensor, process: Process) -> Tensor:
@@ -137,6 +187,10 @@ class LossTerms:
     @property
     def needs_reference(self) -> bool:
         return any(term.objective.needs_reference for term in self.terms)
+
+    def exact(self) -> LossTerms:
+        """The same terms, measured without estimates."""
+        return LossTerms([replace(term, estimate=None) for term in self.terms], self.balance)
 
     def weight(self, name: str) -> float:
         """The weight of the term of this name in the loss."""

@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "control"
 
     @property
+    def surrogate(self) -> Path:
+        """The surrogate of the decoder that the run uses, where it uses one."""
+        return self.path / "surrogate.safetensors"
+
+    @property
     def before_after(self) -> Path:
         return self.path / "before_after.png"
 

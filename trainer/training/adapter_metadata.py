@@ -11,6 +11,7 @@ from ..data.buckets import rules
 from ..objectives.sft import SftOptions
 from . import checkpoint
 from .session import Session
+from .surrogates import digests
 
 
 def metadata(session: Session, step: int, started: float) -> dict[str, str]:
@@ -104,6 +105,7 @@ def metadata(session: Session, step: int, started: float) -> dict[str, str]:
             },
             "mean_img_ar_error": report["mean_aspect_error"],
         },
+        **({"pixel_surrogate": used["pixel"]} if (used := digests(session)) else {}),
         **({"datasets": _datasets(session)} if len({one.pool for one in sets}) > 1 else {}),
         **{
             k.removeprefix("ss_"): v

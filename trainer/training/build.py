@@ -22,6 +22,7 @@ from ..families.family import Family
 from ..families.load import Found, identify, load
 from ..losses.decode import Decoder, decoding_dtype
 from ..losses.term import Balance, LossParts, LossTerms, Term
+from ..losses.tiny import beside
 from ..memory import apply, attention
 from ..memory import device as memory
 from ..objectives.common import ObjectiveOptions, ObjectiveParts, ReferenceOptions
@@ -286,7 +287,8 @@ def build_terms(config: Config, model: Model, vae_dtype: torch.dtype | None, log
     made = []
     for name, (options, objective) in terms.items():
         task = config.dense.task if config.dense else None
-        loss = losses[name].build(options, LossParts(model.process, model.decoder, objective.in_x0, task))
+        parts = LossParts(model.process, model.decoder, objective.in_x0, task, beside(config.model.path, family.name))
+        loss = losses[name].build(options, parts)
         given = ObjectiveParts(weighed, options.decodes, family.spec.dpo_beta)
         compare = objectives[objective.kind].build(objective, given)
         made.append(Term(name, loss, compare, options))

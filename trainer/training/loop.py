@@ -17,7 +17,7 @@ import torch
 from ..adapters.files import save as save_adapter
 from ..adapters.verify import verify
 from ..diffusion import sampling
-from ..diffusion.timesteps import fixed_draw
+from ..diffusion.timesteps import fixed_draw, step_correction
 from ..diffusion.types import Batch, Role
 from ..errors import UserError
 from ..memory import device as memory
@@ -40,6 +40,7 @@ from .run_options import RunOptions, epochs
 from .session import Session
 from .signals import StoppedEarly, stop_if, stop_signals, stoppable
 from .step import StepLoss, backward_row_by_row, compute_loss, micro_batches
+from .surrogates import Settler, decode_facts
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -184,6 +185,9 @@ class Loop:
             if s.is_main:  # states of steps that came after, in an earlier run
                 checkpoint.drop_after(self.folder.state, self.steps_done)
         self._prepare()
+        Settler(s, self.folder.surrogate, resumed, self.writer.log, self.writer.warning, self.writer.progress).settle()
+        config = s.config
+        self.fallback = OutOfMemoryFallback(config)
         if s.is_main:
             if not resumed and (earlier := self.folder.set_aside()):
                 self.writer.log(f"states, checkpoints and pictures of the earlier run are now in {earlier}")
@@ -378,6 +382,7 @@ class Loop:
             visits = s.dataset.visits(self.steps_done)
             part = [visits[group] for group in batch.rows.group.tolist()]
             random = fixed_draw(batch, part, draws, seed, model.process, s.config.noise, jitter=True)
+            random = step_correction(random, batch, seed, self.steps_done)
         else:
             random = model.system.draw(batch, seed, self.steps_done)
         masks = seed + (self.steps_done << 20)
@@ -493,7 +498,8 @@ class Loop:
 
     def _write_state(self) -> None:
         tensors, facts = self.session.state()
-        facts, save = {**facts, "health": self.health.state()}, self.session.config.save
+        facts = {**facts, "health": self.health.state(), "decode": decode_facts(self.session)}
+        save = self.session.config.save
         checkpoint.save_state(
             self.folder.state, self.steps_done, tensors, facts, save.keep_states, save.keep_states_steps
         )
@@ -584,7 +590,7 @@ class Loop:
                     batch = cpu_batch.to(model.device)
                     random = model.system.fixed_draw(batch, part, levels, options.seed)
                     level = float(random.level[0])
-                    total.add(compute_loss(model, s.terms, batch, random, roles, options.seed))
+                    total.add(compute_loss(model, s.terms.exact(), batch, random, roles, options.seed))
                 total, _ = total.on_host()
                 found[f"{level:g}"] = {**total.means(), "loss": float(total.loss)}
         each = {name: [row[name] for row in found.values() if name in row] for row in found.values() for name in row}

@@ -10,6 +10,7 @@ from . import remedies
 from .build import build_terms, compile_cache
 from .remedies import Offer, Phase, Remedy
 from .session import Session
+from .surrogates import attach
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -54,6 +55,7 @@ class OutOfMemoryFallback:
             adapted = session.terms.state_dict()
             session.terms = build_terms(session.config, model, None, lambda line: None)
             session.terms.load_state_dict(adapted)
+            attach(session)
 
 
 def _recomputed(own: memory.MemoryOptions) -> tuple[bool, float, bool]:

@@ -11,12 +11,13 @@ import torch
 
 from ..diffusion.process import widest
 from ..diffusion.types import Batch, Draw
-from ..losses.term import LossTerms
+from ..losses.term import LossTerms, measures
 from ..memory.quantize import quantized_as
 from ..runs.files import write_atomic
 from .model import Model
 from .session import Session
 from .step import Errors
+from .surrogates import digests
 
 
 class ReferenceCache:
@@ -36,6 +37,7 @@ class ReferenceCache:
             "noise": config.noise.recorded_dump(),
             "start": hashlib.sha256(Path(start).read_bytes()).hexdigest() if start else "",
             "terms": {name: options.recorded_dump() for name, (options, _) in config.terms().items()},
+            **({"surrogates": used} if (used := digests(session)) else {}),
         }
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
         self.path = Path(config.run.out) / "cache" / "references" / f"{digest[:24]}.json"
@@ -55,7 +57,8 @@ class ReferenceCache:
         """The errors of these rows, from the cache where all are known."""
         rows_of = zip(batch.rows.role, batch.keys, draw.on_host()[0].tolist(), strict=True)
         keys = [f"{role} {key} {level!r}" for role, key, level in rows_of]
-        places = {t.name: t.active(draw, model.process).nonzero().flatten().tolist() for t in terms.terms}
+        measured = measures(terms.terms, draw, model.process, batch.rows.role)
+        places = {key: rows.nonzero().flatten().tolist() for key, _, rows in measured}
         if not all(name in self._errors.get(keys[row], {}) for name, rows in places.items() for row in rows):
             for name, errors in compute().items():
                 for row, value in zip(places[name], errors.tolist(), strict=True):

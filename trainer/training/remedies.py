@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..losses.pixel import DecodeOptions
+from ..losses.pixel import BY_SIZE, DecodeOptions
 from ..optimizers.names import short
 
 if TYPE_CHECKING:
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 PARTS = ("weights", "adapter", "optimizer", "text encoders", "autoencoder", "activations", "decoder", "workspace")
 STEP = "training step"
 CACHING = ("encoding captions", "encoding pictures")
+WHOLE = ("full", *BY_SIZE)
+"""Plans that may decode whole pictures."""
+CUT = ("midcrop", "window", *BY_SIZE)
+"""Plans that may decode windows."""
 WINDOW, SMALLEST_SIDE = 128, 256
 """Pixels: how small windows and pictures are made at most."""
 
@@ -152,7 +156,7 @@ def eight_bit(config: Config, worst: Phase) -> Remedy | None:
 
 
 def midcrop(config: Config, worst: Phase) -> Remedy | None:
-    whole = [name for name, o in _decoding(config) if o.decode in ("full", "auto")]
+    whole = [name for name, o in _decoding(config) if o.decode in WHOLE]
     if not whole or worst.name != STEP:
         return None
     changes = {f"loss.{name}.decode": "midcrop" for name in whole}
@@ -160,7 +164,7 @@ def midcrop(config: Config, worst: Phase) -> Remedy | None:
 
 
 def window(config: Config, worst: Phase) -> Remedy | None:
-    cut = {n: o.window for n, o in _decoding(config) if o.decode in ("auto", "midcrop", "window") and o.window > WINDOW}
+    cut = {n: o.window for n, o in _decoding(config) if o.decode in CUT and o.window > WINDOW}
     if not cut or worst.name != STEP:
         return None
     changes = {f"loss.{name}.window": max(WINDOW, size // 2) for name, size in cut.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.loader import Dataset
 from ..data.progress import Progress
 from ..errors import UserError
+from ..losses.surrogate import Surrogate
 from ..losses.term import LossTerms
 from ..memory import apply
 from ..memory import device as memory
@@ -45,6 +46,8 @@ class Session:
     """Optimizer steps of the whole run."""
     rank: int = 0
     world: int = 1
+    surrogates: dict[str, Surrogate] = field(default_factory=dict)
+    """Of the terms whose errors are estimated."""
 
     @property
     def is_main(self) -> bool:

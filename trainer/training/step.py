@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from ..diffusion.process import widest
-from ..diffusion.types import Batch, Draw, Role, Step
+from ..diffusion.types import Batch, Draw, Loss, ObjectiveOutput, Role, Step
 from ..losses.term import LossTerms, Term
 from .model import Model
 
 Errors = dict[str, Tensor]
-"""Term name -> [n] errors of the rows that the term applies to in this draw."""
+"""Key of ``Term.measures``, mostly a term's name -> [n] errors of the rows that it applies to in this draw."""
 
 
 @dataclass
@@ -125,20 +125,19 @@ def forward(model: Model, batch: Batch, draw: Draw) -> Step:
 
 def compute_errors(terms: Sequence[Term], step: Step) -> Errors:
     """Every term's errors. Which rows a term sees depends on the draw alone, so a reference pass sees the same."""
-    return {term.name: term.loss(part) for term in terms if (part := _active_rows(term, step)) is not None}
+    return {key: loss(part) for term in terms for key, loss, part in _seen(term, step)}
 
 
-def _active_rows(term: Term, step: Step) -> Step | None:
-    """What a term sees of a step; looked at once."""
-    known, part = step.parts.get(term.name, (None, False))
+def _seen(term: Term, step: Step) -> list[tuple[str, Loss, Step]]:
+    """What a term measures of a step, see ``Term.measures``, where there is any; looked at once."""
+    known, parts = step.parts.get(term.name, (None, []))
     if known is not term:
-        active = term.active(step.draw, step.process)
-        if term.options.roles:
-            active = active & torch.tensor([role in term.options.roles for role in step.batch.rows.role])
-        some, every = bool(active.any()), bool(active.all())
-        part = step.pick(active.nonzero().flatten()) if some and not every else every
-        step.parts[term.name] = term, part  # never the step itself, which would hold on to itself
-    return part if isinstance(part, Step) else step if part else None
+        parts = []
+        for key, loss, active in term.measures(step.draw, step.process, step.batch.rows.role):
+            some, every = bool(active.any()), bool(active.all())
+            parts.append((key, loss, step.pick(active.nonzero().flatten()) if some and not every else every))
+        step.parts[term.name] = term, parts  # never the step itself, which would hold on to itself
+    return [(key, loss, part if isinstance(part, Step) else step) for key, loss, part in parts if part]
 
 
 def apply_objectives(
@@ -151,19 +150,37 @@ def apply_objectives(
     """
     total = StepLoss(step.out.new_zeros((), dtype=torch.promote_types(step.out.dtype, torch.float32)))
     for term in terms.terms:
-        part = _active_rows(term, step)
+        seen = {key: part for key, _, part in _seen(term, step)}
+        part = seen.get(term.name)
         if part is None:
             continue
-        own, other = errors[term.name], reference.get(term.name)
-        output = term.objective(own, None if other is None else other.to(own), part)
+        own = errors[term.name]
+        output = _objective(term, term.name, errors, reference, part)
+        value = output.values.sum()
+        if term.decoded in seen:
+            value = value + _correction(term, errors, reference, seen[term.decoded])
         units = max(1, sum(role in term.objective.valued for role in roles))
-        total.loss = total.loss + terms.weight(term.name) / term.options.probability * output.values.sum() / units
+        total.loss = total.loss + terms.weight(term.name) / term.options.probability * value / units
         metrics = {"error": own.detach(), "value": output.values.detach(), **output.metrics}
         for name, values in metrics.items():
             total.sums[f"{term.name}/{name}"] = values.to(widest(values.device)).sum()
             total.counts[f"{term.name}/{name}"] = len(values)
         total.counts[f"{term.name}/value"] = sum(role in term.objective.valued for role in part.batch.rows.role)
     return total
+
+
+def _objective(term: Term, key: str, errors: Errors, reference: Mapping[str, Tensor], part: Step) -> ObjectiveOutput:
+    own, other = errors[key], reference.get(key)
+    return term.objective(own, None if other is None else other.to(own), part)
+
+
+def _correction(term: Term, errors: Errors, reference: Mapping[str, Tensor], some: Step) -> Tensor:
+    """The control variate of ``losses.term.Estimate``, as a number that is 0 and has its gradient: what is reported,
+    and watched for spikes, is the estimate's value. A non-finite correction stays one."""
+    assert term.estimate is not None
+    exact, near = (_objective(term, key, errors, reference, some).values.sum() for key in (term.decoded, term.near))
+    more = (exact - near) / term.estimate.share
+    return more - more.detach()
 
 
 def backward_row_by_row(
