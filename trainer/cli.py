@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .commands import adapters, dense, kohya, pairs, study
+from .commands import adapters, cache, dense, kohya, pairs, study
 from .commands.common import configuration, joined, print_json, print_lines, print_note
 from .errors import UserError
 from .runs.control import DEFECT, DONE, INTERNAL_ERROR, INTERRUPTED, USER_ERROR
@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     dense.register(command)
     kohya.register(command)
     study.register(command)
+    cache.register(command)
     doctor = command("doctor", _doctor, "Report what this machine can train with.")
     doctor.add_argument("--json", action="store_true")
     demo = command("demo", _demo, "Train on the bundled base; ends with a before/after picture, or with maps of depth.")

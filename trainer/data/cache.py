@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import threading
 import time
 import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,11 +99,19 @@ class Store:
         try:
             meta = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
             if meta["key"] == key and int(meta["crc"]) == zlib.crc32(_payload(data)):
+                _used(path)
                 return safetensors.torch.load(data)
         except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError):
             pass
         self.remade += 1
         return None
+
+
+def _used(path: Path) -> None:
+    """Note on a file that it is in use, once a day: ``cache --older-than`` goes by its time of change."""
+    with suppress(OSError):  # it is read from a disk that may not be written
+        if time.time() - path.stat().st_mtime > 86400:
+            os.utime(path)
 
 
 def _write(path: Path, data: bytes) -> None:
