@@ -54,8 +54,8 @@ class StepLoss:
         sums = dict(zip(self.sums, numbers))
         return StepLoss(torch.tensor(loss, dtype=torch.float64), sums, self.counts), numbers[len(sums) :]
 
-    def means(self) -> dict[str, Any]:
-        return {name: value / self.counts[name] for name, value in self.sums.items() if self.counts.get(name)}
+    def means(self) -> dict[str, float]:
+        return {name: float(value) / self.counts[name] for name, value in self.sums.items() if self.counts.get(name)}
 
 
 class ReferenceErrors(Protocol):
