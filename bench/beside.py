@@ -1,7 +1,7 @@
 """A latent step here beside the same step of plain diffusers and PEFT, in turns in one process.
 
     python -m bench.beside --sizes 64,128 --steps 40       # on a CPU: the time that one thread computed
-    python -m bench.beside --model /models/sd15.safetensors --sizes 512 --precision bf16
+    python -m bench.beside --model sd15 --sizes 512 --precision bf16
 
 Turn by turn, what else the machine does meets both. The ratio is that of the medians; its range is that of ten parts.
 """
@@ -23,6 +23,7 @@ from pixelkiln.trainer.training.build import build_session
 from pixelkiln.trainer.training.loop import Loop
 from pixelkiln.trainer.training.progress_writer import ProgressWriter
 
+from .__main__ import place
 from .measure import ROOT, clock_of
 from .plain import Plain
 
@@ -60,7 +61,7 @@ def beside(model: str, size: int, steps: int, precision: str, checkpointing: boo
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.beside", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default=str(ROOT / "presets" / "base"))
+    parser.add_argument("--model", default="base", help="base, sd15, sdxl, sd3-medium (random weights) or a path")
     parser.add_argument("--sizes", default="64,128", help="pixels per side, separated by commas")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--precision", default="auto")
@@ -68,8 +69,13 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{args.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("| size | ours, ms | plain, ms | ratio | range |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(args, str(place(args.model, Path(scratch) / "model")))
+
+
+def compare(args: argparse.Namespace, model: str) -> None:
     for size in map(int, args.sizes.split(",")):
-        ours, plain = beside(args.model, size, args.steps, args.precision, args.checkpointing)
+        ours, plain = beside(model, size, args.steps, args.precision, args.checkpointing)
         part = max(1, args.steps // 10)
         parts = [
             statistics.median(ours[i : i + part]) / statistics.median(plain[i : i + part])

@@ -35,6 +35,7 @@ case "$part" in
 14 SD1.5 capped at 2, 4 and 8 GB   15 SDXL capped at 4, 6, 8 and 12 GB          16 SD3 capped at 4, 8 and 12 GB
 17 the bundled demo, from start to picture                18 the table
 19 SD1.5: plan "auto"                20 SDXL: plan "auto"                21 SD3: plan "auto"
+22 the lean layer: a step beside plain diffusers and PEFT, bundled base and SD1.5 (is it Python that a fast card waits for?)
 LIST
     exit 0 ;;
 esac
@@ -61,5 +62,7 @@ case "$part" in
   19) bench --models sd15 --memory 4,8,24 --cases "$PLANS" ;;
   20) bench --models sdxl --memory 8,12,16,24 --cases "$PLANS" ;;
   21) bench --models sd3-medium --memory 12,16,24 --cases "$PLANS" ;;
-  *) echo "gpu_all.sh: there is no part '$part'; there are 1 to 21" >&2; exit 2 ;;
+  22) timeout 470 "$python" -m bench.beside --model sd15 --sizes 256,512,768 --precision bf16 | tee "$out/beside.txt"
+      timeout 470 "$python" -m bench.beside --sizes 64,128,512 --precision bf16 | tee -a "$out/beside.txt" ;;
+  *) echo "gpu_all.sh: there is no part '$part'; there are 1 to 22" >&2; exit 2 ;;
 esac
