@@ -267,6 +267,8 @@ def test_parameter_groups_come_text_first_with_loraplus_and_block_rates() -> Non
     assert [g["component"] for g in groups][:2] == ["te", "te"]
     assert named["te up"]["lr_scale"] == 4.0
     assert named["te"]["lr_scale"] == 1.0
+    for name, group in named.items():  # the second matrices begin as zeros, and they alone
+        assert all(bool(p.any()) != name.endswith(" up") for p in group["params"]), name
     assert {name: group["lr_scale"] for name, group in named.items() if name.startswith("unet")} == {
         "unet block 1": 1.0, "unet block 1 up": 16.0, "unet block 12": 1.0, "unet block 12 up": 16.0,
         "unet block 16": 0.5, "unet block 16 up": 8.0, "unet block 17": 0.5, "unet block 17 up": 8.0,
