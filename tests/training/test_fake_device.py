@@ -252,7 +252,7 @@ def test_the_fake_device_refuses_what_a_gpu_refuses(monkeypatch):
     with fake_device(monkeypatch, "mps") as fake:
         here, away = torch.ones(2, device=fake.device), torch.ones(2)
         with pytest.raises(RuntimeError, match="at least two devices"):
-            here + away
+            _ = here + away
         with pytest.raises(RuntimeError, match="for generator"):
             torch.randn(2, device=fake.device, generator=torch.Generator())
         with pytest.raises(TypeError, match="numpy"):

@@ -222,7 +222,7 @@ def _hdf5(path: Path, names: tuple[str, ...] = ("dataset",)) -> dict[str, Any]:
             f"{path}: HDF5 files need the package h5py; install it (pip install h5py) and import again"
         ) from None
     try:
-        file = h5py.File(path, "r")
+        file: Any = h5py.File(path, "r")
         return {name: file[name][()] if len(names) == 1 else file[name] for name in names}
     except (OSError, KeyError) as error:
         raise UserError(
