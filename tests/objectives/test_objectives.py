@@ -500,7 +500,7 @@ def test_a_time_weight_without_a_term_to_weigh_is_a_warning():
     for weight, warned in ((0.0, ["objective.min_snr_gamma"]), (1.0, [])):
         lines: list[str] = []
         config = load(flags={**base, "loss.mse.weight": weight})
-        model: Any = SimpleNamespace(family=family, device=torch.device("cpu"))
+        model: Any = SimpleNamespace(family=family, process=family.process, device=torch.device("cpu"))
         build_terms(config, model, torch.float32, lines.append)
         assert [line.split(": ")[1] for line in lines if "all terms decode" in line] == warned
 

@@ -112,8 +112,8 @@ def test_warmup_as_steps_ratio_and_percentage(warmup: Any, steps: int):
     [
         ({"warmup": 10}, "constant has no warm-up; use kind = 'constant_with_warmup', or warmup = 0"),
         ({"kind": "piecewise_constant", "warmup": 10}, "piecewise_constant has no warm-up; use kind = 'cosine'"),
-        ({"kind": "piecewise_constant"}, "piecewise_constant needs args = { step_rules"),
-        ({"kind": "cosine_with_min_lr"}, "cosine_with_min_lr needs min_lr_ratio, such as 0.1"),
+        ({"kind": "piecewise_constant"}, "piecewise_constant needs its rules; set args = { step_rules"),
+        ({"kind": "cosine_with_min_lr"}, "cosine_with_min_lr needs min_lr_ratio; set it, such as 0.1"),
         (
             {"kind": "reduce_lr_on_plateau"},
             "reduce_lr_on_plateau cannot be used: it waits for a loss that stops falling",

@@ -33,7 +33,7 @@ def register(command: Command) -> None:
         "List what encoded pictures and captions take of the disk, or clear it; a later run makes anew what it needs."
     )
     added = command("cache", _cache, what)
-    added.add_argument("folder", nargs="?", type=Path, default=Path("runs/cache"), help="data.cache_dir; runs/cache")
+    added.add_argument("folder", nargs="?", type=Path, default="runs/cache", help="data.cache_dir; runs/cache")
     added.add_argument("--older-than", type=float, metavar="DAYS", help="remove what no run has used for so many days")
     added.add_argument("--keep", type=float, metavar="GB", help="remove what was used longest ago, down to this size")
     added.add_argument("--clear", action="store_true", help="remove all of it")

@@ -287,7 +287,9 @@ def build_terms(config: Config, model: Model, vae_dtype: torch.dtype | None, log
     made = []
     for name, (options, objective) in terms.items():
         task = config.dense.task if config.dense else None
-        parts = LossParts(model.process, model.decoder, objective.in_x0, task, beside(config.model.path, family.name))
+        parts = LossParts(
+            model.process, model.decoder, objective.in_x0, task, beside(config.model.path, family.spec.name)
+        )
         loss = losses[name].build(options, parts)
         given = ObjectiveParts(weighed, options.decodes, family.spec.dpo_beta)
         compare = objectives[objective.kind].build(objective, given)
