@@ -151,8 +151,8 @@ def test_a_damaged_module_is_named_by_every_reader(what: str, tmp_path: Path) ->
     tensors, message = DAMAGED[what]
     source = tmp_path / "a.safetensors"
     save_file({k: v.contiguous() for k, v in named(SITE, tensors).items()}, source)
-    told = convert.inspect(source)["damaged"]
-    assert message in told or "missing" not in message, "half a module is told whatever the family"
+    damaged = convert.inspect(source)["damaged"]
+    assert message in damaged or "missing" not in message, "half a module is named whatever the family"
     for form, rank in (("kohya", None), ("diffusers", None), ("peft", None), ("kohya", 1), ("kohya", 9)):
         with pytest.raises(UserError, match=message):
             convert.convert(source, tmp_path / "b", form, rank, family="sd15")  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Adapters in the base: the bare model then says what the model said with the adapter."""
+"""Adapters in the base: the bare model then gives what the model gave with the adapter."""
 
 from __future__ import annotations
 

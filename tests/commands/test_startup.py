@@ -23,7 +23,7 @@ finally:
 """
 
 
-def said(*words: str) -> tuple[str, bool]:
+def printed(*words: str) -> tuple[str, bool]:
     """Standard output of a command in a process of its own, and whether it imported torch."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, *words], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout, done.stderr.splitlines()[-1] == "True"
@@ -31,12 +31,12 @@ def said(*words: str) -> tuple[str, bool]:
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("presets",)])
 def test_torch_is_not_imported(words: tuple[str, ...]) -> None:
-    out, with_torch = said(*words)
+    out, with_torch = printed(*words)
     assert out and not with_torch
 
 
 def test_presets_are_read_as_a_run_reads_them() -> None:
-    out, with_torch = said("presets", "--json")
+    out, with_torch = printed("presets", "--json")
     rows = json.loads(out)["presets"]
     assert not with_torch
     assert {row["name"]: row["values"] for row in rows} == {p.stem: read_toml(p) for p in PRESETS.glob("*.toml")}
@@ -46,12 +46,12 @@ def test_options_are_looked_up_again_without_torch_and_made_anew_after_a_change(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path))
-    first, with_torch = said("options")
+    first, with_torch = printed("options")
     assert with_torch and first == reference_markdown()
-    assert said("options") == (first, False)
-    out, with_torch = said("options", "--json")
+    assert printed("options") == (first, False)
+    out, with_torch = printed("options", "--json")
     assert not with_torch
     assert json.loads(out)["options"] == json.loads(json.dumps(reference()))
     kept = json.loads((tmp_path / "options.json").read_text("utf-8"))
     (tmp_path / "options.json").write_text(json.dumps({"another state of the sources": next(iter(kept.values()))}))
-    assert said("options") == (first, True)
+    assert printed("options") == (first, True)

@@ -43,8 +43,8 @@ def asking(config, free: float = 100.0) -> report.Estimator:
 
 
 def gb(config, share: float, optimizer: str = "AdamW") -> float:
-    levers = {"memory.gradient_checkpointing": share > 0, SHARE: share or 1.0, "optimizer.kind": optimizer}
-    return asking(config)(config.changed(levers)).gb
+    options = {"memory.gradient_checkpointing": share > 0, SHARE: share or 1.0, "optimizer.kind": optimizer}
+    return asking(config)(config.changed(options)).gb
 
 
 def choose(config, free: float, kept=None) -> planning.Plan:

@@ -582,8 +582,8 @@ def test_a_choice_is_for_what_was_seen_even_after_a_restart(home: Home, tmp_path
 
     outputs, kept = tmp_path / "out", str(tmp_path / "pairs")
     for seed in range(8):
-        told = f"a cat\nSteps: 20, Seed: {seed}, Size: 64x64"
-        picture(outputs / f"{seed}.png", colour=(seed, 0, 0), parameters=told)
+        written = f"a cat\nSteps: 20, Seed: {seed}, Size: 64x64"
+        picture(outputs / f"{seed}.png", colour=(seed, 0, 0), parameters=written)
     with gr.Blocks():
         screen = prefer.Prefer(Context(home, security.Addresses.of(home), security.Folders()))
     *_, left, right, _, rest = screen.from_folder(kept, str(outputs))
@@ -663,8 +663,8 @@ def test_a_second_thumb_replaces_the_first_and_undo_brings_that_back(home: Home,
     assert [row.liked for row in duels.ratings(kept)] == [False, True]
     seen = []
     for _ in range(5):
-        told = screen.choose("undo", str(kept), [duel], "generate", "", "", acts, "", "")[0]
-        seen.append(("thumb" in told, [row.liked for row in duels.ratings(kept)]))
+        shown = screen.choose("undo", str(kept), [duel], "generate", "", "", acts, "", "")[0]
+        seen.append(("thumb" in shown, [row.liked for row in duels.ratings(kept)]))
     assert seen == [(True, [False]), (True, [False]), (True, [True]), (True, []), (False, [])]
     assert len(duels.pairs(kept)) == 1
 

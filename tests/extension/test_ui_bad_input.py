@@ -36,7 +36,7 @@ def screen(context: Context) -> pictures.Pictures:
         return pictures.Pictures(context)
 
 
-def told(call: Callable[[], Any]) -> str:
+def answer(call: Callable[[], Any]) -> str:
     """The one line that the page shows."""
     with pytest.raises(gr.Error) as caught:
         call()
@@ -48,16 +48,16 @@ def test_a_folder_that_cannot_be_used_leaves_the_recipe_alone(
     screen: pictures.Pictures, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draft.change(context.home, {"data.path": "/mine"})
-    assert "is not there; check the path" in told(lambda: screen.choose(str(tmp_path / "nothing")))
+    assert "is not there; check the path" in answer(lambda: screen.choose(str(tmp_path / "nothing")))
     (tmp_path / "a.png").write_bytes(b"x")
-    assert "is a file; give its folder" in told(lambda: screen.choose(str(tmp_path / "a.png")))
-    assert "no folder is given" in told(lambda: screen.choose("  "))
+    assert "is a file; give its folder" in answer(lambda: screen.choose(str(tmp_path / "a.png")))
+    assert "no folder is given" in answer(lambda: screen.choose("  "))
 
     def closed(self: Path) -> Any:
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "iterdir", closed)  # root may read all
-    assert "cannot be read (Permission denied); check its permissions" in told(lambda: screen.choose(str(tmp_path)))
+    assert "cannot be read (Permission denied); check its permissions" in answer(lambda: screen.choose(str(tmp_path)))
     assert draft.get(draft.values(draft.read(context.home)), "data.path") == "/mine"
 
 
@@ -112,7 +112,7 @@ def test_a_full_disk_loses_nothing(context: Context, tmp_path: Path, monkeypatch
             lambda: queue.add(home, "two", ""),
             lambda: duels.decide(pairs, duel, "left"),
         ):
-            assert "no space left on device" in told(kindly(act)).lower()
+            assert "no space left on device" in answer(kindly(act)).lower()
         assert {one: one.read_bytes() for one in before} == before
     votes.record(path, votes.Vote("base", "x", "right", 0, mark="b"))
     duels.decide(pairs, duel, "right")
@@ -124,16 +124,16 @@ def test_a_defect_is_shown_with_the_lines_to_report_and_a_full_disk_is_none(cont
     run = home.runs / "one"
     write(run / "log.txt", "\n".join(["Traceback:", "  <odd>", f"error: {control.DEFECT}"]))
 
-    def told(**status: Any) -> str:
+    def answer(**status: Any) -> str:
         write(run / "status.json", json.dumps({"v": 1, "state": "failed", "step": 1, "total": 9, **status}))
         return train.standing(control.list_runs(home.runs)[0], progress.History())
 
-    ours = told(exit_code=control.INTERNAL_ERROR, message="IndexError: 4")
+    ours = answer(exit_code=control.INTERNAL_ERROR, message="IndexError: 4")
     assert "IndexError: 4" in ours and words.DEFECT in ours and "  &lt;odd&gt;" in ours
-    assert words.DEFECT in told(message=control.DEFECT)  # it ended before it could say more
-    full = told(exit_code=control.INTERNAL_ERROR, message="OSError: [Errno 28] No space left on device")
+    assert words.DEFECT in answer(message=control.DEFECT)  # it ended before it could say more
+    full = answer(exit_code=control.INTERNAL_ERROR, message="OSError: [Errno 28] No space left on device")
     assert words.DEFECT not in full and "The disk is full" in full
-    assert words.DEFECT not in told(exit_code=control.USER_ERROR, message="data: no pictures")
+    assert words.DEFECT not in answer(exit_code=control.USER_ERROR, message="data: no pictures")
 
 
 def test_a_programming_mistake_is_a_traceback_in_the_log_and_a_general_line_on_the_page(
@@ -142,15 +142,15 @@ def test_a_programming_mistake_is_a_traceback_in_the_log_and_a_general_line_on_t
     def wrong() -> None:
         int("secret of the code")
 
-    assert told(kindly(wrong)) == words.INTERNAL_ERROR
+    assert answer(kindly(wrong)) == words.INTERNAL_ERROR
     assert "ValueError: invalid literal for int() with base 10: 'secret of the code'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"= no TOML"])
 def test_a_file_that_is_no_configuration_is_one_line(screen: pictures.Pictures, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "sets.toml").write_bytes(data)
-    assert "sets.toml" in told(lambda: screen.choose(str(tmp_path / "sets.toml")))
-    assert "no path" in told(lambda: screen.choose("/a\0b"))
+    assert "sets.toml" in answer(lambda: screen.choose(str(tmp_path / "sets.toml")))
+    assert "no path" in answer(lambda: screen.choose("/a\0b"))
 
 
 def test_a_spike_of_the_loss_is_in_the_runs_log(context: Context) -> None:

@@ -1,4 +1,4 @@
-"""The kohya entrance: every argument has its place, what is wrong is told, and a file of ours says the same."""
+"""The kohya entrance: every argument has its place, what is wrong is reported, and a file of ours says the same."""
 
 from __future__ import annotations
 

@@ -136,13 +136,13 @@ def test_other_scripts_are_named(script, message):
 
 
 def test_several_gpus_are_told_where_they_are_asked_for(data):
-    def told(*words):
+    def several(*words):
         notes = load(take([*words, "train_network.py", *LINE[:1], str(data / "img"), *BASE])[0])[1]
         return any("several GPUs" in note for note in notes)
 
-    assert told("torchrun", "--nproc_per_node=2") and told("deepspeed", "--num_gpus", "4")
-    assert told("accelerate", "launch", "--multi_gpu")
-    assert not told("accelerate", "launch", "--num_processes", "1") and not told("accelerate", "launch")
+    assert several("torchrun", "--nproc_per_node=2") and several("deepspeed", "--num_gpus", "4")
+    assert several("accelerate", "launch", "--multi_gpu")
+    assert not several("accelerate", "launch", "--num_processes", "1") and not several("accelerate", "launch")
 
 
 @pytest.mark.parametrize("end", [["&"], [">", "log.txt", "2>&1"], ["2>&1", "|", "tee", "log.txt"], ["&&", "echo"],

@@ -72,8 +72,8 @@ def has_run(folder: Path, state: str = "done", step: int = 5) -> Path:
     """A run's folder, with a state to go on from."""
     (folder / "state").mkdir(parents=True, exist_ok=True)
     (folder / f"state/step{step:08d}.safetensors").touch()
-    told = {"v": 1, "state": state, "step": step, "total": 5}
-    (folder / "status.json").write_text(json.dumps(told), encoding="utf-8")
+    found = {"v": 1, "state": state, "step": step, "total": 5}
+    (folder / "status.json").write_text(json.dumps(found), encoding="utf-8")
     return folder
 
 
@@ -419,8 +419,8 @@ def test_what_lies_in_a_dataset_is_not_written_again(comfyui):
     by_hand.write_text("a tabby cat asleep\n", encoding="utf-8")
     emptied.write_text("\n", encoding="utf-8")
     gone.unlink()
-    told = dataset._from_images(images, ["dogs"], ["a dog"], [64]).values[1]
-    assert told.startswith("dogs: 0 new pictures, 3 were there\n1 kept another caption;")
+    line = dataset._from_images(images, ["dogs"], ["a dog"], [64]).values[1]
+    assert line.startswith("dogs: 0 new pictures, 3 were there\n1 kept another caption;")
     assert [path.read_text(encoding="utf-8").strip() for path in (by_hand, emptied, gone)] == [
         "a tabby cat asleep", "a dog", "a dog",
     ]  # fmt: skip
@@ -444,9 +444,9 @@ def test_captions_that_do_not_fit_the_pictures():
 
 def test_pictures_without_captions_are_written_for_a_trigger_word(comfyui):
     images = [torch.zeros(2, 8, 8, 3) + torch.tensor([0.0, 1.0])[:, None, None, None]]
-    told = dataset._from_images(images, ["dogs"], [""], [64]).values[1]
-    assert told.startswith("dogs: 2 new pictures")
-    assert "without caption: 2" in told
+    line = dataset._from_images(images, ["dogs"], [""], [64]).values[1]
+    assert line.startswith("dogs: 2 new pictures")
+    assert "without caption: 2" in line
 
 
 def test_a_list_offers_folders_with_something_to_learn_from_and_none(comfyui):
@@ -829,12 +829,12 @@ def test_the_table_of_nodes():
 
 def test_locales_name_what_there_is():
     for folder in (ROOT / "locales").iterdir():
-        told = json.loads((folder / "nodeDefs.json").read_text(encoding="utf-8"))
-        assert told.keys() == {node.id for node in NODES}, folder.name
+        entries = json.loads((folder / "nodeDefs.json").read_text(encoding="utf-8"))
+        assert entries.keys() == {node.id for node in NODES}, folder.name
         for node in NODES:
             names = {name for one in node.inputs for name in (one.name, one.grows)}
-            assert told[node.id].get("inputs", {}).keys() <= names, (folder.name, node.id)
-            assert all(int(i) < len(node.outputs) for i in told[node.id].get("outputs", {})), (folder.name, node.id)
+            assert entries[node.id].get("inputs", {}).keys() <= names, (folder.name, node.id)
+            assert all(int(i) < len(node.outputs) for i in entries[node.id].get("outputs", {})), (folder.name, node.id)
 
 
 def test_rows_of_the_stack():

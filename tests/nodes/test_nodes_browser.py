@@ -70,7 +70,7 @@ def alone(chromium) -> Iterator[Any]:
         "/scripts/api.js": """window.asked = [];
             export const api = { apiURL: (path) => path, fetchApi: (path, { body }) => new Promise((give) => {
               asked.push(JSON.parse(body));
-              window.reply = (told) => give({ json: () => told });
+              window.reply = (answer) => give({ json: () => answer });
             }) };""",
         "/extensions/pixelkiln/chooser.js": (ROOT / "web/chooser.js").read_text(encoding="utf-8"),
     }
@@ -119,7 +119,7 @@ def test_a_question_is_answered_once(alone):
     for _ in range(2):
         assert len(click_all()) == 2
         assert alone.locator(".pixelkiln-said").text_content() == "1 pair added"
-        assert alone.locator(".pixelkiln-said").evaluate("said => said.style.color") == ""
+        assert alone.locator(".pixelkiln-said").evaluate("line => line.style.color") == ""
         assert alone.locator("button:enabled").count() == 0
         alone.evaluate("ask()")
 

@@ -123,8 +123,8 @@ def test_nodes_help_locales_scripts_and_templates_are_served(server):
             assert page.read().startswith(b"# ")
     scripts = {f"/extensions/pixel-kiln.1/{name}.js" for name in ("chooser", "text", "preset")}
     assert scripts <= set(server.get("/extensions"))
-    told = server.get("/i18n")
-    assert told["de"]["nodeDefs"]["PixelkilnTrain"]["display_name"] == "Trainieren (Pixelkiln)"
+    shown = server.get("/i18n")
+    assert shown["de"]["nodeDefs"]["PixelkilnTrain"]["display_name"] == "Trainieren (Pixelkiln)"
     took = re.search(r"([\d.]+) seconds: .*pixel-kiln\.1", (server.base / "server.log").read_text(encoding="utf-8"))
     assert took and float(took[1]) < 0.6, "beyond ComfyUI's own imports"
     templates = server.get("/workflow_templates")
@@ -252,10 +252,10 @@ def test_a_training_that_fails_shows_the_trainers_line(server):
 def test_check_and_status(server):
     inputs = {key: value for key, value in _train()[1].items() if key not in ("mode", "again")}
     done = server.run(c=("PixelkilnFitCheck", inputs))
-    told = done["outputs"]["c"]["text"][0]
-    assert "steps     8 (8.0 epochs of 1 steps)" in told
-    assert re.search(r"memory    \d+\.\d+ GB of \d", told)
-    assert re.search(r"time      about \d+ s, .* \(measured here", told), told
+    shown = done["outputs"]["c"]["text"][0]
+    assert "steps     8 (8.0 epochs of 1 steps)" in shown
+    assert re.search(r"memory    \d+\.\d+ GB of \d", shown)
+    assert re.search(r"time      about \d+ s, .* \(measured here", shown), shown
     done = server.run(s=("PixelkilnRunStatus", {"run": "one"}))
     assert done["outputs"]["s"]["text"][0].startswith("one: done")
 

@@ -87,7 +87,7 @@ def test_names_become_folders_that_differ(make):
 ARM = '[[arms]]\nname = "x"\n'
 
 
-@pytest.mark.parametrize(("more", "first", "said"), [
+@pytest.mark.parametrize(("more", "first", "line"), [
     (ARM + 'options = { "run.seed" = 3 }', "", "arms: 'x': run.seed is set by the study (seed_offset shifts it)"),
     (ARM + 'options = { "data.validation_split" = 0.5 }', "", "arms: 'x': data.validation_split is set by the study"),
     (ARM + 'options = { "adapter.rnk" = 3 }', "", "arms: 'x': adapter.rnk: there is no such option; did you mean"),
@@ -108,13 +108,13 @@ ARM = '[[arms]]\nname = "x"\n'
     ('[measures]\nfeatures = ["pictures"]', "", "measures.features: "),
     ("[measures]\ncaptions = 1", "", "one caption cannot be told from others"),
 ])  # fmt: skip
-def test_a_mistake_is_one_clear_line(make, tmp_path, more, first, said):
+def test_a_mistake_is_one_clear_line(make, tmp_path, more, first, line):
     runs.pictures(tmp_path / "others", seed=5, count=6)
     for path in (tmp_path / "others").glob("p0*"):
         path.rename(path.with_name(f"q{path.name}"))
     with pytest.raises(UserError) as error:
         make(more, first=first)
-    assert said in str(error.value) and len(str(error.value).split("\n")) == 1
+    assert line in str(error.value) and len(str(error.value).split("\n")) == 1
 
 
 def test_an_arm_of_another_family_is_named(make, tmp_path):
@@ -213,8 +213,8 @@ def test_the_command_finds_ready_studies_and_plans_without_loading(tmp_path, mon
 
     monkeypatch.chdir(tmp_path)
     assert cli.main(["study", "demo-pixel", "--plan", "--run.steps=7"]) == 0
-    said = capsys.readouterr().out
-    assert "17 arms x 5 seeds = 85 cells" in said and str(tmp_path / "studies" / "demo-pixel") in said
+    printed = capsys.readouterr().out
+    assert "17 arms x 5 seeds = 85 cells" in printed and str(tmp_path / "studies" / "demo-pixel") in printed
     assert cli.main(["study", "demo-pixl", "--plan"]) == 2
     assert "study: there is no 'demo-pixl'; did you mean 'demo-pixel'?" in capsys.readouterr().err
     assert cli.main(["study", "demo-pixel", "--plan", "--budget=8"]) == 2

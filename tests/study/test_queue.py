@@ -91,8 +91,8 @@ def test_a_study_leaves_a_report_and_every_value(done):
     assert found["arms"][1]["cost"]["steps"] == 5 and found["arms"][3]["cost"] is None
     text = (done.folder / "summary.json").read_text("utf-8")
     assert str(done.folder) not in text and "cat" not in text
-    said = (done.folder / "report.md").read_text("utf-8")
-    assert "There is one seed" in said and "one seed: no interval" in said
+    lines = (done.folder / "report.md").read_text("utf-8")
+    assert "There is one seed" in lines and "one seed: no interval" in lines
 
 
 def test_bit_equal_arms_are_identical_and_so_are_their_values(done):
@@ -196,7 +196,7 @@ def test_an_interrupted_training_goes_on_and_the_table_is_the_same(home, done, m
 
 
 def test_an_arm_that_fails_is_told_and_the_others_go_on(home, monkeypatch):
-    made, real, said = planned(home, "fails", seeds=1), queue.train, []
+    made, real, lines = planned(home, "fails", seeds=1), queue.train, []
 
     def fails(config, resume=False):
         if config.run.steps == 5:
@@ -205,7 +205,7 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(home, monkeypatch):
 
     monkeypatch.setattr(queue, "train", fails)
     with pytest.raises(UserError, match=r"^more, seed 0: train: diverged; lower the rate$"):
-        queue.run(made, said.append)
+        queue.run(made, lines.append)
     assert "more, seed 0 has no result: train: diverged" in (made.folder / "report.md").read_text("utf-8")
     assert queue.Queue(made, quiet).finished(queue.Cell(made, made.arms[0], 0))
 
@@ -235,7 +235,7 @@ def test_timing_is_measured_by_runs_of_their_own(home):
 
 
 def test_a_budget_decides_the_seeds(home, monkeypatch):
-    walls, said = {"plain": 10.0, "more": 20.0}, []
+    walls, lines = {"plain": 10.0, "more": 20.0}, []
     made = planned(home, "budget", many=range(40))
 
     class Fake(queue.Queue):
@@ -259,9 +259,9 @@ def test_a_budget_decides_the_seeds(home, monkeypatch):
         def report(self):  # pyright: ignore[reportIncompatibleMethodOverride]
             return None
 
-    at_work = Fake(made, said.append, budget=100.0)
+    at_work = Fake(made, lines.append, budget=100.0)
     assert at_work.work() == DONE and at_work.planned == 3 and len(at_work.done) == 6
-    assert any("one seed of all arms takes 30 s, so 3 fit into 1.7 min" in line for line in said)
+    assert any("one seed of all arms takes 30 s, so 3 fit into 1.7 min" in line for line in lines)
     least = Fake(made, quiet, budget=1.0)
     assert least.work() == DONE and len(least.done) == 2  # the first seed always is
 

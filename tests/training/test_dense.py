@@ -347,7 +347,7 @@ def test_normals_and_images_train_and_are_measured(tmp_path: Path, task: str, ki
 
 
 def test_sdxl_gets_the_size_of_the_picture(tmp_path: Path) -> None:
-    """Uncropped, as hosts give it where nothing is said; the file is read by diffusers with the switch in it."""
+    """Uncropped, as hosts give it where nothing is given; the file is read by diffusers with the switch in it."""
     import diffusers
 
     c = config(tmp_path, FP32, name="sdxl")

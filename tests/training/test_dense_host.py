@@ -31,7 +31,7 @@ from pixelkiln.trainer.training.dense import DensePrediction, TaskSwitch
 pytestmark = pytest.mark.host
 SPECS = {"sd15": SD15, "sdxl": SDXL}
 HEADS = {"sd15": 8, "sdxl": (1, 1, 2)}
-"""Of attention, as ComfyUI's classes have them whatever they are told: 8, and of 64 numbers each."""
+"""Of attention, as ComfyUI's classes have them whatever is configured: 8, and of 64 numbers each."""
 CPU = torch.device("cpu")
 
 

@@ -154,7 +154,7 @@ COUNTS = {
     "SD1.5, KTO": ("sd15", {"objective.kind": "kto"}, "data.pairs", (6, 1, 13)),
 }
 """A step's waits, copies to the host and copies to the device, at most: ``docs/benchmarks.md`` has them too. One wait
-and its copy are none on a GPU: torch's clipping asks in C++ for the device, and hears CPU."""
+and its copy are none on a GPU: torch's clipping asks in C++ for the device, and gets CPU."""
 
 
 def below(found: tuple[int, ...], most: tuple[int, ...]) -> bool:

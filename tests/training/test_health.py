@@ -76,8 +76,8 @@ def test_a_run_goes_back_and_lowers_its_rate(tmp_path, monkeypatch):
     assert train(config) == 0
     (back,) = of_kind(config, "rollback")
     assert (back["step"], back["failed"]) == (4, 6), "the state of step 5 leads straight to step 6, that of 4 does not"
-    told = [e["message"] for e in of_kind(config, "warning") if "diverged" in e["message"]]
-    assert told == [
+    messages = [e["message"] for e in of_kind(config, "warning") if "diverged" in e["message"]]
+    assert messages == [
         "train: 3 steps in a row, from 6 on, had a non-finite loss or gradient: the run diverged. Back to step 4, from "
         "where the learning rate is 0.5 times the earlier one; if this happens again, the run stops"
     ]

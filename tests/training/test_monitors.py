@@ -1,4 +1,4 @@
-"""Guard rails of preference training: what is said when winners get worse or nothing is left to learn, and the stop."""
+"""Guard rails of preference training: the warnings when winners get worse or nothing is left to learn, and the stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pixelkiln.trainer.training.monitors import WARM_UP, PreferenceMonitor
 
 
 def seen(monitor: PreferenceMonitor, steps: int, reference: float = 0.1, **metrics: float) -> list[str]:
-    """What is said over so many equal steps; the winner's error is the reference's plus the change."""
+    """The warnings over so many equal steps; the winner's error is the reference's plus the change."""
     change = metrics.get("winner_change", 0.0)
     shown = {f"mse/{name}": value for name, value in {**metrics, "winner": reference + change}.items()}
     return [line for _ in range(steps) for line in monitor.update(shown)]

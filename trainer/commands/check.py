@@ -112,7 +112,7 @@ def check(
     """JSON-able: the model as its file describes it, data, steps, terms, files, and whether it fits on the GPU.
 
     Without a model its family's public form is taken, without data the configured resolution. UserError as ``train``
-    would raise it. ``examined``: of the same configuration, where that is done already; ``say`` hears what takes long.
+    would raise it. ``examined``: of the same configuration, where that is done already; ``say`` gets what takes long.
     """
     examined = examined or examine(config)
     found, dataset = examined.found, examined.dataset

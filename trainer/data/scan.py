@@ -151,7 +151,7 @@ _CAPTIONED = (
     "caption_dropout_every_n_epochs", "tag_dropout", "token_warmup_steps",
 )  # fmt: skip
 _NO_CAPTIONS = {name: PictureOptions.model_fields[name].default for name in _CAPTIONED}
-"""A dense run's prompt is empty, whatever is said of captions."""
+"""A dense run's prompt is empty, whatever the options for captions are."""
 _BOTH: tuple[Role, ...] = ("plain", "reconstruction")
 """The rows of a dense run's sample: its map, and its picture."""
 

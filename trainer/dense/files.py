@@ -69,7 +69,7 @@ def _read_npz(path: Path, prefer: tuple[str, ...]) -> np.ndarray:
 def read_picture(path: Path) -> np.ndarray:
     """A picture file as uint8 or uint16 [H, W] or [H, W, C], with all bits of 16-bit PNG files of any channels.
 
-    Pillow keeps the high byte alone of 16-bit RGB: its own decoder, told that the bytes are swapped, gives the low one.
+    Pillow keeps the high byte alone of 16-bit RGB: its own decoder, set to swapped bytes, gives the low one.
     """
     with Image.open(path) as image:
         if image.mode in ("P", "1", "LA", "CMYK"):

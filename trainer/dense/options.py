@@ -29,7 +29,7 @@ class DenseOptions(Options):
     """Weight of the second half of the batch, which reconstructs the picture itself to keep its outlines; 0 is off and
     takes half of the work."""
     task_switch: Literal["embedding", "timestep"] = option("embedding", label="Task switch")
-    """How the network is told which of both it is to do. ``embedding``: Lotus' small network on the time embedding,
+    """How the network knows which of both to do. ``embedding``: Lotus' small network on the time embedding,
     folded into the saved file, for adapters of kind ``lora``. ``timestep``: the map at timestep 999, the picture at
     0."""
 

@@ -51,7 +51,7 @@ class Trial:
     choice: Choice
     fit: Fit
     seconds: float
-    """Of a step, to compare with others; not what a person is told."""
+    """Of a step, to compare with others; not shown to people."""
     room: float
     """GiB that it may take."""
 

@@ -81,7 +81,7 @@ class Estimator:
         self, config: Config, found: Found, dataset: Dataset | None, gpu: Gpu,
         say: Callable[[str], None] = lambda line: None,
     ):  # fmt: skip
-        """``say`` hears of each symbolic run, which takes seconds."""
+        """``say`` is called before each symbolic run, which takes seconds."""
         self.found, self.gpu, self.say = found, gpu, say
         self._data = (config.data, dataset)
 

@@ -122,7 +122,7 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def mps_fallback(device: torch.device) -> str | None:
-    """What torch is told to do with operations that an Apple GPU lacks; torch itself warns of the first of each."""
+    """What torch is set to do with operations that an Apple GPU lacks; torch itself warns of the first of each."""
     if device.type != "mps" or os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") != "1":
         return None
     return "warning: PYTORCH_ENABLE_MPS_FALLBACK is set: operations that the Apple GPU lacks run slowly on the CPU"

@@ -41,7 +41,7 @@ class Arm:
     changes: str
     """In one line: the options that it changes, or the adapter files that it is."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Those of them that may be told to others: numbers, switches and names from the list of options."""
+    """Those of them that may be shared: numbers, switches and names from the list of options."""
     cost: Cost | None = None
     """None where nothing was trained here."""
     seeds: int = 0

@@ -110,7 +110,7 @@ class DensePrediction:
     def condition(self, conditioning: Conditioning, rows: Tensor) -> Conditioning:
         """The empty prompt's conditioning for rows that reconstruct (True) or predict the map (False).
 
-        SDXL gets the picture's own size, uncropped, as hosts give it where nothing else is said.
+        SDXL gets the picture's own size, uncropped, as hosts give it where nothing else is given.
         """
         hidden = conditioning.hidden
         rows = rows.to(hidden.device)

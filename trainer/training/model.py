@@ -33,7 +33,7 @@ class Model:
     decoder: Decoder | None = None
     """Decodes latents with gradient; None when no loss term looks at pixels."""
     system: System = None  # pyright: ignore[reportAssignmentType]
-    """What the run teaches the model; text to image, where nothing else is said."""
+    """What the run teaches the model; text to image, where nothing else is given."""
     trains_text: bool = field(init=False)
     """Whether a text encoder is trained, so that captions are encoded in every step."""
 

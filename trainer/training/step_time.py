@@ -51,8 +51,8 @@ def key(config: Config, arch: str, size: tuple[int, int], device: str, dtype: st
     adapter = config.adapter.recorded_dump(exclude={"init_from", "alpha", "conv_alpha"})
     whole = [arch, size, device, dtype, run.batch, run.accumulation, run.full_bf16, terms, adapter]
     whole += [config.dense.recorded_dump()] if config.dense else []
-    levers = config.memory.recorded_dump(exclude={"plan"})
-    return _digest([*whole, levers, config.optimizer.kind, config.data.cache_latents])
+    memory = config.memory.recorded_dump(exclude={"plan"})
+    return _digest([*whole, memory, config.optimizer.kind, config.data.cache_latents])
 
 
 def remember(
