@@ -49,7 +49,7 @@ class Compare:
                 self.grid = gr.HTML(elem_id="compare-grid")
             with gr.Tab(words.VOTE_TITLE) as voting:
                 self._vote()
-            with gr.Tab(words.MAPS):
+            with gr.Tab(words.MAPS) as mapping:
                 self.maps = maps.Maps(context)
             with gr.Tab(words.USE):
                 self._use()
@@ -57,7 +57,8 @@ class Compare:
         self.result = [self.message, self.grid, *self.table]
         self.outputs = [self.run, self.which, self.prompts, self.used, self.where, *self.result, self.tally, self.shown]
         self._wire()
-        voting.select(lambda: gr.update(open=False), None, [self.asking], **EVENT)  # room for the pictures
+        for tab in (voting, mapping):  # room for the pictures
+            tab.select(lambda: gr.update(open=False), None, [self.asking], **EVENT)
 
     def _ask(self) -> None:
         with gr.Row():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ class Maps:
                 show_label=False, label=words.MAP_RESULT, interactive=False, height=420, elem_id="map-result",
                 buttons=["fullscreen"],
             )  # fmt: skip
-        self.relief = gr.Model3D(label=words.RELIEF, visible=False, height=420, elem_id="map-relief")
+        self.relief = gr.Model3D(label=words.RELIEF, height=420, elem_id="map-relief")
         self.outputs = [self.run, self.message]
         result = [self.message, self.slider, self.relief]
         self.predict.click(self.draw, [self.run, self.picture, self.tiles], result, **SLOW)
@@ -89,10 +91,10 @@ class Maps:
             pair = (ImageOps.exif_transpose(opened).convert("RGB"), shown.convert("RGB"))
         solid = None
         if answer["task"] == "depth":
-            solid = relief(np.load(written["npy"]), pair[0], answer.get("space") == "disparity", out / "relief.obj")
+            solid = relief(np.load(written["npy"]), pair[0], answer.get("space") == "disparity", out / "relief.glb")
         near = words.NEAR_IS if answer["task"] == "depth" else ""
         line = note(words.MAP_DONE.format(answer["task"], out) + near, "good")
-        return [line, pair, gr.update(value=str(solid) if solid else None, visible=solid is not None)]
+        return [line, pair, str(solid) if solid else None]
 
 
 def _kind(path: Path) -> str:
@@ -100,19 +102,43 @@ def _kind(path: Path) -> str:
 
 
 def relief(depth: np.ndarray, picture: Image.Image, near_is_large: bool, path: Path) -> Path:
-    """The surface of a depth map [H, W] in the picture's colours, as an OBJ file with a colour for each point. Depth is
-    relative: the relief has no true proportions."""
+    """The surface of a depth map [H, W] in the picture's colours, as a binary glTF file. Depth is relative: the relief
+    has no true proportions."""
     step = max(1, -(-max(depth.shape) // MOST_POINTS))
     z = depth[::step, ::step].astype(np.float64)
     z = z if near_is_large else -z
     z = (z - z.min()) / max(float(z.max() - z.min()), 1e-6) * RELIEF
     height, width = z.shape
-    colours = np.asarray(picture.resize((width, height)), np.float64) / 255
+    colours = np.asarray(picture.resize((width, height)), np.float32).reshape(-1, 3) / 255
     x, y = np.meshgrid(np.linspace(-0.5, 0.5, width), np.linspace(0.5, -0.5, height) * height / width)
-    points = np.concatenate([np.stack([x, y, z], 2), colours], 2).reshape(-1, 6)
-    at = np.arange(height * width).reshape(height, width) + 1
+    points = np.stack([x, y, z], 2).reshape(-1, 3).astype(np.float32)
+    at = np.arange(height * width).reshape(height, width)
     a, b, c, d = at[:-1, :-1].ravel(), at[:-1, 1:].ravel(), at[1:, :-1].ravel(), at[1:, 1:].ravel()
-    lines = ["v " + " ".join(f"{value:.4f}" for value in point) for point in points]
-    lines += [f"f {i} {k} {j}\nf {j} {k} {m}" for i, j, k, m in zip(a, b, c, d, strict=True)]
-    path.write_text("\n".join(lines) + "\n", encoding="ascii")
+    faces = np.stack([a, c, b, b, c, d], 1).reshape(-1).astype(np.uint32)
+    path.write_bytes(_gltf(points, colours**2.2, faces))  # glTF's colours are linear
     return path
+
+
+def _gltf(points: np.ndarray, colours: np.ndarray, faces: np.ndarray) -> bytes:
+    """Points and colours [N, 3] float32, corners of triangles uint32, as GLB (glTF 2.0, sections 3.6 and 4.4)."""
+    parts = [np.ascontiguousarray(one).tobytes() for one in (points, colours.astype(np.float32), faces)]
+    starts = [0, len(parts[0]), len(parts[0]) + len(parts[1])]
+    vector = {"componentType": 5126, "count": len(points), "type": "VEC3"}
+    about = {
+        "asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}], "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0, "COLOR_0": 1}, "indices": 2, "material": 0}]}],
+        "materials": [{"doubleSided": True, "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 1}}],
+        "accessors": [
+            {"bufferView": 0, **vector, "min": points.min(0).tolist(), "max": points.max(0).tolist()},
+            {"bufferView": 1, **vector},
+            {"bufferView": 2, "componentType": 5125, "count": len(faces), "type": "SCALAR"},
+        ],
+        "bufferViews": [{"buffer": 0, "byteOffset": start, "byteLength": len(part)} for start, part in
+                        zip(starts, parts, strict=True)],
+        "buffers": [{"byteLength": sum(map(len, parts))}],
+    }  # fmt: skip
+    text = json.dumps(about).encode()
+    text += b" " * (-len(text) % 4)
+    body = b"".join(parts)
+    head = struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(body))
+    return head + struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(body), b"BIN\0") + body
