@@ -105,8 +105,8 @@ def test_the_relief_is_high_where_it_is_near(tmp_path: Path, near_is_large: bool
     assert raw[:4] == b"glTF" and len(raw) == int.from_bytes(raw[8:12], "little")
     types = (np.float32, np.float32, np.uint32)
     views = [body[v["byteOffset"] : v["byteOffset"] + v["byteLength"]] for v in about["bufferViews"]]
-    points, colours, faces = (np.frombuffer(view, kind) for view, kind in zip(views, types, strict=True))
-    points, colours, faces = points.reshape(-1, 3), colours.reshape(-1, 3), faces.reshape(-1, 3)
+    arrays = [np.frombuffer(view, kind).reshape(-1, 3) for view, kind in zip(views, types, strict=True)]
+    points, colours, faces = arrays[0], arrays[1], arrays[2].astype(np.int64)
     left, right = points[points[:, 0] < -0.49, 2].mean(), points[points[:, 0] > 0.49, 2].mean()
     assert (right > left) == near_is_large and points[:, 2].max() == pytest.approx(maps.RELIEF, abs=1e-3)
     assert np.allclose(colours ** (1 / 2.2), [1.0, 0.0, 0.502], atol=1e-3) and len(points) <= maps.MOST_POINTS**2
