@@ -268,6 +268,7 @@ def test_kernels_of_a_layer() -> None:
     assert kernels() == 8 < pefts
 
 
+@pytest.mark.slow
 def test_kernels_of_a_step() -> None:
     """SD 1.5 at 512 px in bfloat16, checkpointed: with PEFT's layers and autocast's norms 6,843, of which 2,491 casts.
     What is left of these are the GroupNorms', which are meant (``memory/norms.py``)."""

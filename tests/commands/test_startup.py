@@ -42,6 +42,7 @@ def test_presets_are_read_as_a_run_reads_them() -> None:
     assert {row["name"]: row["values"] for row in rows} == {p.stem: read_toml(p) for p in PRESETS.glob("*.toml")}
 
 
+@pytest.mark.slow
 def test_options_are_looked_up_again_without_torch_and_made_anew_after_a_change(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

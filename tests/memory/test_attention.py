@@ -127,6 +127,7 @@ def test_nothing_is_measured_without_an_nvidia_gpu(stand_ins, monkeypatch):
         assert choose_attention(fake.device, torch.float32) == ("sdpa", "SDPA")
 
 
+@pytest.mark.slow
 def test_a_run_stores_its_choice_and_keeps_it_on_resume(stand_ins, monkeypatch, tmp_path):
     flags = {"run.device": "auto", "run.precision": "bf16", "run.steps": 2, "save.state_every": 1}
     config = runs.config(tmp_path, flags)

@@ -165,6 +165,7 @@ def test_the_page_to_vote_on_names_no_arm_to_the_eye_and_its_votes_are_read(done
     assert "plain" not in body and "more" not in body
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_and_the_table_is_the_same(home, done, monkeypatch):
     """The process dies after two cells, then in the middle of drawing; in the end every value is that of one go."""
     whole = planned(home, "whole", seeds=1)

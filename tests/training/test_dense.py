@@ -119,6 +119,7 @@ def test_header_says_how_to_run_it(tmp_path: Path) -> None:
         assert f"lora_unet_{layer}.alpha" in names, layer
 
 
+@pytest.mark.slow
 def test_previews_and_measures_of_held_out_pictures(tmp_path: Path) -> None:
     """Picture, prediction and truth side by side; scores beside prior and floor, and the floor is below the prior."""
     flags = {**FP32, "run.steps": 2, "data.validation_split": 0.25, "loss.dense.weight": 0.5}
@@ -205,6 +206,7 @@ EXACT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", ["embedding", "timestep"])
 def test_batch_and_accumulation_and_one_by_one_train_the_same(tmp_path: Path, switch: str) -> None:
     """The doubled batch split in four, and row by row: the same sums, in float64, also with holes in the maps."""
@@ -220,6 +222,7 @@ def test_batch_and_accumulation_and_one_by_one_train_the_same(tmp_path: Path, sw
             torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-7, msg=f"{way}: {name}")
 
 
+@pytest.mark.slow
 def test_resume_continues_bit_for_bit(tmp_path: Path) -> None:
     """The switch and its optimizer's state come back unfolded; the average too."""
     flags = {"run.steps": 6, "save.precision": "fp32", "save.ema": 0.9, "loss.dense.weight": "auto", "data.flip": True}
@@ -317,6 +320,7 @@ def test_a_mirrored_picture_has_a_mirrored_map(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ tasks and families
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task, kind, scores", [("normal", "npy", {"degrees", "within_11"}),
                                                 ("image", "png", {"difference"})])  # fmt: skip
 def test_normals_and_images_train_and_are_measured(tmp_path: Path, task: str, kind: str, scores: set[str]) -> None:
@@ -346,6 +350,7 @@ def test_normals_and_images_train_and_are_measured(tmp_path: Path, task: str, ki
     assert json.loads(safetensors.safe_open(final(c), "pt").metadata()["pixelkiln.dense"])["task"] == task
 
 
+@pytest.mark.slow
 def test_sdxl_gets_the_size_of_the_picture(tmp_path: Path) -> None:
     """Uncropped, as hosts give it where nothing is given; the file is read by diffusers with the switch in it."""
     import diffusers

@@ -19,6 +19,8 @@ from pixelkiln.trainer.training import loop, surrogates
 from pixelkiln.trainer.training.checkpoint import load_state
 from pixelkiln.trainer.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 FLAGS = {"loss.pixel.weight": 1.0, "run.precision": "fp32", "loss.pixel.decode": "corrected"}
 SHARE = {"loss.pixel.corrected_share": 0.5}
 
