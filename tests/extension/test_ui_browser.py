@@ -323,19 +323,6 @@ def test_moving_the_focus_replaces_nothing_that_was_typed(server: Server, page) 
     before = draft(server)
     assert focus_each(page, "#tab-recipe, [role=tabpanel]:visible") > 20
     assert draft(server) == before
-    for label, name in (("4 Compare", "compare"), ("5 Prefer", "prefer")):
-        field = f"#{name}-prompts textarea"
-        step(page, label)
-        page.wait_for_selector(field)
-        if control.list_runs(server.runs):  # its prompts are there when its name is
-            until(lambda name=name: page.input_value(f"#{name}-run input"))
-        page.fill(field, "a prompt of mine")
-        focus_each(page, "[role=tabpanel]:visible")
-        step(page, "3 Train")
-        step(page, label)
-        page.wait_for_timeout(1500)
-        assert page.input_value(field) == "a prompt of mine", label
-    assert draft(server) == before
 
 
 @pytest.mark.parametrize("width", [1280, 800, 480])
