@@ -86,7 +86,8 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
 def changing(component: Choice) -> Choice:
     """A list whose choices come and go. What was chosen may have left it on its way to the server, as when runs change
     between two looks: gradio's own check would end that in a traceback, and what receives it knows what is there."""
-    setattr(component, "preprocess", lambda payload: payload)  # noqa: B010 (each kind of list types it differently)
+    any_list: Any = component
+    any_list.preprocess = lambda payload: payload
     return component
 
 

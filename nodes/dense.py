@@ -20,7 +20,8 @@ from . import host
 from .node import In, Node, Out, Result
 
 FROM_ADAPTER = "from the adapter"
-TASKS = ("depth", "normal", "image")
+TASKS: tuple[maps.Task, ...] = ("depth", "normal", "image")
+SPACES: tuple[maps.Space, ...] = ("disparity", "depth", "log")
 WHOLE, TILES = "whole", "tiles"
 HEADER = "pixelkiln.dense"
 UNSURE = 0.25
@@ -33,8 +34,8 @@ SHORT = 0.5
 class Trained:
     """What an adapter's header says of the maps that it gives."""
 
-    task: str
-    space: str = "disparity"
+    task: maps.Task
+    space: maps.Space = "disparity"
     side: tuple[int, int] = (0, 0)
     """(height, width); zeros where the header does not say."""
     tokens: int = 77
@@ -48,13 +49,14 @@ def trained(metadata: Mapping[str, str] | None) -> Trained | None:
         return None
     try:
         facts = json.loads(text)
+        task, space = facts["task"], facts.get("space", "disparity")
         width, height = map(int, facts.get("resolution", (0, 0)))
-        found = Trained(facts["task"], facts.get("space", "disparity"), (height, width), int(facts.get("tokens", 77)))
+        if task not in TASKS or space not in SPACES:
+            raise ValueError(task)
+        return Trained(task, space, (height, width), int(facts.get("tokens", 77)))
     except (ValueError, KeyError, TypeError, AttributeError):
-        found = Trained("")
-    if found.task not in TASKS or found.space not in ("disparity", "depth", "log"):
-        raise UserError(f"adapter: its header '{HEADER}' cannot be read ({text[:80]}); take the file as it was saved")
-    return found
+        line = f"adapter: its header '{HEADER}' cannot be read ({text[:80]}); take the file as it was saved"
+        raise UserError(line) from None
 
 
 def remark(metadata: Mapping[str, str] | None, strength: float) -> list[str]:
@@ -136,10 +138,10 @@ def predict(network: Any, picture: Tensor, found: Trained, how: str) -> tuple[Te
         else:
             sure = torch.ones(pixels.shape[-2:], dtype=torch.bool)
         trusted.append(sure)
-        return maps.decode(pixels[None], found.task)[0]  # type: ignore[arg-type]
+        return maps.decode(pixels[None], found.task)[0]
 
     run = tiles.tiled if how == TILES else tiles.whole
-    whole = run(one, picture, found.side if all(found.side) else size, found.task)  # type: ignore[arg-type]
+    whole = run(one, picture, found.side if all(found.side) else size, found.task)
     known = torch.nn.functional.interpolate(trusted[0][None, None].float(), size, mode="nearest")[0, 0] > 0
     return whole, known
 
@@ -152,11 +154,9 @@ def _predict(
         raise UserError(
             "model: no adapter that predicts maps is on it; put Load adapter before this node, or choose the task"
         )
-    asked = Trained(task) if task != FROM_ADAPTER else found
-    assert asked is not None
-    if found is not None and found.task != asked.task:
-        raise UserError(f"task: the adapter predicts {_what(found)}, not {asked.task}; set it to '{FROM_ADAPTER}'")
-    use = found or asked
+    if found is not None and task not in (FROM_ADAPTER, found.task):
+        raise UserError(f"task: the adapter predicts {_what(found)}, not {task}; set it to '{FROM_ADAPTER}'")
+    use = found or Trained(next(one for one in TASKS if one == task))
     if side:
         use = Trained(use.task, use.space, (side, side), use.tokens)
     network = Network(model, clip, vae, use.tokens)
@@ -164,7 +164,7 @@ def _predict(
     bar = host.Bar(len(image))
     for number, one in enumerate(image):
         values, known = predict(network, 2 * one[..., :3].movedim(-1, 0).float().cpu() - 1, use, how)
-        shown = torch.from_numpy(maps.colour(values, use.task, use.space)).float() / 255  # type: ignore[arg-type]
+        shown = torch.from_numpy(maps.colour(values, use.task, use.space)).float() / 255
         if use.task == "depth" and (near_is == BRIGHT) != (use.space == "disparity"):
             values = 1 - values
         previews.append(shown)

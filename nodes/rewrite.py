@@ -16,7 +16,7 @@ from ..trainer.runs.folder import safe_name
 from . import host
 from .node import In, Node, Out, Result, never_same
 
-TOLD = "as the file tells"
+FROM_FILE = "from the file"
 FORMS = ("kohya", "diffusers")
 ROWS = 4
 
@@ -41,7 +41,7 @@ def _made(target: Path, command: Sequence[str]) -> Result:
 
 
 def _of(family: str) -> list[str]:
-    return [] if family == TOLD else ["--family", family]
+    return [] if family == FROM_FILE else ["--family", family]
 
 
 def _convert(adapter: str, form: str, rank: int, family: str, name: str, path: str | None = None) -> Result:
@@ -83,8 +83,8 @@ def _rank(without: str) -> In:
     return In("rank", "INT", f"Cut to this rank by singular values; 0: {without}.", default=0, low=0, high=4096)
 
 
-_FAMILY = In("family", "COMBO", "For a file that does not tell it, such as one of text encoders only.", default=TOLD,
-             options=lambda: (TOLD, *known()), advanced=True)  # fmt: skip
+_FAMILY = In("family", "COMBO", "For a file that does not show its family, such as one of text encoders only.",
+             default=FROM_FILE, options=lambda: (FROM_FILE, *known()), advanced=True)  # fmt: skip
 _NAME = In("name", "STRING", "How the new file is called, below output/loras/pixelkiln; empty: after its source. "
            "A short code for the files and settings is added.", default="")  # fmt: skip
 _OUT = (

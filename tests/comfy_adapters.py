@@ -17,17 +17,17 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 folder = Path(sys.argv[2])
 sys.argv = [sys.argv[0], "--cpu"]
-import comfy.options  # noqa: E402
+import comfy.options
 
 comfy.options.enable_args_parsing()
-import comfy.lora  # noqa: E402
-import comfy.model_base  # noqa: E402
-import comfy.model_patcher  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy.supported_models as supported  # noqa: E402
-import comfy.utils  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import comfy.lora
+import comfy.model_base
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models as supported
+import comfy.utils
+import torch
+from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
 UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "use_spatial_transformer": True,

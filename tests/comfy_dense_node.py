@@ -15,23 +15,23 @@ ROOT = Path(__file__).resolve().parents[1]
 COMFYUI, CHECKPOINT, ADAPTER, PICTURE, OUT = sys.argv[1:]
 sys.path.insert(0, COMFYUI)
 sys.argv = [sys.argv[0], "--cpu", "--force-fp32", "--fp32-vae"]
-import comfy.options  # noqa: E402
+import comfy.options
 
 comfy.options.enable_args_parsing()
-import comfy.sd  # noqa: E402
-import comfy.utils  # noqa: E402
-import comfy_extras.nodes_custom_sampler as custom  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete  # noqa: E402
+import comfy.sd
+import comfy.utils
+import comfy_extras.nodes_custom_sampler as custom
+import numpy as np
+import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
-import nodes as core  # noqa: E402
+import nodes as core
 
 spec = importlib.util.spec_from_file_location("pixelkiln", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
 pack = importlib.util.module_from_spec(spec)
 sys.modules["pixelkiln"] = pack
 spec.loader.exec_module(pack)
-from pixelkiln.nodes import dense, load  # noqa: E402
+from pixelkiln.nodes import dense, load
 
 
 def first(made: Any) -> Any:

@@ -13,25 +13,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, sys.argv[1])
 sys.argv = [sys.argv[0], "--cpu"]
-import comfy.options  # noqa: E402
+import comfy.options
 
 comfy.options.enable_args_parsing()
-import comfy.lora  # noqa: E402
-import comfy.model_base  # noqa: E402
-import comfy.model_patcher  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy.sd1_clip  # noqa: E402
-import comfy.sdxl_clip  # noqa: E402
-import comfy.supported_models as supported  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import comfy.lora
+import comfy.model_base
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.supported_models as supported
+import torch
+from safetensors.torch import save_file
 
 spec = importlib.util.spec_from_file_location("pixelkiln", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
 pack = importlib.util.module_from_spec(spec)
 sys.modules["pixelkiln"] = pack
 spec.loader.exec_module(pack)
-from pixelkiln.nodes import adapter, load  # noqa: E402
-from pixelkiln.trainer.adapters import keys  # noqa: E402, F401
+from pixelkiln.nodes import adapter, load
+from pixelkiln.trainer.adapters import keys  # noqa: F401
 
 CPU = torch.device("cpu")
 TEXT = {

@@ -10,6 +10,7 @@ The runs happen in forked processes with one thread each, as the number of threa
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
 import math
@@ -182,16 +183,16 @@ def _pixels(path: Path) -> bytes:
 
 
 def record_path(name: str) -> Path:
-    return RECORDS / f"{name}.json"
+    return RECORDS / f"{name}.json.gz"
 
 
 def recorded(name: str) -> dict[str, Any]:
-    return json.loads(record_path(name).read_text("utf-8"))
+    return json.loads(gzip.decompress(record_path(name).read_bytes()))
 
 
 def write_record(name: str, record: Mapping[str, Any]) -> None:
     record_path(name).parent.mkdir(parents=True, exist_ok=True)
-    record_path(name).write_text(json.dumps(record, indent=0) + "\n", "utf-8", newline="\n")
+    record_path(name).write_bytes(gzip.compress(json.dumps(record).encode(), mtime=0))
 
 
 # -------------------------------------------------------------------------------------------------------- comparisons

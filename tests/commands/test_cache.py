@@ -17,7 +17,7 @@ from pixelkiln.trainer.runs.control import DONE, USER_ERROR, Run, Status
 
 
 def filled(root: Path, days: dict[str, float]) -> Store:
-    """A cache whose entries were used so many days ago; 4 KB each."""
+    """A cache whose entries were used ``days`` days ago; 4 KB each."""
     store = Store(root / "latents", "disk", limit=0)
     for key, ago in days.items():
         store.put(key, {"latents": torch.zeros(1000)})

@@ -447,7 +447,7 @@ def _places(value: Any, at: tuple[Any, ...] = ()) -> Any:
 @pytest.mark.parametrize(
     "whole", [SAVED, TRAINER, JOB, SAVED_EASY], ids=["gui", "onetrainer", "ai-toolkit", "easy scripts"]
 )
-def test_whatever_stands_at_any_place_is_read_or_told(whole, tmp_path):
+def test_whatever_stands_at_any_place_is_read_or_reported(whole, tmp_path):
     """Empty, null, of another type, too large: at each leaf and in place of each table."""
     for at in _places(whole):
         for junk in (None, "", False, [], {}, -1, "abc", [None], {"a": 1}, 9**40):

@@ -270,7 +270,7 @@ def test_flags_of_a_prompt_as_people_write_them(line, text, values):
     assert one.text == text and {name: getattr(one, name) for name in values} == values
 
 
-def test_a_text_behind_the_flags_is_told():
+def test_a_text_behind_the_flags_is_reported():
     with pytest.raises(UserError, match="behind the text of the prompt"):
         prompts(SampleOptions(prompts=["--w 64 a cat"]), (512, 512))
 

@@ -1,10 +1,11 @@
-"""Our numbers beside those of sd-scripts, recorded once by running it (``golden/sd_scripts.json`` names the commit).
+"""Our numbers beside those of sd-scripts, recorded once by running it (``golden/sd_scripts.json.gz`` names the commit).
 
 Only inputs and results are recorded. Where sd-scripts draws random numbers it was given the ones that we draw.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import zlib
@@ -36,7 +37,9 @@ from pixelkiln.trainer.optimizers.schedules import build_schedule
 from pixelkiln.trainer.registry import losses
 from pixelkiln.trainer.training.run_options import RunOptions, total_steps
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "sd_scripts.json").read_text("utf-8"))
+GOLDEN: dict[str, Any] = json.loads(
+    gzip.decompress((Path(__file__).parents[1] / "golden" / "sd_scripts.json.gz").read_bytes())
+)
 
 
 def test_buckets_sizes_and_sdxl_crops() -> None:

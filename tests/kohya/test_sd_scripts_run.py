@@ -1,7 +1,7 @@
 """Ten steps on a small SD1.5 from Kohya's own TOML and folders, beside the same ten steps of sd-scripts.
 
 sd-scripts' own ``train_network.py`` ran with these values, on the same weights, pictures, captions and adapter, and was
-recorded once (``golden/sd_scripts_run.json``). Pinned in it: the order of the pictures, noise and timesteps are ours;
+recorded once (``sd_scripts_run.json.gz``). Pinned in it: the order of the pictures, noise and timesteps are ours;
 latents are the posterior's mean where it would draw from the posterior. Not pinned, so compared: what the file means,
 folders and repeats, buckets, captions, tokens, text encoder with clip_skip, latents, the noisy input, U-Net with
 adapters on it and on the text encoder, min-SNR, the weight of regularisation pictures, gradient clipping, learning
@@ -10,6 +10,7 @@ rates and their warm-up, AdamW.
 
 from __future__ import annotations
 
+import gzip
 import json
 import zlib
 from pathlib import Path
@@ -27,7 +28,9 @@ from pixelkiln.trainer.kohya import entrance
 from pixelkiln.trainer.training.build import build_model
 from pixelkiln.trainer.training.loop import train
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "sd_scripts_run.json").read_text("utf-8"))
+GOLDEN: dict[str, Any] = json.loads(
+    gzip.decompress((Path(__file__).parents[1] / "golden" / "sd_scripts_run.json.gz").read_bytes())
+)
 THEIRS = """
 pretrained_model_name_or_path = "model"
 train_data_dir = "data"

@@ -168,7 +168,7 @@ def test_the_head_size_is_that_of_the_outermost_attention(name, size):
     assert head_size(denoiser) == size
 
 
-def test_xformers_that_diffusers_cannot_use_is_said():
+def test_xformers_that_diffusers_cannot_use_is_reported():
     def enable():
         raise NotImplementedError("No operator found for `memory_efficient_attention_forward`\nmore")
 

@@ -916,7 +916,7 @@ def test_a_converted_file_is_made_once_and_never_replaced(comfyui, monkeypatch):
         return {"path": str(target), "notes": ["rank 8: 3 % of the effect is lost"]}
 
     monkeypatch.setattr(control, "ask", ask)
-    given = {"adapter": "a.safetensors", "form": "kohya", "rank": 8, "family": rewrite.TOLD, "name": ""}
+    given = {"adapter": "a.safetensors", "form": "kohya", "rank": 8, "family": rewrite.FROM_FILE, "name": ""}
     path, info = rewrite._convert(**given).values
     assert Path(path).parent == comfyui / "output/loras/pixelkiln" and Path(path).name.startswith("a-kohya-rank8-")
     assert "3 % of the effect is lost" in info
@@ -936,13 +936,13 @@ def test_merged_are_the_chosen_and_the_linked(comfyui, monkeypatch):
     monkeypatch.setattr(control, "ask", lambda words: asked.append(words) or {"notes": []})
     rows = {"adapter_1": "a.safetensors", "weight_1": 0.5, "adapter_2": "none", "weight_2": 1.0,
             "adapter_3": "none", "weight_3": -1.0, "path_3": str(comfyui / "loras/b.safetensors")}  # fmt: skip
-    rewrite._merge(rank=0, family=rewrite.TOLD, name="", **rows)
+    rewrite._merge(rank=0, family=rewrite.FROM_FILE, name="", **rows)
     assert asked[0][2:] == [f"{comfyui}/loras/a.safetensors=0.5", f"{comfyui}/loras/b.safetensors=-1.0"]
     with pytest.raises(UserError, match="none is chosen"):
-        rewrite._merge(rank=0, family=rewrite.TOLD, name="", adapter_1="none", adapter_2="none")
+        rewrite._merge(rank=0, family=rewrite.FROM_FILE, name="", adapter_1="none", adapter_2="none")
     with pytest.raises(UserError, match="none is chosen"):
-        rewrite._convert("none", "kohya", 0, rewrite.TOLD, "")
+        rewrite._convert("none", "kohya", 0, rewrite.FROM_FILE, "")
     with pytest.raises(UserError):
-        rewrite._convert("a.safetensors", "kohya", 0, rewrite.TOLD, "../out")
+        rewrite._convert("a.safetensors", "kohya", 0, rewrite.FROM_FILE, "../out")
     assert rewrite._fingerprint(adapter_1="a.safetensors") == rewrite._fingerprint(adapter_1="a.safetensors")
     assert rewrite._fingerprint(adapter_1=None) != rewrite._fingerprint(adapter_1=None)

@@ -350,7 +350,7 @@ def test_adapters_are_resized_converted_and_merged(server):
     for name in "ab":
         tensors = {"lora_down.weight": torch.randn(4, 768), "lora_up.weight": torch.randn(1280, 4)}
         save_file({f"{site}.{k}": v for k, v in tensors.items()}, server.base / f"models/loras/{name}.safetensors")
-    plain = {"family": "as the file tells", "name": ""}
+    plain = {"family": "from the file", "name": ""}
     done = server.run(
         m=("PixelkilnMergeAdapters", {"adapter_1": "a.safetensors", "weight_1": 0.5, "adapter_2": "b.safetensors",
                                       "weight_2": -1.0, "rank": 0, **plain}),
