@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..trainer.adapters import files
 from ..trainer.dense import maps, tiles
 from ..trainer.errors import UserError
 from . import host
@@ -23,7 +24,6 @@ FROM_ADAPTER = "from the adapter"
 TASKS: tuple[maps.Task, ...] = ("depth", "normal", "image")
 SPACES: tuple[maps.Space, ...] = ("disparity", "depth", "log")
 WHOLE, TILES = "whole", "tiles"
-HEADER = "pixelkiln.dense"
 UNSURE = 0.25
 """A depth is trusted where its three channels, which should be equal, differ by less than this part of their range."""
 SHORT = 0.5
@@ -44,7 +44,7 @@ class Trained:
 
 def trained(metadata: Mapping[str, str] | None) -> Trained | None:
     """None where the file is not of a dense run. UserError for a header that cannot be read."""
-    text = (metadata or {}).get(HEADER)
+    text = (metadata or {}).get(files.DENSE)
     if text is None:
         return None
     try:
@@ -55,7 +55,7 @@ def trained(metadata: Mapping[str, str] | None) -> Trained | None:
             raise ValueError(task)
         return Trained(task, space, (height, width), int(facts.get("tokens", 77)))
     except (ValueError, KeyError, TypeError, AttributeError):
-        line = f"adapter: its header '{HEADER}' cannot be read ({text[:80]}); take the file as it was saved"
+        line = f"adapter: its header '{files.DENSE}' cannot be read ({text[:80]}); take the file as it was saved"
         raise UserError(line) from None
 
 

@@ -84,7 +84,7 @@ def header(adapter: Path) -> dict[str, Any]:
     """What a file's header says of the map that it predicts. UserError where it is of no dense run."""
     metadata, _ = adapter_files.read_header(adapter)
     try:
-        facts = json.loads(metadata["pixelkiln.dense"])
+        facts = json.loads(metadata[adapter_files.DENSE])
         assert facts["task"] in ("depth", "normal", "image") and len(facts["resolution"]) == 2
     except (KeyError, ValueError, TypeError, AssertionError):
         raise UserError(
