@@ -29,7 +29,13 @@ if "pixelkiln" not in sys.modules:
     spec.loader.exec_module(module)
 
 
-def pytest_collection_finish() -> None:
-    """A run collects garbage three times: it shall not look through all that pytest and the imports keep."""
-    gc.collect()
-    gc.freeze()
+FROZEN = 0  # modules that were imported when what is kept for good was last taken out of collection
+
+
+def pytest_runtest_teardown() -> None:
+    """A run collects garbage several times: it shall not look through all that pytest and the imports keep."""
+    global FROZEN
+    if len(sys.modules) - FROZEN > 100:
+        FROZEN = len(sys.modules)
+        gc.collect()
+        gc.freeze()
