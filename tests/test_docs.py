@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pixelkiln
 
 ROOT = Path(pixelkiln.__path__[0])
@@ -37,6 +39,7 @@ def test_functions_named_by_the_architecture_exist():
         assert re.search(known, code, re.MULTILINE), f"docs/architecture.md: {name}"
 
 
+@pytest.mark.slow
 def test_the_script_of_the_debugging_page_runs(tmp_path):
     text = (ROOT / "docs" / "debugging.md").read_text(encoding="utf-8")
     script = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]

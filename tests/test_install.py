@@ -302,6 +302,7 @@ def test_xformers_never_fails_a_set_up(project: Path):
         assert bool(list(inside.rglob("xformers-*.dist-info"))) == bool(list(inside.rglob("xformers/ops.py"))) == kept
 
 
+@pytest.mark.slow
 def test_the_lifecycle_of_an_environment(project: Path):
     def call(*arguments: str, links: bool = True) -> subprocess.CompletedProcess[str]:
         return call_in(project, *arguments, links=links)

@@ -16,6 +16,12 @@ from pixelkiln.trainer.data.cache import Store
 from pixelkiln.trainer.runs.control import DONE, USER_ERROR, Run, Status
 
 
+@pytest.fixture(name="folder")
+def _folder(tmp_path: Path) -> Path:
+    """A cache's folder; runs are looked for beside it, and beside ``tmp_path`` are those of other tests."""
+    return tmp_path / "cache"
+
+
 def filled(root: Path, days: dict[str, float]) -> Store:
     """A cache whose entries were used ``days`` days ago; 4 KB each."""
     store = Store(root / "latents", "disk", limit=0)
@@ -35,31 +41,31 @@ def latents(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, float]
     return next(row for row in json.loads(capsys.readouterr().out)["kinds"] if row["kind"] == "latents")
 
 
-def test_unused_entries_go_and_used_ones_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    filled(tmp_path, {"new": 0, "read again": 100, "old": 100})
-    assert Store(tmp_path / "latents", "disk").get("read again") is not None  # a run uses it
-    assert latents(capsys, str(tmp_path))["entries"] == 3
-    row = latents(capsys, str(tmp_path), "--older-than", "60")
-    store = Store(tmp_path / "latents", "disk")
+def test_unused_entries_go_and_used_ones_stay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    filled(folder, {"new": 0, "read again": 100, "old": 100})
+    assert Store(folder / "latents", "disk").get("read again") is not None  # a run uses it
+    assert latents(capsys, str(folder))["entries"] == 3
+    row = latents(capsys, str(folder), "--older-than", "60")
+    store = Store(folder / "latents", "disk")
     assert there(store, "new", "read again", "old") == ["new", "read again"]
     assert (row["entries"], row["removed"]) == (2, 1) and row["removed_bytes"] > 4000
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = filled(tmp_path, {"a": 3, "b": 9, "c": 6})
-    latents(capsys, str(tmp_path), "--keep", str(1.5 * store.path("a").stat().st_size / 1e9))
+def test_what_was_used_longest_ago_goes_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = filled(folder, {"a": 3, "b": 9, "c": 6})
+    latents(capsys, str(folder), "--keep", str(1.5 * store.path("a").stat().st_size / 1e9))
     assert there(store, "a", "b", "c") == ["a"]
-    assert main(["cache", str(tmp_path), "--clear"]) == DONE
+    assert main(["cache", str(folder), "--clear"]) == DONE
     assert "removed 1 entries" in capsys.readouterr().out and not there(store, "a")
 
 
 def test_what_a_run_may_need_stays(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = filled(tmp_path, {"a": 3})
-    run = Run("busy", tmp_path, Status("running", live=True))
+    store = filled(folder, {"a": 3})
+    run = Run("busy", folder, Status("running", live=True))
     monkeypatch.setattr(cache, "list_runs", lambda folder: [run])
-    assert main(["cache", str(tmp_path), "--clear"]) == USER_ERROR
+    assert main(["cache", str(folder), "--clear"]) == USER_ERROR
     assert "run 'busy' trains" in capsys.readouterr().err and there(store, "a")
 
 
