@@ -6,23 +6,20 @@ trained (Lotus, arXiv 2409.18124). A sampler node would add noise to them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..trainer.adapters import files
-from ..trainer.dense import maps, tiles
+from ..trainer.dense import header, maps, tiles
+from ..trainer.dense.header import TASKS, DenseHeader
 from ..trainer.errors import UserError
 from . import host
 from .node import In, Node, Out, Result
 
 FROM_ADAPTER = "from the adapter"
-TASKS: tuple[maps.Task, ...] = ("depth", "normal", "image")
-SPACES: tuple[maps.Space, ...] = ("disparity", "depth", "log")
 WHOLE, TILES = "whole", "tiles"
 UNSURE = 0.25
 """A depth is trusted where its three channels, which should be equal, differ by less than this part of their range."""
@@ -30,48 +27,15 @@ SHORT = 0.5
 """A normal is trusted where its vector was longer than this before it was made 1."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What an adapter's header says of the maps that it gives."""
-
-    task: maps.Task
-    space: maps.Space = "disparity"
-    side: tuple[int, int] = (0, 0)
-    """(height, width); zeros where the header does not say."""
-    tokens: int = 77
-    """Of the empty prompt."""
-
-
-def trained(metadata: Mapping[str, str] | None) -> Trained | None:
-    """None where the file is not of a dense run. UserError for a header that cannot be read."""
-    text = (metadata or {}).get(files.DENSE)
-    if text is None:
-        return None
-    try:
-        facts = json.loads(text)
-        task, space = facts["task"], facts.get("space", "disparity")
-        width, height = map(int, facts.get("resolution", (0, 0)))
-        if task not in TASKS or space not in SPACES:
-            raise ValueError(task)
-        return Trained(task, space, (height, width), int(facts.get("tokens", 77)))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        line = f"adapter: its header '{files.DENSE}' cannot be read ({text[:80]}); take the file as it was saved"
-        raise UserError(line) from None
-
-
 def remark(metadata: Mapping[str, str] | None, strength: float) -> list[str]:
     """What the loader says of an adapter that predicts maps."""
-    found = trained(metadata)
+    found = header.read(metadata)
     if found is None:
         return []
-    lines = [f"it predicts {_what(found)}: use Dense prediction (Pixelkiln); a sampler with noise draws nothing useful"]
+    lines = [f"it predicts {found.shown}: use Dense prediction (Pixelkiln); a sampler with noise draws nothing useful"]
     if strength != 1:
         lines.append(f"it is exact at strength 1 only, and is at {strength:g}")
     return lines
-
-
-def _what(found: Trained) -> str:
-    return {"depth": f"depth ({found.space})", "normal": "normals", "image": "an image"}[found.task]
 
 
 # ------------------------------------------------------------------------------------------------------ the prediction
@@ -121,7 +85,7 @@ def _first(result: Any) -> Any:
     return getattr(result, "result", result)[0]
 
 
-def predict(network: Any, picture: Tensor, found: Trained, how: str) -> tuple[Tensor, Tensor]:
+def predict(network: Any, picture: Tensor, found: DenseHeader, how: str) -> tuple[Tensor, Tensor]:
     """(map, bool [H, W] where it is trusted) of a picture [3, H, W] in [-1, 1], at its own size.
 
     Depth [H, W] from 0 to 1; normals [3, H, W] in [-1, 1]; an image [3, H, W] in [0, 1].
@@ -141,7 +105,7 @@ def predict(network: Any, picture: Tensor, found: Trained, how: str) -> tuple[Te
         return maps.decode(pixels[None], found.task)[0]
 
     run = tiles.tiled if how == TILES else tiles.whole
-    whole = run(one, picture, found.side if all(found.side) else size, found.task)
+    whole = run(one, picture, found.size if all(found.size) else size, found.task)
     known = torch.nn.functional.interpolate(trusted[0][None, None].float(), size, mode="nearest")[0, 0] > 0
     return whole, known
 
@@ -149,16 +113,16 @@ def predict(network: Any, picture: Tensor, found: Trained, how: str) -> tuple[Te
 def _predict(
     model: Any, clip: Any, vae: Any, image: Tensor, task: str, how: str, side: int, near_is: str,
 ) -> Result:  # fmt: skip
-    found = trained(_metadata(model))
+    found = header.read(_metadata(model))
     if found is None and task == FROM_ADAPTER:
         raise UserError(
             "model: no adapter that predicts maps is on it; put Load adapter before this node, or choose the task"
         )
     if found is not None and task not in (FROM_ADAPTER, found.task):
-        raise UserError(f"task: the adapter predicts {_what(found)}, not {task}; set it to '{FROM_ADAPTER}'")
-    use = found or Trained(next(one for one in TASKS if one == task))
+        raise UserError(f"task: the adapter predicts {found.shown}, not {task}; set it to '{FROM_ADAPTER}'")
+    use = found or DenseHeader(next(one for one in TASKS if one == task))
     if side:
-        use = Trained(use.task, use.space, (side, side), use.tokens)
+        use = replace(use, resolution=(side, side))
     network = Network(model, clip, vae, use.tokens)
     previews, raw, sure = [], [], []
     bar = host.Bar(len(image))
@@ -172,7 +136,7 @@ def _predict(
         sure.append(known.float())
         if bar.update(number + 1):
             raise host.interrupted()
-    line = f"{_what(use)} of {len(image)} picture{'s' * (len(image) != 1)}"
+    line = f"{use.shown} of {len(image)} picture{'s' * (len(image) != 1)}"
     return Result((torch.stack(previews), torch.stack(raw), torch.stack(sure)), host.text(line))
 
 

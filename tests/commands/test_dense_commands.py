@@ -127,12 +127,15 @@ def test_maps_as_files_hold_them():
         (["pictures/00001.png", "pictures"], "maps would replace pictures of the same names"),
         (["depth", "out", "--formats", "png,tiff"], "--formats: 'tiff' is none"),
         (["empty", "out"], "it holds no pictures"),
+        (["pictures/00001.png", "out.jpg"], "maps are written as .png, .npy, .exr; name the file so, or give a folder"),
+        (["clip.mp4", "out"], "videos are not read; give a folder of its frames (ffmpeg -i clip.mp4 frames/%05d.png)"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_loaded(home: Path, capsys, monkeypatch, words, message: str):
     monkeypatch.chdir(home)
     monkeypatch.setattr(dense_predict, "build_model", None)
     (home / "empty").mkdir(exist_ok=True)
+    (home / "clip.mp4").touch()
     assert main(["dense", "predict", *words, "--adapter", adapter(home)]) == 2
     assert message in capsys.readouterr().err
 

@@ -100,6 +100,6 @@ def test_what_lotus_cannot_be_is_one_line(tmp_path: Path, capsys):
     assert "its base is Stable Diffusion 1.x; LotusD has the layout of SD 2.x" in capsys.readouterr().err
     far = trained(tmp_path, runs.model(tmp_path / "sd15"), "far", dense__space="depth")
     assert main(["dense", "export", out, "--adapter", str(far), "--comfy-lotus"]) == 2
-    assert "it predicts depth, and ComfyUI's Lotus Depth shows disparity" in capsys.readouterr().err
+    assert "it predicts depth (depth), and ComfyUI's Lotus Depth shows disparity" in capsys.readouterr().err
     assert main(["dense", "export", str(tmp_path / "x.ckpt"), "--adapter", str(plain), "--comfy-lotus"]) == 2
     assert "models are written as .safetensors" in capsys.readouterr().err

@@ -10,27 +10,13 @@ import torch
 from torch import Tensor
 
 from pixelkiln.nodes import dense, host
-from pixelkiln.nodes.dense import BRIGHT, DARK, FROM_ADAPTER, TILES, WHOLE, Trained
+from pixelkiln.nodes.dense import BRIGHT, DARK, FROM_ADAPTER, TILES, WHOLE
+from pixelkiln.trainer.dense.header import DenseHeader
 from pixelkiln.trainer.errors import UserError
 
 
 def header(**facts: Any) -> dict[str, str]:
     return {"pixelkiln.dense": json.dumps({"task": "depth", "space": "disparity", "resolution": [128, 64]} | facts)}
-
-
-def test_the_header_says_what_is_predicted():
-    assert dense.trained({}) is None and dense.trained(None) is None
-    assert dense.trained(header()) == Trained("depth", "disparity", (64, 128), 77)
-    assert dense.trained(header(task="normal", tokens=2)) == Trained("normal", "disparity", (64, 128), 2)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"task": 3}', '{"task": "flow"}', '{"task": "depth", "space": "far"}',
-             '{"task": "depth", "resolution": 5}', '{"task": "depth", "tokens": "many"}'],
-)  # fmt: skip
-def test_a_header_that_cannot_be_read_is_one_line(text: str):
-    with pytest.raises(UserError, match=r"header 'pixelkiln\.dense' cannot be read"):
-        dense.trained({"pixelkiln.dense": text})
 
 
 def test_the_loader_remarks_what_such_an_adapter_is_for():
@@ -54,7 +40,7 @@ def test_a_map_has_the_pictures_own_size(how: str, size: tuple[int, int]):
         seen.append(part.shape[-2:])
         return part
 
-    found, trusted = dense.predict(network, ramp(*size), Trained("depth", side=(64, 64)), how)
+    found, trusted = dense.predict(network, ramp(*size), DenseHeader("depth", resolution=(64, 64)), how)
     assert found.shape == trusted.shape == size and trusted.all()
     assert all(side % 8 == 0 for one in seen for side in one)
     assert (found[:, 1:] > found[:, :-1] - 1e-3).all() and float(found.max() - found.min()) > 0.9
@@ -66,7 +52,7 @@ def test_depth_is_trusted_where_its_channels_agree_and_normals_where_they_are_lo
         pixels[0, :, :32] += 1.0
         return pixels
 
-    _, known = dense.predict(odd, ramp(64, 64), Trained("depth", side=(64, 64)), WHOLE)
+    _, known = dense.predict(odd, ramp(64, 64), DenseHeader("depth", resolution=(64, 64)), WHOLE)
     assert not known[:, :32].any() and known[:, 32:].all()
 
     def short(part: Tensor) -> Tensor:
@@ -74,7 +60,7 @@ def test_depth_is_trusted_where_its_channels_agree_and_normals_where_they_are_lo
         pixels[2] = torch.where(torch.arange(64) < 16, 0.1, 0.9)
         return pixels
 
-    found, known = dense.predict(short, ramp(64, 64), Trained("normal", side=(64, 64)), WHOLE)
+    found, known = dense.predict(short, ramp(64, 64), DenseHeader("normal", resolution=(64, 64)), WHOLE)
     assert not known[:, :16].any() and known[:, 16:].all()
     assert torch.allclose(found.norm(dim=0), torch.ones(64, 64), atol=1e-5)
 

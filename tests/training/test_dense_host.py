@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from pixelkiln.trainer.adapters import files
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
-from pixelkiln.trainer.dense.options import TIMESTEP, DenseOptions
+from pixelkiln.trainer.dense.header import TIMESTEP
+from pixelkiln.trainer.dense.options import DenseOptions
 from pixelkiln.trainer.diffusion.process import Process, scaled_linear
 from pixelkiln.trainer.diffusion.types import Conditioning
 from pixelkiln.trainer.families.sd15 import SD15

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..dense.header import KEY as DENSE
 from ..errors import UserError, escaped
 from ..runs.files import make_folder, write_atomic
 from . import algebra, files, keys
@@ -61,7 +62,7 @@ def convert(
             made.modules, loss = resize({**made.modules, **made.apart}, rank, made.family)
         made.apart = {}
         notes.append(f"rank {rank}: {_percent(loss)} of the effect is lost")
-        notes += [f"{source}: {EXACT}"] if files.DENSE in metadata else []
+        notes += [f"{source}: {EXACT}"] if DENSE in metadata else []
         metadata = {
             **metadata,
             "ss_network_dim": str(rank),
@@ -119,7 +120,7 @@ def merge(
     merged, loss = join(parts, rank, name)
     got = _common(merged, algebra.rank_of)
     notes.append(f"{f'rank {got}: ' if got else ''}{_percent(loss)} of the joint effect is lost")
-    notes += [f"{path}: {EXACT}" for made, _, path in read if files.DENSE in made.metadata]
+    notes += [f"{path}: {EXACT}" for made, _, path in read if DENSE in made.metadata]
     origin = ", ".join(f"{path.stem}:{weight:g}" for path, weight in sources)
     tensors = _flat(merged)
     _compare(_apart(merged, {}, name), tensors, {}, name)

@@ -24,8 +24,6 @@ HEADER_LIMIT = 100_000_000
 """Bytes; what the safetensors library itself accepts."""
 CONFIG = "pixelkiln.config"
 """Header entry of our own: the resolved configuration, as JSON."""
-DENSE = "pixelkiln.dense"
-"""Header entry of our own, of an adapter that turns a picture into its map: how to run it, as JSON."""
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # -------------------------------------------------------------------------------------------------------------- read

@@ -20,7 +20,9 @@ TASKS: tuple[Task, ...] = ("depth", "normal", "image")
 def register(command: Command) -> None:
     checked = command("dense-check", _check, "Look for what is wrong with pictures and their targets.")
     checked.add_argument("folder", type=Path, help="a folder with pictures/ and depth/, normal/ or image/")
+    checked.add_argument("--task", choices=TASKS, help="without it: all of which there is a folder")
     add_targets(checked)
+    checked.add_argument("--resolution", type=int, metavar="SIDE", help="as trained: the size at which cells count")
     checked.add_argument("--json", action="store_true")
     predicted = command("dense-predict", _predict, "Write the maps of pictures, with an adapter of a dense run.")
     predicted.add_argument("source", type=Path, help="a picture, or a folder of pictures or of a video's frames")
@@ -31,10 +33,7 @@ def register(command: Command) -> None:
     scored = command("dense-score", _score, "Compare the maps of an adapter with true ones.")
     scored.add_argument("folder", type=Path, help="a folder with pictures/ and depth/, normal/ or image/")
     add_adapter(scored)
-    scored.add_argument("--pictures", type=Path, metavar="FOLDER", help="instead of FOLDER/pictures")
-    scored.add_argument("--targets", type=Path, metavar="FOLDER", help="instead of FOLDER/depth, normal or image")
-    scored.add_argument("--unit", type=float, help="metres a step of depth files: 0.001 for millimetres")
-    scored.add_argument("--valid", type=float, nargs=2, metavar=("LEAST", "LARGEST"), help="depth outside is invalid")
+    add_targets(scored)
     scored.add_argument("--csv", type=Path, metavar="FILE", help="write the figures of each picture")
     scored.add_argument("--picture", type=Path, metavar="FILE", help="write picture | prediction | truth of eight")
     scored.add_argument("--json", action="store_true")
@@ -59,7 +58,6 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
 
 
 def add_targets(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", choices=TASKS, help="without it: all of which there is a folder")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="instead of FOLDER/pictures")
     parser.add_argument("--targets", type=Path, metavar="FOLDER", help="instead of FOLDER/depth, normal or image")
     parser.add_argument("--unit", type=float, help="metres a step of depth files: 0.001 for millimetres")
@@ -101,19 +99,21 @@ def _predict(args: argparse.Namespace) -> int:
     formats = [word.strip() for word in args.formats.split(",")]
     if wrong := [word for word in formats if word not in FORMATS]:
         raise UserError(f"--formats: {wrong[0]!r} is none; give some of {', '.join(FORMATS)}")
-    facts = header(args.adapter)
+    found = header(args.adapter)
     written = predict(args.source, args.output, lambda: _load(args), formats, args.tiles)
     if args.json:
-        return print_json({"maps": written, "task": facts["task"], "space": facts.get("space")})
-    note = f" ({BRIGHT[facts['space']]})" if facts["task"] == "depth" else ""
-    return print_lines([*map(str, written), f"{len(written)} files of {facts['task']}{note}"])
+        return print_json(
+            {"maps": written, "task": found.task, "space": found.space if found.task == "depth" else None}
+        )
+    note = f" ({BRIGHT[found.space]})" if found.task == "depth" else ""
+    return print_lines([*map(str, written), f"{len(written)} files of {found.task}{note}"])
 
 
 def _score(args: argparse.Namespace) -> int:
     from ..dense.files import write
     from .dense_predict import header, score, sheet
 
-    args.task = header(args.adapter)["task"]
+    args.task = header(args.adapter).task
     pictures, targets = folders(args)
     found = score(_load(args), pictures, targets[args.task], args.unit, args.valid, 8 * bool(args.picture), args.tiles)
     if args.csv:
@@ -136,8 +136,12 @@ def _check(args: argparse.Namespace) -> int:
     from ..dense.check import check_folder
     from ..runs.check_report import aligned
 
+    if args.resolution is not None and args.resolution < 64:
+        raise UserError(f"--resolution: {args.resolution} is no side of a picture; give that of the run, such as 512")
     pictures, targets = folders(args)
-    found = [check_folder(pictures, folder, task, args.unit, args.valid) for task, folder in targets.items()]
+    found = [
+        check_folder(pictures, folder, task, args.unit, args.valid, args.resolution) for task, folder in targets.items()
+    ]
     sound = all(one.sound for one in found)
     if args.json:
         return print_json({"sound": sound, "tasks": [one.as_json() for one in found]})

@@ -36,11 +36,10 @@ def export_lotus(
     """
     if output.suffix != ".safetensors":
         raise UserError(f"{output}: models are written as .safetensors; name the file so")
-    facts = header(adapter)
-    if (facts["task"], facts.get("space")) != ("depth", "disparity"):
+    found = header(adapter)
+    if (found.task, found.space) != ("depth", "disparity"):
         raise UserError(
-            f"{adapter}: it predicts {facts.get('space') or facts['task']}, and ComfyUI's Lotus Depth shows disparity; "
-            "export one of disparity"
+            f"{adapter}: it predicts {found.shown}, and ComfyUI's Lotus Depth shows disparity; export one of disparity"
         )
     check_target(output, adapter, force=force)
     family = load(base_model(adapter, model))

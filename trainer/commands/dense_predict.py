@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from ..config import Config, load
 from ..data import pictures
 from ..data.pictures import Unreadable
 from ..dense import files, maps, metrics, tiles
+from ..dense import header as headers
+from ..dense.header import DenseHeader
 from ..dense.options import DenseOptions
 from ..dense.targets import Target, Task, find_target, read_target
 from ..errors import UserError
@@ -28,6 +29,8 @@ from ..training.dense import Predictor
 
 FORMATS = ("png", "npy", "exr", "preview")
 BRIGHT = {"disparity": "near is bright", "depth": "far is bright", "log": "far is bright"}
+WRITTEN = (".png", ".npy", ".exr")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 RESAMPLES = 2000
 
 
@@ -71,26 +74,24 @@ def load_adapter(
 
     :raises UserError: no file of a dense run, or a model that is neither given nor known.
     """
-    facts = header(adapter)
+    found = header(adapter)
     config = _configuration(adapter, model, flags or {})
     made, _ = build_model(config.model_copy(update={"dense": None}), log, str(adapter))
-    names = ("task", "space", "quantiles", "task_switch")
-    options = DenseOptions.model_validate({name: facts[name] for name in names if name in facts})
-    width, height = facts["resolution"]
-    return Loaded(Predictor(made, options), options, (height, width), made.family.spec.multiple)
+    options = DenseOptions.model_validate(
+        {"task": found.task, "space": found.space, "quantiles": list(found.quantiles), "task_switch": found.task_switch}
+    )
+    return Loaded(Predictor(made, options), options, found.size, made.family.spec.multiple)
 
 
-def header(adapter: Path) -> dict[str, Any]:
+def header(adapter: Path) -> DenseHeader:
     """What a file's header says of the map that it predicts. UserError where it is of no dense run."""
     metadata, _ = adapter_files.read_header(adapter)
-    try:
-        facts = json.loads(metadata[adapter_files.DENSE])
-        assert facts["task"] in ("depth", "normal", "image") and len(facts["resolution"]) == 2
-    except (KeyError, ValueError, TypeError, AssertionError):
+    found = headers.read(metadata, str(adapter))
+    if found is None or not all(found.resolution):
         raise UserError(
             f"{adapter}: it says of no map that it predicts; give an adapter that a run with [dense] has saved"
-        ) from None
-    return facts
+        )
+    return found
 
 
 def _configuration(adapter: Path, model: str | None, flags: dict[str, Any]) -> Config:
@@ -115,6 +116,10 @@ def base_model(adapter: Path, model: str | None) -> ModelOptions:
 def listed(source: Path) -> list[Path]:
     """The pictures of a file or of a folder and those in it, numbers in their names in order: frames of a video."""
     if source.is_file():
+        if source.suffix.lower() in VIDEOS:
+            raise UserError(
+                f"{source}: videos are not read; give a folder of its frames (ffmpeg -i {source.name} frames/%05d.png)"
+            )
         return [source]
     if not source.is_dir():
         raise UserError(f"{source}: there is no such file or folder; give a picture or a folder of pictures")
@@ -132,8 +137,9 @@ def predict(
 
     :param output: a folder, in which maps have the pictures' names; or one file, of the format that its name says.
     """
-    single = output.suffix.lower() in (".png", ".npy", ".exr")
-    found = listed(source)
+    single, found = output.suffix.lower() in WRITTEN, listed(source)
+    if not single and output.suffix.lower() in (*files.EXTENSIONS, *pictures.EXTENSIONS, *VIDEOS, ".tif", ".tiff"):
+        raise UserError(f"{output}: maps are written as {', '.join(WRITTEN)}; name the file so, or give a folder")
     if single and len(found) > 1:
         raise UserError(f"{output}: one file for {len(found)} pictures; give a folder")
     if output.resolve() in (source.resolve(), source.resolve().parent):
@@ -287,18 +293,9 @@ def measured(
     values: Tensor, truth: Target, task: Task, space: maps.Space, limits: tuple[float, float] | None = None
 ) -> dict[str, float]:
     """The figures of one map (depth [H, W] in ``space`` up to scale and shift, else [3, H, W])."""
-    valid = torch.from_numpy(truth.valid)[None]
     true = torch.from_numpy(truth.values)
-    if task == "depth":
-        depth = metrics.aligned_depth(values[None], true[None], valid, space, limits)
-        found = {name: getattr(metrics, name)(depth, true[None], valid) for name in MEASURES[task]}
-    else:
-        true = true.permute(2, 0, 1)[None]
-        if task == "normal":
-            figures = {"degrees": metrics.angular_error, "within_11": metrics.within}
-        else:
-            figures = {"difference": metrics.absolute_error}
-        found = {name: figure(values[None], true, valid) for name, figure in figures.items()}
+    true = true if task == "depth" else true.permute(2, 0, 1)
+    found = metrics.scores(values[None], true[None], torch.from_numpy(truth.valid)[None], task, space, limits)
     return {name: float(figure) for name, figure in found.items()}
 
 

@@ -190,7 +190,7 @@ class Shelf:
         task, (resized, corner) = self.dense.task, place
         found = targets.read_target(path, task, options.unit, options.valid)
         height, width = found.valid.shape
-        if abs(width * picture.size[1] / (height * picture.size[0]) - 1) > 0.01:
+        if not targets.same_shape((width, height), picture.size):
             raise UserError(
                 f"{path.as_posix()}: its shape, {width}x{height}, is not that of its picture, {picture.size[0]}x"
                 f"{picture.size[1]}; crop both in the same way"

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..errors import UserError
 from .files import EXTENSIONS
-from .targets import Target, Task, find_target, read_target
+from .maps import cell_validity
+from .options import WHOLE_CELLS
+from .targets import Target, Task, find_target, read_target, resize, same_shape
+from .tiles import fitted
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 LEVELS = 256
 """Depth with no more different values was 8-bit once."""
+CELL = 8
+"""Side in pixels of a latent cell."""
 MOSTLY = 0.8
 """The share of targets that must look wrong before the folder is called so."""
-SHAPE = 0.02
-"""How much the aspect ratios of a picture and its target may differ."""
 
 
 @dataclass
@@ -41,6 +45,8 @@ class Checked:
     """How many targets there are of each size, ``640x480``."""
     invalid: float = 0.0
     most_invalid: tuple[str, float] = ("", 0.0)
+    sparse: list[str] = field(default_factory=list)
+    """Pictures whose target has fewer than ``WHOLE_CELLS`` latent cells with no invalid pixel."""
     range: dict[str, float] = field(default_factory=dict)
     """Depth: least, median and largest over all valid pixels; medians of the files' quantiles."""
     warnings: list[str] = field(default_factory=list)
@@ -62,6 +68,11 @@ class Checked:
         if self.readable:
             worst = f"; most in {self.most_invalid[0]}: {self.most_invalid[1]:.1%}" if self.invalid else ""
             found.append(("invalid", f"{self.invalid:.1%} of the pixels{worst}"))
+        if self.sparse:
+            cells = f"{len(self.sparse)} with less than {WHOLE_CELLS:.0%} of whole cells of {CELL}x{CELL} pixels"
+            found.append(
+                ("sparse", f"{cells}: losses on latents leave them out, [loss.dense] learns from valid pixels")
+            )
         if self.range:
             found.append(("depth", "{least:.4g} to {largest:.4g}, median {median:.4g}".format(**self.range)))
         lists = {"has no target": self.without_target, "is a target without a picture": self.without_picture,
@@ -82,10 +93,17 @@ def _named(names: Sequence[str]) -> str:
 
 
 def check_folder(
-    pictures: Path, targets: Path, task: Task, unit: float | None = None, valid: Sequence[float] | None = None
+    pictures: Path,
+    targets: Path,
+    task: Task,
+    unit: float | None = None,
+    valid: Sequence[float] | None = None,
+    resolution: int | None = None,
 ) -> Checked:
     """Look at all targets of the pictures in a folder.
 
+    :param resolution: side in pixels of a square picture as it is trained, at which whole cells are counted; None: the
+        targets' own sizes.
     :raises UserError: a folder that is missing or holds no pictures.
     """
     for folder in (pictures, targets):
@@ -109,6 +127,8 @@ def check_folder(
             found.broken.append(str(error))
             continue
         _measure(found, relative.as_posix(), picture, target)
+        if not _enough_cells(target, task, resolution):
+            found.sparse.append(relative.as_posix())
         looks.look(target, task)
     every = {path for path in targets.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()}
     found.pictures, found.targets = len(names), len(every)
@@ -132,12 +152,23 @@ def _measure(found: Checked, name: str, picture: Path, target: Target) -> None:
     try:
         with Image.open(picture) as image:
             turned = image.getexif().get(0x0112, 1) >= 5
-            of_picture = image.height / image.width if turned else image.width / image.height
+            of_picture = (image.height, image.width) if turned else image.size
     except (OSError, ValueError, SyntaxError) as error:
         found.broken.append(f"{picture}: it cannot be read ({error})")
         return
-    if abs(of_picture / (width / height) - 1) > SHAPE:
+    if not same_shape((width, height), of_picture):
         found.shapes.append(f"{name} ({size})")
+
+
+def _enough_cells(target: Target, task: Task, resolution: int | None) -> bool:
+    height, width = target.valid.shape
+    if target.valid.all():
+        return True
+    if resolution is not None:
+        target = resize(target, fitted((height, width), (resolution, resolution)), task)
+        height, width = target.valid.shape
+    valid = torch.from_numpy(target.valid[: height // CELL * CELL, : width // CELL * CELL])
+    return not valid.numel() or float(cell_validity(valid, CELL).float().mean()) >= WHOLE_CELLS
 
 
 class _Looks:

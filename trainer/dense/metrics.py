@@ -14,11 +14,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .maps import Space
+from .targets import Task
 
 SMALLEST = 1e-3
 """Aligned disparity and depth are clipped here from below before disparity is inverted, as published."""
 EDGE = 1.25
 """How many times farther a neighbour is, where there is an edge."""
+
+
+def scores(
+    prediction: Tensor,
+    truth: Tensor,
+    valid: Tensor,
+    task: Task,
+    space: Space = "disparity",
+    limits: tuple[float, float] | None = None,
+) -> dict[str, Tensor]:
+    """The figures by which maps are compared, each [B].
+
+    :param prediction: depth [B, H, W] in ``space``, up to a scale and a shift; normals or images [B, 3, H, W].
+    :param truth: depth [B, H, W], else [B, 3, H, W]; anything where not ``valid`` [B, H, W].
+    :param limits: see ``aligned_depth``.
+    """
+    if task == "depth":
+        depth = aligned_depth(prediction, truth, valid, space, limits)
+        return {
+            name: one(depth, truth, valid)
+            for name, one in (("absrel", absrel), ("delta1", delta1), ("edge_f1", edge_f1))
+        }
+    if task == "normal":
+        return {"degrees": angular_error(prediction, truth, valid), "within_11": within(prediction, truth, valid)}
+    return {"difference": absolute_error(prediction, truth, valid)}
 
 
 def mean(values: Tensor, valid: Tensor) -> Tensor:

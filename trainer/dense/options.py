@@ -11,8 +11,6 @@ from ..registry import Options, option
 from .maps import Space
 from .targets import Task
 
-TIMESTEP = 999
-"""Where the network is asked for the map: the last timestep, which hosts' one-step schedules begin with."""
 WHOLE_CELLS = 0.05
 """Share of latent cells with no invalid pixel under them; a picture with fewer is left to [loss.dense]."""
 

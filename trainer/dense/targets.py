@@ -21,6 +21,8 @@ Extent = tuple[int, int]
 
 TOLERANCE = 0.1
 """How far a normal's length may be from 1. 8-bit files err by up to 0.01, resized ones more along edges."""
+SHAPE = 0.01
+"""How much the aspect ratios of a picture and its target may differ: what rounding of sizes explains."""
 TOO_MANY = 0.1
 """The share of normals with another length that makes a file wrong rather than a little rough."""
 
@@ -47,6 +49,11 @@ def find_target(folder: Path, picture: Path) -> Path | None:
         names = " and ".join(path.name for path in found)
         raise UserError(f"{folder}: {names} are both the target of {picture.name}; keep one")
     return found[0] if found else None
+
+
+def same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether a target of one size, either way round for both, can lie on a picture of the other."""
+    return abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= SHAPE
 
 
 def read_target(

@@ -9,7 +9,6 @@ the time embedding's second layer, and is an ordinary file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.files import DENSE
 from ..adapters.layers import NAME
 from ..dense import maps, metrics
-from ..dense.options import TIMESTEP, DenseOptions
+from ..dense.header import TIMESTEP, DenseHeader
+from ..dense.options import DenseOptions
 from ..diffusion import timesteps
 from ..diffusion.process import Process
 from ..diffusion.timesteps import NoiseOptions
@@ -158,14 +157,8 @@ class DensePrediction:
 
     def metadata(self, resolution: tuple[int, int]) -> dict[str, str]:
         o = self.options
-        facts: dict[str, Any] = {"task": o.task}
-        if o.task == "depth":
-            facts |= {"space": o.space, "quantiles": o.quantiles}
-        facts |= {
-            "timestep": TIMESTEP, "prediction": "sample", "prompt": "", "tokens": TOKENS.get(self.family, 77),
-            "resolution": list(resolution), "task_switch": o.task_switch,
-        }  # fmt: skip
-        return {DENSE: json.dumps(facts)}
+        quantiles, tokens = (o.quantiles[0], o.quantiles[1]), TOKENS.get(self.family, 77)
+        return DenseHeader(o.task, o.space, quantiles, resolution, tokens, o.task_switch).metadata()
 
     # -------------------------------------------------------------------------------------------------- validation
 
@@ -195,20 +188,9 @@ class DensePrediction:
 
     def scores(self, pixels: Tensor, values: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Each [B]: how near decoded pixels [B, 3, H, W] are to the true values (as ``Maps`` has them)."""
-        prediction, known = maps.decode(pixels, self.options.task), valid[:, 0]
-        if self.options.task == "depth":
-            depth = metrics.aligned_depth(prediction, values[:, 0], known, self.options.space)
-            return {
-                "absrel": metrics.absrel(depth, values[:, 0], known),
-                "delta1": metrics.delta1(depth, values[:, 0], known),
-                "edge_f1": metrics.edge_f1(depth, values[:, 0], known),
-            }
-        if self.options.task == "normal":
-            return {
-                "degrees": metrics.angular_error(prediction, values, known),
-                "within_11": metrics.within(prediction, values, known),
-            }
-        return {"difference": metrics.absolute_error(prediction, values, known)}
+        task = self.options.task
+        truth = values[:, 0] if task == "depth" else values
+        return metrics.scores(maps.decode(pixels, task), truth, valid[:, 0], task, self.options.space)
 
 
 def mean_map(dataset: Dataset, most: int = 64, side: int = 64) -> Tensor:
