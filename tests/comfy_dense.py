@@ -4,9 +4,8 @@
 
 FOLDER holds, for sd15 and sdxl, ``FAMILY.safetensors`` (a denoiser's weights as ComfyUI names them),
 ``FAMILY-with-dense.safetensors`` (an adapter) and ``FAMILY.inputs`` (``latents`` as an autoencoder node gives them,
-``hidden`` and ``pooled`` of the empty prompt). Writes the sampled latents as ``FAMILY.out``: LoraLoader,
-ModelSamplingDiscrete img_to_img, BasicGuider, BasicScheduler normal with 1 step, DisableNoise, euler,
-SamplerCustomAdvanced.
+``hidden`` and ``pooled`` of the empty prompt). Writes the sampled latents as ``FAMILY.out``: LoraLoader, then
+``comfy_chain``.
 """
 
 from __future__ import annotations
@@ -19,21 +18,10 @@ import comfy_adapters as own  # reads the command line, and prints what it finds
 import comfy.model_patcher  # isort: skip
 import comfy.sd  # isort: skip
 import comfy.utils  # isort: skip
-from comfy_extras import nodes_custom_sampler as core  # isort: skip
-from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete  # isort: skip
+from comfy_chain import sampled  # isort: skip
 from safetensors.torch import load_file, save_file
 
 folder: Path = own.folder
-
-
-def sampled(model, latents, conditioning):
-    (patched,) = ModelSamplingDiscrete().patch(model, "img_to_img", False)
-    sigmas = core.BasicScheduler.execute(patched, "normal", 1, 1.0).result[0]
-    guider = core.BasicGuider.execute(patched, conditioning).result[0]
-    sampler = core.KSamplerSelect.execute("euler").result[0]
-    noise = core.DisableNoise.execute().result[0]
-    out = core.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, {"samples": latents}).result
-    return out[0]["samples"]
 
 
 for file in sorted(folder.glob("*.inputs")):
@@ -45,6 +33,6 @@ for file in sorted(folder.glob("*.inputs")):
     lora = comfy.utils.load_torch_file(str(folder / f"{family}-with-dense.safetensors"))
     unet, _ = comfy.sd.load_lora_for_models(unet, None, lora, 1.0, 0.0)
     extra = {"pooled_output": inputs["pooled"]} if "pooled" in inputs else {}
-    latents = sampled(unet, inputs["latents"], [[inputs["hidden"], extra]])
-    save_file({"latents": latents.contiguous()}, str(folder / f"{family}.out"))
+    made = sampled(unet, {"samples": inputs["latents"]}, [[inputs["hidden"], extra]])
+    save_file({"latents": made["samples"].contiguous()}, str(folder / f"{family}.out"))
 sys.stdout.flush()

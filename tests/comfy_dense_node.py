@@ -20,10 +20,9 @@ import comfy.options
 comfy.options.enable_args_parsing()
 import comfy.sd
 import comfy.utils
-import comfy_extras.nodes_custom_sampler as custom
 import numpy as np
 import torch
-from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from comfy_chain import sampled
 
 import nodes as core
 
@@ -34,20 +33,11 @@ spec.loader.exec_module(pack)
 from pixelkiln.nodes import dense, load
 
 
-def first(made: Any) -> Any:
-    return getattr(made, "result", made)[0]
-
-
 def by_core(model: Any, clip: Any, vae: Any, image: torch.Tensor) -> torch.Tensor:
     """What a workflow of core nodes alone computes: the picture, decoded."""
-    model = first(ModelSamplingDiscrete().patch(model, "img_to_img", False))
     (prompt,) = core.CLIPTextEncode().encode(clip, "")
     (latents,) = core.VAEEncode().encode(vae, image)
-    guider = first(custom.BasicGuider.execute(model, prompt))
-    sigmas = first(custom.BasicScheduler.execute(model, "normal", 1, 1.0))
-    sampler, noise = first(custom.KSamplerSelect.execute("euler")), first(custom.DisableNoise.execute())
-    sampled = first(custom.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latents))
-    return core.VAEDecode().decode(vae, sampled)[0]
+    return core.VAEDecode().decode(vae, sampled(model, latents, prompt))[0]
 
 
 with torch.no_grad():
