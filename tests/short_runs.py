@@ -45,6 +45,17 @@ def pairs(folder: Path, count: int = 6) -> Path:
     return folder
 
 
+def depths(root: Path, holes: float = 0.0) -> Path:
+    """A depth of each picture in ``root / "pictures"``: steps of 8 pixels, a share of them holes."""
+    folder, rng = root / "depth", np.random.default_rng(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted((root / "pictures").glob("*.png")):
+        grey = np.asarray(Image.open(path).convert("L").resize((8, 8)), np.float32)
+        blocks = np.where(rng.random((8, 8)) < holes, 0, 1 + grey / 50)
+        np.save(folder / f"{path.stem}.npy", np.kron(blocks, np.ones((8, 8))).astype(np.float32))
+    return folder
+
+
 def model(folder: Path, name: str = "sd15") -> Path:
     """A tiny model's folder, written once."""
     if not (folder / "model_index.json").exists():
@@ -53,7 +64,7 @@ def model(folder: Path, name: str = "sd15") -> Path:
 
 
 def config(root: Path, flags: Mapping[str, Any] | None = None, name: str = "sd15", data: str = "data.path") -> Config:
-    """A short run on a tiny model in fp64, plain AdamW, no previews."""
+    """A short run on a tiny model in fp64, plain AdamW, no previews; a dense run of depth has targets with holes."""
     source = {"data.path": root / "pictures", "data.pairs": root / "pairs"}[data]
     if not source.exists():
         (pictures if data == "data.path" else pairs)(source)
@@ -71,6 +82,8 @@ def config(root: Path, flags: Mapping[str, Any] | None = None, name: str = "sd15
         "optimizer.learning_rate": 1e-3,
         "save.state_every": 0,
     }
+    if flags and flags.get("dense.task") == "depth" and "data.targets" not in flags:
+        base["data.targets"] = str(depths(root, holes=0.2))
     return load(flags={**base, **(flags or {})})
 
 

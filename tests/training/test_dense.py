@@ -19,7 +19,8 @@ from pixelkiln.trainer.adapters import convert
 from pixelkiln.trainer.config import Config, parse
 from pixelkiln.trainer.data.progress import silent
 from pixelkiln.trainer.dense import maps
-from pixelkiln.trainer.dense.options import TIMESTEP, DenseOptions
+from pixelkiln.trainer.dense.header import TIMESTEP
+from pixelkiln.trainer.dense.options import DenseOptions
 from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.training import checkpoint
 from pixelkiln.trainer.training.build import build_model, build_session, scan
@@ -30,20 +31,9 @@ from pixelkiln.trainer.training.session import Session
 FP32 = {"run.precision": "fp32", "save.precision": "fp32", "optimizer.learning_rate": 3e-3, "run.steps": 5}
 
 
-def depths(root: Path, holes: float = 0.0) -> Path:
-    """A depth of each picture of ``runs.pictures``: steps of 8 pixels, with some blocks of holes."""
-    folder, rng = root / "depth", np.random.default_rng(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted((root / "pictures").glob("*.png")):
-        grey = np.asarray(Image.open(path).convert("L").resize((8, 8)), np.float32)
-        blocks = np.where(rng.random((8, 8)) < holes, 0, 1 + grey / 50)
-        np.save(folder / f"{path.stem}.npy", np.kron(blocks, np.ones((8, 8))).astype(np.float32))
-    return folder
-
-
 def config(root: Path, flags: Mapping[str, Any] | None = None, name: str = "sd15", holes: float = 0.0) -> Config:
     runs.pictures(root / "pictures")
-    base = {"dense.task": "depth", "data.targets": str(depths(root, holes))}
+    base = {"dense.task": "depth", "data.targets": str(runs.depths(root, holes))}
     return runs.config(root, {**base, **(flags or {})}, name)
 
 
@@ -279,7 +269,8 @@ def test_latent_loss_is_the_mean_over_valid_cells(tmp_path: Path) -> None:
 
 def test_sparse_maps_are_left_to_the_loss_on_pixels(tmp_path: Path) -> None:
     """Below 5 % of whole cells the latent loss is 0, and the log says so; [loss.dense] learns from them."""
-    folder = depths(tmp_path) if runs.pictures(tmp_path / "pictures") else Path()
+    runs.pictures(tmp_path / "pictures")
+    folder = runs.depths(tmp_path)
     for path in folder.glob("*.npy"):
         depth = np.load(path)
         depth[np.random.default_rng(0).random(depth.shape) < 0.9] = 0
