@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import short_runs as runs
@@ -105,6 +107,12 @@ def test_held_out_errors_are_paired_and_follow_their_definition(one, base):
         assert min(found[f"octave PSNR {j}", item] for j in range(5)) >= found["pixel PSNR", item] - 1e-6
         assert found["latent error", item] != other["latent error", item]
     assert table(measure.held_out_errors(one)) == found  # the same noise each time
+
+
+def test_levels_are_measured_many_at_once_and_as_if_one_by_one(one):
+    by_one = table(measure.held_out_errors(replace(one, rows=1)))
+    for rows in (2, 3, 16):
+        assert table(measure.held_out_errors(replace(one, rows=rows))) == pytest.approx(by_one, rel=1e-4)
 
 
 def test_the_base_alone_is_what_the_adapter_leaves_when_it_is_off(one, base):
@@ -218,6 +226,13 @@ def test_pairs_are_asked_about_their_order(home):
     found = measure.pairs_in_order(one)
     assert len(found) == len(made.held) and all(0 <= value <= 1 for *_, value in found)
     assert [value for *_, value in measure.pairs_in_order(base)] == [0.5] * len(found)
+    errors = []
+    for rows in (2, 8):  # of a pair, which has one noise for both of its pictures
+        some = replace(one, rows=rows)
+        (_, batch), *_ = measure._single(some, some.held)
+        errors.append(torch.stack(measure._errors(some, batch, some.shown)))
+    assert errors[0].shape == (4, 2)
+    assert torch.allclose(*errors, rtol=1e-4)
     assert len({item for name, item, _ in measure.held_out_errors(one) if name == "latent error"}) == len(found)
 
 

@@ -30,7 +30,7 @@ from ..data.loader import Dataset
 from ..diffusion import sampling
 from ..diffusion.sampling import Prompt
 from ..diffusion.timesteps import NoiseOptions, fixed_draw
-from ..diffusion.types import Batch, Conditioning, Draw, Rows
+from ..diffusion.types import Batch, Conditioning, Rows, Step
 from ..training.build import build_model, build_previews, scan
 from ..training.model import Model
 from ..training.previews import Previews
@@ -61,6 +61,8 @@ class Bench:
     held: list[Item]
     seed: int
     options: MeasureOptions
+    rows: int
+    """How many the network sees at once."""
     untrained: bool = False
     """The adapter does not count."""
 
@@ -96,7 +98,9 @@ def bench(
     asked = [replace(p, text=text) for p, text in zip(build_previews(config, model).prompts, texts, strict=True)]
     wanted = set(held)
     items = [item for item in dataset.held if item_id(item) in wanted]
-    return Bench(model, dataset, Previews(model, asked, config.memory), items, seed, options, adapter is None)
+    return Bench(
+        model, dataset, Previews(model, asked, config.memory), items, seed, options, config.run.batch, adapter is None
+    )
 
 
 # ------------------------------------------------------------------------------------------------- held-out errors
@@ -124,13 +128,10 @@ def held_out_errors(one: Bench) -> Found:
         batch = whole.pick(torch.tensor(kept_rows(whole)))
         true = one.family.decode(batch.latents) if every else None
         latent, pixel, octaves = [], [], []
-        for part in range(one.options.levels):
-            draw = fixed_draw(batch, part, one.options.levels, one.seed, one.model.process, LEVELS)
-            with one.shown():
-                step = forward(one.model, batch, draw)
+        for part, step in _over_levels(one, batch, one.shown):
             error = float((step.out - step.target).float().square().mean())
             latent.append(error)
-            level = f"{float(draw.level[0]):g}"
+            level = f"{float(step.draw.level[0]):g}"
             found.append((f"latent error, level {level}", item_id(item), error))
             if true is not None and part % every == every // 2:
                 difference = one.family.decode(step.x0).clamp(-2, 2).cpu() - true.cpu()
@@ -155,21 +156,37 @@ def pairs_in_order(one: Bench) -> Found:
             continue
         winner, loser = batch.rows.role.index("winner"), batch.rows.role.index("loser")
         right = []
-        for part in range(one.options.levels):
-            draw = fixed_draw(batch, part, one.options.levels, one.seed, one.model.process, LEVELS)
-            with one.base():
-                before = _errors(one, batch, draw)
-            with one.shown():
-                after = _errors(one, batch, draw)
+        for before, after in zip(_errors(one, batch, one.base), _errors(one, batch, one.shown), strict=True):
             margin = float((after - before)[loser] - (after - before)[winner])
             right.append(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0)
         found.append(("pairs in order", item_id(item), float(np.mean(right))))
     return found
 
 
-def _errors(one: Bench, batch: Batch, draw: Draw) -> Tensor:
-    step = forward(one.model, batch, draw)
-    return (step.out - step.target).float().square().mean((1, 2, 3)).cpu()
+def _errors(one: Bench, batch: Batch, how: Callable[[], AbstractContextManager[None]]) -> list[Tensor]:
+    """For each level the rows' errors."""
+    return [(step.out - step.target).float().square().mean((1, 2, 3)).cpu()
+            for _, step in _over_levels(one, batch, how)]  # fmt: skip
+
+
+def _over_levels(
+    one: Bench, batch: Batch, how: Callable[[], AbstractContextManager[None]]
+) -> Iterator[tuple[int, Step]]:
+    """Each level's number and step. The network sees as many rows at once as it does in training; what a level's noise
+    is does not depend on it."""
+    rows, count = len(batch), one.options.levels
+    at_once = max(1, one.rows // rows)
+    for first in range(0, count, at_once):
+        parts = torch.arange(first, min(first + at_once, count)).repeat_interleave(rows)
+        many = batch.pick(torch.arange(rows).repeat(len(parts) // rows))
+        group = many.rows.group + (1 + many.rows.group.max()) * parts.to(many.rows.group)  # each level by itself
+        many = replace(many, rows=replace(many.rows, group=group))
+        with how():
+            step = forward(
+                one.model, many, fixed_draw(many, parts.tolist(), count, one.seed, one.model.process, LEVELS)
+            )
+        for start in range(0, len(parts), rows):
+            yield int(parts[start]), step.pick(torch.arange(start, start + rows))
 
 
 # --------------------------------------------------------------------------------------------------------- pictures
