@@ -144,11 +144,11 @@ def plane(origin: np.ndarray, direction: np.ndarray) -> Hit:
 
 
 def _paint(random: np.random.Generator, cell: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Plain, checked or striped, in two colours."""
+    """Of a solid: plain, or now and then checked or striped, in strong colours."""
     hue = random.random()
-    one = _colour(hue, random.uniform(0.25, 0.9), random.uniform(0.5, 1))
-    other = _colour(hue + random.uniform(-0.2, 0.2), random.uniform(0, 0.9), random.uniform(0.4, 1))
-    kind, turn = random.choice(["plain", "checked", "striped"], p=[0.5, 0.25, 0.25]), random.integers(3)
+    one = _colour(hue, random.uniform(0.4, 0.95), random.uniform(0.35, 0.95))
+    other = _colour(hue + random.uniform(-0.2, 0.2), random.uniform(0.2, 0.9), random.uniform(0.35, 1))
+    kind, turn = random.choice(["plain", "checked", "striped"], p=[0.8, 0.1, 0.1]), random.integers(3)
 
     def paint(at: np.ndarray) -> np.ndarray:
         if kind == "plain":
@@ -158,6 +158,12 @@ def _paint(random: np.random.Generator, cell: float) -> Callable[[np.ndarray], n
         return np.where(odd[:, None], other, one)
 
     return paint
+
+
+def _light(random: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """Of the room: plain and nearly white."""
+    one = _colour(random.random(), random.uniform(0, 0.12), random.uniform(0.88, 1))
+    return lambda at: np.broadcast_to(one, at.shape)
 
 
 def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
@@ -174,29 +180,28 @@ def _turned(up: np.ndarray, angle: float) -> np.ndarray:
 
 
 def make_solids(random: np.random.Generator) -> list[Solid]:
-    """A floor, a wall behind and sometimes one beside, and three to seven solids that stand on the floor."""
+    """A floor, a wall behind and sometimes one beside, and two to five solids that stand on the floor."""
     pitch, height = np.deg2rad(random.uniform(8, 30)), random.uniform(1.2, 2.2)
     up = np.array([0, np.cos(pitch), np.sin(pitch)])
     floor = -height * up
     ahead = np.array([0, np.sin(pitch), -np.cos(pitch)])
     level = _turned(up, 0)
-    solids = [Solid(plane, floor, level, np.ones(3), _paint(random, random.uniform(0.5, 1)))]
+    solids = [Solid(plane, floor, level, np.ones(3), _light(random))]
     back = floor + ahead * random.uniform(6, 11)
     turn = random.uniform(-0.5, 0.5)
     wall = np.stack([np.cross(-ahead, up), -ahead, up], -1) @ _turned(np.array([0.0, 1, 0]), 0)
     spin = np.array([[np.cos(turn), np.sin(turn), 0], [-np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-    solids.append(Solid(plane, back, wall @ spin, np.ones(3), _paint(random, random.uniform(0.7, 1.5))))
+    solids.append(Solid(plane, back, wall @ spin, np.ones(3), _light(random)))
     if random.random() < 0.6:
         side = random.choice([-1, 1])
         axes = np.stack([side * ahead, np.array([-side, 0.0, 0]), up], -1)
-        solids.append(Solid(plane, np.array([side * random.uniform(2.2, 4), 0, 0]), axes, np.ones(3),
-                            _paint(random, random.uniform(0.7, 1.5))))  # fmt: skip
-    for _ in range(random.integers(3, 8)):
+        solids.append(Solid(plane, np.array([side * random.uniform(2.2, 4), 0, 0]), axes, np.ones(3), _light(random)))
+    for _ in range(random.integers(2, 6)):
         shape = (sphere, box, cylinder, cone)[random.integers(4)]
-        half = random.uniform(0.25, 0.75, 3) if shape is box else np.full(3, random.uniform(0.25, 0.65))
+        half = random.uniform(0.4, 0.8, 3) if shape is box else np.full(3, random.uniform(0.4, 0.75))
         if shape in (cylinder, cone):
-            half[1] = random.uniform(0.3, 1)
-        distance = random.uniform(2.2, 6.5)
+            half[1] = random.uniform(0.5, 1.1)
+        distance = random.uniform(2.4, 6)
         across = random.uniform(-0.5, 0.5) * distance
         centre = floor + ahead * distance + np.array([across, 0, 0]) + up * half[1]
         axes = _turned(up, random.uniform(0, np.pi))
@@ -249,7 +254,7 @@ def render(seed: int, size: tuple[int, int] = (128, 128)) -> Scene:
     while True:
         solids, field = make_solids(random), np.deg2rad(random.uniform(50, 70))
         light = np.array([random.uniform(-1, 1), random.uniform(0.6, 1.4), random.uniform(-0.1, 1)])
-        ambient = random.uniform(0.3, 0.5)
+        ambient = random.uniform(0.4, 0.55)
         rays = _rays(size, field)
         depth, normal, _ = _nearest(solids, rays)
         if depth.min() > 1 and depth.max() < 20:  # not within a solid, and a wall wherever one looks
