@@ -13,7 +13,7 @@ from ..training.loop import train
 from .common import print_lines, print_note
 from .dense_predict import load_adapter, score, sheet
 
-TRAINED, HELD_OUT = 400, 100
+TRAINED, HELD_OUT = 800, 100
 FIRST_HELD_OUT = 100_000
 """Seeds of the scenes that are scored; those that are trained on begin at 0."""
 
