@@ -556,6 +556,8 @@ class Loop:
                 if self.stop_requested.is_set() and self.steps_done < s.total:
                     stop_if(s.world == 1 and not self.steps_done)
                     return
+                drawing = f"previews: {index + 1} of {len(previews.prompts)}"
+                self.writer.status("running", message=drawing, now=True)
                 with self._error_is_a_warning(f"no preview of '{prompt.text}'"):
                     path = sampling.picture_path(self.folder.samples, self.steps_done, index)
                     facts = {"run": s.config.run.name, "step": self.steps_done}
