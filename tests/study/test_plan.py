@@ -210,11 +210,40 @@ def test_flags_lie_over_the_file_and_the_folder_can_be_named(make, tmp_path, mon
 
 def test_the_command_finds_ready_studies_and_plans_without_loading(tmp_path, monkeypatch, capsys):
     from pixelkiln.trainer import cli
+    from pixelkiln.trainer.study import hours
 
+    monkeypatch.setattr(hours, "left", lambda *_: hours.Hours(60, 3600, "guessed"))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["study", "demo-pixel", "--plan", "--run.steps=7"]) == 0
     printed = capsys.readouterr().out
     assert "17 arms x 5 seeds = 85 cells" in printed and str(tmp_path / "studies" / "demo-pixel") in printed
+    assert printed.endswith("time: 1 min 0 s to 1 h 0 min (guessed)\n")
     assert cli.main(["study", "demo-pixl", "--plan"]) == 2
     assert "study: there is no 'demo-pixl'; did you mean 'demo-pixel'?" in capsys.readouterr().err
     assert cli.main(["study", "demo-pixel", "--plan", "--budget=8"]) == 2
+
+
+def test_what_is_left_takes_as_long_as_the_cells_that_are_done(make, monkeypatch):
+    from pixelkiln.trainer.estimate import report
+    from pixelkiln.trainer.study import hours, queue
+
+    study = make()
+
+    def answer(estimator, config, steps):
+        return {"seconds_per_step_range": [0.5, 1.0], "seconds_beside": [2, 4], "pace": "not measured"}
+
+    monkeypatch.setattr(report, "answer", answer)
+    found = hours.left(study, print)  # two arms of two seeds, four steps each
+    assert (
+        found
+        and (found.least, found.most) == (16, 32)
+        and found.line == "time: 16 s to 32 s (training alone, by not measured)"
+    )
+    monkeypatch.setattr(report, "answer", lambda *_: {"seconds_per_step_range": None})
+    assert hours.left(study, print) is None
+    for (arm, seed), wall in zip(study.cells[:3], (10, 30, 20)):
+        folder = queue.Cell(study, arm, seed).folder
+        folder.mkdir(parents=True)
+        (folder / "cell.json").write_text(json.dumps({"v": 1, "wall": wall}), "utf-8")
+    found = hours.left(study, print)
+    assert found and found.least == found.most == 30 and "by the cells that are done" in found.line

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..runs.control import DONE
 from .common import Command, print_json, print_lines, print_note
 
 if TYPE_CHECKING:
+    from ..study.hours import Hours
     from ..study.plan import Plan
 
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -41,7 +42,7 @@ def seconds(text: str) -> float:
 
 
 def _study(args: argparse.Namespace) -> int:
-    from ..study import memory, options, plan, queue, report
+    from ..study import hours, memory, options, plan, queue, report
 
     path = _find(args.study)
     budget = seconds(args.budget) if args.budget else None
@@ -51,8 +52,11 @@ def _study(args: argparse.Namespace) -> int:
     many = range(options.MOST_SEEDS) if as_many_as_fit else None
     planned = plan.make(given, config, many)
     if args.plan:
-        lines = _plan_lines(planned)
-        return print_json({"folder": planned.folder, "cells": len(planned.cells)}) if args.json else print_lines(lines)
+        if not args.json:
+            print_lines(_plan_lines(planned))
+        expected = hours.left(planned, print_note)
+        line = expected.line if expected else "time: not known before the first cell"
+        return print_json(_plan_json(planned, expected)) if args.json else print_lines([line])
     code = DONE if args.report else queue.run(planned, print_note, budget)
     outcome = queue.Queue(memory.shared(planned, print_note, choose=False), print_note).report()
     if args.json:
@@ -84,3 +88,14 @@ def _plan_lines(planned: Plan) -> list[str]:
         *(f"  note: {note}" for note in planned.notes),
         f"folder: {planned.folder}",
     ]
+
+
+def _plan_json(planned: Plan, expected: Hours | None) -> dict[str, Any]:
+    """What a host shows before it starts the study. Seconds: of what is left, at least and at most."""
+    return {
+        "name": planned.options.name, "folder": planned.folder, "cells": len(planned.cells),
+        "arms": [{"name": arm.name, "changes": arm.changes} for arm in planned.arms], "seeds": len(planned.seeds),
+        "held_out": len(planned.held), "prompts": len(planned.prompts), "notes": list(planned.notes),
+        "seconds": [expected.least, expected.most] if expected else None,
+        "pace": expected.source if expected else None,
+    }  # fmt: skip

@@ -230,7 +230,7 @@ class Queue:
             return {}
         path = make_folder(self.plan.folder) / "steps.json"
         first, known = self.plan.arms[0], read_object(path)
-        budget = _total(self.plan, first)
+        budget = total_steps_of(self.plan, first)
         for arm in timed:
             key = digest(_trained_by(self.plan.run_config(arm, 0)), _trained_by(self.plan.run_config(first, 0)))
             if known.get(arm.name, {}).get("key") != key:
@@ -241,7 +241,7 @@ class Queue:
         return {arm.name: known[arm.name]["steps"] for arm in timed}
 
     def _seconds_per_step(self, arm: PlannedArm) -> float:
-        config = self.plan.run_config(arm, 0, min(TIMED, _total(self.plan, arm)))
+        config = self.plan.run_config(arm, 0, min(TIMED, total_steps_of(self.plan, arm)))
         name = f"timing-{config.run.name}"
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
         self.log(f"{arm.name}: timing {config.run.steps} steps")
@@ -424,7 +424,7 @@ def _trained_by(config: Config) -> str:
     return digest(config.model_dump(exclude_unset=True, exclude={"run": {"out", "name"}}))
 
 
-def _total(plan: Plan, arm: PlannedArm) -> int:
+def total_steps_of(plan: Plan, arm: PlannedArm) -> int:
     """Steps of an arm as configured."""
     run = arm.config.run
     if not run.epochs:

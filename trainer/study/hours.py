@@ -1,0 +1,58 @@
+"""How long what is left of a study takes: by the cells that are done, or before them by an estimate of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+
+from ..estimate import gpus, report
+from ..runs.check_report import clock
+from ..runs.events import read_object
+from .plan import Plan
+from .queue import Cell, total_steps_of
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Seconds, at least and at most."""
+
+    least: float
+    most: float
+    source: str
+
+    @property
+    def line(self) -> str:
+        span = clock(self.least) if self.least == self.most else f"{clock(self.least)} to {clock(self.most)}"
+        return f"time: {span} ({self.source})"
+
+
+def left(plan: Plan, say: Callable[[str], None]) -> Hours | None:
+    """Of the cells without a measured time; None where nothing is known of this device's speed. Nothing is loaded.
+
+    A cell of an arm takes as long as that arm's others did, or else as all others. Before the first cell it is the
+    training alone, as ``check`` estimates it.
+    """
+    walls: dict[str, list[float]] = {}
+    open_ = []
+    for arm, seed in plan.cells:
+        wall = read_object(Cell(plan, arm, seed).folder / "cell.json").get("wall")
+        if wall:
+            walls.setdefault(arm.name, []).append(wall)
+        else:
+            open_.append(arm)
+    if walls:
+        every = fmean(wall for one in walls.values() for wall in one)
+        total = sum(fmean(walls[arm.name]) if arm.name in walls else every for arm in open_)
+        return Hours(total, total, "by the cells that are done")
+    least = most = 0.0
+    for arm in (one for one in plan.arms if one.given.trains):
+        estimator = report.Estimator(arm.config, plan.found, None, gpus.here(arm.config.run.device), say)
+        steps = total_steps_of(plan, arm)
+        found = report.answer(estimator, arm.config, steps)
+        each = found["seconds_per_step_range"]
+        if each is None:
+            return None
+        slow, fast = (each[i] * steps + found["seconds_beside"][i] for i in (1, 0))
+        least, most = least + fast * len(plan.seeds), most + slow * len(plan.seeds)
+    return Hours(least, most, f"training alone, by {found['pace']}") if most else None
