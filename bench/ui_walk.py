@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from pixelkiln.bench.ui_server import ROOT, served
+from pixelkiln.extension.words import LEAST
 from pixelkiln.trainer.runs import control
 
 SHOWN_AS = "/home/you/pixelkiln"
@@ -110,34 +111,39 @@ def first_use(walk: Walk, steps: int, runs: Path) -> None:
 def compare_and_prefer(walk: Walk, runs: Path) -> None:
     page = walk.page
     walk.step("4 Compare")
-    page.wait_for_selector("#compare-which >> text=final")
-    walk.click("#draw")
     page.wait_for_selector("#compare-grid img")
-    until(lambda: page.get_by_text("Drawing").count() == 0, page)
-    walk.note("the grid is drawn")
+    page.wait_for_selector("#compare-two img")
+    walk.note("previews side by side")
     walk.shoot("compare")
-    walk.step("Blind vote")
+    walk.click("#vote-blind")
     page.wait_for_selector("#vote-prompt .prompt")
     for key in ("ArrowLeft", "ArrowRight", "ArrowRight"):
         before = page.locator("[data-showing]").get_attribute("data-showing")
         page.keyboard.press(key)
         until(lambda before=before: page.locator("[data-showing]").get_attribute("data-showing") != before, page)
     walk.shoot("vote")
+    walk.click("#end-vote")
+    page.wait_for_selector("#vote-result .verdict")
+    walk.step("Studies")
+    page.wait_for_selector("#study-plan")
+    walk.shoot("studies")
     before = walk.clicks
     walk.step("5 Prefer")
     until(lambda: page.input_value("#prefer-run input") == "demo", page)
     walk.click("#generate")
     page.wait_for_selector("#prefer-prompt .prompt")
-    for number in range(3):
+    for number in range(LEAST):
+        page.wait_for_selector(".duel img:visible")  # others are still being drawn
         page.keyboard.press("ArrowLeft")
         page.wait_for_selector(f"#prefer-counts >> text={number + 1} of about")
     walk.shoot("prefer")
+    page.click("#stop-pairs")
     walk.click("#train-on-these")
     page.wait_for_selector("#recipe-status .good")
     walk.note(f"the recipe of a preference run, {walk.clicks - before} clicks from the finished run")
     page.wait_for_selector("#check-report .good.verdict")
     walk.click("#start-training")
-    page.get_by_role("button", name="Start anyway").click()  # three pairs are few, and the check says so
+    page.get_by_role("button", name="Start anyway").click()  # these pairs are few, and the check says so
     until(lambda: control.status(runs / "demo-dpo").step > 0, page)
     walk.note("preference training has begun")
 

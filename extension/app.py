@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, Response
 
 from . import compare, images, look, pictures, prefer, recipe, train, words
 from .page import EVENT, Context, Screen, newest
-from .security import DOWNLOAD, UPLOAD_BYTES, Guard, Login
+from .security import DOWNLOAD, REPORT, UPLOAD_BYTES, Guard, Login
 
 UNREADABLE = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100"><rect width="100" height="100" fill="#8886"/>'
@@ -25,6 +25,8 @@ TYPES = {
     ".bmp": "image/bmp",
     ".avif": "image/avif",
 }
+STILL = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""A report is text and pictures: no script of it runs, and it loads nothing."""
 SWITCH = "() => localStorage.setItem('pixelkiln-theme', document.body.classList.toggle('dark') ? 'dark' : 'light')"
 
 
@@ -63,6 +65,8 @@ def page(context: Context) -> gr.Blocks:
                 .select(lambda name=name, pace=pace: (name, gr.Timer(pace)), None, [current, clock], **EVENT)
                 .then(newest(context, screen.show), screen.inputs, screen.outputs, **EVENT)
             )
+            if name == "train":
+                screen.parts["redraw"](shown)
             if name == "recipe":
                 screen.parts["check"].on_change(shown)
         order = list(screens)
@@ -136,6 +140,13 @@ def application(context: Context, login: Login | None) -> Any:
         if path is None or not path.is_file():
             return Response(status_code=404)
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+
+    @web.get("/report/{signature}/{name}")
+    def report(signature: str, name: str) -> Response:
+        path = context.addresses.path(signature, REPORT, name)
+        if path is None or not path.is_file():
+            return Response(status_code=404)
+        return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": STILL})
 
     @web.get("/alive")
     def alive() -> dict[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,53 +117,93 @@ def start(run_dir: Path, one: Sheet) -> None:
     with locked(Home(runs).own / "drawing"):
         if busy(one):
             return
-        _gpu_is_free(runs)
+        need_gpu(runs)
         write(one.folder / "config.toml", configured(run_dir, one.prompts))
         cells = [
             {"adapter": c.adapter, "strength": c.strength, "folder": str(one.folder / c.id)} for c in one.candidates
         ]
         write(one.folder / "cells.json", json.dumps(cells))
-        _start(one.folder)
+        asked = ["draw", str(one.folder / "config.toml"), "--cells", str(one.folder / "cells.json"), "--json"]
+        begin(one.folder, asked)
 
 
-def _gpu_is_free(runs: Path) -> None:
+def need_gpu(runs: Path) -> None:
+    """UserError where something else works on this machine's GPU."""
     training = next((run.name for run in control.list_runs(runs) if run.status.live), None)
     if training:
         raise UserError(f"draw: run '{training}' trains on this machine's GPU; pause it in step 3, or wait for it")
-    if under_way(runs):
+    if drawing(runs):
         raise UserError("draw: other pictures are being drawn; wait for them, or press Stop")
+    if under_way(runs):
+        raise UserError("draw: a study is at work on this machine's GPU; stop it in step 4, or wait for it")
 
 
-def _start(folder: Path) -> None:
-    command = [str(control.find_python()), "-m", "trainer", "draw", str(folder / "config.toml")]
-    command += ["--cells", str(folder / "cells.json"), "--json"]
+def begin(folder: Path, arguments: Sequence[str]) -> None:
+    """Start a command of the trainer in a process of its own, which ``control`` watches and ends by the folder. Its
+    output goes to ``log.txt`` there. UserError when it cannot be started."""
+    command = [str(control.find_python()), "-m", "trainer", *arguments]
     log = folder / "log.txt"
     begin = log.stat().st_size if log.exists() else 0
     try:
         process = start_detached(command, log, cwd=ROOT, env=environment())
     except OSError as error:
-        raise UserError(f"draw: {command[0]} does not run ({error.strerror}); run: python install.py trainer") from None
+        line = f"trainer: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
+        raise UserError(line) from None
     write_json(folder / MARK, {"v": 1, "job": uuid.uuid4().hex, **control.identity(process.pid), "log": begin})
+
+
+def seconds_each(run_dir: Path) -> float | None:
+    """About how long one picture takes, by the times of the run's newest pictures: the median between one and the next
+    of the same drawing. None where there are too few."""
+    folders: dict[str, list[float]] = {}
+    for path in [*run_dir.glob("samples/step*_*.png"), *run_dir.glob("candidates/*/*/*.png")]:
+        where = path.name.split("_")[0] if path.parent.name == "samples" else str(path.parent)
+        folders.setdefault(where, []).append(path.stat().st_mtime)
+    drawn = sorted((sorted(times) for times in folders.values() if len(times) > 1), key=max)
+    gaps = [after - before for times in drawn[-3:] for before, after in pairwise(times)]
+    return statistics.median(gaps) if gaps else None
 
 
 def busy(one: Sheet) -> bool:
     return control.status(one.folder).live
 
 
-def under_way(runs: Path) -> list[Path]:
+def drawing(runs: Path) -> list[Path]:
     """The folders of the sheets that are being drawn, whoever began it."""
     marks = [*runs.glob(f"*/compare/*/{MARK}"), *runs.glob(f"*/candidates/*/{MARK}")]
     return [mark.parent for mark in marks if control.status(mark.parent).live]
 
 
+def under_way(runs: Path) -> list[Path]:
+    """What works on the GPU beside the queue: sheets that are being drawn, and studies."""
+    studies = [mark.parent for mark in runs.glob(f"studies/*/{MARK}")]
+    return [*drawing(runs), *(one for one in studies if control.status(one).live)]
+
+
 def stop(runs: Path) -> None:
     """End all drawing below a folder of runs; what is drawn stays. UserError: nothing is being drawn."""
-    drawing = under_way(runs)
-    if not drawing:
+    drawn = drawing(runs)
+    if not drawn:
         raise UserError("draw: nothing is being drawn")
-    for folder in drawing:
+    for folder in drawn:
         control.kill(folder)
         (folder / MARK).unlink(missing_ok=True)
+
+
+def progress(folder: Path) -> tuple[int, int]:
+    """Pictures that are drawn in a sheet's folder, and that were asked for."""
+    try:
+        cells = json.loads(read_text(folder / "cells.json"))
+        prompts = tomlkit.parse(read_text(folder / "config.toml")).unwrap()["sample"]["prompts"]
+    except (UserError, TOMLKitError, ValueError, KeyError):
+        return 0, 0
+    return len([*folder.glob("*/*.png")]), len(cells) * len(prompts)
+
+
+def ended_early(folder: Path) -> str:
+    """Why drawing ended early; empty when it did not, or was stopped."""
+    now, (done, total) = control.status(folder), progress(folder)
+    return now.message if now.state == "failed" and done < total else ""
 
 
 def trouble(one: Sheet) -> str:

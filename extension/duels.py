@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +32,8 @@ def grouped(folder: Path) -> dict[str, list[tuple[Path, int | None]]]:
     """Pictures below a folder by the prompt that is written in them; those that do not tell are left out."""
     out: dict[str, list[tuple[Path, int | None]]] = {}
     paths = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in images.ENDINGS and not path.name.startswith(".")
+        (path for path in folder.rglob("*") if path.suffix.lower() in images.ENDINGS and not path.name.startswith(".")),
+        key=lambda path: (str(path.parent), len(path.name), path.name),  # 99 before 100
     )
     for path in paths[:MOST_PICTURES]:
         made = _made(str(path), path.stat().st_mtime_ns)
@@ -46,12 +47,15 @@ def _made(path: str, _changed: int) -> metadata.Made | None:
     return metadata.read(Path(path))
 
 
-def duels(groups: dict[str, list[tuple[Path, int | None]]], decided: set[frozenset[str]]) -> list[Duel]:
-    """Neighbours of each prompt against each other (an odd last one against the first), without what is decided."""
+def duels(
+    groups: dict[str, list[tuple[Path, int | None]]], decided: set[frozenset[str]], whole: bool = True
+) -> list[Duel]:
+    """Neighbours of each prompt against each other, without what is decided. An odd last one is laid against the first,
+    unless its own partner is still to come (not ``whole``)."""
     out = []
     for prompt, pictures in groups.items():
         couples = list(zip(pictures[::2], pictures[1::2]))
-        if len(pictures) > 2 and len(pictures) % 2:
+        if whole and len(pictures) > 2 and len(pictures) % 2:
             couples.append((pictures[-1], pictures[0]))
         for one, other in couples:
             names = (stored_name(one[0]), stored_name(other[0]))
@@ -137,6 +141,7 @@ def _remove(folder: Path, row: pairs_file.Pair | pairs_file.Rating) -> bool:
     return bool(found)
 
 
-def two_seeds(prompts: Iterable[str], first: int) -> list[str]:
-    """Each prompt twice, with seeds of its own, as the trainer's prompt flags say it."""
-    return [f"{prompt} --d {first + 2 * i + j}" for i, prompt in enumerate(prompts) for j in (0, 1)]
+def two_seeds(prompts: Sequence[str], first: int, pairs: int) -> list[str]:
+    """So many pairs over the prompts in turn, each picture with a seed of its own, as the trainer's prompt flags say
+    it."""
+    return [f"{prompts[i % len(prompts)]} --d {first + 2 * i + j}" for i in range(pairs) for j in (0, 1)]

@@ -1,6 +1,6 @@
 () => {
   // Keys press the visible button that carries them: left, right, down (tie), S (skip), U (undo).
-  const names = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", s: "skip", u: "undo" };
+  const names = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", s: "skip", u: "undo", z: "zoom" };
   const typing = "input, textarea, select, [contenteditable=true], [role=listbox], .cm-editor";
   // Who came to a tab with the Tab key moves along the tabs; after a click on one the keys vote.
   let byKeys = false;
@@ -10,7 +10,7 @@
     const name = names[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!name || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.closest(typing) || (byKeys && event.target.closest("[role=tab]"))) return;
-    for (const screen of ["prefer", "vote"]) {
+    for (const screen of ["prefer", "vote", "study"]) {
       const found = document.getElementById(`${screen}-${name}`);
       const button = found && (found.matches("button") ? found : found.querySelector("button"));
       if (button && button.offsetParent !== null && !button.disabled) {
@@ -20,6 +20,33 @@
       }
     }
   });
+
+  // Zoom of a duel: Z, a click or the wheel; both pictures show the same part, which follows the mouse.
+  const zooms = [1, 2, 4];
+  const duelOf = (event) => event.target.closest?.(".duel figure");
+  const zoom = (to, event) => {
+    const root = document.documentElement.style;
+    const now = Number(root.getPropertyValue("--zoom")) || 1;
+    root.setProperty("--zoom", to(zooms.indexOf(now)));
+    if (event) look_at(event);
+  };
+  const look_at = (event) => {
+    const figure = duelOf(event);
+    if (!figure) return;
+    const box = figure.getBoundingClientRect();
+    const root = document.documentElement.style;
+    root.setProperty("--zoom-x", `${(100 * (event.clientX - box.left)) / box.width}%`);
+    root.setProperty("--zoom-y", `${(100 * (event.clientY - box.top)) / box.height}%`);
+  };
+  const next = (at) => zooms[(at + 1) % zooms.length];
+  window.addEventListener("zoom-duel", () => zoom(next));
+  document.addEventListener("mousemove", look_at);
+  document.addEventListener("click", (event) => { if (duelOf(event)) zoom(next, event); });
+  document.addEventListener("wheel", (event) => {
+    if (!duelOf(event) || !event.ctrlKey) return;
+    event.preventDefault();
+    zoom((at) => zooms[Math.max(0, Math.min(zooms.length - 1, at + (event.deltaY < 0 ? 1 : -1)))], event);
+  }, { passive: false });
 
   // Tab leaves the text of the recipe; arrow keys move along the tabs.
   document.addEventListener("keydown", (event) => {
@@ -37,18 +64,29 @@
   // Each screen has an address, and the theme is remembered.
   const tabsOf = () => [...document.querySelectorAll("#steps > .tab-wrapper [role=tab]")].filter((one) => one.offsetParent);
   const screens = ["pictures", "recipe", "train", "compare", "prefer"];
+  const inner = { studies: "compare", maps: "compare" };
+  const select = (tab) => { if (tab && tab.getAttribute("aria-selected") !== "true") tab.click(); };
   const goTo = () => {
-    const tab = tabsOf()[screens.indexOf(location.hash.slice(1))];
-    if (tab && tab.getAttribute("aria-selected") !== "true") tab.click();
+    const name = location.hash.slice(1);
+    select(tabsOf()[screens.indexOf(inner[name] || name)]);
+    const within = name in inner || name === "compare";
+    if (within) setTimeout(() => select(document.getElementById(`inner-${name}-button`)), 200);
+  };
+  const here = () => {
+    const name = screens[tabsOf().findIndex((one) => one.getAttribute("aria-selected") === "true")];
+    const shown = Object.keys(inner).find((one) => inner[one] === name
+      && document.getElementById(`inner-${one}-button`)?.getAttribute("aria-selected") === "true");
+    return shown || name;
   };
   window.addEventListener("hashchange", goTo);
   const wait = setInterval(() => {
     if (!tabsOf().length) return;
     clearInterval(wait);
-    if (screens.indexOf(location.hash.slice(1)) > 0) goTo();
+    const asked = location.hash.slice(1);
+    if (asked in inner || screens.indexOf(asked) > 0) goTo();
     new MutationObserver(() => {
-      const at = tabsOf().findIndex((one) => one.getAttribute("aria-selected") === "true");
-      if (at >= 0 && location.hash.slice(1) !== screens[at]) history.replaceState(null, "", `#${screens[at]}`);
+      const name = here();
+      if (name && location.hash.slice(1) !== name) history.replaceState(null, "", `#${name}`);
     }).observe(document.getElementById("steps"), { subtree: true, attributes: true, attributeFilter: ["aria-selected"] });
   }, 100);
   const theme = localStorage.getItem("pixelkiln-theme");

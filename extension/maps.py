@@ -58,8 +58,8 @@ class Maps:
                 sources=["upload", "clipboard"],
             )
             self.slider = gr.ImageSlider(
-                show_label=False, label=words.MAP_RESULT, interactive=False, height=420, elem_id="map-result",
-                buttons=["fullscreen"],
+                show_label=False, label=words.MAP_RESULT, interactive=False, max_height=2000,
+                elem_id="map-result", elem_classes="two", format="png", buttons=["fullscreen"],
             )  # fmt: skip
         self.relief = gr.Model3D(label=words.RELIEF, height=420, elem_id="map-relief")
         self.outputs = [self.run, self.message]

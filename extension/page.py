@@ -83,6 +83,25 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
     return inner
 
 
+def in_place(function: Callable[P, list[Any]], skipped: int) -> Callable[P, list[Any]]:
+    """As ``kindly``, but what a person has to mend stands where the answer's first part would, until the next answer;
+    the ``skipped`` parts after it stay as they are."""
+
+    @functools.wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> list[Any]:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            return [alert(str(error)), *[gr.skip()] * skipped]
+
+    return kindly(inner)
+
+
+def alert(line: str) -> str:
+    """What a person has to mend, beside where; read aloud."""
+    return f'<p class="note bad" role="alert">{escape(line)}</p>'
+
+
 def changing(component: Choice) -> Choice:
     """A list whose choices come and go. What was chosen may have left it on its way to the server, as when runs change
     between two looks: gradio's own check would end that in a traceback, and what receives it knows what is there."""
@@ -169,6 +188,25 @@ def folder_of(home: Home, name: str | None) -> Path:
     if found is None:
         raise UserError(f"run: there is no '{name}'; choose one from the list")
     return found
+
+
+def choice_buttons(prefix: str) -> dict[str, gr.Button]:
+    """The answers under two pictures, each with its key."""
+    made: dict[str, gr.Button] = {}
+    with gr.Row(elem_classes="tight keys"):
+        for name, text in words.CHOICES.items():
+            made[name] = gr.Button(text, elem_id=f"{prefix}-{name}", min_width=80)
+        zoom = gr.Button(words.ZOOM, elem_id=f"{prefix}-zoom", min_width=80)
+    zoom.click(None, None, None, js="() => window.dispatchEvent(new Event('zoom-duel'))", **EVENT)
+    return made
+
+
+def about(seconds: float) -> str:
+    """A time that is only estimated, in words: ``40 s``, ``6 min``, ``1 h 20 min``."""
+    if seconds < 90:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def lora_hosts(home: Home) -> list[hosts.Host]:

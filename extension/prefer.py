@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,30 @@ from ..trainer.data import pairs_file
 from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.events import read_object
-from . import draft, draws, duels, words
-from .compare import lines_of, prompts_of, stop_button
-from .page import EVENT, SLOW, Context, Screen, bar, changing, folder_of, kindly, note, short
+from . import draft, draws, duels, progress, words
+from .compare import newest, prompts_of, prompts_or_own, stop_button
+from .page import (
+    EVENT,
+    SLOW,
+    Context,
+    Screen,
+    about,
+    bar,
+    changing,
+    choice_buttons,
+    folder_of,
+    in_place,
+    kindly,
+    note,
+    short,
+)
 from .store import read_text, write_json
+
+KINDS = ("dpo", "kto")
+PACE = 2.0
+"""Seconds between looks at what is being drawn."""
+STEPS, BATCH, RATE = 300, 2, 2e-5
+"""Of the recipe for a preference run."""
 
 
 class Prefer:
@@ -26,118 +45,164 @@ class Prefer:
 
     def __init__(self, context: Context):
         self.context, self.home, self.address = context, context.home, context.addresses
-        self.rest, self.acts = gr.State([]), gr.State([])
-        self._source()
+        self.rest, self.acts, self.source = gr.State([]), gr.State([]), gr.State("generate")
+        self.clock = gr.Timer(PACE, active=False)
+        self._ask()
         self.message = gr.HTML(elem_id="prefer-message")
-        self.asked = gr.HTML(elem_id="prefer-prompt")
-        with gr.Row(elem_classes="duel"):
-            self.left, self.right = gr.HTML(elem_id="duel-left"), gr.HTML(elem_id="duel-right")
-        self._choices()
-        self.counted = gr.HTML(elem_id="prefer-counts")
-        with gr.Row():
-            gr.HTML("")
+        with gr.Column(visible=False, elem_id="judging") as self.judging:
+            self.asked = gr.HTML(elem_id="prefer-prompt")
+            with gr.Row(elem_classes="duel"):
+                self.left, self.right = gr.HTML(elem_id="duel-left"), gr.HTML(elem_id="duel-right")
+            self._choices()
+        with gr.Row(elem_classes="align-end"):
+            self.counted = gr.HTML(elem_id="prefer-counts")
             self.train = gr.Button(
-                words.TRAIN_ON_THESE, variant="primary", elem_id="train-on-these", scale=0, min_width=180
-            )
-        self.table = [self.message, self.asked, self.left, self.right, self.counted, self.rest]
-        self.laid = [self.where, *self.table]
-        self.outputs = [
-            self.source, self.kept, self.run, self.prompts, self.outside, self.by_drawing, self.by_folder, *self.laid
-        ]  # fmt: skip
-        self.inputs = [self.source, self.run, self.kept]
+                words.TRAIN_ON_THESE, variant="primary", elem_id="train-on-these", scale=0, min_width=240,
+                interactive=False,
+            )  # fmt: skip
+        self.table = [self.message, self.asked, self.left, self.right, self.counted, self.rest, self.train]
+        self.table += [self.judging]
+        self.laid = [*self.table, self.clock, self.source, self.halt]
+        self.outputs = [self.run, self.generate, self.kept, self.prompts, self.outside, *self.laid]
+        self.inputs = [self.source, self.run, self.kept, self.outside, self.many, self.kind, self.acts]
         self._wire()
 
-    def _source(self) -> None:
-        with gr.Accordion(words.SOURCE, elem_id="prefer-where") as self.where:
-            self._choose_source()
-
-    def _choose_source(self) -> None:
+    def _ask(self) -> None:
         with gr.Row(elem_classes="align-end"):
-            sources = [(text, key) for key, text in words.SOURCES.items()]
-            self.source = gr.Radio(sources, value="generate", show_label=False, scale=3, elem_id="prefer-source")
-            self.kept = gr.Textbox(label=words.PAIRS_FOLDER, info=words.PAIRS_INFO, elem_id="pairs-folder", scale=2)
-        with gr.Row(elem_classes="align-end") as self.by_drawing:
-            self.run = changing(gr.Dropdown([], label=words.RUN, elem_id="prefer-run", scale=1))
-            self.prompts = gr.Textbox(
-                label=words.COMPARE_PROMPTS, lines=3, max_lines=4, elem_id="prefer-prompts", scale=3
+            self.run = changing(gr.Dropdown([], label=words.RUN, elem_id="prefer-run", scale=2, min_width=160))
+            self.generate = gr.Button(
+                words.GENERATE.format(words.USEFUL), variant="primary", elem_id="generate", scale=2, min_width=240
             )
-            self.generate = gr.Button(words.GENERATE, variant="primary", elem_id="generate", scale=0, min_width=140)
-            stop_button(self.home, "stop-pairs")
-        with gr.Row(elem_classes="align-end", visible=False) as self.by_folder:
-            self.outside = gr.Textbox(label=words.OUTPUTS, elem_id="outputs-folder", scale=4)
-            self.load = gr.Button(words.LOAD, variant="primary", elem_id="load-pairs", scale=0, min_width=140)
+            self.halt = stop_button(self.home, "stop-pairs", visible=False)
+            self.outside = gr.Textbox("", label=words.OUTPUTS, elem_id="outputs-folder", scale=3, min_width=240)
+            self.load = gr.Button(words.LOAD, elem_id="load-pairs", scale=0, min_width=120)
+        with gr.Accordion(words.PREFER_OPTIONS, open=False, elem_id="prefer-more"), gr.Row():
+            self.prompts = gr.Textbox(
+                "", label=words.COMPARE_PROMPTS, lines=3, max_lines=6, elem_id="prefer-prompts", scale=3
+            )
+            with gr.Column(scale=2):
+                self.many = gr.Slider(
+                    2, 200, value=words.USEFUL, step=1, label=words.HOW_MANY, elem_id="how-many-pairs", buttons=[]
+                )
+                self.kept = gr.Textbox("", label=words.PAIRS_FOLDER, info=words.PAIRS_INFO, elem_id="pairs-folder")
+                self.kind = gr.Radio(
+                    [(words.JUDGED_BY[one], one) for one in KINDS], value="dpo", label=words.JUDGED, elem_id="judge-by"
+                )
 
     def _choices(self) -> None:
-        self.buttons: dict[str, gr.Button] = {}
-        with gr.Row(elem_classes="tight"):
-            for name, text in words.CHOICES.items():
-                self.buttons[name] = gr.Button(text, elem_id=f"prefer-{name}", min_width=80)
-        gr.HTML(note(words.PREFER_INTRO))
+        self.buttons = choice_buttons("prefer")
         self.thumbs: dict[tuple[str, bool], gr.Button] = {}
-        with gr.Accordion(words.THUMBS_TITLE, open=False), gr.Row(elem_classes="tight"):
+        with gr.Row(elem_classes="tight", visible=False, elem_id="thumbs") as self.alone:
             for (side, liked), text in words.THUMBS.items():
                 name = f"{'like' if liked else 'dislike'}-{side}"
-                self.thumbs[side, liked] = gr.Button(text, size="sm", elem_id=name)
+                self.thumbs[side, liked] = gr.Button(text, elem_id=name, min_width=80)
 
     def _wire(self) -> None:
-        decided = [self.kept, self.rest, self.source, self.run, self.outside, self.acts, self.left, self.right]
+        where = [self.source, self.run, self.outside, self.kind]
+        decided = [self.kept, self.rest, *where, self.acts, self.left, self.right]
         # A quick key is not dropped while the last one is under way: one after another, each for what was seen.
         keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "prefer"}
         for name, button in self.buttons.items():
             button.click(functools.partial(self.choose, name), decided, self.table, **keys)
         for (side, liked), button in self.thumbs.items():
-            rated = [self.kept, self.rest, self.acts]
-            button.click(functools.partial(self.thumb, side, liked), rated, [self.counted], **keys)
-        drawn = self.generate.click(self.draw, [self.kept, self.run, self.prompts], [self.message], **SLOW)
-        # An event of its own, as a generator's last values come twice: see compare.
-        drawn.success(self.lay, [self.kept, self.run, self.message], self.laid, **EVENT)
-        self.load.click(self.from_folder, [self.kept, self.outside], self.laid, **SLOW)
-        for changed in (self.source.input, self.run.input):
-            changed(self.change, self.inputs, self.outputs, **EVENT)
+            rated = [self.kept, self.rest, self.acts, self.run]
+            button.click(functools.partial(self.thumb, side, liked), rated, [self.counted, self.train], **keys)
+        drawing = [self.kept, self.run, self.prompts, self.many]
+        begun = self.generate.click(
+            in_place(self.draw, 3), drawing, [self.message, self.clock, self.source, self.halt], **SLOW
+        )
+        look = (self.watch, [self.kept, self.rest, *where, self.acts], self.laid)
+        begun.success(*look, **keys)
+        self.clock.tick(*look, **{**keys, "trigger_mode": "once"})
+        opened = [self.kept, self.outside, self.run, self.kind, self.acts]
+        self.load.click(in_place(self.from_folder, len(self.laid) - 1), opened, self.laid, **SLOW)
+        self.run.input(self.of_run, self.inputs, self.outputs, **EVENT)
+        self.many.change(self.named, [self.run, self.many], [self.generate], **EVENT)
+        kinds = [self.alone, *(self.buttons[one] for one in ("left", "tie", "right")), self.counted, self.train]
+        self.kind.input(self.judge_by, [self.kind, self.kept, self.run], kinds, **EVENT)
 
     @kindly
-    def show(self, which: str, chosen: str | None, folder: str) -> list[Any]:
-        """Runs that can draw, the folder of pairs, and the next two pictures."""
+    def show(
+        self, which: str, chosen: str | None, folder: str, outside: str, many: float, kind: str,
+        acts: list[duels.Act],
+    ) -> list[Any]:  # fmt: skip
+        """Runs that can draw, and the next two pictures. What is typed stays: empty fields say what is taken."""
         known = [one for one in control.list_runs(self.home.runs) if control.checkpoints(one.path)]
         current = next((one for one in known if one.name == chosen), known[0] if known else None)
-        before = read_object(self.home.settings).get("prefer", {})
-        first, outside = not folder, before.get("outputs", "")
-        folder = folder or before.get("pairs") or str(self.home.data / "pairs")
-        same = current is None or chosen == current.name
+        name = current.name if current else None
+        names = [one.name for one in known]
         return [
-            which, folder, gr.update(choices=[one.name for one in known], value=current.name if current else None),
-            gr.skip() if same or current is None else "\n".join(prompts_of(current.path)),
-            outside if first else gr.skip(),
-            gr.update(visible=which == "generate"), gr.update(visible=which == "folder"),
-            *self._all(self._pool(which, current.path if current else None, outside), folder),
+            gr.update(choices=names) if name == chosen else gr.update(choices=names, value=name),
+            self.named(name, many), gr.update(placeholder=str(self._folder(""))),
+            gr.update(placeholder="\n".join(prompts_of(current.path)) if current else ""),
+            gr.update(placeholder=self._before().get("outputs", "")),
+            *self._all(which, name, outside, folder, kind, acts),
         ]  # fmt: skip
+
+    @kindly
+    def of_run(
+        self, which: str, chosen: str | None, folder: str, outside: str, many: float, kind: str,
+        acts: list[duels.Act],
+    ) -> list[Any]:  # fmt: skip
+        """Another run, whose own pictures are meant."""
+        return self.show("generate", chosen, folder, outside, many, kind, acts)
+
+    def named(self, name: str | None, many: float) -> Any:
+        """The button that draws, with its time as far as it is known."""
+        run_dir = _run(self.home, name)
+        text = words.GENERATE.format(int(many))
+        each = draws.seconds_each(run_dir) if run_dir else None
+        return gr.update(
+            value=words.TAKES.format(text, about(2 * many * each)) if each else text, interactive=run_dir is not None
+        )
+
+    @kindly
+    def judge_by(self, kind: str, folder: str, name: str | None) -> list[Any]:
+        """Buttons for two pictures against each other, or thumbs for each."""
+        alone = kind == "kto"
+        counts = self._counts(self._folder(folder), name, kind)
+        return [gr.update(visible=alone), *[gr.update(visible=not alone)] * 3, *counts]
+
+    # ------------------------------------------------------------------------------------------------- what is open
 
     def _pool(self, which: str, run_dir: Path | None, outside: str) -> Path | None:
         """The folder whose pictures are compared."""
         if which == "folder":
-            return self.context.folders.check("folder of outputs", outside) if outside.strip() else None
+            given = outside.strip() or self._before().get("outputs", "")
+            return self.context.folders.check("folder of outputs", given)
         return run_dir / "candidates" if run_dir and (run_dir / "candidates").is_dir() else None
 
-    @kindly
-    def change(self, which: str, chosen: str | None, folder: str) -> list[Any]:
-        """Another source or run; where it is chosen stays open."""
-        now = self.show(which, chosen, folder)
-        now[self.outputs.index(self.where)] = gr.skip()
-        return now
+    def _all(
+        self, which: str, name: str | None, outside: str, folder: str, kind: str, acts: list[duels.Act], line: str = ""
+    ) -> list[Any]:  # fmt: skip
+        """Everything that is still open, the first of it on the table."""
+        run_dir = _run(self.home, name)
+        pool, drawn = self._pool(which, run_dir, outside), self._drawing(run_dir)
+        found = self._open(pool, self._folder(folder), not drawn)
+        if not found and not line:
+            nothing = words.NOTHING_TO_RATE if run_dir else words.NO_RUN_DRAWS
+            line = note(words.MORE_COMES if drawn and pool else words.ALL_RATED if pool else nothing)
+        if drawn:
+            line = note(words.DRAWING.format(*draws.progress(drawn)))
+        laid = self._top(found, folder, name, kind, acts, line)
+        at_work = drawn is not None
+        return [*laid, gr.Timer(PACE, active=at_work), which, gr.update(visible=at_work)]
 
-    def _all(self, pool: Path | None, folder: str, line: str = "") -> list[Any]:
-        """Everything that is still open, the first of it on the table; where it comes from folds away."""
-        found = self._open(pool, Path(folder))
-        none = words.ALL_RATED if pool else words.NOTHING_TO_RATE
-        return [gr.update(open=not found), *self._top(found, folder, line or ("" if found else note(none)))]
+    def _open(self, pool: Path | None, folder: Path, whole: bool = True) -> list[duels.Duel]:
+        return duels.duels(duels.grouped(pool), duels.decided(folder), whole) if pool else []
 
-    def _open(self, pool: Path | None, folder: Path) -> list[duels.Duel]:
-        return duels.duels(duels.grouped(pool), duels.decided(folder)) if pool else []
+    def _drawing(self, run_dir: Path | None) -> Path | None:
+        """The folder in which pairs of this run are being drawn."""
+        under_way = draws.under_way(self.home.runs)
+        return next((one for one in under_way if run_dir and one.parent == run_dir / "candidates"), None)
 
-    def _top(self, rest: list[duels.Duel], folder: str, line: str = "") -> list[Any]:
-        counts = _counts(Path(folder))
+    def _top(
+        self, rest: list[duels.Duel], folder: str, name: str | None, kind: str, acts: list[duels.Act], line: str = ""
+    ) -> list[Any]:  # fmt: skip
+        """The first of the rest; where there is none, the keys stay as long as there is something to undo."""
+        counts, train = self._counts(self._folder(folder), name, kind)
         if not rest:
-            return [line or note(words.ALL_RATED), "", "", "", counts, []]
+            return [line or note(words.ALL_RATED), "", "", "", counts, [], train, gr.update(visible=bool(acts))]
         one = rest[0]
         pictures = [
             f'<figure><img alt="{side}" src="{self.address.url(path, 1024)}"></figure>'
@@ -147,102 +212,139 @@ class Prefer:
         soon = "".join(
             f'<img hidden alt="" src="{self.address.url(p, 1024)}">' for d in rest[1:2] for p in (d.left, d.right)
         )
-        return [line, prompt + soon, *pictures, counts, rest]
+        return [line, prompt + soon, *pictures, counts, rest, train, gr.update(visible=True)]
+
+    # ---------------------------------------------------------------------------------------------------- answers
 
     @kindly
     def choose(
-        self, won: str, folder: str, rest: list[duels.Duel], which: str, name: str, outside: str,
+        self, won: str, folder: str, rest: list[duels.Duel], which: str, name: str, outside: str, kind: str,
         acts: list[duels.Act], *seen: str,
     ) -> list[Any]:  # fmt: skip
         """One key, for the two pictures that were seen: the answer is on the disk before the next two show. ``acts`` is
         what this page has written so far."""
         target = self._pairs_folder(folder)
+        run_dir = _run(self.home, name)
+        drawn = self._drawing(run_dir)
         line = _take_back(acts) if won == "undo" else ""
         if won == "undo" or not rest:  # nothing is known of a page that was open before a restart
-            rest = self._open(self._pool(which, _run(self.home, name), outside), target)
+            rest = self._open(self._pool(which, run_dir, outside), target, not drawn)
         if won == "undo":
-            return self._top(rest, str(target), line)
+            return self._top(rest, folder, name, kind, acts, line)
         if not rest:
             raise UserError(words.NOTHING_TO_RATE)
+        if drawn:
+            line = note(words.DRAWING.format(*draws.progress(drawn)))
         meant = next((one for one in rest if self._is(one, seen)), None)
         if meant is None:  # the key was meant for the pictures before, which are decided
-            return self._top(rest, str(target))
+            return self._top(rest, folder, name, kind, acts, line)
         others = [one for one in rest if one is not meant]
         if won == "skip":
-            return self._top([*others, meant], str(target))
+            return self._top([*others, meant], folder, name, kind, acts, line)
         act = duels.decide(target, meant, won)
         if act:
             acts.append(act)
-        return self._top(others, str(target))
+        if not others:  # what was drawn meanwhile
+            others = self._open(self._pool(which, run_dir, outside), target, not drawn)
+        return self._top(others, folder, name, kind, acts, line)
 
     def _is(self, duel: duels.Duel, seen: tuple[str, ...]) -> bool:
         """Whether these are the two pictures that the page showed."""
         return all(self.address.url(path, 1024) in one for path, one in zip((duel.left, duel.right), seen))
 
     @kindly
-    def thumb(self, side: str, liked: bool, folder: str, rest: list[duels.Duel], acts: list[duels.Act]) -> str:
+    def thumb(
+        self, side: str, liked: bool, folder: str, rest: list[duels.Duel], acts: list[duels.Act], name: str | None
+    ) -> list[Any]:
         if not rest:
             raise UserError(words.NOTHING_TO_RATE)
         target = self._pairs_folder(folder)
         acts.append(duels.rate(target, rest[0], side, liked))
-        return _counts(target)
+        return self._counts(target, name, "kto")
 
-    @kindly
-    def from_folder(self, folder: str, outside: str) -> list[Any]:
-        pool = self.context.folders.check("folder of outputs", outside)
+    # ---------------------------------------------------------------------------------------------------- drawing
+
+    def from_folder(
+        self, folder: str, outside: str, name: str | None, kind: str, acts: list[duels.Act]
+    ) -> list[Any]:  # fmt: skip
+        pool = self._pool("folder", None, outside)
         self._remember(folder, outputs=str(pool))
-        return self._all(pool, folder)
+        return self._all("folder", name, str(pool), folder, kind, acts)
 
-    def draw(self, folder: str, name: str, text: str) -> Iterator[str]:
-        """Draw two pictures for each prompt."""
-        sheet = self._begin(folder, name, text)
-        before = -1
-        while draws.busy(sheet):
-            if sheet.done() != before:
-                before = sheet.done()
-                yield note(words.DRAWING.format(before, sheet.total))
-            time.sleep(0.5)
-        yield note(draws.trouble(sheet), "bad")
-
-    @kindly
-    def lay(self, folder: str, name: str, trouble: str) -> list[Any]:
-        """Lay what was drawn on the table."""
-        return self._all(self._pool("generate", _run(self.home, name), ""), folder, trouble)
-
-    @kindly
-    def _begin(self, folder: str, name: str, text: str) -> draws.Sheet:
+    def draw(self, folder: str, name: str, text: str, many: float) -> list[Any]:
+        """Begin to draw so many pairs; they are judged while others are drawn."""
         run_dir = folder_of(self.home, name)
-        adapter = control.checkpoints(run_dir)[-1].path
-        texts = duels.two_seeds(lines_of(text), int(time.time()) % 1_000_000)
+        texts = duels.two_seeds(prompts_or_own(run_dir, text), int(time.time()) % 1_000_000, int(many))
         place = run_dir / "candidates" / str(int(time.time()))
-        sheet = draws.Sheet(place, tuple(texts), (draws.Candidate(name, str(adapter)),))
-        draws.start(run_dir, sheet)
+        draws.start(run_dir, draws.Sheet(place, tuple(texts), (draws.Candidate(name, str(newest(run_dir))),)))
         self._remember(folder)
-        return sheet
+        return [
+            note(words.DRAWING.format(0, len(texts))),
+            gr.Timer(PACE, active=True),
+            "generate",
+            gr.update(visible=True),
+        ]
+
+    @kindly
+    def watch(
+        self, folder: str, rest: list[duels.Duel], which: str, name: str | None, outside: str, kind: str,
+        acts: list[duels.Act],
+    ) -> list[Any]:  # fmt: skip
+        """How far the drawing is. Two pictures are laid only where none lie."""
+        run_dir = _run(self.home, name)
+        drawn = self._drawing(run_dir)
+        line = note(words.DRAWING.format(*draws.progress(drawn))) if drawn else note(_trouble(run_dir), "bad")
+        if not rest:
+            return self._all(which, name, outside, folder, kind, acts, line)
+        kept = [gr.skip()] * (len(self.table) - 1)
+        at_work = drawn is not None
+        return [line, *kept, gr.Timer(PACE, active=at_work), which, gr.update(visible=at_work)]
+
+    def _before(self) -> dict[str, str]:
+        return read_object(self.home.settings).get("prefer", {})
 
     def _remember(self, folder: str, **more: str) -> None:
         settings = read_object(self.home.settings)
-        write_json(self.home.settings, {**settings, "prefer": {**settings.get("prefer", {}), "pairs": folder, **more}})
+        kept = {"pairs": folder} if folder.strip() else {}
+        write_json(self.home.settings, {**settings, "prefer": {**settings.get("prefer", {}), **kept, **more}})
+
+    def _folder(self, folder: str) -> Path:
+        """Where pairs are kept: as typed, as last time, or beside the runs."""
+        return Path(folder.strip() or self._before().get("pairs") or self.home.data / "pairs").expanduser()
 
     def _pairs_folder(self, folder: str) -> Path:
         """Where pairs are written: any folder on one's own machine, one of the server's when it is open to others."""
-        if not folder.strip():
-            raise UserError("pairs: no folder is given; write where they are kept")
-        path = Path(folder.strip()).expanduser().resolve()
+        path = self._folder(folder).resolve()
         roots = self.context.folders.roots
         if roots is not None and not any(path.is_relative_to(root) for root in roots):
             raise UserError(f"pairs: {folder} is outside the folders of this server; start it with --folder {folder}")
         return path
 
+    # ---------------------------------------------------------------------------------------------- train on these
+
+    def _counts(self, folder: Path, name: str | None, kind: str) -> list[Any]:
+        """How many there are, and the button that trains on them once they are enough, with its time."""
+        rows = duels.pairs(folder)
+        ties = sum(row.tie for row in rows)
+        there = len(duels.ratings(folder)) if kind == "kto" else len(rows) - ties
+        what = words.RATED if kind == "kto" else words.PAIRS
+        text = words.ENOUGH.format(there, words.USEFUL) if kind == "dpo" else words.RATINGS.format(there)
+        text += f" · {words.number(ties, words.TIE_COUNT)}" if ties and kind == "dpo" else ""
+        text += words.TOO_FEW.format(words.LEAST) if there < words.LEAST else ""
+        takes = _seconds(_run(self.home, name), kind)
+        label = words.TRAIN_ON.format(words.number(there, what)) if there else words.TRAIN_ON_THESE
+        label = words.TAKES.format(label, about(takes)) if takes and there else label
+        return [bar(there / words.USEFUL, text), gr.update(value=label, interactive=there >= words.LEAST)]
+
     @kindly
-    def fill(self, folder: str, name: str) -> None:
+    def fill(self, folder: str, name: str, kind: str) -> None:
         """The recipe for a preference run, from the run that drew the pictures."""
-        fill_recipe(self.home, self._pairs_folder(folder), _run(self.home, name))
+        fill_recipe(self.home, self._pairs_folder(folder), _run(self.home, name), kind)
 
 
 def build(context: Context) -> Screen:
     screen = Prefer(context)
-    parts = {"train": screen.train, "fill": screen.fill, "inputs": [screen.kept, screen.run]}
+    parts = {"train": screen.train, "fill": screen.fill, "inputs": [screen.kept, screen.run, screen.kind]}
     return Screen(screen.show, screen.outputs, screen.inputs, parts)
 
 
@@ -260,28 +362,36 @@ def _take_back(acts: list[duels.Act]) -> str:
     return note((words.TAKEN_BACK if done else words.NOT_THERE).format(what, short(row.prompt)))
 
 
-def _counts(folder: Path) -> str:
-    rows = duels.pairs(folder)
-    decided = sum(not row.tie for row in rows)
-    ties, rated = len(rows) - decided, len(duels.ratings(folder))
-    text = (
-        words.ENOUGH.format(decided, words.USEFUL)
-        + (f" {words.TIES.format(ties)}." if ties else "")
-        + (f" {words.RATINGS.format(rated)}." if rated else "")
-    )
-    return bar(decided / words.USEFUL, text)
+def _trouble(run_dir: Path | None) -> str:
+    """Why the last drawing of pairs ended early; empty when it did not."""
+    drawn = sorted((run_dir / "candidates").glob(f"*/{draws.MARK}")) if run_dir else []
+    return draws.ended_early(drawn[-1].parent) if drawn else ""
 
 
-def fill_recipe(home: Any, pairs: Path, run_dir: Path | None) -> None:
-    """Write the recipe of a preference run: the pairs, and the run's model and adapter to start from."""
-    rated = not duels.pairs(pairs)
-    if rated and not duels.ratings(pairs):
+def _seconds(run_dir: Path | None, kind: str) -> float | None:
+    """About how long the preference run takes, by the speed of the run that it starts from. A row of it costs a
+    forward and a backward pass as any row does, and a forward pass of the reference, a third as much again; a pair is
+    two rows. None before the first steps."""
+    if run_dir is None or not (speed := progress.speed(progress.history(run_dir))):
+        return None
+    try:
+        batch = draft.get(draft.values_of(read_text(run_dir / "config.toml")), "run.batch")
+    except UserError:
+        return None
+    rows = BATCH * (1 if kind == "kto" else 2)
+    return STEPS * rows * 4 / 3 / speed / (batch if isinstance(batch, int) and batch else 1)
+
+
+def fill_recipe(home: Any, pairs: Path, run_dir: Path | None, kind: str = "dpo") -> None:
+    """Write a new recipe, of a preference run: the pairs, and the run's model and adapter to start from. The one that
+    was there is kept among the earlier ones."""
+    rated = kind == "kto"
+    if not (duels.ratings(pairs) if rated else duels.pairs(pairs)):
         raise UserError(f"pairs: there are none in {pairs}; choose some first")
-    kind = "kto" if rated else "dpo"
     key = "data.ratings" if rated else "data.pairs"
     changes: dict[str, Any] = {
-        "data": None, "loss.pixel": None, "objective": {"kind": kind}, "run.epochs": None, "run.steps": 300,
-        "optimizer.learning_rate": 2e-5, "run.batch": 2, "run.name": "preference",
+        "data": None, "loss.pixel": None, "objective": {"kind": kind}, "run.epochs": None, "run.steps": STEPS,
+        "optimizer.learning_rate": RATE, "run.batch": BATCH, "run.name": "preference",
     }  # fmt: skip
     if run_dir is not None:
         tables = draft.values_of(read_text(run_dir / "config.toml"))

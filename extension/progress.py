@@ -23,6 +23,9 @@ class History:
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Step -> its last event; a resumed run writes a step again."""
     validation: dict[int, float] = field(default_factory=dict)
+    measures: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Step -> what validation measured beside the loss, such as a depth's ``absrel``, with its ``prior_absrel`` (the
+    mean map, which knows nothing of the picture) and ``floor_absrel`` (the true map after the autoencoder)."""
     warnings: list[str] = field(default_factory=list)
     spikes: list[str] = field(default_factory=list)
     prompts: dict[int, str] = field(default_factory=dict)
@@ -45,10 +48,14 @@ class History:
         kind = event.get("kind")
         if kind == "start":
             self.steps = {at: one for at, one in self.steps.items() if at <= step}
+            self.measures = {at: one for at, one in self.measures.items() if at <= step}
         elif kind == "step":
             self.steps[step] = event
         elif kind == "validation" and isinstance(event.get("loss"), (int, float)):
             self.validation[step] = event["loss"]
+            found = event.get("measures")
+            if isinstance(found, dict):
+                self.measures[step] = {k: float(v) for k, v in found.items() if isinstance(v, (int, float))}
         elif kind in ("warning", "oom"):
             self.warnings.append(f"step {step}: {event.get('message', kind)}")
         elif kind == "spike":
@@ -77,7 +84,16 @@ def names(of: History) -> list[str]:
     last = next(reversed(of.steps.values()), {})
     terms = [f"terms.{name}" for name, value in (last.get("terms") or {}).items() if isinstance(value, (int, float))]
     rest = [name for name in ("lr", "grad_norm", "seconds", "gb") if isinstance(last.get(name), (int, float))]
-    return ["loss", *terms, *rest]
+    return [*measured(of), "loss", *terms, *rest]
+
+
+BESIDE = ("prior", "floor")
+
+
+def measured(of: History) -> list[str]:
+    """The names of what validation measured of the maps, without those that stand beside."""
+    last = next(reversed(of.measures.values()), {})
+    return [name for name in last if not name.startswith(tuple(f"{one}_" for one in BESIDE))]
 
 
 def value(event: dict[str, Any], name: str) -> float | None:
@@ -90,6 +106,8 @@ def curve(of: History, name: str, smooth: float, log: bool) -> list[tuple[int, f
     """(step, value, which line) with at most ``POINTS`` a line: measured; smoothed by an exponential mean whose weight
     of the past is ``smooth`` (0 none, below 1), corrected for its start; held out. A line without points has one that
     is no number, since a plot draws only the lines that it was begun with."""
+    if name in measured(of):
+        return _measured(of, name, log)
     raw = [(step, number) for step, event in sorted(of.steps.items()) if (number := value(event, name)) is not None]
     smoothed: list[tuple[int, float]] = []
     if 0 < smooth < 1:
@@ -108,6 +126,17 @@ def curve(of: History, name: str, smooth: float, log: bool) -> list[tuple[int, f
                 out.append((step, number, which))
             elif number > 0 or math.isnan(number):
                 out.append((step, math.log10(number), which))
+    return out
+
+
+def _measured(of: History, name: str, log: bool) -> list[tuple[int, float, str]]:
+    """What validation measured, and beside it prior and floor, which no step changes."""
+    out = []
+    for which, key in (("held out", name), *((one, f"{one}_{name}") for one in BESIDE)):
+        for step, found in sorted(of.measures.items()):
+            number = found.get(key, math.nan)
+            if math.isfinite(number) and (number > 0 or not log):
+                out.append((step, math.log10(number) if log else number, which))
     return out
 
 

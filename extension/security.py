@@ -19,6 +19,8 @@ from .store import Home, write
 
 DOWNLOAD = -1
 """In the place of a picture's side: the file is to be kept, not shown."""
+REPORT = -2
+"""A study's report, shown as a page that can do nothing."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UPLOAD_BYTES = 100 * 2**20
 CLOSED = (
@@ -158,6 +160,11 @@ class Addresses:
         """Where the browser fetches a file to keep."""
         name = base64.urlsafe_b64encode(str(path).encode()).decode().rstrip("=")
         return f"/file/{self._sign(name, DOWNLOAD)}/{name}"
+
+    def report(self, path: Path) -> str:
+        """Where the browser finds a study's report."""
+        name = base64.urlsafe_b64encode(str(path).encode()).decode().rstrip("=")
+        return f"/report/{self._sign(name, REPORT)}/{name}?{path.stat().st_mtime_ns // 1_000_000}"
 
     def path(self, signature: str, side: int, name: str) -> Path | None:
         """The file behind an address, if it is one of ours."""

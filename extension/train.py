@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import sys
 import time
@@ -41,7 +42,9 @@ from .page import (
 from .store import read_text
 
 COLUMNS = 8
-COLOURS = {"measured": "#9db4c8", "smoothed": "#3f86b8", "held out": "#c77d2e"}
+COLOURS = {
+    "measured": "#9db4c8", "smoothed": "#3f86b8", "held out": "#c77d2e", "prior": "#8a94a0", "floor": "#3a9a5c",
+}  # fmt: skip
 TICK, REST = 3.0, 6.0
 """Seconds between looks at the runs, on this screen and on others; each is some tenths of one of the browser's work."""
 SPIKES = 5
@@ -61,8 +64,11 @@ class Train:
                 self._list()
             with gr.Column(scale=4):
                 self._run()
-                self._previews()
-                self._curve()
+                with gr.Row():
+                    self._previews()
+                    with gr.Column(scale=2, min_width=320):
+                        self._curve()
+                self.gallery = gr.HTML(elem_id="gallery")
                 with gr.Accordion(words.LOG, open=False):
                     self.logged = gr.HTML(elem_id="log")
         self.view = [self.run, self.what, self.smooth, self.log, self.seen, self.prompt, self.at]
@@ -79,7 +85,7 @@ class Train:
         gr.HTML(f"<h3>{words.QUEUE}</h3>")
         gr.render(inputs=[self.queue_mark], **RENDER)(self._jobs)
         with gr.Accordion(words.MANAGE, open=False, elem_id="manage-run") as self.managed:
-            self.new_name = gr.Textbox(label=words.NEW_NAME, elem_id="new-name")
+            self.new_name = gr.Textbox("", label=words.NEW_NAME, elem_id="new-name")
             with gr.Row(elem_classes="tight"):
                 self.rename = gr.Button(words.RENAME_RUN, size="sm", elem_id="rename-run", min_width=80)
                 self.delete = gr.Button(words.DELETE_RUN, size="sm", variant="stop", elem_id="delete-run", min_width=80)
@@ -100,25 +106,24 @@ class Train:
             self.open_folder = gr.Button(words.OPEN_FOLDER, elem_id="open-result", scale=0, min_width=130)
 
     def _previews(self) -> None:
-        with gr.Column(visible=False) as self.previews:
+        with gr.Column(visible=False, scale=3, min_width=320) as self.previews:
             with gr.Row(elem_classes="align-end tight"):
                 self.prompt = changing(gr.Dropdown([], label=words.PREVIEW_OF, elem_id="preview-prompt", scale=3))
                 self.at = gr.Slider(
                     0, 1, value=1, step=1, label=words.AT_PREVIEW, elem_id="preview-at", scale=2, buttons=[]
                 )
             self.slider = gr.ImageSlider(
-                show_label=False, label=words.BEFORE_AFTER, interactive=False, height=420, elem_id="before-after",
-                buttons=["fullscreen"],
+                show_label=False, label=words.BEFORE_AFTER, interactive=False, max_height=2000,
+                format="png", elem_id="before-after", elem_classes="two", buttons=["fullscreen"],
             )  # fmt: skip
-        self.gallery = gr.HTML(elem_id="gallery")
 
     def _curve(self) -> None:
         with gr.Row(elem_classes="align-end tight"):
-            self.what = changing(gr.Dropdown(["loss"], value="loss", label=words.CURVE, scale=2, elem_id="curve-of"))
+            self.what = changing(gr.Dropdown([], label=words.CURVE, scale=2, elem_id="curve-of"))
             self.smooth = gr.Slider(0, 0.98, value=0.9, step=0.02, label=words.SMOOTH, scale=2)
             self.log = gr.Checkbox(label=words.LOG_SCALE, scale=1, min_width=120)
         self.plot = gr.LinePlot(
-            x="step", y="value", y_title=" ", color="line", color_title=" ", height=200, show_label=False,
+            x="step", y="value", y_title=" ", color="line", color_title=" ", height=240, show_label=False,
             elem_id="curve", color_map=COLOURS, buttons=["export"], value=_plotted([]),
         )  # fmt: skip
         gr.HTML(note(words.CURVE_NOTE))
@@ -164,8 +169,9 @@ class Train:
         question = _confirm(words.DELETE_QUESTION)
         self.delete.click(self.delete_run, [self.run], [self.run], js=question, **EVENT).then(**after)
         self.smooth.release(**after)
-        for changed in (self.prompt.input, self.at.release):
-            changed(self.picture, [self.run, self.prompt, self.at], [self.slider], **EVENT)
+        for changed in (self.prompt.input, self.at.input):  # by mouse and by keys
+            scrub = {**EVENT, "trigger_mode": "always_last"}
+            changed(self.picture, [self.run, self.prompt, self.at], [self.slider], **scrub)
         for changed in (self.run.input, self.what.input, self.log.input):
             self.redraw(changed(**after))
 
@@ -213,12 +219,13 @@ class Train:
         history = progress.history(current.path)
         status, pictures = current.status, progress.pictures(current.path)
         drawable = progress.names(history)
-        of = of if of in drawable else "loss"
+        of = of if of in drawable else drawable[0]
         log = control.tail(current.path, 60)
         steps, rows = sorted(pictures), sorted({row for one in pictures.values() for row in one})
         row = prompt if prompt in rows else rows[0] if rows else None
         follows = at is None or steps_before is None or at >= len(steps_before) - 1
         index = max(0, len(steps) - 1 if follows else min(at or 0, len(steps) - 1))
+        moved = {"value": index} if index != at else {}  # else the page's own value stays, which may be newer
         doing = _doing(status, log)
         now |= {
             "choice": [now["runs"], current.name], "steps": steps,
@@ -237,10 +244,10 @@ class Train:
             ("state", gr.update(visible=bool(result))),
             ("state", gr.update(choices=places, value=places[0][1] if places else None)),
             ("state", gr.update(visible=not status.live and place is None)),
-            ("names", gr.update(choices=drawable, value=of)),
+            ("names", gr.update(choices=[(words.MEASURES.get(one, one), one) for one in drawable], value=of)),
             ("curve", _frame(history, of, weight, logarithmic)),
             ("gallery", gr.update(visible=bool(rows))), ("gallery", gr.update(choices=prompts, value=row)),
-            ("gallery", gr.update(maximum=max(1, len(steps) - 1), value=index, info=_steps_shown(steps, index))),
+            ("gallery", gr.update(maximum=max(1, len(steps) - 1), info=_steps_shown(steps, index), **moved)),
             ("gallery", _two(pictures, row, index)),
             ("gallery", _gallery(pictures, history, self.address)), ("log", _log(history, log)),
             ("queue", now["queue"]),
@@ -383,15 +390,26 @@ def _title(run: control.Run, place: queue.Place | None) -> str:
     return f"{run.name} · {state}"
 
 
-def _doing(status: control.Status, log: str) -> str:
-    """What a run does before its first step: the last line of its log, as far as it is one for people."""
-    if not status.live or status.step:
-        return ""
+def _doing(status: control.Status, log: str) -> tuple[str, float]:
+    """What a run does before its first step, in words, and how much of that is done; later, that it draws previews."""
+    name, done, total = _counted(status.message)
+    if not status.live or (status.step and name != words.PREVIEW):
+        return "", 0.0
+    if name in words.DOING:
+        return words.DOING[name] + (f" {done}/{total}" if total else ""), done / total if total else 0.0
     last = log.rpartition("\n")[2].strip()
-    return short(last, 120) if last and not last.startswith(("Traceback", "  ")) else ""
+    return (short(last, 120) if last and not last.startswith(("Traceback", "  ")) else ""), 0.0
 
 
-def standing(run: control.Run, history: progress.History, place: queue.Place | None = None, doing: str = "") -> str:
+def _counted(message: str) -> tuple[str, int, int]:
+    """``pictures: 14 of 25`` as its parts."""
+    found = re.fullmatch(r"([^:]+): (\d+)(?: of (\d+))?", message)
+    return (found[1], int(found[2]), int(found[3] or 0)) if found else (message, 0, 0)
+
+
+def standing(
+    run: control.Run, history: progress.History, place: queue.Place | None = None, doing: tuple[str, float] = ("", 0.0)
+) -> str:
     """How the run stands: its bar, what went wrong, its numbers."""
     status = run.status
     line = ""
@@ -403,29 +421,42 @@ def standing(run: control.Run, history: progress.History, place: queue.Place | N
     speed = progress.speed(history)
     pace = "" if not speed else f"{speed:.2f} it/s" if speed >= 1 else f"{1 / speed:.1f} s/it"
     state = words.STATES.get(status.state, status.state)
-    text = f"{state} · {words.STEP_OF.format(status.step, status.total)}" if status.total else state
+    if doing[0]:
+        state = doing[0]
+    text = f"{state} · {words.STEP_OF.format(status.step, status.total)}" if status.step else state
     text += f" · {words.LEFT_OVER.format(clock(status.eta))}" if status.live and status.eta else ""
     out = f"<h2>{escape(run.name)}</h2>"
     out += note(line, "warn") if place is not None else ""
-    out += bar(status.step / status.total if status.total else 0, text, label=words.PROGRESS)
-    out += note(doing if doing != state else "")
+    out += bar(status.step / status.total if status.step and status.total else doing[1], text, label=words.PROGRESS)
     if status.state == "failed":
         out += note(plain_message(status.message), "bad")
         hint = next((help_ for sign, help_ in words.REMEDIES if sign.lower() in status.message.lower()), "")
         ours = status.exit_code == control.INTERNAL_ERROR or control.DEFECT in status.message
         out += note(hint, "warn") if hint or not ours else _to_report(control.tail(run.path, REPORTED))
-    elif status.message not in ("", state) and status.state != "done":
+    elif status.message not in ("", state) and status.state != "done" and not status.live:
         out += note(plain_message(status.message))
     rows = [
         (words.SPEED, pace if status.live else ""),
         (words.EPOCH, f"{last['epoch']:.2f}" if isinstance(last.get("epoch"), float) else last.get("epoch")),
         (words.LOSS, f"{last['loss']:.4g}" if isinstance(last.get("loss"), (int, float)) else ""),
+        *_measures(history),
         (words.RATE, f"{last['lr']:.2e}" if isinstance(last.get("lr"), (int, float)) else ""),
         (words.MEMORY, f"{last['gb']:.1f} GB" if isinstance(last.get("gb"), (int, float)) else ""),
         (words.ENDED, time.strftime("%Y-%m-%d %H:%M", time.localtime(status.t)) if not status.live else ""),
     ]  # fmt: skip
     warned = history.warnings[-3:]
     return out + facts(rows) + "".join(note(one, "warn") for one in warned)
+
+
+def _measures(history: progress.History) -> list[tuple[str, str]]:
+    """What a dense run's last validation measured, beside prior and floor."""
+    last = next(reversed(history.measures.values()), {})
+    rows = []
+    for name in progress.measured(history):
+        beside = [words.BESIDE[one].format(last[f"{one}_{name}"]) for one in progress.BESIDE if f"{one}_{name}" in last]
+        shown = f"{last[name]:.3g}" + (f" ({', '.join(beside)})" if beside else "")
+        rows.append((words.MEASURES.get(name, name), shown))
+    return rows
 
 
 def _result(run: control.Run, address: Any) -> str:
@@ -476,7 +507,8 @@ def _frame(history: progress.History, of: str, weight: float, logarithmic: bool)
 
 
 def _plotted(points: list[tuple[int, float, str]]) -> Any:
-    return pd.DataFrame(points, columns=["step", "value", "line"])
+    """Typed also where there are no points: a plot takes a column without a type for words, and keeps it so."""
+    return pd.DataFrame(points, columns=["step", "value", "line"]).astype({"step": float, "value": float})
 
 
 def _gallery(pictures: dict[int, dict[int, Path]], history: progress.History, address: Any) -> str:

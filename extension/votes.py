@@ -114,6 +114,33 @@ def tally(votes: Sequence[Vote]) -> list[Row]:
     return sorted(rows, key=lambda row: -(row.wins + row.losses + row.ties))
 
 
+def scores(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
+    """Candidate -> votes won and lost, against all others."""
+    out: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        for name, won, lost in ((row.one, row.wins, row.losses), (row.other, row.losses, row.wins)):
+            before = out.get(name, (0, 0))
+            out[name] = (before[0] + won, before[1] + lost)
+    return out
+
+
+def progress(drawn: Mapping[str, Mapping[int, Path]], votes: Sequence[Vote]) -> tuple[int, int]:
+    """How many of the comparisons that there are were voted on."""
+    asked = {(frozenset(one[:2]), one[2]) for one in _options(drawn)}
+    return len(asked & {(frozenset((vote.left, vote.right)), vote.prompt) for vote in votes}), len(asked)
+
+
+def _options(drawn: Mapping[str, Mapping[int, Path]]) -> list[tuple[str, str, int]]:
+    """Every two candidates and the prompts that both have drawn."""
+    names = sorted(drawn)
+    return [
+        (a, b, prompt)
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+        for prompt in sorted(drawn[a].keys() & drawn[b])
+    ]
+
+
 def choose(
     drawn: Mapping[str, Mapping[int, Path]],
     votes: Sequence[Vote],
@@ -126,13 +153,7 @@ def choose(
     for vote in votes:
         key = (frozenset((vote.left, vote.right)), vote.prompt)
         seen[key] = seen.get(key, 0) + 1
-    names = sorted(drawn)
-    options = [
-        (a, b, prompt)
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
-        for prompt in sorted(drawn[a].keys() & drawn[b])
-    ]
+    options = _options(drawn)
     if last and len(options) > 1:
         options = [one for one in options if (set(one[:2]), one[2]) != (set(last[:2]), last[2])]
     if not options:

@@ -208,7 +208,7 @@ QUEUE = "Queue"
 PAUSE_QUEUE, RESUME_QUEUE = "Pause queue", "Resume queue"
 RESUMES = " (resumes)"
 QUEUE_EMPTY = "The queue is empty."
-AFTER_DRAWING = "It begins when the pictures of step 4 or 5 are drawn, or when drawing is stopped there."
+AFTER_DRAWING = "It begins when the pictures or the study of step 4 or 5 are done, or stopped there."
 CURVE, SMOOTH, LOG_SCALE = "Curve", "Smoothing", "log10"
 CURVE_NOTE = "The loss shows that training works, not how good the pictures are: look at the previews."
 PREVIEWS = "Previews: a row for each prompt, a column for each step, the same seed"
@@ -219,6 +219,19 @@ STATES = {
     "new": "not started", "queued": "starting", "running": "training", "saving": "saving", "done": "done",
     "stopped": "paused", "failed": "failed", "waiting": "waiting",
 }  # fmt: skip
+DOING = {
+    "starting": "starting", "loading": "loading the model", "files": "looking at the files",
+    "captions": "reading captions", "pictures": "reading pictures", "previews": "drawing previews",
+    "training": "training",
+}  # fmt: skip
+"""What a run says before its first step."""
+PREVIEW = "previews"
+MEASURES = {
+    "absrel": "AbsRel, held out", "delta1": "delta1, held out", "edge_f1": "Edge F1, held out",
+    "degrees": "Angular error in degrees, held out", "within_11": "Within 11.25 degrees, held out",
+    "difference": "Difference, held out",
+}  # fmt: skip
+BESIDE = {"prior": "prior {:.3g}", "floor": "floor {:.3g}"}
 REMEDIES = (
     ("out of memory", "The GPU's memory is full. Lower batch or resolution, or set memory.gradient_checkpointing."),
     ("CUDA", "The GPU reported an error. Close other programs that use it and resume."),
@@ -231,15 +244,28 @@ REMEDIES = (
 )
 
 # Compare
-COMPARE, COMPARE_RUN, COMPARE_WHAT, COMPARE_PROMPTS = "What to compare", "Run", "Checkpoints", "Prompts, one per line"
+COMPARE, COMPARE_RUN, COMPARE_WHAT, COMPARE_PROMPTS = (
+    "Draw others: checkpoints, strengths, prompts", "Run", "Checkpoints", "Prompts, one per line",
+)  # fmt: skip
+SHOWN, VIEWS = "Pictures", {"previews": "previews", "drawn": "drawn for comparing"}
+COMPARED = "A | B"
+STRENGTH, DRAWN_AT, DRAW_STRENGTHS = "Strength of B", "drawn at {}", "Draw B at other strengths"
 STRENGTHS = "Strengths"
-STRENGTHS_INFO = "1 is as trained; below is weaker, above stronger. Several, with commas."
-DRAW = "Draw the grid"
+STRENGTHS_INFO = "1 is as trained. Several, with commas."
+DRAW = "Draw"
 STOP_DRAWING, STOPPED = "Stop", "Drawing was stopped; what is drawn is kept."
 DRAWING = "Drawing {} of {}…"
-BASE = "base"
+BASE, BEFORE = "base", "before"
 AT_STEP, AT_EPOCH, FINAL = "{} step {}", "{} epoch {}", "{} final"
 GRID, VOTE_TITLE = "Side by side", "Blind vote"
+NOTHING_TO_COMPARE = "Nothing has been trained yet. Start a run in step 2; its previews are compared here."
+NO_PREVIEWS_YET = "This run has drawn no previews. Draw some below."
+VOTE_BLIND, END_VOTE, VOTED = "Vote blind", "End the vote", "{} of {} compared"
+NO_TWO = "vote: there are no two pictures of one prompt yet; wait for a preview, or draw some below"
+NO_WINNER = "use: no checkpoint is ahead yet; vote, or choose one below"
+LEVEL, WINS = "No winner: {}:{}", "{} wins {}:{} ({})"
+NOT_SAVED = "No file was saved at that step. Set how often to save in step 2, or choose another below."
+ALL_SCORES = "All scores"
 MAPS, MAP_RUN, PREDICT = "Depth and normals", "Run that predicts maps", "Predict"
 MAP_TILES = "In tiles"
 MAP_TILES_INFO = "Parts of a large picture at the trained size, with one scale: more detail, more time."
@@ -248,42 +274,68 @@ NO_MAPS = "No run has learned depth or normals yet: a recipe with [dense] does, 
 MAP_NEEDS = "predict: choose a run, and drop a picture"
 MAP_UNREADABLE = "predict: the picture cannot be read; drop a PNG, JPEG or WebP"
 MAP_DONE, NEAR_IS = "{}: saved in {}", " · near is yellow, far is blue"
-VOTE_INTRO = "Which is better? You are not told which is which until the tally. The keys ←, ↓, →, S and U do the same."
 CHOICES = {"left": "← Left", "tie": "↓ Tie", "right": "Right →", "skip": "S Skip", "undo": "U Undo"}
-VOTES_SO_FAR = "({} voted)"
+ZOOM = "Z Zoom"
 COPIED = "Copied to {}."
-SHOW_TALLY = "Show the tally"
 NO_VOTES = "No votes yet."
-TALLY = ("Better", "Other", "Votes", "Probability of such a score if equal", "")
+TALLY = ("Better", "Other", "Votes", "Probability of such a score if equal")
 LIKELY, UNSURE = "unlikely to be chance", "could be chance; vote more"
-USE, USE_WHICH = "Use this one", "Checkpoint"
+USE, USE_IT, USE_WHICH = "Use a checkpoint", "Use it", "Checkpoint"
 USE_WHERE = "Copy to"
 OTHER_HOST = "Not in the list? The folder of a ComfyUI, A1111 or Forge"
 ADD_HOST = "Remember this folder"
 
+# Studies
+STUDIES, STUDY, NEW_STUDY = "Studies", "Study", "New study"
+STUDY_INTRO = (
+    "A study trains two or more recipes over several seeds, measures them on pictures that none was trained on, and "
+    "says which is better, with intervals."
+)
+NO_STUDIES = "No study yet."
+READY_STUDY, OWN_STUDY = "Ready studies", "Or a study file (.toml)"
+STUDY_MODEL, STUDY_PICTURES, STUDYS_OWN = "Base model", "Folder of pictures", "as the study says"
+STUDY_BUDGET, STUDY_BUDGET_INFO = "Time", "8h or 90m: as many seeds as fit. Empty: the study's seeds."
+LOOK_AT_PLAN, START_STUDY = "Show plan and time", "Start the study"
+STUDY_PLAN = "{} x {} = {}; {} held out, {}"
+ARMS, SEEDS, CELLS = ("recipe", "recipes"), ("seed", "seeds"), ("cell", "cells")
+STUDY_TIME, STUDY_TIME_UNKNOWN = "Time: {} ({})", "Time: not known before the first cell."
+STUDY_SPAN = "{} to {}"
+STOP_STUDY, GO_ON, TO_REPORT = "Stop", "Continue", "Put the votes into the report"
+STUDY_STATES = {"live": "at work", "done": "done", "stopped": "stopped", "failed": "failed"}
+STUDY_AT, STUDY_CELLS_DONE = "cell {} of {}", "{} done"
+STUDY_STOPPED = "It was stopped; what is done is kept, and Continue goes on from there."
+STUDY_ELSEWHERE = "It was begun at the command line; continue it there."
+STUDY_FILE = "study: choose a ready one, or give the path of a .toml file"
+STUDY_LISTEN = "study: the page is open to other machines; choose a ready study"
+STUDY_NO_PLAN = "study: look at its plan first"
+STUDY_NOT_WORKING = "study: it is not at work"
+STUDY_VOTED = "All are voted on."
+REPORT_TAB, NO_REPORT = "Open the report in a tab of its own", "The report comes after the first cell."
+
 # Prefer
-SOURCE = "Where the pictures come from"
-SOURCES = {
-    "generate": "Draw two for each prompt with a run's adapter",
-    "folder": "A folder of outputs (ComfyUI, A1111): grouped by prompt",
-}
-OUTPUTS = "Folder of outputs"
+OUTPUTS = "Or a folder of outputs (ComfyUI, A1111)"
+OUTPUTS_INFO = "Pictures of the same prompt are laid side by side."
 PAIRS_FOLDER = "Pairs are kept in"
 PAIRS_INFO = "One folder for one purpose. Every choice is written at once."
-LOAD = "Show pairs"
-GENERATE = "Draw pairs"
-PREFER_INTRO = "The keys ←, ↓, →, S and U do the same. Every choice is kept at once."
+LOAD = "Open folder"
+HOW_MANY = "Pairs to draw"
+GENERATE, TAKES = "Draw {} pairs", "{} (about {})"
+PREFER_OPTIONS = "Prompts, number, where pairs are kept"
+JUDGED, JUDGED_BY = "Judge", {"dpo": "which of two is better (DPO)", "kto": "each alone, good or bad (KTO)"}
+NO_RUN_DRAWS = "Draw pairs with a run that has saved a file, or open a folder of outputs. Nothing has been trained yet."
 NOTHING_TO_RATE = "Nothing to choose between. Draw pairs, or give a folder with several pictures for the same prompt."
 ALL_RATED = "All are decided. Draw more, or train on what you have."
-TRAIN_ON_THESE = "Train on these"
-ENOUGH = "{} of about {} pairs for a useful set."
-USEFUL = 50
+MORE_COMES = "All are decided so far; more are being drawn."
+TRAIN_ON_THESE, TRAIN_ON = "Train on these", "Train on {}"
+ENOUGH = "{} of about {} pairs for a useful set"
+TOO_FEW = "; from {} on you can train"
+USEFUL, LEAST = 50, 8
 TAKEN_BACK = "Taken back: the {} for '{}'."
 CHOICE, THUMB = "choice", "thumb"
 NOT_THERE = "The last {} for '{}' is not in its file any more; nothing was taken back."
 NOTHING_TO_UNDO = "There is nothing to take back: only what was chosen here, since this page was opened."
 LEFT_OVER, TIES, RATINGS = "{} left", "{} ties", "{} ratings"
-THUMBS_TITLE = "Thumbs for single pictures (KTO)"
+TIE_COUNT = ("tie", "ties")
 THUMBS = {
     ("left", True): "👍 left",
     ("left", False): "👎 left",

@@ -559,22 +559,22 @@ def compared(home: Home) -> tuple[compare.Compare, Path]:
 
 def test_every_vote_counts_once_for_what_was_seen(compared: tuple[compare.Compare, Path]) -> None:
     screen, path = compared
-    asked, left, right = screen.lay("one")
+    asked, left, right = screen.start_vote("one", None)[2:]
     for number in range(1, 13):
-        after = screen.vote("left", "one", left)
+        after = screen.vote("left", "one", None, left)
         assert len(votes.read(path)) == number
-        again = screen.vote("left", "one", left)  # the key twice, before the next pictures came
+        again = screen.vote("left", "one", None, left)  # the key twice, before the next pictures came
         assert after == again and len(votes.read(path)) == number
-        assert after[1:] != [left, right] and f"({number} voted)" in after[0]
+        assert after[1:] != [left, right] and f"{min(number, 2)} of 2 compared" in after[0]
         asked, left, right = after
     assert asked
-    assert screen.vote("skip", "one", left)[1] != left and len(votes.read(path)) == 12
+    assert screen.vote("skip", "one", None, left)[1] != left and len(votes.read(path)) == 12
     last = votes.read(path)[-1]
-    back = screen.vote("undo", "one", left)
+    back = screen.vote("undo", "one", None, left)
     assert len(votes.read(path)) == 11
     assert f'data-showing="{last.left} {last.right} {last.prompt} ' in back[1]  # what was taken back is asked again
     for made_up in ("", 'data-showing="base ../x 0 0123456789abcdef"', 'data-showing="base base 0 0123456789abcdef"'):
-        assert screen.vote("left", "one", made_up)[1] and len(votes.read(path)) == 11
+        assert screen.vote("left", "one", None, made_up)[1] and len(votes.read(path)) == 11
 
 
 def test_a_choice_is_for_what_was_seen_even_after_a_restart(home: Home, tmp_path: Path) -> None:
@@ -586,8 +586,8 @@ def test_a_choice_is_for_what_was_seen_even_after_a_restart(home: Home, tmp_path
         picture(outputs / f"{seed}.png", colour=(seed, 0, 0), parameters=written)
     with gr.Blocks():
         screen = prefer.Prefer(Context(home, security.Addresses.of(home), security.Folders()))
-    *_, left, right, _, rest = screen.from_folder(kept, str(outputs))
-    where = ("folder", "", str(outputs), [])
+    _, _, left, right, _, rest, *_ = screen.from_folder(kept, str(outputs), None, "dpo", [])
+    where = ("folder", "", str(outputs), "dpo", [])
     shown = screen.choose("left", kept, rest, *where, left, right)
     assert len(duels.pairs(Path(kept))) == 1
     twice = screen.choose("left", kept, shown[5], *where, left, right)  # the key twice: the second is for none
@@ -642,7 +642,7 @@ def test_undo_takes_back_only_what_this_page_has_written(home: Home, tmp_path: P
 
     def press(key: str, *rest: duels.Duel) -> str:
         seen = [f'"{screen.address.url(path, 1024)}"' for one in rest for path in (one.left, one.right)]
-        return screen.choose(key, str(kept), list(rest), "generate", "", "", acts, *(seen or ("", "")))[0]
+        return screen.choose(key, str(kept), list(rest), "generate", "", "", "dpo", acts, *(seen or ("", "")))[0]
 
     assert words.NOTHING_TO_UNDO in press("undo") and len(duels.pairs(kept)) == 1
     press("left", duels.Duel("a cat", paths[2], paths[3]))
@@ -658,12 +658,12 @@ def test_a_second_thumb_replaces_the_first_and_undo_brings_that_back(home: Home,
     duel = duels.Duel("a cat", one, other)
     pairs_file.add_pair(kept, "a dog", one, other, source="comfyui")
     for liked in (True, False, False):
-        screen.thumb("left", liked, str(kept), [duel], acts)
-    screen.thumb("right", True, str(kept), [duel], acts)
+        screen.thumb("left", liked, str(kept), [duel], acts, None)
+    screen.thumb("right", True, str(kept), [duel], acts, None)
     assert [row.liked for row in duels.ratings(kept)] == [False, True]
     seen = []
     for _ in range(5):
-        shown = screen.choose("undo", str(kept), [duel], "generate", "", "", acts, "", "")[0]
+        shown = screen.choose("undo", str(kept), [duel], "generate", "", "", "dpo", acts, "", "")[0]
         seen.append(("thumb" in shown, [row.liked for row in duels.ratings(kept)]))
     assert seen == [(True, [False]), (True, [False]), (True, [True]), (True, []), (False, [])]
     assert len(duels.pairs(kept)) == 1

@@ -223,16 +223,38 @@ def test_the_page_finds_the_run_again(server: Server, page) -> None:
     assert len(losses) == 12 and len(set(losses)) == 12  # the curve moved
 
 
+def test_any_two_previews_lie_side_by_side_by_mouse_and_keys(server: Server, page) -> None:
+    step(page, "4 Compare")
+    page.wait_for_selector("#compare-grid img")
+    cells = page.locator("#compare-grid [data-cell]")
+    assert cells.count() == 6  # two prompts, before and at two steps
+    page.wait_for_selector("#compare-two img")
+    shown = page.locator("#compare-two img")
+    for press in (cells.nth(4).click, lambda: (cells.nth(3).focus(), page.keyboard.press("Enter"))):
+        before = shown.evaluate_all("found => found.map(one => one.src)")
+        press()
+        until(lambda before=before: shown.evaluate_all("found => found.map(one => one.src)") != before)
+    until(lambda: page.locator("#compare-grid [aria-pressed=true]").count() == 2)
+    assert cells.nth(3).evaluate("one => one === document.activeElement")
+    assert "t-rex" in page.inner_text("#compare-named")
+    box = page.locator("#compare-two").bounding_box()
+    picture = page.locator("#compare-two img").first.bounding_box()
+    assert box and picture and picture["height"] <= box["height"] + 1, "the picture is cut"
+
+
 def test_compare_vote_and_use(server: Server, page, place: Path) -> None:
     run, host = server.runs / "first", place / "ComfyUI"
     (host / "models" / "loras").mkdir(parents=True)
     step(page, "4 Compare")
     page.wait_for_selector("#compare-run input")
     until(lambda: page.input_value("#compare-run input") == "first")
+    page.click("#compare-more > button")
+    page.wait_for_selector("#compare-which >> text=final")
     page.click("#draw")
-    page.wait_for_selector("#compare-grid img")
+    page.wait_for_selector("#compare-of >> text=drawn for comparing")
     until(lambda: page.locator("#compare-grid img").count() == 4)
-    step(page, "Blind vote")
+    until(lambda: page.get_by_text("Drawing").count() == 0)
+    page.click("#vote-blind")
     page.wait_for_selector("#vote-prompt .prompt")
     votes = run / "compare" / "votes.jsonl"
     for number, key in enumerate(("ArrowLeft", "ArrowRight", "ArrowDown"), 1):
@@ -261,9 +283,10 @@ def test_compare_vote_and_use(server: Server, page, place: Path) -> None:
     page.wait_for_timeout(1000)
     page.keyboard.press("ArrowDown")
     until(lambda: len(votes.read_text(encoding="utf-8").splitlines()) == 24)
-    page.click("#show-tally")
-    page.wait_for_selector("#tally table")
-    step(page, "Use this one")
+    page.click("#end-vote")
+    page.wait_for_selector("#vote-result .verdict")
+    assert "wins" in page.inner_text("#vote-result") or "No winner" in page.inner_text("#vote-result")
+    page.click("#use-this > button")
     page.fill("#host-folder textarea, #host-folder input", str(host))
     page.click("#add-host")
     until(lambda: "ComfyUI" in page.input_value("#use-where input"))
@@ -276,10 +299,22 @@ def test_prefer_by_keys_then_train_on_it(server: Server, page) -> None:
     step(page, "5 Prefer")
     until(lambda: page.input_value("#prefer-run input") == "first")
     things = [f"a {colour} {what}" for colour in ("red", "blue") for what in ("cat", "dog", "house", "tree", "car")]
+    page.click("#prefer-more > button")
     page.fill("#prefer-prompts textarea", "\n".join(things))
+    page.fill("#how-many-pairs input[type=number]", "10")
+    page.press("#how-many-pairs input[type=number]", "Tab")
+    page.wait_for_selector("#generate >> text=10 pairs")
+    assert page.locator("#train-on-these").is_disabled()
     page.click("#generate")
-    page.wait_for_selector("#prefer-prompt .prompt")
     for number, key in enumerate(["ArrowLeft", "ArrowRight", "ArrowDown"] + ["ArrowLeft"] * 7):
+        page.wait_for_selector(".duel img:visible")  # others are still being drawn
+        if number == 0:
+            page.keyboard.press("z")
+            until(lambda: page.evaluate("document.documentElement.style.getPropertyValue('--zoom')") == "2")
+            scales = page.locator(".duel img:visible").evaluate_all(
+                "all => all.map(x => getComputedStyle(x).transform)"
+            )
+            assert len(set(scales)) == 1 and scales[0].startswith("matrix(2,")
         before = pictures(page)
         page.keyboard.press(key)
         until(lambda number=number: len(lines(pairs)) == number + 1)
@@ -297,7 +332,98 @@ def test_prefer_by_keys_then_train_on_it(server: Server, page) -> None:
     until(lambda: (server.runs / "first-dpo" / "status.json").exists())  # its end is waited for in what follows
 
 
+SLOWLY = """(() => {
+  const real = window.fetch;
+  window.fetch = async (...all) => {
+    const late = window.slowly && String(all[0]?.url ?? all[0]).includes("queue/join");
+    if (late) await new Promise((go) => setTimeout(go, 2500));
+    return real(...all);
+  };
+})()"""
+"""Makes every answer of the server late, once ``window.slowly`` is set."""
+TYPED = {
+    "4 Compare": ("#compare-more > button", ("#compare-prompts", "#compare-strengths")),
+    "5 Prefer": ("#prefer-more > button", ("#prefer-prompts", "#pairs-folder", "#outputs-folder")),
+}
+
+
+@pytest.mark.parametrize("label", TYPED)
+def test_nothing_typed_before_a_screens_first_answer_is_replaced(server: Server, page, label: str) -> None:
+    page.add_init_script(SLOWLY)
+    page.reload()
+    page.wait_for_selector("#open-folder")
+    page.wait_for_timeout(2000)
+    page.evaluate("window.slowly = true")
+    step(page, label)
+    more, fields = TYPED[label]
+    page.click(more)
+    for field in fields:
+        page.fill(f"{field} textarea, {field} input", f"typed into {field}")
+    run = "#compare-run input" if "Compare" in label else "#prefer-run input"
+    assert not page.input_value(run), "the answer came before anything was typed"
+    until(lambda: page.input_value(run) != "")
+    page.wait_for_timeout(1000)
+    for field in fields:
+        assert page.input_value(f"{field} textarea, {field} input") == f"typed into {field}"
+
+
+STUDY = """
+name = "tiny"
+preset = "demo"
+held_out = 0.3
+pictures = 2
+seeds = 1
+options = { "run.steps" = 3, "run.batch" = 1, "sample.steps" = 2, "loss.pixel.weight" = 0.0 }
+[[arms]]
+name = "rank 16"
+[[arms]]
+name = "rank 4"
+options = { "adapter.rank" = 4 }
+[measures]
+levels = 2
+pixel_levels = 1
+captions = 2
+caption_levels = 1
+neutral = ["a cup of coffee"]
+"""
+
+
+def test_a_study_from_its_plan_to_its_report_and_votes(server: Server, page, place: Path) -> None:
+    (place / "tiny.toml").write_text(STUDY, encoding="utf-8")
+    page.goto(f"{server.address}/#studies")
+    page.reload()
+    page.wait_for_selector("#study-file:visible")
+    page.click("#study-plan")
+    page.wait_for_selector("text=choose a ready one")  # nothing was given
+    page.fill("#study-file textarea, #study-file input", str(place / "tiny.toml"))
+    page.click("#study-plan")
+    page.wait_for_selector("#study-planned >> text=2 recipes x 1 seed = 2 cells")
+    assert "ime:" in page.inner_text("#study-planned") and "adapter.rank = 4" in page.inner_text("#study-planned")
+    page.click("#start-study")
+    page.wait_for_selector("#study-state >> text=at work")
+    page.click("#stop-study")
+    page.wait_for_selector("#study-state >> text=stopped")
+    folder = server.runs / "studies" / "tiny"
+    assert not (folder / "summary.json").exists() or len(list(folder.glob("cells/*/cell.json"))) < 2
+    page.click("#continue-study")
+    page.wait_for_selector("#study-state >> text=done · 2 cells", timeout=300_000)
+    report = page.frame_locator("iframe.report")
+    report.locator("table").first.wait_for()
+    assert "rank 4" in report.locator("body").inner_text()
+    page.click("#study-vote")
+    page.wait_for_selector("#study-prompt .prompt")
+    page.wait_for_selector("[data-mark] img")
+    page.keyboard.press("ArrowLeft")
+    until(lambda: (folder / "votes.jsonl").exists())
+    assert json.loads((folder / "votes.jsonl").read_text(encoding="utf-8").splitlines()[0])["left"].endswith("@0")
+    page.click("#end-study-vote")
+    page.click("#study-report-again")
+    until(lambda: "people" in (folder / "report.md").read_text(encoding="utf-8"))
+    assert page.evaluate("location.hash") == "#studies"
+
+
 SCREENS = ("1 Pictures", "2 Recipe", "3 Train", "4 Compare", "5 Prefer")
+ADDRESSES = ("pictures", "recipe", "train", "compare", "studies", "maps", "prefer")
 CONTROLS = "input:visible, textarea:visible, select:visible, button[role=tab]:visible, .cm-content:visible"
 
 
@@ -325,6 +451,16 @@ def test_moving_the_focus_replaces_nothing_that_was_typed(server: Server, page) 
     assert draft(server) == before
 
 
+def test_each_screen_has_an_address(server: Server, page) -> None:
+    for name in ADDRESSES:
+        page.goto(f"{server.address}/#{name}")
+        page.reload()
+        button = f"inner-{name}" if name in ("studies", "maps") else f"tab-{name}"
+        page.wait_for_selector(f"#{button}-button[aria-selected=true]")
+        page.wait_for_timeout(1000)
+        assert page.evaluate("location.hash") in (f"#{name}", "" if name == "pictures" else f"#{name}")
+
+
 @pytest.mark.parametrize("width", [1280, 800, 480])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_screen_has_an_accessibility_fault(server: Server, page, theme: str, width: int) -> None:
@@ -332,7 +468,7 @@ def test_no_screen_has_an_accessibility_fault(server: Server, page, theme: str, 
 
     page.set_viewport_size({"width": width, "height": 900})
     page.evaluate("(dark) => document.body.classList.toggle('dark', dark)", theme == "dark")
-    for label in SCREENS:
+    for label in (*SCREENS[:4], "Studies", SCREENS[4]):
         step(page, label)
         page.wait_for_timeout(1500)
         if label == "2 Recipe":

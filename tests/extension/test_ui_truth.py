@@ -84,9 +84,11 @@ def test_what_is_typed_to_compare_stays_when_the_screen_is_left(context: Context
     write(run / "one.safetensors", b"")
     screen = built(compare.Compare, context)
     first = screen.show(None, "")
-    again = screen.show("one", first[-1])
-    assert first[-1] == "one" and "value" in first[1]
-    assert again[2] == gr.skip() and "value" not in again[1] and "value" not in again[3]
+    again = screen.show("one", "one")
+    which, prompts, used = (screen.outputs.index(one) for one in (screen.which, screen.prompts, screen.used))
+    assert first[screen.outputs.index(screen.shown)] == "one" and "value" in first[which]
+    assert "value" not in again[which] and "value" not in again[used]
+    assert all("value" not in one for one in (first[prompts], again[prompts]))
 
 
 def test_a_path_that_is_typed_and_not_opened_stays(context: Context, tmp_path: Path) -> None:

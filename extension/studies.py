@@ -1,0 +1,389 @@
+"""Studies under Compare: those that there are, a new one from a plan, its progress, its report and its blind vote. The
+work is ``python -m trainer study``, a process that outlives the page."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..trainer.errors import UserError
+from ..trainer.runs import control
+from ..trainer.runs.events import read_object
+from . import draws, votes, words
+from .page import EVENT, SLOW, Context, about, bar, changing, choice_buttons, in_place, kindly, note, notes
+from .store import ROOT, Home, locked, read_text, write_json
+
+READY = ROOT / "presets" / "studies"
+ASKED = "asked.json"
+"""In a study's folder: what the page started it with."""
+PACE = 3.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder, as it stands."""
+
+    folder: Path
+    state: str
+    """live, done, stopped, failed."""
+    done: int
+    total: int | None
+    left: str = ""
+    now: str = ""
+    """The cell that is being worked on."""
+    message: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+
+def found(home: Home) -> list[Study]:
+    """The studies beside the runs, the newest first."""
+    folders = [path for path in (home.runs / "studies").glob("*") if (path / "cells").is_dir() or _marked(path)]
+    return [look(one) for one in sorted(folders, key=lambda path: -path.stat().st_mtime)]
+
+
+def _marked(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (draws.MARK, ASKED))
+
+
+def look(folder: Path) -> Study:
+    """How far it is, by its cells, its log and its process."""
+    status = control.status(folder)
+    asked = read_object(folder / ASKED)
+    since = read_object(folder / draws.MARK).get("log", 0)
+    log = control.tail(folder, 400, since if isinstance(since, int) else 0)
+    done = len([*folder.glob("cells/*/cell.json")])
+    said = list(re.finditer(r"(?m)^(.+): cell (\d+) of (\d+)(?:, about (.+) left)?$", log))
+    total = int(said[-1][3]) if said else asked.get("cells")
+    if status.live:
+        at, left = (said[-1][1], said[-1][4] or "") if said else ("", "")
+        return Study(folder, "live", done, total, left, at)
+    errors = re.findall(r"(?m)^error: (.*)$", log)
+    if errors and not asked.get("stopped"):
+        return Study(folder, "failed", done, total, message=errors[-1])
+    over = total is None or done >= total or "budget: " in log
+    return Study(folder, "done" if over and done else "stopped", done, total)
+
+
+def at_work(one: Study) -> control.Run | None:
+    """The cell's run that trains now."""
+    return next((run for run in control.list_runs(one.folder / "runs") if _training(run)), None)
+
+
+def _training(run: control.Run) -> bool:
+    return run.status.state in ("running", "saving") and run.status.live
+
+
+def plan(arguments: list[str]) -> dict[str, Any]:
+    """The trainer's plan of a study, which loads nothing. UserError: it cannot be done so."""
+    return control.ask([*arguments, "--plan"], timeout=900)
+
+
+def start(home: Home, folder: Path, arguments: list[str], cells: int | None = None) -> None:
+    """Begin a study, or go on with it. UserError: something else works on this machine's GPU."""
+    with locked(home.own / "drawing"):
+        draws.need_gpu(home.runs)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / ASKED, {"v": 1, "arguments": arguments, "cells": cells})
+        draws.begin(folder, arguments)
+
+
+def stop(folder: Path) -> None:
+    """A cell that trains saves first; one that measures is measured again. UserError when it is not at work."""
+    one = look(folder)
+    if one.state != "live":
+        raise UserError(words.STUDY_NOT_WORKING)
+    write_json(folder / ASKED, {**read_object(folder / ASKED), "v": 1, "stopped": True})
+    training = at_work(one)
+    if training and training.status.step:
+        control.request(training.path, "stop")
+    else:
+        control.kill(folder)
+
+
+# ------------------------------------------------------------------------------------------------------ the blind vote
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two pictures of one prompt and noise, as the study's own page of votes has them."""
+
+    left: str
+    right: str
+    prompt: int
+    text: str
+    sources: tuple[Path, Path]
+    mark: str
+
+
+def duels(folder: Path) -> list[Duel]:
+    """What the study asks people, in its own order; none before its first pictures."""
+    try:
+        page = read_text(folder / "vote.html")
+        rows = json.loads(re.search(r"duels = (\[.*?\]);\n", page, re.DOTALL)[1])  # pyright: ignore[reportOptionalSubscript]
+        return [
+            Duel(r["left"], r["right"], r["prompt"], r["text"], _sources(folder, r["sources"]), r["mark"]) for r in rows
+        ]
+    except (UserError, TypeError, ValueError, KeyError):
+        return []
+
+
+def _sources(folder: Path, given: list[str]) -> tuple[Path, Path]:
+    one, other = (folder / path for path in given)
+    return one, other
+
+
+def open_duels(folder: Path) -> tuple[list[Duel], int]:
+    """Those without a vote, and how many there are."""
+    every = duels(folder)
+    given = {vote.mark for vote in votes.read(folder / "votes.jsonl")}
+    return [one for one in every if one.mark not in given], len(every)
+
+
+# ---------------------------------------------------------------------------------------------------------- the screen
+
+
+class Studies:
+    """The tab: its parts as they lie on the page, and what they do."""
+
+    def __init__(self, context: Context):
+        self.context, self.home, self.address = context, context.home, context.addresses
+        self.asked, self.clock = gr.State({}), gr.Timer(PACE, active=False)
+        with gr.Accordion(words.NEW_STUDY, elem_id="new-study") as self.new:
+            self._ask()
+        self.study = changing(gr.Dropdown([], label=words.STUDY, elem_id="study", visible=False))
+        self.state = gr.HTML(elem_id="study-state")
+        with gr.Row(elem_classes="tight"):
+            self.stop = gr.Button(words.STOP_STUDY, size="sm", elem_id="stop-study", visible=False)
+            self.go_on = gr.Button(words.GO_ON, size="sm", variant="primary", elem_id="continue-study", visible=False)
+            self.begin = gr.Button(words.VOTE_BLIND, size="sm", elem_id="study-vote", visible=False)
+            self.renew = gr.Button(words.TO_REPORT, size="sm", elem_id="study-report-again", visible=False)
+        with gr.Column(visible=False, elem_id="study-voting") as self.voting:
+            self.duel = gr.HTML(elem_id="study-prompt")
+            with gr.Row(elem_classes="duel"):
+                self.left, self.right = gr.HTML(), gr.HTML()
+            self.buttons = choice_buttons("study")
+            self.end = gr.Button(words.END_VOTE, size="sm", elem_id="end-study-vote")
+        self.report = gr.HTML(elem_id="study-report")
+        self.outputs = [
+            self.study, self.state, self.stop, self.go_on, self.begin, self.renew, self.report, self.new, self.clock
+        ]  # fmt: skip
+        self.seen = gr.State("")
+        self.outputs.append(self.seen)
+        self.inputs = [self.study, self.seen]
+        self._wire()
+
+    def _ask(self) -> None:
+        gr.HTML(note(words.STUDY_INTRO))
+        with gr.Row(elem_classes="align-end"):
+            self.ready = gr.Dropdown(_ready(), label=words.READY_STUDY, value=None, elem_id="ready-study", scale=3)
+            self.file = gr.Textbox("", label=words.OWN_STUDY, elem_id="study-file", scale=3)
+        with gr.Row(elem_classes="align-end"):
+            own = {"placeholder": words.STUDYS_OWN, "scale": 2}
+            self.model = gr.Textbox("", label=words.STUDY_MODEL, elem_id="study-model", **own)
+            self.pictures = gr.Textbox("", label=words.STUDY_PICTURES, elem_id="study-pictures", **own)
+            self.budget = gr.Textbox("", label=words.STUDY_BUDGET, info=words.STUDY_BUDGET_INFO, elem_id="study-budget")
+            self.plan = gr.Button(words.LOOK_AT_PLAN, elem_id="study-plan", scale=0, min_width=190)
+        self.planned = gr.HTML(elem_id="study-planned")
+        self.start = gr.Button(words.START_STUDY, variant="primary", elem_id="start-study", visible=False)
+
+    def _wire(self) -> None:
+        asked = [self.ready, self.file, self.model, self.pictures, self.budget]
+        self.plan.click(in_place(self.look_at_plan, 2), asked, [self.planned, self.start, self.asked], **SLOW)
+        for field in asked:  # what is started is what was looked at
+            field.change(lambda: gr.update(visible=False), None, [self.start], **EVENT)
+        begun = self.start.click(self.begin_study, [self.asked], [self.study, self.start, self.planned], **SLOW)
+        view: dict[str, Any] = {"fn": self.show, "inputs": self.inputs, "outputs": self.outputs, **EVENT}
+        begun.success(**view)
+        self.study.input(**view)
+        self.clock.tick(**view)
+        self.stop.click(self.end_study, [self.study], None, **EVENT).then(**view)
+        self.go_on.click(self.resume, [self.study], None, **EVENT).then(**view)
+        self.renew.click(self.report_again, [self.study], None, **SLOW).then(**view)
+        table = [self.duel, self.left, self.right]
+        self.begin.click(self.lay, [self.study], [self.voting, *table], **EVENT)
+        keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "study"}
+        for name, button in self.buttons.items():
+            button.click(functools.partial(self.vote, name), [self.study, self.left], table, **keys)
+        self.end.click(lambda: gr.update(visible=False), None, [self.voting], **EVENT).then(**view)
+
+    def show(self, chosen: str | None, seen: str = "") -> list[Any]:
+        """The studies, and the chosen one as it stands. What has not changed since it was ``seen`` is left alone."""
+        known = found(self.home)
+        one = next((each for each in known if each.name == chosen), known[0] if known else None)
+        hidden = gr.update(visible=False)
+        if one is None:
+            none = [gr.update(choices=[], visible=False), note(words.NO_STUDIES), hidden, hidden, hidden, hidden, ""]
+            return [*none, gr.skip(), gr.Timer(PACE, active=False), ""]
+        choices = [(f"{each.name} · {words.STUDY_STATES[each.state]}", each.name) for each in known]
+        asked = read_object(one.folder / ASKED)
+        left, every = open_duels(one.folder)
+        resumes = one.state in ("stopped", "failed") and bool(asked.get("arguments"))
+        stamp = one.report.stat().st_mtime_ns if one.report.is_file() else 0
+        now = f"{one.name} {stamp}"
+        value = {} if one.name == chosen else {"value": one.name}
+        return [
+            gr.update(choices=choices, visible=True, **value), self._state(one, bool(asked)),
+            gr.update(visible=one.state == "live"), gr.update(visible=resumes),
+            gr.update(visible=bool(left)),
+            gr.update(visible=len(left) < every and one.state != "live" and bool(asked.get("arguments"))),
+            gr.skip() if now == seen else self._report(one), gr.skip() if seen else gr.update(open=False),
+            gr.Timer(PACE, active=one.state == "live"), now,
+        ]  # fmt: skip
+
+    def _state(self, one: Study, ours: bool) -> str:
+        run = at_work(one) if one.state == "live" else None
+        inner = run.status.step / run.status.total if run and run.status.total else 0.0
+        part = (one.done + inner) / one.total if one.total else 0.0
+        parts = [words.STUDY_STATES[one.state]]
+        if one.state == "live":
+            parts += [words.STUDY_AT.format(min(one.done + 1, one.total), one.total)] if one.total else []
+            parts += [one.now] if one.now else []
+            parts += [words.STEP_OF.format(run.status.step, run.status.total)] if run and run.status.step else []
+            parts += [words.LEFT_OVER.format(one.left)] if one.left else []
+        else:
+            parts.append(words.STUDY_CELLS_DONE.format(words.number(one.done, words.CELLS)))
+        out = bar(1.0 if one.state == "done" else part, " · ".join(parts), label=words.STUDY)
+        out += note(one.message, "bad") if one.state == "failed" else ""
+        if one.state == "stopped":
+            out += note(words.STUDY_STOPPED if ours else words.STUDY_ELSEWHERE)
+        return out
+
+    def _report(self, one: Study) -> str:
+        if not one.report.is_file():
+            return note(words.NO_REPORT)
+        url = self.address.report(one.report)
+        return (
+            f'<p><a href="{url}" target="_blank" rel="noopener">{words.REPORT_TAB}</a></p>'
+            f'<iframe class="report" sandbox="" title="{escape(one.name)}" src="{url}"></iframe>'
+        )
+
+    def _folder(self, name: str | None) -> Path:
+        one = next((each for each in found(self.home) if each.name == name), None)
+        if one is None:
+            raise UserError(f"study: there is no '{name}'; choose one from the list")
+        return one.folder
+
+    # ---------------------------------------------------------------------------------------------------- a new one
+
+    def look_at_plan(
+        self, ready: str | None, file: str, model: str, pictures: str, budget: str
+    ) -> list[Any]:  # fmt: skip
+        """What would be done, and how long it takes; only what was looked at can be started."""
+        arguments = self._arguments(ready, file, model, pictures, budget)
+        answer = plan(arguments)
+        asked = {
+            "folder": answer["folder"],
+            "arguments": arguments,
+            "cells": None if budget.strip() else answer["cells"],
+        }
+        return [_planned(answer), gr.update(visible=True), asked]
+
+    def _arguments(self, ready: str | None, file: str, model: str, pictures: str, budget: str) -> list[str]:
+        open_to_others = self.context.folders.roots is not None
+        given = file.strip().strip('"')
+        if given and open_to_others:  # its paths may lead anywhere
+            raise UserError(words.STUDY_LISTEN)
+        path = Path(given).expanduser() if given else READY / f"{ready}.toml"
+        if not path.is_file() or (not given and ready not in [name for _, name in _ready()]):
+            raise UserError(f"study: there is no file {given}; check the path" if given else words.STUDY_FILE)
+        arguments = ["study", str(path), "-o", str(self.home.runs / "studies")]
+        for name, value in (("model.path", model.strip()), ("data.path", pictures.strip())):
+            self.context.folders.allow(name, value)
+            arguments += [f"--{name}={value}"] if value else []
+        return [*arguments, *(["--budget", budget.strip()] if budget.strip() else [])]
+
+    @kindly
+    def begin_study(self, asked: dict[str, Any]) -> list[Any]:
+        if not asked:
+            raise UserError(words.STUDY_NO_PLAN)
+        folder = Path(asked["folder"])
+        start(self.home, folder, asked["arguments"], asked["cells"])
+        return [gr.update(choices=[folder.name], value=folder.name), gr.update(visible=False), ""]
+
+    @kindly
+    def end_study(self, name: str | None) -> None:
+        stop(self._folder(name))
+
+    @kindly
+    def resume(self, name: str | None) -> None:
+        folder = self._folder(name)
+        asked = read_object(folder / ASKED)
+        start(self.home, folder, list(map(str, asked.get("arguments", []))), asked.get("cells"))
+
+    @kindly
+    def report_again(self, name: str | None) -> None:
+        """The report with the votes in it."""
+        asked = read_object(self._folder(name) / ASKED).get("arguments", [])
+        control.ask([*map(str, asked), "--report"], timeout=900)
+
+    # ---------------------------------------------------------------------------------------------------- the vote
+
+    @kindly
+    def lay(self, name: str | None) -> list[Any]:
+        return [gr.update(visible=True), *self._next(self._folder(name))]
+
+    def _next(self, folder: Path) -> list[Any]:
+        left, every = open_duels(folder)
+        how_far = bar((every - len(left)) / max(1, every), words.VOTED.format(every - len(left), every))
+        if not left:
+            return [how_far + note(words.STUDY_VOTED, "good"), "", ""]
+        one = left[0]
+        urls = [self.address.url(path, 1024) for path in one.sources]
+        return [
+            f'{how_far}<p class="prompt">{escape(one.text)}</p>',
+            f'<figure data-mark="{escape(one.mark)}"><img alt="left" src="{urls[0]}"></figure>',
+            f'<figure><img alt="right" src="{urls[1]}"></figure>',
+        ]
+
+    @kindly
+    def vote(self, won: str, name: str | None, seen: str) -> list[Any]:
+        """One answer to the two pictures that the page shows; a second one to the same two counts for nothing."""
+        folder = self._folder(name)
+        path = folder / "votes.jsonl"
+        if won == "undo":
+            votes.undo(path)
+            return self._next(folder)
+        mark = re.search(r'data-mark="([0-9a-f]+)"', seen or "")
+        one = next((each for each in open_duels(folder)[0] if mark and each.mark == mark[1]), None)
+        if one and won != "skip":
+            votes.record(path, votes.Vote(one.left, one.right, won, one.prompt, mark=one.mark))
+        return self._next(folder)
+
+
+def _ready() -> list[tuple[str, str]]:
+    """The bundled studies: the question that their first line asks, and their name."""
+    out = []
+    for path in sorted(READY.glob("*.toml")):
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ").strip()
+        out.append((f"{path.stem}: {first}", path.stem))
+    return out
+
+
+def _planned(answer: dict[str, Any]) -> str:
+    """A plan in words."""
+    counts = (
+        words.number(len(answer["arms"]), words.ARMS), words.number(answer["seeds"], words.SEEDS),
+        words.number(answer["cells"], words.CELLS), words.number(answer["held_out"], words.PICTURES),
+        words.number(answer["prompts"], words.PROMPTS),
+    )  # fmt: skip
+    rows = "".join(f"<li><b>{escape(arm['name'])}</b>: {escape(arm['changes'])}</li>" for arm in answer["arms"])
+    time = note(words.STUDY_TIME_UNKNOWN)
+    if answer["seconds"]:
+        least, most = (about(one) for one in answer["seconds"])
+        span = least if least == most else words.STUDY_SPAN.format(least, most)
+        time = note(words.STUDY_TIME.format(span, answer["pace"]), "verdict")
+    return note(words.STUDY_PLAN.format(*counts)) + f"<ul>{rows}</ul>" + time + notes(answer["notes"], "warn")

@@ -1,0 +1,442 @@
+"""What Compare, Prefer and Train show: tables of pictures, votes, pairs while they are drawn, and a run's measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the interface's own extra is not installed")
+
+import gradio as gr
+
+from pixelkiln.extension import compare, draft, draws, duels, prefer, progress, studies, tables, train, votes, words
+from pixelkiln.extension.page import Context, about, in_place
+from pixelkiln.extension.security import Addresses, Folders
+from pixelkiln.extension.store import Home, write
+from pixelkiln.trainer.data import pairs_file
+from pixelkiln.trainer.errors import UserError
+from pixelkiln.trainer.runs import control
+
+STEPS = (0, 10, 20)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    home = Home(tmp_path / "runs")
+    home.make()
+    return Context(home, Addresses.of(home), Folders())
+
+
+@pytest.fixture
+def run(context: Context) -> Path:
+    """A run of 20 steps with previews of two prompts at each of three steps, and files at the last two."""
+    folder = context.home.runs / "one"
+    write(folder / "status.json", json.dumps({"v": 1, "state": "done", "step": 20, "total": 20}))
+    write(folder / "config.toml", '[run]\nname = "one"\nbatch = 2\n[sample]\nprompts = ["a cat", "a dog"]\n')
+    write(folder / "one.safetensors", b"x")
+    write(folder / "checkpoints" / "one-step00000010.safetensors", b"x")
+    events = [{"v": 1, "kind": "step", "step": step, "loss": 0.1, "seconds": 2.0} for step in range(1, 21)]
+    for step in STEPS:
+        for row, prompt in enumerate(("a cat", "a dog")):
+            path = folder / "samples" / f"step{step:08d}_{row:02}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (32, 32), (step, 100 * row, 0)).save(path)
+            events.append({"v": 1, "kind": "sample", "step": step, "path": str(path), "prompt": prompt, "seed": 42})
+    write(folder / "events.jsonl", "".join(json.dumps(one) + "\n" for one in events))
+    return folder
+
+
+def built(screen: Any, context: Context) -> Any:
+    with gr.Blocks():
+        return screen(context)
+
+
+def test_a_run_is_compared_by_its_own_previews_and_any_two_lie_side_by_side(context: Context, run: Path) -> None:
+    screen = built(compare.Compare, context)
+    shown = dict(zip(map(id, screen.outputs), screen.show(None, "")))
+    assert shown[id(screen.of)]["value"] == "previews" and not shown[id(screen.of)]["visible"]
+    assert shown[id(screen.grid)].count("<img") == 6 and "a dog" in shown[id(screen.grid)]
+    one, other = shown[id(screen.slider)]
+    assert (one.getpixel((0, 0)), other.getpixel((0, 0))) == (
+        (0, 0, 0),
+        (20, 0, 0),
+    )  # the first prompt, before and after
+    table = tables.of_run(run)
+    assert table and [one.name for one in table.columns] == ["before", "step 10", "step 20"]
+    files = [one.adapter and Path(one.adapter).name for one in table.columns]
+    assert files == [None, "one-step00000010.safetensors", "one.safetensors"]
+    picked = shown[id(screen.picked)]
+    for cell in ((table.columns[1].id, 1), (table.columns[2].id, 1)):
+        now = screen.pick("one", None, picked, SimpleNamespace(cell=f"{cell[0]} {cell[1]}"))
+        picked = now[-1]
+    assert [image.getpixel((0, 0)) for image in now[1]] == [(10, 100, 0), (20, 100, 0)]
+    for wrong in ("", "nothing 0", f"{table.columns[0].id} 9", f"{table.columns[0].id} x"):
+        assert screen.pick("one", None, picked, SimpleNamespace(cell=wrong))[-1] == picked
+
+
+def test_a_strength_shows_the_nearest_that_is_drawn(context: Context, run: Path) -> None:
+    file = str(run / "one.safetensors")
+    candidates = [draws.Candidate("base", None)] + [draws.Candidate(f"x {s}", file, s) for s in (0.5, 1.0, 1.25)]
+    sheet = draws.sheet(run, ["a cat"], candidates)
+    draws.remember(run, sheet)
+    for number, one in enumerate(candidates):
+        path = sheet.folder / one.id / draws.PICTURE.format(0)
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(path)
+    screen = built(compare.Compare, context)
+    shown = dict(zip(map(id, screen.outputs), screen.show("one", "")))
+    assert shown[id(screen.of)]["value"] == "drawn" and shown[id(screen.of)]["visible"]
+    assert shown[id(screen.strength)]["visible"] and shown[id(screen.strength)]["maximum"] == 2
+    for strength, number in ((0.6, 1), (0.1, 0), (1.9, 3)):
+        now = screen.set_strength("one", "drawn", shown[id(screen.picked)], strength)
+        assert now[1][1].getpixel((0, 0))[0] == number
+    assert screen.turn("one", "previews")[3]["visible"] is False
+
+
+def test_the_vote_says_who_wins_and_takes_it_where_it_is_used(
+    context: Context, run: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    table = tables.of_run(run)
+    assert table
+    before, middle, last = (one.id for one in table.columns)
+    screen = built(compare.Compare, context)
+    for number in range(12):
+        votes.record(compare.votes_of(run), votes.Vote(before, last, "right" if number < 9 else "left", number % 2))
+    votes.record(compare.votes_of(run), votes.Vote("another", last, "left", 0))  # of pictures that are gone
+    *_, line, button = screen.end_vote("one", None)
+    assert "step 20 wins 9:3 (could be chance; vote more)" in line and button["visible"]
+    (tmp_path / "host" / "models" / "loras").mkdir(parents=True)
+    screen.remember_host(str(tmp_path / "host"))
+    used, _ = screen.use_winner("one", None, str(tmp_path / "host"))
+    assert (tmp_path / "host" / "models" / "loras" / "one.safetensors").exists() and used["value"].endswith(
+        "one.safetensors"
+    )
+    for _ in range(20):
+        votes.record(compare.votes_of(run), votes.Vote(middle, last, "left", 1))
+    assert "step 10 wins 20:0 (unlikely to be chance)" in screen.end_vote("one", None)[2]
+    (run / "checkpoints" / "one-step00000010.safetensors").unlink()
+    *_, line, button = screen.end_vote("one", None)
+    assert words.NOT_SAVED in line and not button["visible"]
+
+
+@pytest.mark.parametrize(("wins", "losses", "columns", "sure"), [(6, 0, 2, True), (6, 0, 3, False), (8, 0, 3, True)])
+def test_the_best_of_many_needs_more_votes(wins: int, losses: int, columns: int, sure: bool) -> None:
+    names = [tables.Column(name, name) for name in "abc"[:columns]]
+    given = [votes.Vote("a", "b", "left", 0)] * wins + [votes.Vote("a", "b", "right", 0)] * losses
+    given += [votes.Vote("b", "c", "tie", 0)] * (columns > 2)
+    found = tables.result(tables.Table(("x",), tuple(names), {}), given)
+    assert found.winner == names[0] and (words.LIKELY in found.sentence) == sure
+    assert tables.result(tables.Table(("x",), tuple(names), {}), given[:0]).winner is None
+
+
+def test_pairs_are_judged_while_others_are_drawn(
+    context: Context, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    started: list[draws.Sheet] = []
+    monkeypatch.setattr(draws, "start", lambda run_dir, sheet: started.append(sheet))
+    monkeypatch.setattr(draws, "under_way", lambda runs: [one.folder for one in started])
+    screen = built(prefer.Prefer, context)
+    line, clock, source, halt = screen.draw("", "one", "", 5)
+    (sheet,) = started
+    assert "0 of 10" in line and clock.active and source == "generate" and halt["visible"]
+    assert [text.split(" --d ")[0] for text in sheet.prompts] == ["a cat"] * 2 + ["a dog"] * 2 + ["a cat"] * 2 + [
+        "a dog"
+    ] * 2 + ["a cat"] * 2
+    assert len({text.split(" --d ")[1] for text in sheet.prompts}) == 10
+    write(sheet.folder / "cells.json", "[{}]")
+    write(sheet.folder / "config.toml", f"[sample]\nprompts = {json.dumps(sheet.prompts)}\n")
+    where, acts = ("generate", "one", "", "dpo"), []
+    laid = screen.watch("", [], *where, acts)
+    assert laid[-4]["visible"] is False and laid[-3].active and laid[-1]["visible"]
+    for number in range(3):
+        drawn(sheet, number)
+    laid = screen.watch("", [], *where, acts)
+    assert "3 of 10" in laid[0] and len(laid[5]) == 1 and laid[-4]["visible"]  # a third waits for its partner
+    again = screen.watch("", laid[5], *where, acts)
+    assert again[1] == gr.skip() == again[5]  # what lies there stays
+    for number in (3, 4, 5):
+        drawn(sheet, number)
+    after = screen.choose("left", "", laid[5], *where, acts, laid[2], laid[3])
+    assert len(after[5]) == 2 and len(duels.pairs(context.home.data / "pairs")) == 1
+    for won in ("tie", "right"):
+        after = screen.choose(won, "", after[5], *where, acts, after[2], after[3])
+    assert after[5] == [] and after[-1]["visible"], "what was decided last could not be undone"
+    assert len(screen.choose("undo", "", [], *where, acts, "", "")[5]) == 1
+    started.clear()
+    assert screen.watch("", after[5], *where, acts)[-3].active is False
+
+
+def drawn(sheet: draws.Sheet, number: int) -> None:
+    """As the trainer writes it, with its prompt in the file."""
+    from PIL import PngImagePlugin
+
+    prompt, _, seed = sheet.prompts[number].partition(" --d ")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", f"{prompt}\nSteps: 4, Seed: {seed}, Size: 32x32")
+    path = sheet.folder / sheet.candidates[0].id / draws.PICTURE.format(number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32), (number, 0, 0)).save(path, pnginfo=info)
+
+
+def test_training_on_pairs_needs_enough_and_says_its_time(context: Context, run: Path, tmp_path: Path) -> None:
+    screen = built(prefer.Prefer, context)
+    kept = context.home.data / "pairs"
+    paths = [tmp_path / f"{number}.png" for number in range(2 * words.LEAST)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (32, 32), (number, 1, 1)).save(path)
+    for number in range(words.LEAST):
+        line, button = screen._counts(kept, "one", "dpo")
+        assert button["interactive"] is False and "from 8 on you can train" in line
+        pairs_file.add_pair(kept, "a cat", paths[2 * number], paths[2 * number + 1], source="ui")
+    line, button = screen._counts(kept, "one", "dpo")
+    assert button["interactive"] and button["value"] == "Train on 8 pairs (about 27 min)"  # 300 x 4 rows x 4/3 x 1 s
+    assert screen._counts(kept, "one", "kto")[1]["interactive"] is False
+    draft.change(context.home, {"run.name": "mine"})
+    screen.fill("", "one", "dpo")
+    assert draft.get(context.recipe(), "run.name") == "one-dpo"
+    earlier = (context.home.own / "draft-before-0001.toml").read_text(encoding="utf-8")
+    assert 'name = "mine"' in earlier
+    with pytest.raises(gr.Error, match="there are none"):
+        screen.fill("", "one", "kto")
+
+
+def test_what_is_typed_to_prefer_is_never_written_by_the_screen(context: Context, run: Path) -> None:
+    screen = built(prefer.Prefer, context)
+    shown = dict(zip(map(id, screen.outputs), screen.show("generate", None, "", "", 50, "dpo", [])))
+    for field in (screen.prompts, screen.kept, screen.outside):
+        assert "value" not in shown[id(field)]
+    assert shown[id(screen.prompts)]["placeholder"] == "a cat\na dog"
+    assert "value" not in screen.show("generate", "one", "", "", 50, "dpo", [])[0]
+    ids = {id(one) for one in screen.outputs}
+    assert not ids & {id(one) for one in (screen.many, screen.kind)}
+
+
+def test_a_runs_measures_stand_beside_prior_and_floor(context: Context, run: Path) -> None:
+    rows = [
+        {"v": 1, "kind": "validation", "step": step, "loss": 0.5, "measures": {
+            "absrel": absrel, "edge_f1": 0.0, "prior_absrel": 0.179, "prior_edge_f1": 0.0, "floor_absrel": 0.037,
+            "floor_edge_f1": 0.785}}
+        for step, absrel in ((10, 0.15), (20, 0.109))
+    ]  # fmt: skip
+    with (run / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    screen = built(train.Train, context)
+    shown = dict(zip(map(id, screen.outputs), screen.show(None, None, 0.9, False, {})))
+    assert shown[id(screen.what)]["value"] == "absrel"
+    assert ("AbsRel, held out", "absrel") in shown[id(screen.what)]["choices"]
+    frame = shown[id(screen.plot)]
+    assert set(frame["line"]) == {"held out", "prior", "floor"} and set(frame["step"]) == {10, 20}
+    assert "0.109 (prior 0.179, floor 0.037)" in shown[id(screen.state)]
+    history = progress.history(run)
+    points = progress.curve(history, "edge_f1", 0.9, True)  # of 0 there is no logarithm
+    assert points == [(step, pytest.approx(-0.1051, abs=1e-3), "floor") for step in (10, 20)]
+    assert progress.names(history)[:3] == ["absrel", "edge_f1", "loss"]
+
+
+@pytest.mark.parametrize(
+    ("message", "step", "line", "part"),
+    [
+        ("loading", 0, "loading the model", 0), ("pictures: 14 of 25", 0, "reading pictures 14/25", 56),
+        ("previews: 1 of 6", 0, "drawing previews 1/6", 17),
+        ("previews: 3 of 6", 5, "drawing previews 3/6 · step 5 of 10", 50),
+        ("training", 0, "training", 0), ("loss 0.1", 5, "training · step 5 of 10", 50),
+    ],
+)  # fmt: skip
+def test_a_run_says_in_words_what_it_does(message: str, step: int, line: str, part: int) -> None:
+    status = control.Status("running", step=step, total=10, message=message, live=True)
+    doing = train._doing(status, "")
+    html = train.standing(control.Run("one", Path("/one"), status), progress.History(), None, doing)
+    assert f">{line}<" in html and f'aria-valuenow="{part}"' in html
+
+
+def test_an_estimated_time_is_a_round_one() -> None:
+    assert [about(x) for x in (2, 43, 95, 3590, 5000)] == ["5 s", "45 s", "2 min", "1 h 0 min", "1 h 23 min"]
+
+
+def test_an_empty_chart_has_numbers_for_its_axes() -> None:
+    assert {str(kind) for name, kind in train._plotted([]).dtypes.items() if name != "line"} == {"float64"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_screens_answer_fits_its_parts_and_no_field_is_none(
+    context: Context, run: Path, there: bool, tmp_path: Path
+) -> None:  # fmt: skip
+    """A field without text gives None to what reads it, and a button pressed beside it an error that is ours."""
+    if not there:
+        home = Home(tmp_path / "none")
+        home.make()
+        context = Context(home, context.addresses, Folders())
+    views = {compare: (None, "", None, [], None, "", None), prefer: ("generate", None, "", "", 50, "dpo", []),
+             train: (None, None, 0.9, False, {}, None, None)}  # fmt: skip
+    for screen, view in views.items():
+        with gr.Blocks() as blocks:
+            made = screen.build(context)
+        assert len(made.show(*view)) == len(made.outputs) and len(view) == len(made.inputs)
+        none = [one.elem_id for one in blocks.blocks.values() if isinstance(one, gr.Textbox) and one.value is None]
+        assert not none
+
+
+# ------------------------------------------------------------------------------------------------------------ studies
+
+STUDY = 'name = "s"\n'
+ANSWER = {
+    "name": "s", "cells": 4, "arms": [{"name": "plain", "changes": "as it is"}, {"name": "<b>", "changes": "rank = 4"}],
+    "seeds": 2, "held_out": 1, "prompts": 3, "notes": ["one file"], "seconds": [40.0, 400.0], "pace": "remembered",
+}  # fmt: skip
+
+
+@pytest.fixture
+def asked(context: Context, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What the trainer was asked and started with."""
+    known: list[list[str]] = []
+
+    def ask(arguments: list[str], **more: Any) -> dict[str, Any]:
+        known.append(arguments)
+        return {**ANSWER, "folder": str(context.home.runs / "studies" / "s")}
+
+    monkeypatch.setattr(control, "ask", ask)
+    monkeypatch.setattr(draws, "begin", lambda folder, arguments: known.append(arguments))
+    return known
+
+
+def test_a_study_is_started_as_it_was_planned(context: Context, asked: list[list[str]], tmp_path: Path) -> None:
+    screen = built(studies.Studies, context)
+    assert words.NO_STUDIES in screen.show(None)[1]
+    file = tmp_path / "s.toml"
+    file.write_text(STUDY, encoding="utf-8")
+    line, button, plan = screen.look_at_plan(None, str(file), "", "/pictures", "8h")
+    for part in (
+        "2 recipes x 2 seeds = 4 cells",
+        "1 picture held out",
+        "3 prompts",
+        "&lt;b&gt;",
+        "40 s to 7 min",
+        "one file",
+    ):
+        assert part in line
+    assert button["visible"] and not (context.home.runs / "studies").exists()
+    screen.begin_study(plan)
+    wanted = ["study", str(file), "-o", str(context.home.runs / "studies"), "--data.path=/pictures", "--budget", "8h"]
+    assert asked == [[*wanted, "--plan"], wanted]
+    look = in_place(screen.look_at_plan, 2)
+    for given, line in (("", "choose a ready one"), ("/no.toml", "no file")):
+        told, *rest = look(None, given, "", "", "")
+        assert line in told and 'role="alert"' in told and rest == [gr.skip()] * 2
+    with pytest.raises(gr.Error, match="look at its plan first"):
+        screen.begin_study({})
+
+
+def test_a_page_that_is_open_to_others_starts_ready_studies_alone(context: Context, asked: Any, tmp_path: Path) -> None:
+    shared = Context(context.home, context.addresses, Folders((context.home.runs,)))
+    screen = built(studies.Studies, shared)
+    (tmp_path / "s.toml").write_text(STUDY, encoding="utf-8")
+    with pytest.raises(UserError, match="open to other machines"):
+        screen.look_at_plan(None, str(tmp_path / "s.toml"), "", "", "")
+    with pytest.raises(UserError, match="outside the folders"):
+        screen.look_at_plan("demo-pixel", "", "/etc/passwd", "", "")
+    with pytest.raises(UserError, match="choose a ready one"):
+        screen.look_at_plan("../../etc/x", "", "", "", "")
+    assert not asked and screen.look_at_plan("demo-pixel", "", "", "", "")[1]["visible"]
+
+
+def study_of(context: Context, log: str, done: int, **more: Any) -> Path:
+    folder = context.home.runs / "studies" / "s"
+    for number in range(done):
+        write(folder / "cells" / f"arm-seed{number}" / "cell.json", json.dumps({"v": 1, "wall": 10.0}))
+    write(folder / studies.ASKED, json.dumps({"v": 1, "arguments": ["study", "s.toml"], **({"cells": 4} | more)}))
+    write(folder / "log.txt", log)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("log", "cells", "more", "state"),
+    [
+        ("plain, seed 0: cell 1 of 4\n", 0, {}, "stopped"),
+        ("plain, seed 1: cell 3 of 4, about 12 s left\n", 2, {}, "stopped"),
+        ("plain, seed 1: cell 3 of 4\nerror: disk: full; make room\n", 2, {}, "failed"),
+        ("plain, seed 1: cell 3 of 4\nerror: ended\n", 2, {"stopped": True}, "stopped"),
+        ("x: cell 4 of 4\nreport: there\n", 4, {}, "done"),
+        ("x: cell 1 of 80\nbudget: 1 h of 1 h are used; 1 seeds are done\n", 2, {"cells": None}, "done"),
+        ("", 0, {}, "stopped"),
+    ],
+)
+def test_a_study_says_how_it_stands(context: Context, log: str, cells: int, more: dict[str, Any], state: str) -> None:
+    folder = study_of(context, log, cells, **more)
+    one = studies.look(folder)
+    assert (one.state, one.done) == (state, cells)
+    shown = built(studies.Studies, context).show(None)
+    assert shown[0]["value"] == "s" and shown[3]["visible"] == (state in ("stopped", "failed"))
+    assert words.number(cells, words.CELLS) in shown[1] and ("make room" in shown[1]) == (state == "failed")
+
+
+def test_a_study_is_at_work_while_its_process_is(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    folder = study_of(context, "plain, seed 1: cell 3 of 4, about 12 s left\n", 2)
+    me = {"v": 1, "job": "x", **control.identity(os.getpid()), "log": 0}
+    write(folder / draws.MARK, json.dumps(me))
+    run = folder / "runs" / "plain-seed1"
+    write(run / "status.json", json.dumps({**me, "state": "running", "step": 5, "total": 10, "t": 1}))
+    screen = built(studies.Studies, context)
+    line = screen.show("s")[1]
+    assert "at work · cell 3 of 4 · plain, seed 1 · step 5 of 10 · 12 s left" in line and 'aria-valuenow="62"' in line
+    assert screen.show("s")[-2].active and draws.under_way(context.home.runs) == [folder]
+    assert draws.drawing(context.home.runs) == []  # Stop of step 4 and 5 leaves it alone
+    with pytest.raises(ValueError, match="a study is at work"):
+        draws.need_gpu(context.home.runs)
+    screen.end_study("s")
+    assert (run / "control" / "stop").exists()  # the cell saves first
+    (run / "status.json").unlink()
+    ended: list[Path] = []
+    monkeypatch.setattr(control, "kill", ended.append)
+    screen.end_study("s")
+    assert ended == [folder]
+
+
+def test_a_studys_votes_are_those_that_its_report_reads(context: Context) -> None:
+    from pixelkiln.trainer.study import vote_page
+    from pixelkiln.trainer.study import votes as study_votes
+
+    folder = study_of(context, "", 4)
+    asked_for = [
+        vote_page.Duel("plain@0", "rank@0", prompt, "</script> a cat", ("a.png", "b.png")) for prompt in (0, 1)
+    ]
+    write(folder / "vote.html", vote_page.page("s", asked_for))
+    screen = built(studies.Studies, context)
+    laid = screen.lay("s")[1:]
+    assert "0 of 2 compared" in laid[0] and "&lt;/script&gt; a cat" in laid[0]
+    first = studies.duels(folder)[0]
+    after = screen.vote("left", "s", laid[1])
+    assert screen.vote("left", "s", laid[1])[0] == after[0] and "1 of 2" in after[0]
+    found = study_votes.values(folder / study_votes.FILE, ["plain", "rank"], [0], 2)
+    assert [(one.arm, one.value) for one in found] == [
+        ("rank", 1.0 if first.left == "rank@0" else -1.0),
+        ("plain", 0.0),
+    ]
+    assert screen.show("s")[5]["visible"]
+    screen.vote("right", "s", after[1])
+    assert words.STUDY_VOTED in screen.lay("s")[1]
+    assert "1 of 2" in screen.vote("undo", "s", "")[0]
+
+
+@pytest.mark.slow
+def test_a_report_is_shown_as_a_page_that_can_do_nothing(context: Context) -> None:
+    from starlette.testclient import TestClient
+
+    from pixelkiln.extension.app import application
+
+    folder = study_of(context, "", 4)
+    write(folder / "report.html", "<p>the report</p>")
+    (url,) = {built(studies.Studies, context).show("s")[6].split('src="')[1].split('"')[0]}
+    with TestClient(application(context, None), base_url="http://127.0.0.1") as client:
+        answer = client.get(url)
+        assert answer.text == "<p>the report</p>" and answer.headers["content-type"].startswith("text/html")
+        rules = " ".join(answer.headers.get_list("content-security-policy"))
+        assert "sandbox" in rules and "default-src 'none'" in rules and "frame-ancestors 'self'" in rules
+        picture = context.addresses.url(folder / "report.html").split("?")[0]
+        assert client.get(picture.replace("/picture/", "/report/").replace("/0/", "/")).status_code == 404
