@@ -417,9 +417,13 @@ def build(context: Context) -> Screen:
 
     def show(
         chosen: str | None, before: str, of: str | None, picked: list[Any], study: str | None, seen: str,
-        predicting: str | None,
+        where: str, predicting: str | None,
     ) -> list[Any]:  # fmt: skip
-        return [*screen.show(chosen, before, of, picked), *studied.show(study, seen), *predicted.show(predicting)]
+        return [
+            *screen.show(chosen, before, of, picked),
+            *studied.show(study, seen, where),
+            *predicted.show(predicting),
+        ]
 
     inputs = [screen.run, screen.shown, screen.of, screen.picked, *studied.inputs, predicted.run]
     return Screen(show, [*screen.outputs, *studied.outputs, *predicted.outputs], inputs)

@@ -16,8 +16,9 @@ import gradio as gr
 from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.events import read_object
+from ..trainer.runs.process import locked as process_lock
 from . import draws, votes, words
-from .page import EVENT, SLOW, Context, about, bar, changing, choice_buttons, in_place, kindly, note, notes
+from .page import EVENT, SLOW, Context, about, alert, bar, changing, choice_buttons, in_place, kindly, note, notes
 from .store import ROOT, Home, locked, read_text, write_json
 
 READY = ROOT / "presets" / "studies"
@@ -32,13 +33,15 @@ class Study:
 
     folder: Path
     state: str
-    """live, done, stopped, failed."""
+    """live, done, stopped, failed; seen: begun at the command line, so that it is not known how many cells it has."""
     done: int
     total: int | None
     left: str = ""
     now: str = ""
     """The cell that is being worked on."""
     message: str = ""
+    ours: bool = False
+    """Whether this page started it, and can stop it and go on with it."""
 
     @property
     def name(self) -> str:
@@ -49,9 +52,9 @@ class Study:
         return self.folder / "report.html"
 
 
-def found(home: Home) -> list[Study]:
-    """The studies beside the runs, the newest first."""
-    folders = [path for path in (home.runs / "studies").glob("*") if (path / "cells").is_dir() or _marked(path)]
+def found(folder: Path) -> list[Study]:
+    """The studies in a folder, the newest first."""
+    folders = [path for path in folder.glob("*") if (path / "cells").is_dir() or _marked(path)]
     return [look(one) for one in sorted(folders, key=lambda path: -path.stat().st_mtime)]
 
 
@@ -61,21 +64,30 @@ def _marked(folder: Path) -> bool:
 
 def look(folder: Path) -> Study:
     """How far it is, by its cells, its log and its process."""
-    status = control.status(folder)
     asked = read_object(folder / ASKED)
+    done, ours = len([*folder.glob("cells/*/cell.json")]), bool(asked.get("arguments"))
+    if not ours:
+        return Study(folder, "live" if _held(folder) else "seen", done, None)
     since = read_object(folder / draws.MARK).get("log", 0)
     log = control.tail(folder, 400, since if isinstance(since, int) else 0)
-    done = len([*folder.glob("cells/*/cell.json")])
     said = list(re.finditer(r"(?m)^(.+): cell (\d+) of (\d+)(?:, about (.+) left)?$", log))
     total = int(said[-1][3]) if said else asked.get("cells")
-    if status.live:
+    if control.status(folder).live:
         at, left = (said[-1][1], said[-1][4] or "") if said else ("", "")
-        return Study(folder, "live", done, total, left, at)
+        return Study(folder, "live", done, total, left, at, ours=True)
     errors = re.findall(r"(?m)^error: (.*)$", log)
     if errors and not asked.get("stopped"):
-        return Study(folder, "failed", done, total, message=errors[-1])
+        return Study(folder, "failed", done, total, message=errors[-1], ours=True)
     over = total is None or done >= total or "budget: " in log
-    return Study(folder, "done" if over and done else "stopped", done, total)
+    return Study(folder, "done" if over and done else "stopped", done, total, ours=True)
+
+
+def _held(folder: Path) -> bool:
+    """Whether a study works there, whoever started it."""
+    if not (folder / ".lock").exists():
+        return False
+    with process_lock(folder / ".lock") as free:
+        return not free
 
 
 def at_work(one: Study) -> control.Run | None:
@@ -104,7 +116,7 @@ def start(home: Home, folder: Path, arguments: list[str], cells: int | None = No
 def stop(folder: Path) -> None:
     """A cell that trains saves first; one that measures is measured again. UserError when it is not at work."""
     one = look(folder)
-    if one.state != "live":
+    if one.state != "live" or not one.ours:
         raise UserError(words.STUDY_NOT_WORKING)
     write_json(folder / ASKED, {**read_object(folder / ASKED), "v": 1, "stopped": True})
     training = at_work(one)
@@ -164,7 +176,10 @@ class Studies:
         self.asked, self.clock = gr.State({}), gr.Timer(PACE, active=False)
         with gr.Accordion(words.NEW_STUDY, elem_id="new-study") as self.new:
             self._ask()
-        self.study = changing(gr.Dropdown([], label=words.STUDY, elem_id="study", visible=False))
+        with gr.Row(elem_classes="align-end"):
+            self.study = changing(gr.Dropdown([], label=words.STUDY, elem_id="study", visible=False, scale=2))
+            place = str(self.home.runs / "studies")
+            self.where = gr.Textbox("", label=words.STUDY_FOLDER, placeholder=place, elem_id="study-folder", scale=2)
         self.state = gr.HTML(elem_id="study-state")
         with gr.Row(elem_classes="tight"):
             self.stop = gr.Button(words.STOP_STUDY, size="sm", elem_id="stop-study", visible=False)
@@ -183,7 +198,7 @@ class Studies:
         ]  # fmt: skip
         self.seen = gr.State("")
         self.outputs.append(self.seen)
-        self.inputs = [self.study, self.seen]
+        self.inputs = [self.study, self.seen, self.where]
         self._wire()
 
     def _ask(self) -> None:
@@ -209,42 +224,45 @@ class Studies:
         view: dict[str, Any] = {"fn": self.show, "inputs": self.inputs, "outputs": self.outputs, **EVENT}
         begun.success(**view)
         self.study.input(**view)
+        self.where.submit(**view)
         self.clock.tick(**view)
         self.stop.click(self.end_study, [self.study], None, **EVENT).then(**view)
         self.go_on.click(self.resume, [self.study], None, **EVENT).then(**view)
         self.renew.click(self.report_again, [self.study], None, **SLOW).then(**view)
         table = [self.duel, self.left, self.right]
-        self.begin.click(self.lay, [self.study], [self.voting, *table], **EVENT)
+        self.begin.click(self.lay, [self.study, self.where], [self.voting, *table], **EVENT)
         keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "study"}
         for name, button in self.buttons.items():
-            button.click(functools.partial(self.vote, name), [self.study, self.left], table, **keys)
+            button.click(functools.partial(self.vote, name), [self.study, self.left, self.where], table, **keys)
         self.end.click(lambda: gr.update(visible=False), None, [self.voting], **EVENT).then(**view)
 
-    def show(self, chosen: str | None, seen: str = "") -> list[Any]:
+    def show(self, chosen: str | None, seen: str = "", where: str = "") -> list[Any]:
         """The studies, and the chosen one as it stands. What has not changed since it was ``seen`` is left alone."""
-        known = found(self.home)
+        try:
+            known = found(self._place(where))
+        except UserError as error:
+            return [*[gr.skip()], alert(str(error)), *[gr.skip()] * (len(self.outputs) - 2)]
         one = next((each for each in known if each.name == chosen), known[0] if known else None)
         hidden = gr.update(visible=False)
         if one is None:
             none = [gr.update(choices=[], visible=False), note(words.NO_STUDIES), hidden, hidden, hidden, hidden, ""]
             return [*none, gr.skip(), gr.Timer(PACE, active=False), ""]
         choices = [(f"{each.name} · {words.STUDY_STATES[each.state]}", each.name) for each in known]
-        asked = read_object(one.folder / ASKED)
         left, every = open_duels(one.folder)
-        resumes = one.state in ("stopped", "failed") and bool(asked.get("arguments"))
+        resumes = one.state in ("stopped", "failed")
         stamp = one.report.stat().st_mtime_ns if one.report.is_file() else 0
-        now = f"{one.name} {stamp}"
+        now = f"{one.folder} {stamp}"
         value = {} if one.name == chosen else {"value": one.name}
         return [
-            gr.update(choices=choices, visible=True, **value), self._state(one, bool(asked)),
-            gr.update(visible=one.state == "live"), gr.update(visible=resumes),
+            gr.update(choices=choices, visible=True, **value), self._state(one),
+            gr.update(visible=one.state == "live" and one.ours), gr.update(visible=resumes),
             gr.update(visible=bool(left)),
-            gr.update(visible=len(left) < every and one.state != "live" and bool(asked.get("arguments"))),
+            gr.update(visible=len(left) < every and one.state != "live" and one.ours),
             gr.skip() if now == seen else self._report(one), gr.skip() if seen else gr.update(open=False),
             gr.Timer(PACE, active=one.state == "live"), now,
         ]  # fmt: skip
 
-    def _state(self, one: Study, ours: bool) -> str:
+    def _state(self, one: Study) -> str:
         run = at_work(one) if one.state == "live" else None
         inner = run.status.step / run.status.total if run and run.status.total else 0.0
         part = (one.done + inner) / one.total if one.total else 0.0
@@ -256,11 +274,10 @@ class Studies:
             parts += [words.LEFT_OVER.format(one.left)] if one.left else []
         else:
             parts.append(words.STUDY_CELLS_DONE.format(words.number(one.done, words.CELLS)))
-        out = bar(1.0 if one.state == "done" else part, " · ".join(parts), label=words.STUDY)
+        out = bar(1.0 if one.state in ("done", "seen") else part, " · ".join(parts), label=words.STUDY)
         out += note(one.message, "bad") if one.state == "failed" else ""
-        if one.state == "stopped":
-            out += note(words.STUDY_STOPPED if ours else words.STUDY_ELSEWHERE)
-        return out
+        out += note(words.STUDY_STOPPED) if one.state == "stopped" else ""
+        return out + (note(words.STUDY_ELSEWHERE) if not one.ours else "")
 
     def _report(self, one: Study) -> str:
         if not one.report.is_file():
@@ -271,8 +288,12 @@ class Studies:
             f'<iframe class="report" sandbox="" title="{escape(one.name)}" src="{url}"></iframe>'
         )
 
-    def _folder(self, name: str | None) -> Path:
-        one = next((each for each in found(self.home) if each.name == name), None)
+    def _place(self, where: str) -> Path:
+        """The folder of studies that is looked at: as typed, or beside the runs."""
+        return self.context.folders.check("studies", where) if where.strip() else self.home.runs / "studies"
+
+    def _folder(self, name: str | None, where: str = "") -> Path:
+        one = next((each for each in found(self._place(where)) if each.name == name), None)
         if one is None:
             raise UserError(f"study: there is no '{name}'; choose one from the list")
         return one.folder
@@ -333,8 +354,8 @@ class Studies:
     # ---------------------------------------------------------------------------------------------------- the vote
 
     @kindly
-    def lay(self, name: str | None) -> list[Any]:
-        return [gr.update(visible=True), *self._next(self._folder(name))]
+    def lay(self, name: str | None, where: str = "") -> list[Any]:
+        return [gr.update(visible=True), *self._next(self._folder(name, where))]
 
     def _next(self, folder: Path) -> list[Any]:
         left, every = open_duels(folder)
@@ -350,9 +371,9 @@ class Studies:
         ]
 
     @kindly
-    def vote(self, won: str, name: str | None, seen: str) -> list[Any]:
+    def vote(self, won: str, name: str | None, seen: str, where: str = "") -> list[Any]:
         """One answer to the two pictures that the page shows; a second one to the same two counts for nothing."""
-        folder = self._folder(name)
+        folder = self._folder(name, where)
         path = folder / "votes.jsonl"
         if won == "undo":
             votes.undo(path)

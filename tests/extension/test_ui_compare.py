@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,7 +272,7 @@ def test_a_screens_answer_fits_its_parts_and_no_field_is_none(
         home = Home(tmp_path / "none")
         home.make()
         context = Context(home, context.addresses, Folders())
-    views = {compare: (None, "", None, [], None, "", None), prefer: ("generate", None, "", "", 50, "dpo", []),
+    views = {compare: (None, "", None, [], None, "", "", None), prefer: ("generate", None, "", "", 50, "dpo", []),
              train: (None, None, 0.9, False, {}, None, None)}  # fmt: skip
     for screen, view in views.items():
         with gr.Blocks() as blocks:
@@ -372,6 +373,24 @@ def test_a_study_says_how_it_stands(context: Context, log: str, cells: int, more
     shown = built(studies.Studies, context).show(None)
     assert shown[0]["value"] == "s" and shown[3]["visible"] == (state in ("stopped", "failed"))
     assert words.number(cells, words.CELLS) in shown[1] and ("make room" in shown[1]) == (state == "failed")
+
+
+def test_a_study_of_the_command_line_is_read_and_not_steered(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = tmp_path / "elsewhere"
+    write(there / "mine" / "cells" / "a-seed0" / "cell.json", '{"v": 1, "wall": 3}')
+    screen = built(studies.Studies, context)
+    shown = screen.show(None, "", str(there))
+    assert shown[0]["value"] == "mine" and "command line · 1 cell done" in shown[1] and words.STUDY_ELSEWHERE in shown[1]
+    assert not shown[2]["visible"] and not shown[3]["visible"]
+    write(there / "mine" / ".lock", "")
+    for held, line in ((False, "command line"), (True, "at work")):
+        monkeypatch.setattr(studies, "process_lock", lambda path, held=held: contextlib.nullcontext(not held))
+        shown = screen.show("mine", "", str(there))
+        assert f">{line}" in shown[1] and not shown[2]["visible"]
+    told = screen.show(None, "", str(tmp_path / "nowhere"))
+    assert "is not there" in told[1] and told[0] == gr.skip()
 
 
 def test_a_study_is_at_work_while_its_process_is(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

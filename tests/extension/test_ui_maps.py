@@ -53,7 +53,7 @@ def test_only_runs_with_dense_predict_maps(context: Context):
     assert screen.show(None)[0]["value"] == "deep"
     with gr.Blocks():
         both = compare.build(context)
-    assert len(both.show(None, "", None, [], None, "", None)) == len(both.outputs)
+    assert len(both.show(None, "", None, [], None, "", "", None)) == len(both.outputs)
 
 
 @pytest.mark.parametrize("task", ["depth", "normal"])
