@@ -100,18 +100,20 @@ class Compare:
         self._wire()
 
     def _look(self) -> None:
-        self.grid = gr.HTML(elem_id="compare-grid", js_on_load=PICK)
-        self.slider = gr.ImageSlider(
-            show_label=False, label=words.COMPARED, interactive=False, max_height=2000, format="png",
-            elem_id="compare-two", elem_classes="two", buttons=["fullscreen"],
-        )  # fmt: skip
-        with gr.Row(elem_classes="align-end"):
-            self.named = gr.HTML(elem_id="compare-named", scale=3)
-            self.strength = gr.Slider(
-                0, 2, value=1, step=0.05, label=words.STRENGTH, elem_id="compare-strength", visible=False, scale=2,
-                buttons=[],
-            )  # fmt: skip
-            self.several = gr.Button(words.DRAW_STRENGTHS, elem_id="draw-strengths", size="sm", scale=0, min_width=200)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=420):
+                self.grid = gr.HTML(elem_id="compare-grid", js_on_load=PICK)
+            with gr.Column(scale=1, min_width=420, elem_classes="side"):
+                self.slider = gr.ImageSlider(
+                    show_label=False, label=words.COMPARED, interactive=False, max_height=2000, format="png",
+                    elem_id="compare-two", elem_classes="two", buttons=["fullscreen"],
+                )  # fmt: skip
+                self.named = gr.HTML(elem_id="compare-named")
+                self.strength = gr.Slider(
+                    0, 2, value=1, step=0.05, label=words.STRENGTH, elem_id="compare-strength", visible=False,
+                    buttons=[],
+                )  # fmt: skip
+                self.several = gr.Button(words.DRAW_STRENGTHS, elem_id="draw-strengths", size="sm")
 
     def _ask(self) -> None:
         with gr.Row():

@@ -119,9 +119,11 @@ class Train:
 
     def _curve(self) -> None:
         with gr.Row(elem_classes="align-end tight"):
-            self.what = changing(gr.Dropdown([], label=words.CURVE, scale=2, elem_id="curve-of"))
-            self.smooth = gr.Slider(0, 0.98, value=0.9, step=0.02, label=words.SMOOTH, scale=2)
-            self.log = gr.Checkbox(label=words.LOG_SCALE, scale=1, min_width=120)
+            self.what = changing(gr.Dropdown([], label=words.CURVE, scale=2, min_width=140, elem_id="curve-of"))
+            self.smooth = gr.Slider(
+                0, 0.98, value=0.9, step=0.02, label=words.SMOOTH, scale=2, min_width=180, buttons=[]
+            )
+            self.log = gr.Checkbox(label=words.LOG_SCALE, scale=1, min_width=140)
         self.plot = gr.LinePlot(
             x="step", y="value", y_title=" ", color="line", color_title=" ", height=240, show_label=False,
             elem_id="curve", color_map=COLOURS, buttons=["export"], value=_plotted([]),

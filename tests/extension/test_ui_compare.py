@@ -382,7 +382,9 @@ def test_a_study_of_the_command_line_is_read_and_not_steered(
     write(there / "mine" / "cells" / "a-seed0" / "cell.json", '{"v": 1, "wall": 3}')
     screen = built(studies.Studies, context)
     shown = screen.show(None, "", str(there))
-    assert shown[0]["value"] == "mine" and "command line · 1 cell done" in shown[1] and words.STUDY_ELSEWHERE in shown[1]
+    assert (
+        shown[0]["value"] == "mine" and "command line · 1 cell done" in shown[1] and words.STUDY_ELSEWHERE in shown[1]
+    )
     assert not shown[2]["visible"] and not shown[3]["visible"]
     write(there / "mine" / ".lock", "")
     for held, line in ((False, "command line"), (True, "at work")):
