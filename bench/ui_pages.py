@@ -31,6 +31,7 @@ READY = """([where, text]) => {
   const pictures = [...document.querySelectorAll("img")].filter((one) => one.offsetParent !== null && seen(one));
   return pictures.every((one) => one.complete && one.naturalWidth > 0);
 }"""
+TO_THE_END = "() => { const all = document.querySelector('#grid .pictures'); all.scrollTop = all.scrollHeight; }"
 PROMPTS = [f"a {colour} {what}" for colour in ("red", "blue") for what in ("cat", "dog", "house")]
 
 
@@ -101,7 +102,8 @@ class Watch:
     def visit(self, run: str) -> None:
         """Every screen once. The check comes last, as its answer is the work of another process."""
         self.time("load the page", lambda: self.page.goto(self.address), "#pictures-summary", "pictures,")
-        self.time("turn the page of pictures", lambda: self.page.click("#more-pictures"), "#pictures-place", "2 / ")
+        self.time("scroll to the last picture", lambda: self.page.evaluate(TO_THE_END), "#grid .one:last-child")
+        self.time("open a picture", lambda: self.page.click("#grid .one:last-child .frame"), "#card figure", ".jpg")
         self.step("2 Recipe", "#recipe-status .note, #recipe-status .problems")
         self.step("3 Train", "#gallery table")
         chosen = self.page.locator("#run label", has_text=run).first

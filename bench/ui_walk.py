@@ -83,7 +83,7 @@ def first_use(walk: Walk, steps: int, runs: Path) -> None:
     page.wait_for_selector("#demo-pictures")
     walk.note("the page is there")
     walk.click("#demo-pictures")
-    page.wait_for_selector(".cell img:visible")
+    page.wait_for_selector("#grid img:visible")
     page.wait_for_timeout(1500)
     walk.shoot("pictures")
     walk.click("#next-pictures")

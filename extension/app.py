@@ -9,9 +9,9 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 
-from . import compare, images, look, pictures, prefer, recipe, train, words
+from . import compare, images, look, pictures, prefer, recipe, targets, train, words
 from .page import EVENT, Context, Screen, newest
-from .security import DOWNLOAD, REPORT, UPLOAD_BYTES, Guard, Login
+from .security import DOWNLOAD, MAP, REPORT, UPLOAD_BYTES, Guard, Login
 
 UNREADABLE = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100"><rect width="100" height="100" fill="#8886"/>'
@@ -51,7 +51,8 @@ def page(context: Context) -> gr.Blocks:
                     screens[name] = build(context)
                     if name in words.NEXT:
                         with gr.Row(elem_classes="sticky-end"):
-                            gr.HTML("")
+                            foot = screens[name].parts.get("foot")
+                            foot.render() if foot is not None else gr.HTML("")
                             following[name] = gr.Button(
                                 words.NEXT[name], variant="primary", scale=0, min_width=220, elem_id=f"next-{name}"
                             )
@@ -133,6 +134,16 @@ def application(context: Context, login: Login | None) -> Any:
         if not path.is_file():
             return Response(status_code=404)
         return FileResponse(path, media_type=TYPES[path.suffix.lower()], headers=kept)
+
+    @web.get("/map/{signature}/{side}/{name}")
+    def target(signature: str, side: int, name: str) -> Response:
+        path = context.addresses.path(signature, side, name)
+        small = None
+        if path is not None and side > MAP:
+            small = targets.thumbnail(path, context.recipe(), min(side - MAP, 1024), context.home.thumbnails)
+        if small is None:
+            return Response(UNREADABLE, media_type="image/svg+xml", status_code=200 if path else 404)
+        return FileResponse(small, media_type="image/webp", headers={"Cache-Control": "private, max-age=60"})
 
     @web.get("/file/{signature}/{name}")
     def file(signature: str, name: str) -> Response:

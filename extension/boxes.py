@@ -45,6 +45,11 @@ class Boxes:
                 self._refused[mark] = typed
                 self._refuse(picture, text, now)
 
+    def holds(self, text: str, token: str) -> bool:
+        """Whether the caption of the box's picture says this."""
+        picture = self._picture(token.split(" ")[0])
+        return picture is not None and captions.line(text) == captions.line(captions.current(picture))
+
     def _refuse(self, picture: Path, text: str, now: str) -> None:
         both = {"typed here": text, "written elsewhere": now}
         write_json(self.refused, {**read_object(self.refused), str(picture): both})

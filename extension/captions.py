@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -122,13 +122,17 @@ def _text(picture: str, _changed: int, _bytes: int) -> str | None:
         return None
 
 
-def replace_in_all(listing: Listing, find: str, by: str, whole_tags: bool) -> dict[str, tuple[str, str]]:
-    """Replace in every caption; gives (old text, new text) of those that changed, to undo with ``restore``."""
+def replace_in_all(
+    listing: Listing, find: str, by: str, whole_tags: bool, names: Iterable[str] = ()
+) -> dict[str, tuple[str, str]]:
+    """Replace in every caption, or in those of ``names``; gives (old text, new text) of those that changed,
+    to undo with ``restore``."""
     if not find:
         raise UserError("find: nothing to look for; write what is to be replaced")
     changed: dict[str, tuple[str, str]] = {}
+    only = set(names)
     for name, caption in read_all(listing).items():
-        if caption is None:
+        if caption is None or (only and name not in only):
             continue
         if whole_tags:
             parts = [by.strip() if tag == find.strip() else tag for tag in tags(caption)]
@@ -141,11 +145,60 @@ def replace_in_all(listing: Listing, find: str, by: str, whole_tags: bool) -> di
     return changed
 
 
+def change_each(
+    listing: Listing, names: Iterable[str], change: Callable[[list[str]], list[str]]
+) -> dict[str, tuple[str, str]]:
+    """Change the tags of these pictures' captions; gives (old text, new text) of those that changed. A caption that is
+    not UTF-8 text stays."""
+    changed: dict[str, tuple[str, str]] = {}
+    texts = read_all(listing)
+    for name in names:
+        before = texts.get(name)
+        if name not in texts or (before is None and f"{name.rpartition('.')[0]}.txt" in listing.stamps):
+            continue
+        parts = tags(before or "")
+        new = change(parts)
+        if new != parts:
+            save(listing.folder / name, ", ".join(new))
+            changed[name] = (before or "", ", ".join(new))
+    return changed
+
+
+def with_tags(given: str, first: bool) -> Callable[[list[str]], list[str]]:
+    """What puts these tags first or last, also those that stand elsewhere. UserError: none are given."""
+    new = _some(given)
+
+    def change(parts: list[str]) -> list[str]:
+        rest = [tag for tag in parts if tag not in new]
+        return [*new, *rest] if first else [*rest, *new]
+
+    return change
+
+
+def with_more(given: str) -> Callable[[list[str]], list[str]]:
+    """What adds these tags at the end where they do not stand yet."""
+    new = dict.fromkeys(tags(given))
+    return lambda parts: [*parts, *(tag for tag in new if tag not in parts)]
+
+
+def without_tags(given: str) -> Callable[[list[str]], list[str]]:
+    """What takes these tags out. UserError: none are given."""
+    gone = _some(given)
+    return lambda parts: [tag for tag in parts if tag not in gone]
+
+
+def _some(given: str) -> list[str]:
+    found = list(dict.fromkeys(tags(given)))
+    if not found:
+        raise UserError("tag: there is none; write one, or several with commas between them")
+    return found
+
+
 def restore(folder: Path, changed: Mapping[str, Sequence[str]]) -> int:
     """Put the old texts back where the new ones still stand; gives how many that were."""
     same = [name for name, (_, new) in changed.items() if current(folder / name) == new]
     for name in same:
-        write((folder / name).with_suffix(".txt"), f"{changed[name][0]}\n")
+        write((folder / name).with_suffix(".txt"), f"{changed[name][0]}\n" if changed[name][0] else "")
     return len(same)
 
 
@@ -184,6 +237,8 @@ def _place(folder: Path, upload: Path) -> Path:
     """Copy a picture in under a name that nothing else there has, caption or picture; the same picture again stays as
     it is. UserError: it is none."""
     data = upload.read_bytes()
+    if upload.suffix.lower() in images.OTHERS:
+        data = images.as_png(data, upload.name)
     plain, ending = _plain(upload.stem), images.whole(data)
     taken = {path.stem.lower() for path in folder.iterdir()}
     for stem in (plain, *(f"{plain}-{number}" for number in range(2, 10_000))):

@@ -13,12 +13,17 @@ Box = tuple[float, float, float, float]
 """Left, top, width and height, as parts of the picture."""
 
 
-def rules(recipe: Mapping[str, Any], folder: str) -> Rules | None:
-    """How sizes are chosen in this folder; None while the recipe does not say (no resolution, or a wrong option)."""
+def of_folder(recipe: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """The options of [data] as they hold for one folder."""
     data = recipe.get("data")
     data = data if isinstance(data, Mapping) else {}
     sets = [one for one in data.get("sets") or [] if isinstance(one, Mapping) and one.get("path") == folder]
-    given = {name: value for table in (data, *sets[:1]) for name, value in table.items()}
+    return {name: value for table in (data, *sets[:1]) for name, value in table.items()}
+
+
+def rules(recipe: Mapping[str, Any], folder: str) -> Rules | None:
+    """How sizes are chosen in this folder; None while the recipe does not say (no resolution, or a wrong option)."""
+    given = of_folder(recipe, folder)
     if given.get("resolution") is None or given.get("random_crop") or given.get("face_crop"):
         return None  # the model decides, or each showing is cropped elsewhere
     try:

@@ -16,6 +16,8 @@ from .store import write
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 MOST_PIXELS = 120_000_000
 """More are not decoded here; 30,000 x 4,000 are."""
+OTHERS = (".gif", ".tif", ".tiff", ".jfif", ".heic", ".heif")
+"""Kinds that are not trained on, and that are saved as PNG on demand; the last two need the package pillow-heif."""
 Image.MAX_IMAGE_PIXELS = None
 """Pillow's own limit is off: every decode here asks MOST_PIXELS first, and reports a huge picture by its size."""
 WRONG = (OSError, ValueError, SyntaxError)
@@ -75,6 +77,28 @@ def thumbnail(path: Path, side: int, folder: Path) -> Path | None:
     except WRONG:
         return None
     return made
+
+
+def as_png(data: bytes, name: str) -> bytes:
+    """A picture of another kind as PNG, of an animation the first frame. UserError: it cannot be read."""
+    if Path(name).suffix.lower() in (".heic", ".heif"):
+        try:
+            from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise UserError(f"{name}: HEIC needs a package: pip install pillow-heif; or save it as JPEG") from None
+        register_heif_opener()
+    out = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise UserError(f"{name}: {picture.width} x {picture.height} pixels are too many; make it smaller")
+            seen = ImageOps.exif_transpose(picture)
+            seen.convert("RGBA" if "A" in seen.mode or "transparency" in seen.info else "RGB").save(out, "PNG")
+    except UserError:
+        raise
+    except WRONG:
+        raise UserError(f"{name}: it is no whole picture; save it as PNG") from None
+    return out.getvalue()
 
 
 def whole(data: bytes) -> str:

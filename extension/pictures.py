@@ -16,19 +16,25 @@ import gradio as gr
 from ..trainer import config
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
-from . import captioner, captions, crops, draft, fetch, images, tagger, words
-from .boxes import Boxes
+from . import captioner, captions, card, crops, draft, edits, fetch, grid, images, tagger, targets, tokens, words
 from .page import EVENT, SLOW, Context, Screen, changing, kindly, note, notes
 from .recipe import fetching, read_import
 from .store import ROOT, write_json
 
-OF_A_FOLDER = ("run.name", "data.trigger", "sample.prompts")
+OF_A_FOLDER = ("run.name", "data.trigger", "data.masks", "sample.prompts")
 """Options that belong to one folder of pictures."""
-CELLS = 12
-SIDE = 320
 LOOK_SECONDS = 1.0
-"""How long a look at the pictures' sizes may hold up the page; the rest is looked at the next time."""
+"""How long a look at the pictures' sizes may hold up the page; the rest is looked at after it is shown."""
+KINDS = [*images.ENDINGS, *images.OTHERS, ".txt"]
+MOST_TAGS = 60
+OF_TEXT = (words.NO_CAPTION, words.TOO_LONG_HERE)
 DEMO = ROOT / "presets" / "pictures" / "style"
+ALL_JS = "() => document.dispatchEvent(new CustomEvent('choose-pictures', { detail: true }))"
+NONE_JS = "() => document.dispatchEvent(new CustomEvent('choose-pictures', { detail: false }))"
+TAG_JS = """element.addEventListener("click", (event) => {
+  const tag = event.target.closest("[data-tag]");
+  if (tag) trigger("select", { tag: tag.dataset.tag });
+});"""
 
 
 class Pictures:
@@ -36,65 +42,78 @@ class Pictures:
 
     def __init__(self, context: Context):
         self.context, self.home, self.address = context, context.home, context.addresses
-        self.undo_file, self.saved = self.home.own / "captions-replaced.json", Boxes(context)
-        self.page, self.trigger_shown, self.folder_shown = gr.State(0), gr.State(""), gr.State("")
+        self.undo_file = self.home.own / "captions-replaced.json"
+        self.trigger_shown, self.folder_shown = gr.State(""), gr.State("")
         with gr.Row(elem_classes="align-end"):
             self.folder = gr.Textbox(label=words.FOLDER, info=words.FOLDER_INFO, elem_id="folder", scale=6)
             self.opened = gr.Button(words.OPEN, elem_id="open-folder", variant="primary", scale=0, min_width=110)
             self.demo = gr.Button(words.DEMO, elem_id="demo-pictures", scale=0, min_width=220)
+            self.more = gr.UploadButton(
+                words.ADD, file_count="multiple", file_types=KINDS, visible=False, scale=0, min_width=140,
+                elem_id="add-pictures",
+            )  # fmt: skip
         self.upload = gr.File(
-            label=words.UPLOAD, file_count="multiple", file_types=[*images.ENDINGS, ".txt"], height=128,
-            elem_id="drop-pictures",
-        )  # fmt: skip
-        with gr.Row():
+            label=words.UPLOAD, file_count="multiple", file_types=KINDS, height=128, elem_id="drop-pictures"
+        )
+        with gr.Row(elem_classes="align-end"):
             self.which = changing(gr.Dropdown([], label=words.SET, visible=False, scale=2, elem_id="which-set"))
             self.summary = gr.HTML(elem_id="pictures-summary")
-        with gr.Row(elem_classes="with-side"):
+            self.convert = gr.Button(visible=False, size="sm", scale=0, min_width=180, elem_id="convert-pictures")
+        with gr.Row(elem_classes="with-side", visible=False) as self.whole:
             with gr.Column(scale=4):
                 self._middle()
-            with gr.Column(scale=1, min_width=230, elem_classes="side"):
+            with gr.Column(scale=1, min_width=300, elem_classes="side"):
+                self.card = card.Card(self.context)
                 self._side()
-        self.boxes = [box for *_, box in self.cells]
-        self.tokens = [token for _, _, token, _ in self.cells]
-        cells = [part for cell in self.cells for part in cell]
+        self.foot = gr.HTML(render=False)
+        self.saved, self.boxes, self.tokens = self.card.saved, [self.card.box], [self.card.token]
         self.outputs = [
-            self.folder, self.which, self.summary, self.back, self.place, self.forward, self.page,
-            self.trigger, self.counted, self.tagging, self.no_tagger, *cells, self.trigger_shown,
-            self.folder_shown, self.filter,
+            self.folder, self.which, self.summary, self.grid, self.filter, self.trigger, self.counted, self.tagging,
+            self.no_tagger, self.trigger_shown, self.folder_shown, self.foot, self.whole, self.demo, self.more,
+            self.upload, self.convert, *self.card.outputs,
         ]  # fmt: skip
-        self.view = [self.which, self.filter, self.holds, self.page]
+        self.view = [self.which, self.filter, self.holds, self.card.name]
+        self.looked = [self.summary, self.filter, self.counted, self.foot]
         self._wire()
 
     def _middle(self) -> None:
-        with gr.Row(elem_classes="align-end"):
-            self.filter = gr.Radio(
-                list(words.FILTERS), value=words.FILTERS[0], label=words.FILTER, scale=3, elem_id="filter"
-            )
-            self.holds = gr.Textbox(label=words.CAPTION_SEARCH, scale=2)
-            self.back = gr.Button(words.BACK, scale=0, min_width=90, elem_id="pictures-before")
-            self.place = gr.HTML(elem_id="pictures-place")
-            self.forward = gr.Button(words.FORWARD, scale=0, min_width=90, elem_id="more-pictures")
-        self.cells: list[tuple[gr.Column, gr.HTML, gr.Textbox, gr.Textbox]] = []
-        with gr.Row(elem_classes="cells"):
-            for number in range(CELLS):
-                with gr.Column(visible=False, min_width=180, elem_classes="cell") as cell:
-                    picture = gr.HTML()
-                    token = gr.Textbox(show_label=False, elem_classes="unseen")  # "hidden" ends when the cell is shown
-                    box = gr.Textbox(
-                        label=f"{words.CAPTION} {number + 1}", show_label=False, lines=2, max_lines=6,
-                        placeholder=words.CAPTION_PLACEHOLDER, elem_classes="caption",
-                    )  # fmt: skip
-                self.cells.append((cell, picture, token, box))
+        with gr.Row(elem_classes="align-end tight"):
+            self.filter = changing(
+                gr.Radio([words.ALL], value=words.ALL, label=words.FILTER, show_label=False, scale=4, elem_id="filter",
+                         elem_classes="chosen-of")
+            )  # fmt: skip
+            self.holds = gr.Textbox(
+                label=words.CAPTION_SEARCH, placeholder=words.CAPTION_SEARCH_HOW, max_lines=1, scale=1, min_width=170,
+                elem_id="caption-search",
+            )  # fmt: skip
+            self.all = gr.Button(words.CHOOSE_ALL, size="sm", scale=0, min_width=100, elem_id="choose-all")
+        with gr.Row(elem_classes="align-end tight", elem_id="bulk"):
+            gr.HTML(f'<p class="note"><b class="chosen-count">0</b> {words.CHOSEN}</p>', elem_id="bulk-count")
+            self.tag_text = gr.Textbox(
+                label=words.BULK_TAG, show_label=False, placeholder=words.BULK_TAG, max_lines=1, scale=3, min_width=150,
+                elem_id="bulk-tag",
+            )  # fmt: skip
+            self.first = gr.Button(words.ADD_FIRST, size="sm", scale=0, min_width=90, elem_id="add-first")
+            self.last = gr.Button(words.ADD_LAST, size="sm", scale=0, min_width=90, elem_id="add-last")
+            self.remove = gr.Button(words.TAKE_OUT, size="sm", scale=0, min_width=90, elem_id="remove-tag")
+            self.aside = gr.Button(words.LEAVE_OUT, size="sm", scale=0, min_width=90, elem_id="bulk-leave-out")
+            self.returned = gr.Button(words.TAKE_BACK, size="sm", scale=0, min_width=90, elem_id="bulk-take-back")
+            self.none = gr.Button(words.CHOOSE_NONE, size="sm", scale=0, min_width=90, elem_id="choose-none")
+        with gr.Column(visible=True, elem_id="grid-column") as self.grid_column:
+            self.grid = grid.component()
+        # What is chosen lies in the browser: each event that needs it fills this first.
+        self.chosen = gr.Textbox("", show_label=False, elem_classes="unseen")
+        self.editor_place = gr.Column()
 
     def _side(self) -> None:
         self.trigger = gr.Textbox(label=words.TRIGGER, info=words.TRIGGER_INFO, elem_id="trigger")
-        self.find = gr.Textbox(label=words.FIND, elem_id="find")
-        self.by = gr.Textbox(label=words.REPLACE, elem_id="replace-by")
-        self.whole = gr.Checkbox(label=words.WHOLE_TAGS, value=True)
-        with gr.Row():
+        self.counted = gr.HTML(js_on_load=TAG_JS, elem_id="tags")
+        with gr.Accordion(words.REPLACING, open=False, elem_id="replacing"):
+            self.find = gr.Textbox(label=words.FIND, elem_id="find")
+            self.by = gr.Textbox(label=words.REPLACE, elem_id="replace-by")
+            self.whole_tags = gr.Checkbox(label=words.WHOLE_TAGS, value=True)
             self.replace = gr.Button(words.REPLACE_ALL, min_width=90, elem_id="replace-all")
-            self.undo = gr.Button(words.UNDO, min_width=60, elem_id="undo-replace")
-        self.counted = gr.HTML()
+        self.undo = gr.Button(words.UNDO_CAPTIONS, size="sm", elem_id="undo-replace")
         with gr.Group(visible=False) as self.tagging:
             self.at_least = gr.Slider(0.1, 0.9, value=0.35, step=0.05, label=words.TAG_AT_LEAST)
             with gr.Row():
@@ -114,14 +133,43 @@ class Pictures:
         self.tagged = gr.HTML(elem_id="tagged")
 
     def _wire(self) -> None:
-        self.opened.click(self.choose, [self.folder], self.outputs, **EVENT)
-        self.folder.submit(self.choose, [self.folder], self.outputs, **EVENT)
-        self.demo.click(self.choose_demo, None, self.outputs, **EVENT)
-        added = self.upload.upload(self.add, [self.upload, self.folder], self.outputs, **SLOW)
-        added.then(lambda: None, None, [self.upload], **EVENT)
-        tagged = self.tag.click(self.tag_all, [self.which, self.at_least], [self.tagged], **SLOW)
+        with self.editor_place:
+            self.card.build_editor()
+        for event in (
+            self.opened.click(self.choose, [self.folder], self.outputs, **EVENT),
+            self.folder.submit(self.choose, [self.folder], self.outputs, **EVENT),
+            self.demo.click(self.choose_demo, None, self.outputs, **EVENT),
+        ):
+            event.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
+        for part in (self.upload, self.more):
+            added = part.upload(self.add, [part, self.folder], self.outputs, **SLOW)
+            added.then(lambda: None, None, [part], **EVENT)
+        page = [*self.view, *self.boxes, *self.tokens]
+        self.convert.click(self.convert_others, page, self.outputs, **SLOW)
+        self._wire_tagging()
+        for changed in (self.trigger.blur, self.trigger.submit):
+            changed(self.set_trigger, [self.trigger, self.trigger_shown], [self.trigger_shown], **EVENT)
+        for changed in (self.which.input, self.filter.input, self.holds.submit, self.holds.blur):
+            changed(self.again_kept, page, self.outputs, **EVENT)
+        self.counted.select(self.choose_tag, page, [self.holds, *self.outputs], **EVENT)
+        chosen: dict[str, Any] = {**EVENT, "js": grid.CHOSEN}
+        for button, how in ((self.first, "first"), (self.last, "last"), (self.remove, "remove")):
+            given = [self.chosen, self.tag_text, *page]
+            button.click(functools.partial(self.change_tags, how), given, self.outputs, **chosen)
+        for button, move in ((self.aside, edits.leave_out), (self.returned, edits.take_back)):
+            button.click(functools.partial(self.move, move), [self.chosen, *page], self.outputs, **chosen)
+        replaced = [self.chosen, self.find, self.by, self.whole_tags, *page]
+        self.replace.click(self.replace_all, replaced, self.outputs, **chosen)
+        self.undo.click(self.undo_replace, page, self.outputs, **EVENT)
+        self.all.click(None, None, None, js=ALL_JS, **EVENT)
+        self.none.click(None, None, None, js=NONE_JS, **EVENT)
+        self._wire_card(page)
+
+    def _wire_tagging(self) -> None:
+        chosen: dict[str, Any] = {**SLOW, "js": grid.CHOSEN}
+        tagged = self.tag.click(self.tag_all, [self.chosen, self.which, self.at_least], [self.tagged], **chosen)
         tagged.success(self.show, self.view, self.outputs, **EVENT)
-        described = self.describe.click(self.describe_all, [self.which], [self.tagged], **SLOW)
+        described = self.describe.click(self.describe_all, [self.chosen, self.which], [self.tagged], **chosen)
         described.success(self.show, self.view, self.outputs, **EVENT)
         for button, event in ((self.end_tag, tagged), (self.end_describe, described)):
             ended = button.click(lambda: note(words.TAGGING_ENDED), None, [self.tagged], cancels=[event], **EVENT)
@@ -129,57 +177,101 @@ class Pictures:
         got = self.get_tagger.click(functools.partial(fetching, self.home, "tagger"), None, [self.getting], **EVENT)
         got.success(lambda: _tagger(self.home), None, [self.tagging, self.no_tagger], **EVENT)
         self.end_get.click(functools.partial(fetch.stop, self.home, "tagger"), None, None, **EVENT)
-        for changed in (self.trigger.blur, self.trigger.submit):
-            changed(self.set_trigger, [self.trigger, self.trigger_shown], [self.trigger_shown], **EVENT)
-        page = [*self.view, *self.boxes, *self.tokens]
-        for button, by_pages in ((self.back, -1), (self.forward, 1)):
-            button.click(functools.partial(self.turn, by_pages), page, self.outputs, **EVENT)
-        for changed in (self.which.input, self.filter.input, self.holds.submit, self.holds.blur):
-            changed(functools.partial(self.turn, 0), page, self.outputs, **EVENT)
-        replaced = [*self.view, self.find, self.by, self.whole, *self.boxes, *self.tokens]
-        self.replace.click(self.replace_all, replaced, self.outputs, **EVENT)
-        self.undo.click(self.undo_replace, self.view, self.outputs, **EVENT)
-        for token, box in zip(self.tokens, self.boxes):
-            typed = functools.partial(self.save, leaving=False)
-            box.input(typed, [box, token], None, trigger_mode="always_last", **EVENT)
-            box.blur(self.save, [box, token], None, **EVENT)  # what was pasted or dropped is no ``input``
 
-    def show(
-        self, chosen: str | None = None, filtered: str = words.FILTERS[0], held: str = "", at: int = 0
-    ) -> list[Any]:
-        """The page of pictures as it is on the disk."""
+    def _wire_card(self, page: list[Any]) -> None:
+        one = self.card
+        self.grid.select(self.open_chosen, page, one.outputs, **EVENT)
+        for happened, by in ((one.back.click, -1), (one.forward.click, 1), (one.box.submit, 1)):
+            happened(functools.partial(self.step, by), page, one.outputs, **EVENT)
+        one.close.click(functools.partial(self.open, ""), page, one.outputs, **EVENT)
+        one.left.success(self.look, self.view, self.looked, **EVENT)
+        for button, move in ((one.leave, edits.leave_out), (one.take, edits.take_back)):
+            button.click(functools.partial(self.move_one, move), page, self.outputs, **EVENT)
+        for button, change in ((one.turn, edits.rotate), (one.original, edits.bring_back)):
+            button.click(functools.partial(self.change_one, change), page, self.outputs, **EVENT)
+        one.crop.click(self.crop_one, [one.frame, *page], self.outputs, **EVENT)
+        editor = [one.painting, one.editor]
+        begun = one.paint.click(self.paint, page, editor, **SLOW)
+        begun.success(lambda: gr.update(visible=False), None, [self.grid_column], **EVENT)
+        saved = one.save_mask.click(self.save_mask, [one.editor, *page], self.outputs, **SLOW)
+        for ended in (saved, one.end_paint.click(lambda: None, None, None, **EVENT)):
+            ended.success(_grid_again, None, [one.painting, self.grid_column, one.editor], **EVENT)
+
+    # ------------------------------------------------------------------------------------------------- what is shown
+
+    def seen(self, recipe: dict[str, Any], current: Path, seconds: float = LOOK_SECONDS) -> grid.View:
+        """What is known of a folder's pictures. UserError: it cannot be read."""
+        listing = captions.scan(current)
+        texts: dict[str, str | None] = captions.read_all(listing)
+        wrong, later = captions.trouble(listing, _resolution(recipe), seconds=seconds)
+        limit = draft.get(recipe, "model.max_tokens") or tokens.LIMIT
+        wrong = grid.with_lengths(texts, wrong, draft.get(recipe, "data.trigger") or "", limit)
+        maps = targets.of(recipe, current, listing.pictures)
+        if recipe.get("dense") is not None:  # a map is what is learned, and no caption is read
+            texts = dict.fromkeys(texts)
+            wrong = {name: kept for name, marks in wrong.items() if (kept := [m for m in marks if m not in OF_TEXT])}
+            for name in listing.pictures if maps is not None else ():
+                if name not in (maps or {}):
+                    wrong.setdefault(name, []).append(words.NO_TARGET)
+        out = edits.left_out(current)
+        if out:
+            texts |= captions.read_all(captions.scan(current / edits.LEFT_OUT))
+        return grid.View(listing, texts, wrong, later, out, maps or {})
+
+    def show(self, chosen: str | None = None, filtered: str = words.ALL, held: str = "", name: str = "") -> list[Any]:
+        """The pictures as they are on the disk."""
         recipe = self.context.recipe()
         folders = _folders(recipe)
         if not folders:
-            return _nothing(words.NO_FOLDER, recipe, self.home)
+            return self._nothing(words.NO_FOLDER, recipe)
         current = chosen if chosen in folders else folders[0]
         try:
-            listing = captions.scan(self.context.folders.check("data.path", current))
+            view = self.seen(recipe, self.context.folders.check("data.path", current))
         except UserError as error:
-            return _nothing(str(error), recipe, self.home, current, "bad")
-        texts = captions.read_all(listing)
-        wrong, later = captions.trouble(listing, _resolution(recipe), seconds=LOOK_SECONDS)
-        names = [name for name in listing.pictures if _kept(name, texts, wrong, filtered, held)]
-        pages = max(1, math.ceil(len(names) / CELLS))
-        at = max(0, min(at, pages - 1))
-        part = names[at * CELLS : (at + 1) * CELLS]
-        rules = crops.rules(recipe, current)
-        drawn = [
-            (gr.update(visible=True), _picture(path, wrong.get(path.name, []), self.address, rules),
-             self.saved.token(path, texts[path.name]), texts[path.name] or "")
-            for path in (listing.folder / name for name in part)
-        ]  # fmt: skip
-        drawn += [_no_cell()] * (CELLS - len(part))
-        trigger = draft.get(recipe, "data.trigger", "")
+            return self._nothing(str(error), recipe, current, "bad")
+        folder = view.listing.folder
+        if filtered not in (words.ALL, *view.kinds()):
+            filtered = words.ALL
+        lies = folder / edits.LEFT_OUT if filtered == words.LEFT_OUT else folder
+        drawn = grid.drawn(view, view.kept(filtered, held), lies, self.address, crops.rules(recipe, current))
+        there = bool(view.listing.pictures or view.left_out)
+        trigger, others = draft.get(recipe, "data.trigger", ""), edits.others(view.listing)
         return [
-            gr.update(value=_folder_shown(folders, current)),
+            gr.update(value=_folder_shown(folders, current), info="" if there else words.FOLDER_INFO),
             gr.update(choices=[(Path(one).name, one) for one in folders], value=current, visible=len(folders) > 1),
-            _summary(listing, texts, wrong, later), gr.update(interactive=at > 0),
-            f'<p class="note center">{at + 1} / {pages}</p>', gr.update(interactive=at + 1 < pages), at,
-            trigger, _tags(captions.counts(texts.values())), *_tagger(self.home),
-            *(one for cell in drawn for one in cell),
-            trigger, _folder_shown(folders, current), _filters(texts, wrong),
+            _summary(view), drawn, {**grid.filters(view), "value": filtered}, trigger,
+            _tags(captions.counts(view.texts.values())), *_tagger(self.home), trigger, _folder_shown(folders, current),
+            _foot(view), gr.update(visible=there), gr.update(visible=not there), gr.update(visible=there),
+            gr.update(visible=not there),
+            gr.update(visible=bool(others), value=words.CONVERT.format(words.number(len(others), words.PICTURES))),
+            *self.card.shown(folder, name, view.wrong.get(name, []), recipe),
         ]  # fmt: skip
+
+    def look(self, chosen: str | None, *_: Any) -> list[Any]:
+        """Counts alone: what is typed and what is chosen stay. As ``looked``."""
+        try:
+            view = self.seen(self.context.recipe(), _current(self.context, chosen))
+        except UserError:
+            return [gr.skip()] * len(self.looked)
+        return [_summary(view), grid.filters(view), _tags(captions.counts(view.texts.values())), _foot(view)]
+
+    def look_on(self, chosen: str | None, filtered: str, held: str, _: str) -> Iterator[list[Any]]:
+        """Look at the sizes of the rest of many pictures, and mark them in the grid at the end."""
+        recipe = self.context.recipe()
+        try:
+            current = _current(self.context, chosen)
+            view = self.seen(recipe, current)
+            yield [gr.skip()] * (1 + len(self.looked))
+            if not view.later:
+                return
+            while view.later:
+                yield [gr.skip(), *self.look(chosen)]
+                view = self.seen(recipe, current)
+        except UserError:
+            yield [gr.skip()] * (1 + len(self.looked))
+            return
+        names = view.kept(filtered, held)
+        yield [grid.drawn(view, names, current, self.address, crops.rules(recipe, str(current))), *self.look(chosen)]
 
     def again(self, typed: str, shown: str, *view: Any) -> list[Any]:
         """The screen when somebody comes back to it: a path that is typed and not opened yet stays."""
@@ -187,6 +279,15 @@ class Pictures:
         if typed.strip() and typed != shown:
             now[0] = gr.skip()
         return now
+
+    def _nothing(self, text: str, recipe: dict[str, Any], folder: str = "", kind: str = "quiet") -> list[Any]:
+        trigger, hidden, seen = draft.get(recipe, "data.trigger", ""), gr.update(visible=False), gr.update(visible=True)
+        # What somebody is typing into the field stays there.
+        return [
+            gr.update(value=folder, info=words.FOLDER_INFO) if folder else gr.skip(), hidden, note(text, kind), "",
+            gr.skip(), trigger, "", *_tagger(self.home), trigger, folder, "", hidden, seen, hidden, seen, hidden,
+            *self.card.shown(None, "", [], recipe),
+        ]  # fmt: skip
 
     @kindly
     def choose(self, given: str) -> list[Any]:
@@ -215,26 +316,101 @@ class Pictures:
         draft.start_over(self.home, text, words.DEMO)
         return self.show()
 
-    def keep(self, values: tuple[Any, ...]) -> None:
-        """Save what stands in the boxes, so that turning the page loses no keystroke. UserError: some could not be,
-        the others are."""
-        wrong = []
-        for text, token in zip(values[:CELLS], values[CELLS:]):
-            try:
-                self.saved.save(text, token)
-            except UserError as error:
-                wrong.append(str(error))
-        if wrong:
-            raise UserError(wrong[0] + (f" (and {len(wrong) - 1} more)" if wrong[1:] else ""))
+    # ------------------------------------------------------------------------------------------------ the open picture
 
     @kindly
-    def turn(self, by_pages: int, chosen: str, filtered: str, held: str, at: int, *values: Any) -> list[Any]:
-        self.keep(values)
-        return self.show(chosen, filtered, held, at + by_pages)
+    def open_chosen(self, event: gr.EventData, *page: Any) -> list[Any]:
+        return self.open(str(event.name), *page)
 
     @kindly
-    def save(self, text: str, token: str, leaving: bool = True) -> None:
-        self.saved.save(text, token, leaving)
+    def open(self, name: str, chosen: str, filtered: str, held: str, before: str, text: str, token: str) -> list[Any]:
+        """Open a picture; the caption of the one before is saved."""
+        self.card.keep(text, token)
+        recipe, folder = self.context.recipe(), _current(self.context, chosen)
+        marks = self.seen(recipe, folder).wrong.get(name, []) if name else []
+        return self.card.shown(folder, name, marks, recipe)
+
+    @kindly
+    def step(self, by: int, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
+        """Open the picture before or after, of those that are shown."""
+        names = self.seen(self.context.recipe(), _current(self.context, chosen)).kept(filtered, held)
+        at = names.index(name) + by if name in names else 0
+        return self.open(names[max(0, min(at, len(names) - 1))] if names else "", chosen, filtered, held, name, *box)
+
+    @kindly
+    def move_one(self, move: Any, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
+        self.card.keep(*box)
+        move(_current(self.context, chosen), [name])
+        return self.show(chosen, filtered, held, name)
+
+    @kindly
+    def change_one(self, change: Any, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
+        self.card.keep(*box)
+        self.card.change(change, _current(self.context, chosen), name)
+        return self.show(chosen, filtered, held, name)
+
+    @kindly
+    def crop_one(self, frame: str, *page: Any) -> list[Any]:
+        box = edits.box_of(frame)
+        return self.change_one(lambda picture, mask: edits.crop(picture, mask, box), *page)
+
+    @kindly
+    def paint(self, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
+        self.card.keep(*box)
+        return self.card.open_editor(_current(self.context, chosen), name)
+
+    @kindly
+    def save_mask(self, painted: dict[str, Any] | None, chosen: str, filtered: str, held: str, name: str, *box: Any
+    ) -> list[Any]:  # fmt: skip
+        self.card.keep(*box)
+        self.card.paint_over(_current(self.context, chosen), name, painted)
+        return self.show(chosen, filtered, held, name)
+
+    # ---------------------------------------------------------------------------------------------------- many at once
+
+    @kindly
+    def again_kept(self, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
+        self.card.keep(*box)
+        return self.show(chosen, filtered, held, name)
+
+    @kindly
+    def choose_tag(self, event: gr.EventData, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
+        """Show the pictures whose captions have this tag; a second click shows all again."""
+        self.card.keep(*box)
+        quoted = f'"{event.tag}"'
+        held = "" if held == quoted else quoted
+        return [held, *self.show(chosen, words.ALL, held, name)]
+
+    @kindly
+    def save(self, text: str, token: str, leaving: bool = True) -> str:
+        return self.card.save(text, token, leaving)
+
+    @kindly
+    def change_tags(self, how: str, names: str, tag: str, chosen: str, filtered: str, held: str, name: str, *box: Any
+    ) -> list[Any]:  # fmt: skip
+        """Put tags first or last in the captions of the chosen pictures, or take them out."""
+        self.card.keep(*box)
+        change = captions.without_tags(tag) if how == "remove" else captions.with_tags(tag, how == "first")
+        folder = _current(self.context, chosen)
+        self._changed(folder, captions.change_each(captions.scan(folder), _some(names), change))
+        return self.show(chosen, filtered, held, name)
+
+    @kindly
+    def move(self, move: Any, names: str, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
+        """Leave out the chosen pictures, or take them back."""
+        self.card.keep(*box)
+        count = move(_current(self.context, chosen), _some(names))
+        gr.Info(words.MOVED.format(words.number(count, words.PICTURES)))
+        return self.show(chosen, filtered, held, name)
+
+    @kindly
+    def convert_others(self, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
+        self.card.keep(*box)
+        done, refused = edits.convert(captions.scan(_current(self.context, chosen)))
+        for line in refused[:5]:
+            gr.Warning(escape(line))
+        gr.Info(words.CONVERTED.format(words.number(done, words.PICTURES)))
+        return self.show(chosen, filtered, held, name)
 
     @kindly
     def add(self, files: list[str], given: str) -> list[Any]:
@@ -254,19 +430,22 @@ class Pictures:
         return self.show()
 
     @kindly
-    def replace_all(
-        self, chosen: str, filtered: str, held: str, at: int, old: str, new: str, tags: bool, *values: Any
-    ) -> list[Any]:
-        self.keep(values)
-        listing = captions.scan(_current(self.context, chosen))
-        changed = captions.replace_in_all(listing, old, new, tags)
+    def replace_all(self, names: str, old: str, new: str, tags: bool, chosen: str, filtered: str, held: str, name: str,
+                    *box: Any) -> list[Any]:  # fmt: skip
+        """Replace in the captions of the chosen pictures, or in all."""
+        self.card.keep(*box)
+        folder = _current(self.context, chosen)
+        self._changed(folder, captions.replace_in_all(captions.scan(folder), old, new, tags, _names(names)))
+        return self.show(chosen, filtered, held, name)
+
+    def _changed(self, folder: Path, changed: dict[str, tuple[str, str]]) -> None:
         if changed:
-            write_json(self.undo_file, {"folder": str(listing.folder), "captions": changed})
+            write_json(self.undo_file, {"folder": str(folder), "captions": changed})
         gr.Info(words.CHANGED.format(words.number(len(changed), words.CAPTIONS)))
-        return self.show(chosen, filtered, held, at)
 
     @kindly
-    def undo_replace(self, chosen: str, filtered: str, held: str, at: int) -> list[Any]:
+    def undo_replace(self, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
+        self.card.keep(*box)
         before = read_object(self.undo_file)
         changed = before.get("captions")
         if not changed:
@@ -275,28 +454,40 @@ class Pictures:
         self.undo_file.unlink(missing_ok=True)
         left = words.LEFT_AS_EDITED.format(len(changed) - done) if done < len(changed) else ""
         gr.Info(words.RESTORED.format(words.number(done, words.CAPTIONS)) + left)
-        return self.show(chosen, filtered, held, at)
+        return self.show(chosen, filtered, held, name)
 
-    def tag_all(self, chosen: str, at_least: float) -> Iterator[str]:
-        """Captions by the tagger, for the pictures that have none."""
+    def tag_all(self, names: str, chosen: str, at_least: float) -> Iterator[str]:
+        """Tags by the tagger: added to the captions of the chosen pictures, or written for all that have none."""
         listing, loaded = self._tagger(chosen)
-        yield from self._write(listing, lambda path: loaded.tags(path, at_least))
+        yield from self._write(listing, _names(names), lambda path: loaded.tags(path, at_least), add=True)
 
-    def describe_all(self, chosen: str) -> Iterator[str]:
-        """Captions in sentences by the captioner, for the pictures that have none."""
+    def describe_all(self, names: str, chosen: str) -> Iterator[str]:
+        """Captions in sentences by the captioner, for those of the chosen pictures, or of all, that have none."""
         yield note(words.READING_CAPTIONER)
         listing, loaded = self._captioner(chosen)
-        yield from self._write(listing, loaded.caption)
+        yield from self._write(listing, _names(names), loaded.caption)
 
-    def _write(self, listing: captions.Listing, caption: Callable[[Path], str]) -> Iterator[str]:
-        names = [name for name, text in captions.read_all(listing).items() if not text]
+    def _write(
+        self, listing: captions.Listing, chosen: list[str], caption: Callable[[Path], str], add: bool = False
+    ) -> Iterator[str]:
+        add = add and bool(chosen)
+        texts = captions.read_all(listing)
+        names = [name for name, text in texts.items() if (name in chosen if chosen else True) and (add or not text)]
         written, refused = 0, []
+        changed: dict[str, tuple[str, str]] = {}
         for number, name in enumerate(names):
             yield note(words.TAGGING.format(number, len(names)))
             try:
-                written += captions.fill(listing.folder / name, caption(listing.folder / name))
+                found = caption(listing.folder / name)
+                if not add:
+                    written += captions.fill(listing.folder / name, found)
+                elif captions.tags(found):
+                    new = captions.change_each(captions.scan(listing.folder), [name], captions.with_more(found))
+                    changed, written = changed | new, written + len(new)
             except UserError as error:
                 refused.append(str(error))
+        if changed:
+            write_json(self.undo_file, {"folder": str(listing.folder), "captions": changed})
         typed = len(names) - len(refused) - written
         line = words.TAGGED.format(words.number(written, words.CAPTIONS)) + (
             words.TYPED_MEANWHILE.format(words.number(typed, words.PICTURES)) if typed else ""
@@ -334,7 +525,8 @@ class Pictures:
 
 def build(context: Context) -> Screen:
     screen = Pictures(context)
-    return Screen(screen.again, screen.outputs, [screen.folder, screen.folder_shown, *screen.view])
+    shown = [screen.folder, screen.folder_shown, *screen.view]
+    return Screen(screen.again, screen.outputs, shown, {"foot": screen.foot})
 
 
 def _folders(recipe: dict[str, Any]) -> list[str]:
@@ -402,18 +594,22 @@ def _with_trigger(prompt: str) -> str:
     return f"{draft.TRIGGER}, {prompt}"
 
 
-def _kept(name: str, texts: dict[str, str | None], wrong: dict[str, list[str]], filtered: str, held: str) -> bool:
-    if filtered == words.FILTERS[1] and texts[name]:
-        return False
-    if filtered == words.FILTERS[2] and name not in wrong:
-        return False
-    return held.strip().lower() in (texts[name] or "").lower()
+def _grid_again() -> tuple[Any, ...]:
+    """The grid in the place of the editor."""
+    return gr.update(visible=False), gr.update(visible=True), None
 
 
-def _filters(texts: dict[str, str | None], wrong: dict[str, list[str]]) -> Any:
-    """What can be shown, each with how many pictures that is."""
-    counts = (len(texts), sum(not text for text in texts.values()), len(wrong))
-    return gr.update(choices=[(f"{name} ({count})", name) for name, count in zip(words.FILTERS, counts)])
+def _names(chosen: str) -> list[str]:
+    """The names that the browser says are chosen."""
+    return [name for name in chosen.split("/") if name]
+
+
+def _some(chosen: str) -> list[str]:
+    """As ``_names``. UserError: none is chosen."""
+    found = _names(chosen)
+    if not found:
+        raise UserError("pictures: none is chosen; click the mark in a picture's corner")
+    return found
 
 
 def _tagger(home: Any) -> tuple[Any, Any]:
@@ -421,63 +617,38 @@ def _tagger(home: Any) -> tuple[Any, Any]:
     return gr.update(visible=here), gr.update(visible=not here)
 
 
-def _picture(path: Path, wrong: list[str], address: Any, rules: crops.Rules | None) -> str:
-    size = images.size(path)
-    sizes = f"{size[0]} × {size[1]}" if size else ""
-    fit = crops.kept(size, rules) if size and rules else None
-    sizes += f" → {fit[0][0]} × {fit[0][1]}" if fit else ""
-    frame = crops.drawn(size, fit[1]) if size and fit else ""
-    marks = "".join(f'<span class="mark">{escape(one)}</span>' for one in wrong)
-    return (
-        f'<figure><a href="{address.url(path)}" target="_blank"><img loading="lazy" src="{address.url(path, SIDE)}" '
-        f'alt="{escape(path.name)}">{frame}</a><figcaption title="{escape(str(path))}">{escape(path.name)} '
-        f"<small>{sizes}</small> {marks}</figcaption></figure>"
-    )
-
-
-def _no_cell() -> tuple[Any, ...]:
-    return gr.update(visible=False), "", "", ""
-
-
 def _folder_shown(folders: list[str], current: str) -> str:
     return current if len(folders) == 1 else str(Path(folders[0]).parent)
 
 
-def _nothing(text: str, recipe: dict[str, Any], home: Any, folder: str = "", kind: str = "quiet") -> list[Any]:
-    trigger = draft.get(recipe, "data.trigger", "")
-    blank = [one for _ in range(CELLS) for one in _no_cell()]
-    # What somebody is typing into the field stays there.
-    still = gr.update(interactive=False)
-    return [
-        folder or gr.skip(), gr.update(visible=False), note(text, kind), still, "", still, 0, trigger, "",
-        *_tagger(home),
-        *blank, trigger, folder, gr.skip(),
-    ]  # fmt: skip
-
-
-def _summary(listing: captions.Listing, texts: dict[str, str | None], wrong: dict[str, list[str]], later: int) -> str:
+def _summary(view: grid.View) -> str:
+    listing = view.listing
     if not listing.pictures:
         return note(words.EMPTY_FOLDER, "bad")
-    without = sum(not text for text in texts.values())
-    lines = words.COUNTED.format(words.number(len(listing.pictures), words.PICTURES), len(texts) - without)
-    out = [note(lines, "good")]
-    counted: dict[str, int] = {}
-    for marks in wrong.values():
-        for one in marks:
-            word = words.DUPLICATE if one.startswith(words.SAME_AS.format("")) else one
-            counted[word] = counted.get(word, 0) + 1
-    out += [note(f"{number} {word}", "warn") for word, number in counted.items()]
-    if later:
-        out.append(note(words.LATER.format(words.number(later, words.PICTURES))))
+    without = sum(not view.texts.get(name) for name in listing.pictures)
+    lines = words.COUNTED.format(words.number(len(listing.pictures), words.PICTURES), len(listing.pictures) - without)
+    out = [note(words.number(len(listing.pictures), words.PICTURES) if view.targets else lines, "good")]
+    if view.later:
+        out.append(note(words.LATER.format(words.number(view.later, words.PICTURES))))
     if listing.others:
         named = ", ".join(listing.others[:3]) + ("…" if len(listing.others) > 3 else "")
         out.append(note(words.IGNORED.format(words.number(len(listing.others), words.OTHER_FILES), named)))
     return f'<div class="chips">{"".join(out)}</div>'
 
 
+def _foot(view: grid.View) -> str:
+    """What is said beside the button that leads on."""
+    line = words.number(len(view.listing.pictures), words.PICTURES)
+    fix = len(view.wrong)
+    return note(words.TO_FIX.format(line, fix) if fix else line, "warn" if fix else "good")
+
+
 def _tags(counted: list[tuple[str, int]]) -> str:
     if not counted:
         return ""
-    rows = "".join(f"<li><span>{escape(tag)}</span><b>{number}</b></li>" for tag, number in counted[:30])
+    rows = "".join(
+        f'<li><button type="button" data-tag="{escape(tag)}"><span>{escape(tag)}</span><b>{number}</b></button></li>'
+        for tag, number in counted[:MOST_TAGS]
+    )
     listed = f'<ol tabindex="0" aria-label="{words.TAGS}">{rows}</ol>'
     return f'<details open class="tags"><summary>{words.TAGS}</summary>{listed}</details>'

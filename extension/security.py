@@ -21,6 +21,8 @@ DOWNLOAD = -1
 """In the place of a picture's side: the file is to be kept, not shown."""
 REPORT = -2
 """A study's report, shown as a page that can do nothing."""
+MAP = 1_000_000
+"""Added to the side: the file is a map, to be shown in colours."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UPLOAD_BYTES = 100 * 2**20
 CLOSED = (
@@ -155,6 +157,10 @@ class Addresses:
         except OSError:
             version = 0
         return f"/picture/{self._sign(name, side)}/{side}/{name}?{version}"
+
+    def target(self, path: Path, side: int) -> str:
+        """Where the browser finds the map of a picture in colours, at most ``side`` pixels."""
+        return self.url(path, side + MAP).replace("/picture/", "/map/", 1)
 
     def download(self, path: Path) -> str:
         """Where the browser fetches a file to keep."""

@@ -251,7 +251,7 @@ def test_bad_pictures_are_told_and_nothing_breaks(tmp_path: Path) -> None:
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
     (tmp_path / "huge.png").write_bytes(header)
     wrong, later = captions.trouble(captions.scan(tmp_path), 512)
-    assert wrong["text.png"][-1] == "cannot be read"
+    assert wrong["text.png"][-1] == words.UNREADABLE
     assert wrong["same.png"][-1] == "same as good.png"
     assert later == 0 and captions.trouble(captions.scan(tmp_path), 512, seconds=-1)[1] == 5
     assert wrong["huge.png"][1] == "very large" and wrong["cut.png"]

@@ -77,8 +77,10 @@ def test_a_picture_of_30000_pixels_is_shown_as_such_and_the_page_stays_quick(
     folder.mkdir()
     Image.new("1", (30_000, 30_000)).save(folder / "huge.png")
     shown = screen.choose(str(folder))
-    cell = shown[screen.outputs.index(screen.cells[0][1])]
-    assert "very large" in cell and "30000 × 30000" in cell and "1 very large" in shown[2]
+    at = {name: shown[screen.outputs.index(getattr(screen, name))] for name in ("grid", "filter")}
+    assert "very large" in at["grid"] and ("1 very large", "very large") in at["filter"]["choices"]
+    opened = screen.open("huge.png", "", "all", "", "", "", "")
+    assert "30000 × 30000" in opened[screen.card.outputs.index(screen.card.picture)]
 
 
 def test_a_preset_with_a_typo_and_a_model_of_another_family_are_told_at_their_places(context: Context) -> None:

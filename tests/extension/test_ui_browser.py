@@ -190,15 +190,14 @@ def test_captions_and_a_mistake_beside_its_field(server: Server, page, place: Pa
     page.fill("#folder textarea, #folder input", str(place / "pictures"))
     page.click("#open-folder")
     page.wait_for_selector("text=14 pictures, 14 with a caption")
-    until(lambda: page.locator(".cell img").count() == 12)
-    assert page.locator(".cell textarea:visible").count() == 12  # a caption each, and nothing of the page's own
-    assert "notes.md" in page.inner_text("#pictures-summary")
-    box = page.locator(".caption textarea").first
+    until(lambda: page.locator("#grid .one img").count() == 14)
+    until(lambda: "notes.md" in page.inner_text("#pictures-summary"))
+    page.click("#grid .one >> nth=0")
+    box = page.locator(".caption textarea")
+    until(lambda: box.input_value() == "a blue dog, ink")
     box.press("End")
     box.press_sequentially(", green")
     until(lambda: (place / "pictures" / "p00.txt").read_text(encoding="utf-8").strip() == "a blue dog, ink, green")
-    page.click("#more-pictures")
-    page.wait_for_selector("text=2 / 2")
     page.click("#next-pictures")
     page.wait_for_selector("#recipe-status .problems")
     assert "model.path" in page.inner_text("#recipe-status")  # the mistake, beside its field too
@@ -209,6 +208,72 @@ def test_captions_and_a_mistake_beside_its_field(server: Server, page, place: Pa
     page.wait_for_selector("#recipe-status .good")
     page.check("#pixel input")
     until(lambda: "[loss.pixel]" in draft(server))
+
+
+def test_many_pictures_at_once_and_one_by_mouse_and_keyboard(server: Server, page, place: Path) -> None:
+    folder = place / "many"
+    folder.mkdir()
+    for number in range(40):
+        Image.new("RGB", (600, 500), (6 * number, 90, 140)).save(folder / f"m{number:02}.jpg")
+        if number > 4:
+            (folder / f"m{number:02}.txt").write_text("a red cat, ink", encoding="utf-8")
+    page.fill("#folder textarea, #folder input", str(folder))
+    page.click("#open-folder")
+    page.wait_for_selector("text=40 pictures, 35 with a caption")
+    assert page.locator("#grid .one").count() == 40 and not page.locator("#bulk").is_visible()
+    page.get_by_label("5 without caption").check()
+    until(lambda: page.locator("#grid .one").count() == 5)
+    page.click("#grid .one >> nth=0 >> .tick")
+    page.click("#grid .one >> nth=2", modifiers=["Shift"])
+    assert page.inner_text(".chosen-count") == "3"
+    page.fill("#bulk-tag input, #bulk-tag textarea", "sks")
+    page.click("#add-first")
+    until(lambda: page.locator("#grid .one").count() == 2)  # three have a caption now
+    assert [one.read_text(encoding="utf-8").strip() for one in sorted(folder.glob("m0[0-2].txt"))] == ["sks"] * 3
+    assert not page.locator("#bulk").is_visible()  # nobody changes what is not seen
+    page.get_by_label("all 40").check()
+    until(lambda: page.locator("#grid .one").count() == 40)
+    page.click("[data-tag=sks]")
+    until(lambda: page.locator("#grid .one").count() == 3)
+    page.locator("#grid .pictures").press("ArrowRight")
+    page.keyboard.press(" ")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#card figure[data-name='m01.jpg']")
+    box = page.locator("#caption textarea")
+    until(lambda: box.input_value() == "sks")
+    box.press("End")
+    box.press_sequentially(", a hat")
+    page.wait_for_selector("#caption-status >> text=saved")
+    page.wait_for_selector("#grid [data-name='m01.jpg'] >> text=sks, a hat")
+    seen = page.locator("#card .whole").bounding_box()
+    page.mouse.move(seen["x"] + seen["width"] / 2, seen["y"] + 1)
+    page.mouse.down()
+    page.mouse.move(seen["x"] + seen["width"] + 20, seen["y"] + seen["height"] + 20, steps=4)
+    page.mouse.up()
+    page.click("#crop-picture")
+    until(lambda: Image.open(folder / "m01.jpg").size[0] in range(295, 306))
+    page.click("#rotate-picture")
+    until(lambda: Image.open(folder / "m01.jpg").size[1] in range(295, 306))
+    page.click("#original-picture")
+    until(lambda: Image.open(folder / "m01.jpg").size == (600, 500))
+    page.click("#paint-mask")
+    canvas = page.locator("#mask-editor canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(3000)  # the editor draws its picture
+    over = canvas.bounding_box()
+    page.mouse.move(over["x"] + over["width"] / 2 - 60, over["y"] + over["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(over["x"] + over["width"] / 2 + 60, over["y"] + over["height"] / 2, steps=8)
+    page.mouse.up()
+    page.click("#save-mask")
+    until(lambda: (folder / "masks" / "m01.png").exists())
+    mask = Image.open(folder / "masks" / "m01.png")
+    assert mask.size == (600, 500) and mask.getextrema() == (0, 255) and mask.getpixel((0, 0)) == 255
+    until(lambda: "masks" in draft(server))
+    page.click("#leave-out")
+    until(lambda: (folder / ".left-out" / "m01.jpg").exists())
+    page.click("#take-back")
+    until(lambda: (folder / "m01.jpg").exists())
 
 
 def test_the_page_finds_the_run_again(server: Server, page) -> None:

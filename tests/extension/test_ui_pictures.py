@@ -10,10 +10,13 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the interface's own extra is not installed")
 
-from pixelkiln.extension import captioner, captions, crops, draft, pictures, tagger, words
+from pixelkiln.extension import captioner, captions, crops, draft, edits, grid, pictures, tagger, targets, words
 from pixelkiln.extension.page import Context
 from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home
+
+VIEW = ("", words.ALL, "", "")
+"""The first folder, all of its pictures, none open."""
 
 
 def test_the_frame_is_what_training_keeps() -> None:
@@ -99,7 +102,7 @@ def test_a_tagger_writes_captions_only_where_there_are_none(
     monkeypatch.setattr(tagger.load, "__defaults__", (colours,))
     with gr.Blocks():
         screen = pictures.Pictures(Context(home, Addresses.of(home), Folders()))
-    *_, last = screen.tag_all(str(folder), 0.6)
+    *_, last = screen.tag_all("", str(folder), 0.6)
     assert "Written: 2 captions" in last and "broken.png: it cannot be read" in last
     texts = captions.read_all(captions.scan(folder))
     # Red: (1 + 1) / 2 = 1 for red, 1/2 for the others. Field: (200 / 255 + 1) / 2 = 0.89 for green, 0.62 for blue.
@@ -119,7 +122,7 @@ def test_a_caption_that_came_while_the_tagger_worked_stays(
     monkeypatch.setattr(screen, "_tagger", lambda chosen: (captions.scan(folder), Slow()))
     for name in ("0", "1", "2"):
         (folder / f"{name}.txt").unlink()
-    *_, last = screen.tag_all(str(folder), 0.5)
+    *_, last = screen.tag_all("", str(folder), 0.5)
     texts = captions.read_all(captions.scan(folder))
     assert texts == {"0.png": "solo", "1.png": "typed meanwhile", "2.png": "solo"}
     assert "Written: 2 captions. Left out: 1 picture that had one by then" in last
@@ -158,7 +161,7 @@ def test_a_captioner_describes_pictures_that_have_no_caption(
     (tmp_path / "pictures" / "1.txt").unlink()
     mine = captions.read_all(captions.scan(tmp_path / "pictures"))
     assert mine.pop("1.png") is None
-    *_, last = screen.describe_all(str(tmp_path / "pictures"))
+    *_, last = screen.describe_all("", str(tmp_path / "pictures"))
     assert "Written: 1 caption" in last
     texts = captions.read_all(captions.scan(tmp_path / "pictures"))
     written = texts.pop("1.png")
@@ -196,16 +199,17 @@ def screen(tmp_path: Path) -> pictures.Pictures:
 
 
 def shown(screen: pictures.Pictures) -> tuple[list[str], list[str]]:
-    """What a newly opened tab shows: the boxes' texts and what they carry."""
-    values = screen.show()
-    texts, tokens = ([values[screen.outputs.index(one)] for one in of] for of in (screen.boxes, screen.tokens))
-    return texts, tokens
+    """What new tabs show, each with one of the three pictures open: the box's text and what it carries."""
+    card = screen.card
+    opened = [screen.open(f"{number}.png", *VIEW, "", "") for number in range(3)]
+    texts = [one[card.outputs.index(card.box)]["value"] for one in opened]
+    return texts, [one[card.outputs.index(card.token)] for one in opened]
 
 
 def test_an_old_tab_writes_over_no_newer_caption(screen: pictures.Pictures, tmp_path: Path) -> None:
     import gradio as gr
 
-    folder, view = tmp_path / "pictures", ("", words.FILTERS[0], "", 0)
+    folder = tmp_path / "pictures"
     texts, tokens = shown(screen)
     newer = "a long caption, written elsewhere"
     captions.save(folder / "0.png", newer)
@@ -213,13 +217,14 @@ def test_an_old_tab_writes_over_no_newer_caption(screen: pictures.Pictures, tmp_
     screen.save(texts[0], tokens[0])  # the box is only left
     texts[1], texts[2] = "typed here", "typed here too"
     screen.save(texts[1], tokens[1], leaving=False)  # while somebody types nothing is said yet
+    screen.step(1, *VIEW[:3], "2.png", texts[2], tokens[2])  # who opens another loses nothing
     with pytest.raises(gr.Error, match=r"1\.png: its caption was changed elsewhere.*written elsewhere.*typed here"):
-        screen.turn(1, *view, *texts, *tokens)
+        screen.step(1, *VIEW[:3], "1.png", texts[1], tokens[1])
     found = captions.read_all(captions.scan(folder))
     assert found == {"0.png": newer, "1.png": newer, "2.png": "typed here too"}
     both = json.loads(screen.saved.refused.read_text(encoding="utf-8"))[str(folder / "1.png")]
     assert both == {"typed here": "typed here", "written elsewhere": newer}
-    screen.turn(1, *view, *texts, *tokens)  # it was said once: the page turns
+    screen.step(1, *VIEW[:3], "1.png", texts[1], tokens[1])  # it was said once: the next is opened
     assert captions.read(folder / "1.png") == newer
     texts, tokens = shown(screen)
     screen.save("typed again", tokens[1])
@@ -252,10 +257,10 @@ def test_an_old_tab_sets_back_no_trigger(screen: pictures.Pictures) -> None:
 def test_undo_leaves_what_was_edited_since(
     screen: pictures.Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, view, nothing = tmp_path / "pictures", ("", words.FILTERS[0], "", 0), [""] * 24
-    screen.replace_all(*view, "caption", "picture", False, *nothing)
+    folder = tmp_path / "pictures"
+    screen.replace_all("", "caption", "picture", False, *VIEW, "", "")
     captions.save(folder / "0.png", "picture 0, soft light")
-    screen.undo_replace(*view)
+    screen.undo_replace(*VIEW, "", "")
     texts = captions.read_all(captions.scan(folder))
     assert texts == {"0.png": "picture 0, soft light", "1.png": "caption 1", "2.png": "caption 2"}
     assert "As before: 2 captions. Changed since, and left so: 1." in capsys.readouterr().out
@@ -279,3 +284,154 @@ def test_a_tagger_that_is_not_there_or_is_none_is_told_in_one_line(colours: Path
     (colours / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ValueError, match="it is no tagger"):
         tagger.load(colours)
+
+
+# ---------------------------------------------------------------------------------------------------- many pictures
+
+
+def view_of(screen: pictures.Pictures) -> grid.View:
+    return screen.seen(screen.context.recipe(), Path(screen.context.recipe()["data"]["path"]))
+
+
+def test_tags_of_chosen_pictures_are_put_first_or_last_or_taken_out_and_back(
+    screen: pictures.Pictures, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    captions.save(folder / "1.png", "a cat, ink")
+    (folder / "2.txt").write_bytes(b"\xff\xfe no text")  # stays as it is
+    (folder / "0.txt").unlink()
+    screen.change_tags("first", "0.png/1.png/2.png/../3.png", "sks, ink", *VIEW, "", "")
+    texts = captions.read_all(captions.scan(folder))
+    assert texts == {"0.png": "sks, ink", "1.png": "sks, ink, a cat", "2.png": None}
+    screen.change_tags("last", "1.png", "sks", *VIEW, "", "")
+    assert captions.read(folder / "1.png") == "ink, a cat, sks"
+    screen.undo_replace(*VIEW, "", "")
+    assert captions.read(folder / "1.png") == "sks, ink, a cat"
+    screen.change_tags("remove", "1.png", "ink", *VIEW, "", "")
+    assert captions.read(folder / "1.png") == "sks, a cat"
+    screen.replace_all("1.png", "sks", "ohwx", True, *VIEW, "", "")
+    assert captions.read_all(captions.scan(folder)) == {"0.png": "sks, ink", "1.png": "ohwx, a cat", "2.png": None}
+
+
+def test_left_out_pictures_go_where_no_training_looks_and_come_back(screen: pictures.Pictures, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    before = captions.read_all(captions.scan(folder))
+    screen.move(edits.leave_out, "0.png/2.png", *VIEW, "", "")
+    assert captions.scan(folder).pictures == ("1.png",)
+    view = view_of(screen)
+    assert view.kinds() == {words.SMALL: 1, words.LEFT_OUT: 2} and view.kept(words.LEFT_OUT, "") == ["0.png", "2.png"]
+    assert view.texts["0.png"] == "caption 0"
+    Image.new("RGB", (64, 64)).save(folder / "2.png")  # another of this name came meanwhile
+    with pytest.raises(ValueError, match=r"2\.png: there is another picture of this name"):
+        edits.take_back(folder, ["0.png", "2.png"])
+    (folder / "2.png").unlink()
+    screen.move(edits.take_back, "0.png/2.png", *VIEW, "", "")
+    assert captions.read_all(captions.scan(folder)) == before
+
+
+def test_a_caption_of_two_pictures_stays_with_both(tmp_path: Path) -> None:
+    for ending in ("png", "jpg"):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"a.{ending}")
+    (tmp_path / "a.txt").write_text("both", encoding="utf-8")
+    edits.leave_out(tmp_path, ["a.png"])
+    assert captions.read(tmp_path / "a.jpg") == captions.read(tmp_path / edits.LEFT_OUT / "a.png") == "both"
+
+
+def test_filters_and_searches(screen: pictures.Pictures, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    captions.save(folder / "0.png", "a cat, ink")
+    captions.save(folder / "1.png", "a catfish" + ", ink" * 60)
+    (folder / "2.txt").unlink()
+    (folder / "broken.png").write_bytes(b"none")
+    view = view_of(screen)
+    assert view.kinds() == {words.NO_CAPTION: 2, words.UNREADABLE: 1, words.TOO_LONG_HERE: 1, words.SMALL: 3}
+    assert view.kept(words.NO_CAPTION, "") == ["2.png", "broken.png"] and view.kept(words.ALL, "CAT") == [
+        "0.png",
+        "1.png",
+    ]
+    assert view.kept(words.ALL, '"a cat"') == ["0.png"] and view.kept(words.SMALL, "ink") == ["0.png", "1.png"]
+    assert view.kept("no such filter", "") == list(view.listing.pictures)
+
+
+def test_a_picture_is_rotated_and_cropped_with_its_mask_and_comes_back(
+    screen: pictures.Pictures, tmp_path: Path
+) -> None:
+    folder, masks = tmp_path / "pictures", tmp_path / "masks"
+    masks.mkdir()
+    marked = Image.new("RGB", (80, 40))
+    marked.putpixel((0, 0), (255, 0, 0))
+    marked.save(folder / "0.png")
+    marked.save(masks / "0.png")
+    before = (folder / "0.png").read_bytes()
+    draft.change(screen.home, {"data.masks": str(masks)})
+    screen.change_one(edits.rotate, *VIEW[:3], "0.png", "", "")
+    for path in (folder / "0.png", masks / "0.png"):
+        with Image.open(path) as turned:
+            assert turned.size == (40, 80) and turned.getpixel((39, 0)) == (255, 0, 0)  # a quarter to the right
+    screen.crop_one("50, 0, 50, 25", *VIEW[:3], "0.png", "", "")
+    for path in (folder / "0.png", masks / "0.png"):
+        with Image.open(path) as cut:
+            assert cut.size == (20, 20) and cut.getpixel((19, 0)) == (255, 0, 0)
+    for wrong, line in (("50, 0", "there is no frame"), ("0, 0, 1, 100", "less than 16 pixels")):
+        with pytest.raises(Exception, match=line):
+            screen.crop_one(wrong, *VIEW[:3], "0.png", "", "")
+    screen.change_one(edits.bring_back, *VIEW[:3], "0.png", "", "")
+    assert (folder / "0.png").read_bytes() == before and not edits.has_original(folder / "0.png")
+
+
+def test_a_painted_mask_is_what_the_trainer_reads(screen: pictures.Pictures, tmp_path: Path) -> None:
+    from pixelkiln.trainer.data import pictures as trainers
+
+    folder = tmp_path / "pictures"
+    seen, layer = edits.to_paint(folder / "0.png", None)
+    assert seen.size == (64, 64) and layer.getextrema()[3] == (0, 0)
+    layer.paste((*edits.PAINT, 255), (0, 0, 32, 64))
+    screen.save_mask({"layers": [layer]}, *VIEW[:3], "0.png", "", "")
+    masks = Path(draft.get(screen.context.recipe(), "data.masks"))
+    assert masks == folder / "masks"
+    mask = trainers.mask(masks / "0.png")
+    assert mask[:, :30].max() == 0 and mask[:, 34:].min() == 255
+    again = edits.to_paint(folder / "0.png", masks / "0.png")[1]
+    assert again.getpixel((5, 5)) == (*edits.PAINT, 255) and again.getpixel((60, 5))[3] == 0
+    screen.save_mask({"layers": [Image.new("RGBA", (64, 64))]}, *VIEW[:3], "0.png", "", "")
+    assert not (masks / "0.png").exists()
+
+
+def test_pictures_of_other_kinds_are_saved_as_png(screen: pictures.Pictures, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    (folder / "phone.heic").write_bytes(b"none")
+    listing = captions.scan(folder)
+    assert edits.others(listing) == ["moving.gif", "phone.heic"]
+    done, (line,) = edits.convert(listing)
+    assert done == 1 and line.startswith("phone.heic: ") and "save it as" in line
+    with Image.open(folder / "moving.png") as first:
+        assert first.convert("RGB").getpixel((3, 3)) == (255, 0, 0)
+    assert edits.others(captions.scan(folder)) == ["phone.heic"]
+    upload = tmp_path / "dropped.gif"
+    frames[0].save(upload)
+    assert captions.import_pictures(tmp_path / "new", [upload])[0] == 1
+    assert captions.scan(tmp_path / "new").pictures == ("dropped.png",)
+
+
+def test_the_map_of_a_picture_is_shown_in_colours_with_its_holes(screen: pictures.Pictures, tmp_path: Path) -> None:
+    import numpy as np
+
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    depth = np.linspace(1, 4, 64 * 64, dtype=np.float32).reshape(64, 64)
+    depth[:16] = 0
+    np.save(maps / "0.npy", depth)
+    (maps / "1.npy").write_bytes(b"none")
+    draft.change(screen.home, {"dense": {"task": "depth"}, "data.targets": str(maps)})
+    recipe = screen.context.recipe()
+    view = view_of(screen)
+    assert set(view.targets) == {"0.png", "1.png"} and view.wrong["2.png"] == [words.SMALL, words.NO_TARGET]
+    made = targets.thumbnail(maps / "0.npy", recipe, 64, screen.home.thumbnails)
+    assert made is not None and made == targets.thumbnail(maps / "0.npy", recipe, 64, screen.home.thumbnails)
+    with Image.open(made) as opened:
+        shown_ = np.asarray(opened.convert("RGB"), dtype=int)
+    assert np.ptp(shown_[:14], axis=-1).max() < 12  # the holes are grey
+    assert shown_[18:24].sum(-1).mean() > shown_[58:].sum(-1).mean() + 200  # near is bright
+    assert targets.thumbnail(maps / "1.npy", recipe, 64, screen.home.thumbnails) is None

@@ -1,0 +1,77 @@
+"""The maps that a dense run learns, beside their pictures: found as the trainer finds them, shown in its colours."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..trainer.dense.files import EXTENSIONS
+from ..trainer.dense.maps import colour_target
+from ..trainer.dense.options import DenseOptions
+from ..trainer.dense.targets import read_target, resize
+from ..trainer.errors import UserError
+from . import crops
+from .store import write
+
+HATCH, GREY = 128, 96
+"""The two greys of invalid pixels, in stripes."""
+
+
+def of(recipe: Mapping[str, Any], folder: Path, names: Iterable[str]) -> dict[str, Path] | None:
+    """The map of each picture that has one; None where the recipe learns no maps, or does not say where they lie."""
+    targets = crops.of_folder(recipe, str(folder)).get("targets")
+    if recipe.get("dense") is None or not isinstance(targets, str):
+        return None
+    try:
+        there = {one.name for one in Path(targets).iterdir()}
+    except OSError:
+        return {}
+    found: dict[str, Path] = {}
+    for name in names:
+        for ending in EXTENSIONS:
+            for stem in (name, Path(name).stem):
+                if f"{stem}{ending}" in there:
+                    found.setdefault(name, Path(targets) / f"{stem}{ending}")
+    return found
+
+
+def thumbnail(path: Path, recipe: Mapping[str, Any], side: int, folder: Path) -> Path | None:
+    """A WebP of the map in colours, invalid pixels in grey stripes, made once for these options. None: it is none."""
+    dense = recipe.get("dense")
+    given = _read_as(recipe, path.parent)
+    unit, valid = given.get("unit"), given.get("valid")
+    try:
+        options = DenseOptions.model_validate(dense if isinstance(dense, Mapping) else {})
+        stat = path.stat()
+        whole = f"{path}|{stat.st_mtime_ns}|{stat.st_size}|{side}|{options}|{unit}|{valid}"
+        made = folder / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.webp"
+        if made.is_file():
+            return made
+        target = read_target(path, options.task, unit, valid)
+        part = min(1.0, side / max(target.valid.shape))
+        height, width = (max(1, round(length * part)) for length in target.valid.shape)
+        target = resize(target, (height, width), options.task)
+        if not target.valid.any():
+            return None
+        rgb = colour_target(target, options.task, options.space, options.quantiles)
+        stripes = np.add.outer(np.arange(height), np.arange(width)) // 4 % 2
+        rgb = np.where(target.valid[..., None], rgb, np.where(stripes, HATCH, GREY)[..., None]).astype(np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(rgb).save(out, "WEBP", quality=88)
+        write(made, out.getvalue())
+    except (UserError, ValueError, OSError):  # the trainer's check says what is wrong with it
+        return None
+    return made
+
+
+def _read_as(recipe: Mapping[str, Any], targets: Path) -> dict[str, Any]:
+    """The options of the set whose maps lie in this folder."""
+    sets = (recipe.get("data") or {}).get("sets") or []
+    mine = next((one for one in sets if isinstance(one, Mapping) and one.get("targets") == str(targets)), {})
+    return crops.of_folder(recipe, str(mine.get("path", "")))
