@@ -76,6 +76,7 @@ def page(context: Context) -> gr.Blocks:
             _go(button.click(lambda: None, None, None, **EVENT), tabs, target)
         _start(screens, tabs)
         _train_on(screens, tabs)
+        _show_pictures(screens, tabs)
         again = screens["train"].parts
         _go(again["again"].click(again["use_recipe"], [again["run"]], None, **EVENT), tabs, "recipe")
         first = screens["pictures"]
@@ -108,6 +109,18 @@ def _start(screens: dict[str, Screen], tabs: gr.Tabs) -> None:
         return (gr.update(choices=[name], value=name), gr.Tabs(selected="train")) if path else (gr.skip(), gr.skip())
 
     started.change(choose, [started], [run, tabs], **EVENT)
+
+
+def _show_pictures(screens: dict[str, Screen], tabs: gr.Tabs) -> None:
+    """From a finding of the check to the pictures that it is about."""
+    wanted, chosen = screens["recipe"].parts["check"].look_at, screens["pictures"].parts["filter"]
+    held = screens["pictures"].parts["holds"]
+
+    def shown(which: str) -> Any:
+        of = which.rpartition("#")[0]
+        return gr.update(choices=[of], value=of), "", gr.Tabs(selected="pictures")
+
+    wanted.change(shown, [wanted], [chosen, held, tabs], **EVENT)
 
 
 def _train_on(screens: dict[str, Screen], tabs: gr.Tabs) -> None:

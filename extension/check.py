@@ -23,9 +23,9 @@ from ..trainer.runs import control
 from ..trainer.runs.check_report import duration
 from ..trainer.runs.control import gigabytes
 from ..trainer.runs.events import read_object
-from . import draft, fields, findings, queue, words
+from . import draft, edits, fields, findings, queue, words
 from .draft import Problem
-from .findings import MANY, Finding
+from .findings import ASIDE, MANY, SHOW, Finding
 from .page import EVENT, Context, bar, facts, kindly, note, notes, problem_list
 from .store import locked, write, write_json
 
@@ -35,6 +35,10 @@ KEPT = 12
 """Answers that are remembered."""
 SETTLED = 2.0
 """Seconds without a change after which the recipe is checked by itself."""
+FIX_JS = """element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-fix]");
+  if (button) trigger("select", { fix: button.dataset.fix });
+});"""
 LOOK_SECONDS = 1.0
 """How long the sizes of pictures may be looked at before the rest is left for the next look."""
 
@@ -102,7 +106,8 @@ class Check:
         self._asking: dict[str, Asking] = {}
         self.offered, self.accepted, self.started = gr.State([]), gr.State(""), gr.State("")
         gr.HTML(f"<h2>{words.CHECK}</h2>")
-        self.shown = gr.HTML(elem_id="check-report")
+        self.shown = gr.HTML(elem_id="check-report", js_on_load=FIX_JS)
+        self.look_at = gr.State("")
         with gr.Row(elem_classes="tight"):
             self.buttons = [gr.Button(visible=False, elem_id=f"remedy-{n}", size="sm") for n in range(REMEDIES)]
         with gr.Row(elem_classes="sticky-end"):
@@ -117,6 +122,8 @@ class Check:
         self._wire()
 
     def _wire(self) -> None:
+        fixed = self.shown.select(self.fix, [self.offered], [self.look_at], **EVENT)
+        self.fixed = fixed
         self.again.click(functools.partial(self.run, fresh=True), None, self.outputs, **EVENT)
         self.cancel.click(self.stop, None, None, **EVENT)
         self.start.click(self.begin, [self.accepted], [*self.outputs, self.accepted, self.started], **EVENT)
@@ -197,11 +204,10 @@ class Check:
     def _view(self, report: Report, asking: bool = False, accepted: bool = False) -> list[Any]:
         values = self.context.recipe()
         offered = [one.remedy for one in report.problems if one.remedy]
-        offered += [one.remedy for one in report.found if one.remedy and not report.problems]
-        offered += fitting(report.answer)
-        offered = offered[:REMEDIES]
+        offered = [*offered, *fitting(report.answer)][:REMEDIES]
         labels = [gr.update(value=label, visible=True) for label, *_ in offered]
         labels += [gr.update(visible=False)] * (REMEDIES - len(offered))
+        offered += [one.remedy for one in report.found if one.remedy]
         start = words.START_ANYWAY if accepted else words.START
         allowed = not report.problems and not any(one.stops for one in report.found)
         return [
@@ -215,8 +221,23 @@ class Check:
             label, key, value = offered[number]
             if key == MANY:
                 self.context.change(value)
+            elif key == ASIDE:
+                for folder, names in value.items():
+                    edits.leave_out(self.context.folders.check("data.path", folder), names)
             else:
                 draft.apply_remedy(self.home, (label, key, value), self.context.folders)
+
+    @kindly
+    def fix(self, event: gr.EventData, offered: list[Any]) -> Any:
+        """The button of a finding. Gives the filter of step 1 that shows its pictures, for what only a person can
+        settle; made new each time, so that it is a change."""
+        found = next((one for one in offered if _id_of(one) == event.fix), None)
+        if found is None:
+            raise UserError(words.CHANGED_MEANWHILE)
+        if found[1] == SHOW:
+            return f"{found[2]}#{time.time_ns()}"
+        self.apply(offered.index(found), offered)
+        return gr.skip()
 
     def begin(self, accepted: str) -> Iterator[list[Any]]:
         """Queue a copy of the recipe, if a check of just this recipe found it ready. What is worth fixing is shown
@@ -364,8 +385,18 @@ def _worth(found: list[Finding], context: Context) -> str:
             f'src="{context.addresses.url(path, 96)}">'
             for path in one.pictures
         )
-        rows += f"<li>{escape(one.text)}{thumbs}</li>"
+        button = (
+            f'<button type="button" class="plain" data-fix="{_id_of(one.remedy)}">{escape(one.remedy[0])}</button>'
+            if one.remedy
+            else ""
+        )
+        rows += f"<li>{escape(one.text)}{thumbs}{button}</li>"
     return f'<h3>{escape(words.WORTH_FIXING.format(len(found)))}</h3><ul class="worth">{rows}</ul>'
+
+
+def _id_of(remedy: tuple[str, str, Any]) -> str:
+    """What a button in the report names its remedy by, whatever else has come and gone since it was shown."""
+    return hashlib.sha256(json.dumps(remedy, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def fitting(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -25,13 +25,14 @@ from .store import Home, locked, read_text, write, write_json
 
 KEPT_WITH_A_NEW_PRESET = ("run.name", "run.out", "model.path", "data", "sample.prompts")
 OF_A_FOLDER = (
-    "run.name", "run.out", "data.path", "data.sets", "data.trigger", "data.pairs", "data.ratings", "sample.prompts",
+    "run.name", "run.out", "data.path", "data.sets", "data.trigger", "data.pairs", "data.ratings", "data.targets",
+    "data.masks", "sample.prompts",
 )  # fmt: skip
 """What belongs to one folder of pictures, and to no preset."""
 SHAPE = ("kind", "rank")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILES = ("model.path", "model.vae", "adapter.init_from", "data.path", "data.pairs", "data.ratings",
-         "data.targets")  # fmt: skip
+         "data.targets", "data.masks")  # fmt: skip
 BUNDLED = Folders(())
 """No folder at all: presets by their names only."""
 COPY = "draft-before-[0-9][0-9][0-9][0-9].toml"

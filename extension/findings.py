@@ -24,6 +24,12 @@ PREVIEW_GB, SPARE_GB = 0.002, 0.2
 GIB = 2**30
 MANY = "*"
 """In the place of a remedy's key: its value is a table of changes."""
+ASIDE = "leave out"
+"""In the place of a remedy's key: its value is {folder: names of the pictures that are left out}."""
+SHOW = "show"
+"""In the place of a remedy's key: its value is the filter of step 1 that shows the pictures."""
+LONGEST = 225
+"""The most tokens of a caption that CLIP is made to read."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,24 @@ def of_pictures(values: Mapping[str, Any], folders: list[Path], resolution: int,
     if draft.get(values, "data.caption") or draft.get(values, "dense"):  # given to all that have none; or nobody's
         by_kind.pop(words.NO_CAPTION, None)
     return [
-        Finding(f"{words.number(len(paths), words.PICTURES)}: {kind}", pictures=tuple(paths[:SHOWN]))
+        Finding(f"{words.number(len(paths), words.PICTURES)}: {kind}", _fix(kind, paths, values), tuple(paths[:SHOWN]))
         for kind, paths in by_kind.items()
     ]
+
+
+def _fix(kind: str, paths: list[Path], values: Mapping[str, Any]) -> tuple[str, str, Any]:
+    """What one button does for pictures of a kind; for what only a person can settle it shows them."""
+    trigger = draft.get(values, "data.trigger") or ""
+    if kind in (words.UNREADABLE, words.SMALL, words.DUPLICATE):
+        by_folder = {str(path.parent): [one.name for one in paths if one.parent == path.parent] for path in paths}
+        return words.LEAVE_THEM_OUT.format(words.number(len(paths), words.PICTURES)), ASIDE, by_folder
+    if kind == words.NO_CAPTION and trigger:
+        return words.CAPTION_THEM.format(trigger), "data.caption", trigger
+    if kind == words.TOO_LONG and draft.get(values, "model.family") != "sd3":
+        limit = min(LONGEST, 2 * (draft.get(values, "model.max_tokens") or tokens.LIMIT))
+        if limit > (draft.get(values, "model.max_tokens") or tokens.LIMIT):
+            return words.READ_TOKENS.format(limit), "model.max_tokens", limit
+    return words.SHOW_THEM, SHOW, words.TOO_LONG_HERE if kind == words.TOO_LONG else kind
 
 
 def of_pairs(values: Mapping[str, Any]) -> list[Finding]:

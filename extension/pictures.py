@@ -526,7 +526,9 @@ class Pictures:
 def build(context: Context) -> Screen:
     screen = Pictures(context)
     shown = [screen.folder, screen.folder_shown, *screen.view]
-    return Screen(screen.again, screen.outputs, shown, {"foot": screen.foot})
+    return Screen(
+        screen.again, screen.outputs, shown, {"foot": screen.foot, "filter": screen.filter, "holds": screen.holds}
+    )
 
 
 def _folders(recipe: dict[str, Any]) -> list[str]:

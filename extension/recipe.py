@@ -205,6 +205,7 @@ class Recipe:
         for number, button in enumerate(self.check.buttons):
             applied = button.click(functools.partial(self.check.apply, number), [self.check.offered], None, **EVENT)
             self.check.on_change(applied.success(self.show, self.view, self.outputs, **EVENT))
+        self.check.on_change(self.check.fixed.success(self.show, self.view, self.outputs, **EVENT))
         for name, (get, end, line) in self.fetched.items():
             fetched = get.click(functools.partial(fetching, self.home, name), None, [line], **EVENT)
             fetched.success(self.show, self.view, self.outputs, **EVENT)

@@ -245,6 +245,12 @@ def test_many_pictures_at_once_and_one_by_mouse_and_keyboard(server: Server, pag
     box.press_sequentially(", a hat")
     page.wait_for_selector("#caption-status >> text=saved")
     page.wait_for_selector("#grid [data-name='m01.jpg'] >> text=sks, a hat")
+
+
+def test_a_picture_is_cropped_rotated_masked_and_left_out(server: Server, page, place: Path) -> None:
+    folder = place / "many"
+    page.click("#grid [data-name='m01.jpg']")
+    page.wait_for_selector("#card figure[data-name='m01.jpg']")
     seen = page.locator("#card .whole").bounding_box()
     page.mouse.move(seen["x"] + seen["width"] / 2, seen["y"] + 1)
     page.mouse.down()

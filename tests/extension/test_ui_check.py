@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("gradio", reason="the interface's own extra is not installed")
 
-from pixelkiln.extension import check, words
+from pixelkiln.extension import captions, check, draft, findings, words
+from pixelkiln.extension.page import Context
+from pixelkiln.extension.security import Addresses, Folders
+from pixelkiln.extension.store import Home
 
 
 def fit(fits: bool, *remedies: dict[str, Any]) -> dict[str, Any]:
@@ -53,3 +59,43 @@ def test_below_a_gigabyte_a_hundredth_is_shown() -> None:
     html = check.fit_report({**fit(False), "gb": 0.64, "of_gb": 0.58, "parts": {"decoder": 0.09, "adapter": 0.006}})
     assert "0.64 of 0.58 GB free" in html
     assert "<b>0.09 GB</b> decoder" in html and "<b>0.01 GB</b> adapter" in html
+
+
+def test_each_finding_about_pictures_has_a_button_that_settles_it(tmp_path: Path) -> None:
+    import gradio as gr
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, side in (("a", 600), ("b", 600), ("tiny", 100), ("long", 601), ("bare", 602)):
+        Image.new("RGB", (side, side)).save(folder / f"{name}.png")
+        if name != "bare":
+            captions.save(folder / f"{name}.png", "a cat" + ", ink" * (40 if name == "long" else 1))
+    (folder / "broken.png").write_bytes(b"none")
+    captions.save(folder / "broken.png", "a cat")
+    home = Home(tmp_path / "runs")
+    home.make()
+    context = Context(home, Addresses.of(home), Folders())
+    draft.change(home, {"data.path": str(folder), "data.resolution": 512, "model.path": "m", "run.steps": 2})
+    with gr.Blocks():
+        panel = check.Check(context)
+
+    def found() -> dict[str, tuple[str, str, Any]]:
+        of = findings.of_pictures(context.recipe(), [folder], 512, 9.0)
+        return {one.text.partition(": ")[2]: one.remedy for one in of if one.remedy}
+
+    assert found()[words.NO_CAPTION] == (words.SHOW_THEM, findings.SHOW, words.NO_CAPTION)
+    assert found()[words.DUPLICATE][0] == "Leave out 1 picture"
+    draft.change(home, {"data.trigger": "sks"})
+    assert set(found()) == {words.NO_CAPTION, words.UNREADABLE, words.SMALL, words.DUPLICATE, words.TOO_LONG}
+    for kind, remedy_ in found().items():
+        report = panel.known(draft.read(home))
+        offered = panel._view(report)[4]
+        key = check._id_of(remedy_)
+        assert f'data-fix="{key}"' in check.shown(report, context.recipe(), context, False), kind
+        panel.fix(SimpleNamespace(fix=key), offered)  # type: ignore[arg-type]
+        assert kind not in found()
+    assert captions.scan(folder).pictures == ("a.png", "bare.png", "long.png")
+    values = context.recipe()
+    assert (draft.get(values, "data.caption"), draft.get(values, "model.max_tokens")) == ("sks", 150)
+    with pytest.raises(gr.Error, match=words.CHANGED_MEANWHILE.partition(";")[0]):
+        panel.fix(SimpleNamespace(fix="gone"), [])  # type: ignore[arg-type]
