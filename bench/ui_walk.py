@@ -32,6 +32,11 @@ HIDE = """([found, shown]) => {
   for (const one of document.querySelectorAll("input, textarea")) one.value = hide(one.value);
 }"""
 
+SIZE = """() => {
+  const seen = [...document.querySelectorAll("[role=tabpanel]")].find((one) => one.offsetParent);
+  return { words: seen.innerText.split(/\\s+/).filter(Boolean).length, pixels: seen.scrollHeight };
+}"""
+
 
 class Walk:
     """One person at the page."""
@@ -39,7 +44,7 @@ class Walk:
     def __init__(self, page: Any, begun: float, out: Path, runs: Path):
         self.page, self.begun, self.out = page, begun, out
         self.folders = [str(runs.parent), str(ROOT)]
-        self.clicks, self.tasks = 0, {}
+        self.clicks, self.tasks, self.screens = 0, {}, {}
 
     def click(self, what: str) -> None:
         self.page.click(what)
@@ -54,7 +59,8 @@ class Walk:
         print(f"{what}: {self.tasks[what]}", file=sys.stderr, flush=True)
 
     def shoot(self, name: str, at: str = "") -> None:
-        """The screen as it is, light and dark; ``at``: scrolled to this."""
+        """The screen as it is, light and dark, with its words and its height; ``at``: scrolled to this."""
+        self.screens[name] = self.page.evaluate(SIZE)
         for look in ("light", "dark"):
             self.page.evaluate("document.activeElement.blur()")
             self.page.mouse.move(0, 0)
@@ -169,7 +175,7 @@ def main() -> None:
             first_use(walk, args.steps, runs)
             compare_and_prefer(walk, runs)
         browser.close()
-    json.dump({"v": 1, "steps": args.steps, "walk": walk.tasks}, sys.stdout, indent=1)
+    json.dump({"v": 1, "steps": args.steps, "walk": walk.tasks, "screens": walk.screens}, sys.stdout, indent=1)
     print()
 
 

@@ -25,13 +25,12 @@ from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, kindly, n
 from .security import ANYWHERE, Folders
 from .store import read_text, write, write_json
 
-FIRST = ("model.path", "run.name", "data.targets", "sample.prompts", "sample.every")
 PRIMARY = {
     "length": ("run.steps", "run.epochs", "run.batch", "data.resolution"),
     "adapter": ("adapter.kind", "adapter.rank", "adapter.alpha", "optimizer.kind", "optimizer.learning_rate"),
     "loss": ("loss.pixel.mode", "loss.pixel.weight", "data.pairs", "data.ratings", "adapter.init_from"),
 }
-FIRST = ("model.path", "run.name", "sample.prompts", "sample.every")
+FIRST = ("model.path", "run.name", "data.targets", "sample.prompts", "sample.every")
 """Fields that everybody meets; all others lie in the drawer, with Kohya's names."""
 MOST = 24
 """Options shown at a time in the search."""
