@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pixelkiln.bench import __main__ as bench
+from pixelkiln.bench import balance
 from pixelkiln.trainer.config import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,3 +119,16 @@ def test_the_tiny_bench_runs_with_the_plain_way_beside(tmp_path):
     rows = bench.read(tmp_path / "rows.jsonl")
     assert [row["case"] for row in rows] == bench.TINY
     assert all(row["seconds"] > 0 and row["flops"] > 0 and row["of_matmul_peak"] > 0 for row in rows)
+
+
+def test_the_balance_of_automatic_weights_is_of_gradients_at_equal_losses(capsys):
+    along, across = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    losses = {name: torch.ones(2) for name in balance.TERMS} | {"latent": torch.full((2,), 4.0)}
+    gradients = {name: torch.stack([along, along]) for name in balance.TERMS} | {"latent": torch.stack([along, along])}
+    losses["x0, max_level 0.3"][1] = 0  # behind its gate: not a loss of 0
+    gradients["x0"] = torch.stack([along, 3 * across])
+    balance.report(torch.tensor([0.1, 0.9]), losses, gradients)
+    rows = {row.split(" | ")[0][2:]: row.split(" | ")[1:] for row in capsys.readouterr().out.splitlines()[2:]}
+    assert rows["mixed"] == ["4.00", "4.00", "1.00", "50% |"]
+    assert rows["x0, max_level 0.3"][0] == "4.00"
+    assert rows["x0"] == ["8.00", "6.32", "0.32", "90% |"]
