@@ -361,6 +361,16 @@ def test_automatic_weight_ignores_what_is_not_finite_or_not_there():
     assert balance.weight("pixel") == 1
 
 
+def test_automatic_weight_beside_terms_without_an_error_is_the_ratio():
+    balance = Balance([term("mse"), term("pixel", weight="auto", auto_ratio=0.5)])
+    balance.update({"pixel": 3.0}, {"mse": 0, "pixel": 1})
+    assert balance.weight("pixel") == 0.0, "mse is not measured"
+    balance.update({"mse": 0.0, "pixel": 3.0}, {"mse": 1, "pixel": 1})
+    assert balance.weight("pixel") == 0.5
+    balance.update({"mse": 1.0, "pixel": 3.0}, {"mse": 1, "pixel": 1})
+    assert 0 < balance.weight("pixel") < 0.5
+
+
 def test_automatic_weights_need_an_anchor():
     with pytest.raises(ValueError, match=r"loss\.pixel\.weight"):
         Balance([term("pixel", weight="auto")])

@@ -146,6 +146,7 @@ class Balance:
 
     It formalises how the pixel-space paper chose lambda = 8 "to balance magnitudes" (arXiv 2409.17565, section 4),
     which depends on the model. Weights are plain numbers, 0 until both are measured; ``state`` is saved with the run.
+    Where the terms with a number have no error at all, as on maps without a whole latent cell, it is the ratio.
     """
 
     def __init__(self, terms: Iterable[Term], decay: float = 0.99):
@@ -160,9 +161,11 @@ class Balance:
         own = self.options[name]
         if own.weight != "auto":
             return own.weight
-        size = self._mean(name)
-        others = [o.weight * self._mean(n) for n, o in self.options.items() if o.weight != "auto"]
-        return own.auto_ratio * sum(others) / size if size > 0 else 0.0
+        size, known = self._mean(name), [(n, o.weight) for n, o in self.options.items() if o.weight != "auto"]
+        if size <= 0 or not any(self.state.get(f"{n}.weight") for n, _ in known):
+            return 0.0
+        others = sum(weight * self._mean(n) for n, weight in known)
+        return own.auto_ratio * (others / size if others > 0 else 1.0)
 
     def update(self, sums: dict[str, float], counts: dict[str, int]) -> None:
         """Once per optimizer step: sum and number of each term's values, over all ranks. Used from the next step on."""
