@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,8 @@ def test_maps_as_files_hold_them():
         (["pictures/00001.png", "pictures"], "maps would replace pictures of the same names"),
         (["depth", "out", "--formats", "png,tiff"], "--formats: 'tiff' is none"),
         (["empty", "out"], "it holds no pictures"),
+        (["twice", "out"], "cat.jpg and cat.png would both be written there; rename one"),
+        (["preview", "out"], "a.png and a_preview.png would both be written there; rename one"),
         (["pictures/00001.png", "out.jpg"], "maps are written as .png, .npy, .exr; name the file so, or give a folder"),
         (["clip.mp4", "out"], "videos are not read; give a folder of its frames (ffmpeg -i clip.mp4 frames/%05d.png)"),
     ],
@@ -136,6 +139,9 @@ def test_mistakes_are_one_line_before_anything_is_loaded(home: Path, capsys, mon
     monkeypatch.setattr(dense_predict, "build_model", None)
     (home / "empty").mkdir(exist_ok=True)
     (home / "clip.mp4").touch()
+    for name in ("twice/cat.jpg", "twice/cat.png", "preview/a.png", "preview/a_preview.png"):
+        (home / name).parent.mkdir(exist_ok=True)
+        (home / name).touch()
     assert main(["dense", "predict", *words, "--adapter", adapter(home)]) == 2
     assert message in capsys.readouterr().err
 
@@ -160,6 +166,19 @@ def test_scoring_without_targets_is_one_line(home: Path, tmp_path: Path, capsys)
     words = ["--adapter", adapter(home), "--pictures", str(home / "pictures"), *FP32]
     assert main(["dense", "score", str(tmp_path), *words]) == 2
     assert "0 targets for the pictures of" in capsys.readouterr().err
+
+
+def test_scoring_names_what_has_no_target_and_refuses_another_shape(home: Path, tmp_path: Path, capsys):
+    targets = tmp_path / "depth"
+    shutil.copytree(home / "depth", targets)
+    (targets / "00002.png").unlink()
+    words = ["dense", "score", str(tmp_path), "--adapter", adapter(home), "--pictures", str(home / "pictures"), *FP32]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "3 pictures" in out and "left out, without a target: 00002.png" in out
+    np.save(targets / "00002.npy", np.full((64, 40), 2.0))
+    assert main(words) == 2
+    assert "00002.npy: its shape, 40x64, is not that of its picture, 64x64" in capsys.readouterr().err
 
 
 def test_the_snippet_of_the_documentation_makes_the_same_map(home: Path, tmp_path: Path, monkeypatch):

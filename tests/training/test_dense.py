@@ -154,6 +154,7 @@ REFUSED = {
     "preserve": ({"data.sets": [{"path": "PICTURES", "preserve": True}], "data.path": None}, r"sets\[0\]\.preserve"),
     "face crop": ({"data.face_crop": [1.0, 2.0], "data.buckets": False, "data.cache_latents": "off"}, "data.face_crop"),
     "clip_skip": ({"model.clip_skip": 2}, r"model\.clip_skip"),
+    "detail": ({"loss.mse.weight": 0, "loss.dense.weight": 1.0}, r"dense\.detail: .*set dense\.detail = 0"),
     "space": ({"dense.task": "normal", "dense.space": "log"}, r"dense\.space"),
     "unit": ({"dense.task": "image", "data.unit": 0.1}, r"data\.unit"),
     "no targets": ({"data.targets": None}, r"data\.targets: .*set targets"),
@@ -275,14 +276,44 @@ def test_sparse_maps_are_left_to_the_loss_on_pixels(tmp_path: Path) -> None:
         depth = np.load(path)
         depth[np.random.default_rng(0).random(depth.shape) < 0.9] = 0
         np.save(path, depth)
-    flags = {"dense.task": "depth", "data.targets": str(folder), "dense.detail": 0.0, "loss.dense.weight": 1.0}
-    c = runs.config(tmp_path, {**flags, "run.steps": 2})
+    flags = {"dense.task": "depth", "data.targets": str(folder), "dense.detail": 0.0, "loss.dense.weight": "auto"}
+    c = runs.config(tmp_path, {**flags, "run.steps": 3})
     assert train(c) == 0
     steps = [event for event in runs.events(c) if event["kind"] == "step"]
     assert all(step["terms"]["mse/error"] == 0 and step["terms"]["dense/error"] > 0 for step in steps)
-    assert all(step["grad_norm"] > 0 for step in steps)
+    assert all(step["grad_norm"] > 0 for step in steps[1:]), "the automatic weight needs one step"
     warnings = [event["message"] for event in runs.events(c) if event["kind"] == "warning"]
     assert any("hardly a latent cell" in line for line in warnings)
+
+
+BAD: dict[str, tuple[np.ndarray, str]] = {
+    "shape": (np.full((64, 48), 2.0), r"its shape, 48x64, is not that of its picture, 64x64; crop both"),
+    "8 bits": (np.full((64, 64), 200, np.uint8), r"depth of 8 bits is 256 steps at most; give the 16-bit PNG"),
+    "all invalid": (np.zeros((64, 64)), r"no pixel is valid; all are 0, NaN, infinite"),
+    "colours": (
+        np.arange(64 * 64 * 3.0).reshape(64, 64, 3),
+        r"a picture in colours \[64, 64, 3\]; depth",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_target_ends_the_run_with_one_line(tmp_path: Path, name: str) -> None:
+    values, line = BAD[name]
+    session = build_session(config(tmp_path), lambda text: None)
+    np.save(tmp_path / "depth" / "p03.npy", values)
+    with pytest.raises(UserError, match=line) as found:
+        session.dataset.prepare(silent)
+    assert "\n" not in str(found.value) and "p03.npy: " in str(found.value)
+
+
+def test_pictures_without_a_target_are_left_out_and_named(tmp_path: Path) -> None:
+    c = config(tmp_path)
+    (tmp_path / "depth" / "p03.npy").unlink()
+    session = build_session(c, lambda text: None)
+    assert len(session.dataset.items) == 7
+    (note,) = (line for line in session.dataset.scan.notes.lines() if "without a target" in line)
+    assert "p03.png" in note and "give each one of equal name, or remove them" in note
 
 
 def test_a_mirrored_picture_has_a_mirrored_map(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def _score(args: argparse.Namespace) -> int:
     if args.picture:
         write(args.picture.with_suffix(".png"), sheet(found.shown, min(2, len(found.shown))))
     if args.json:
-        return print_json({"task": found.task, "scores": found.summary(), "pictures": found.rows})
+        answer = {"task": found.task, "scores": found.summary(), "pictures": found.rows}
+        return print_json(answer | {"without_target": found.without_target})
     return print_lines(found.lines())
 
 

@@ -19,9 +19,10 @@ from ..data import pictures
 from ..data.pictures import Unreadable
 from ..dense import files, maps, metrics, tiles
 from ..dense import header as headers
+from ..dense.check import named
 from ..dense.header import DenseHeader
 from ..dense.options import DenseOptions
-from ..dense.targets import Target, Task, find_target, read_target
+from ..dense.targets import Target, Task, check_shape, find_target, read_target
 from ..errors import UserError
 from ..families.options import ModelOptions
 from ..training.build import build_model
@@ -30,6 +31,7 @@ from ..training.dense import Predictor
 FORMATS = ("png", "npy", "exr", "preview")
 BRIGHT = {"disparity": "near is bright", "depth": "far is bright", "log": "far is bright"}
 WRITTEN = (".png", ".npy", ".exr")
+NOT_WRITTEN = (*files.EXTENSIONS, *pictures.EXTENSIONS, *pictures.OTHER_EXTENSIONS)
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 RESAMPLES = 2000
 
@@ -138,7 +140,7 @@ def predict(
     :param output: a folder, in which maps have the pictures' names; or one file, of the format that its name says.
     """
     single, found = output.suffix.lower() in WRITTEN, listed(source)
-    if not single and output.suffix.lower() in (*files.EXTENSIONS, *pictures.EXTENSIONS, *VIDEOS, ".tif", ".tiff"):
+    if not single and output.suffix.lower() in NOT_WRITTEN:
         raise UserError(f"{output}: maps are written as {', '.join(WRITTEN)}; name the file so, or give a folder")
     if single and len(found) > 1:
         raise UserError(f"{output}: one file for {len(found)} pictures; give a folder")
@@ -146,20 +148,21 @@ def predict(
         raise UserError(f"{output}: maps would replace pictures of the same names; give another folder")
     if ".exr" in output.suffix.lower() or "exr" in formats:
         files.require_exr(output)
-    model, written = loaded(), list[Path]()
-    root = source if source.is_dir() else source.parent
+    root, plan, owner = source if source.is_dir() else source.parent, dict[Path, dict[str, Path]](), dict[Path, Path]()
     for path in found:
+        base = output / path.relative_to(root).with_suffix("")
+        named = {form: base.with_name(f"{base.name}{_ending(form)}") for form in formats}
+        plan[path] = {output.suffix.lower().lstrip("."): output} if single else named
+        for target in plan[path].values():
+            if (other := owner.setdefault(target, path)) is not path:
+                raise UserError(f"{target}: {other.name} and {path.name} would both be written there; rename one")
+    model = loaded()
+    for path, targets in plan.items():
         values = model.map(_read(path), in_tiles).numpy()
-        if single:
-            targets = {output.suffix.lower().lstrip("."): output}
-        else:
-            base = output / path.relative_to(root).with_suffix("")
-            targets = {form: base.with_name(f"{base.name}{_ending(form)}") for form in formats}
         for form, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             files.write(target, as_written(values, form, model.options))
-            written.append(target)
-    return written
+    return list(owner)
 
 
 def _ending(form: str) -> str:
@@ -207,6 +210,8 @@ class Scored:
     """One per picture, with its name as ``picture``."""
     shown: list[np.ndarray]
     """Panels picture | prediction | truth of the first pictures."""
+    without_target: list[str]
+    """Pictures that are left out."""
 
     def summary(self) -> dict[str, dict[str, float]]:
         """By measure: mean and its 95 % interval (bootstrap over pictures), prior and floor."""
@@ -219,7 +224,8 @@ class Scored:
 
     def lines(self) -> list[str]:
         head = f"{len(self.rows)} pictures; 95 % intervals over pictures; prior: mean map; floor: autoencoder alone"
-        return [head, *(
+        lacking = [f"left out, without a target: {named(self.without_target)}"] if self.without_target else []
+        return [head, *lacking, *(
             f"{name:<10} {one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]   prior {one['prior']:.3f}   "
             f"floor {one['floor']:.3f}   {MEASURES[self.task][name]} is better"
             for name, one in self.summary().items()
@@ -258,8 +264,9 @@ def score(
     range, as published evaluations do.
     """
     task, space = model.options.task, model.options.space
-    partners = [(path, target) for path in listed(folder)
-                if (target := find_target(targets / path.relative_to(folder).parent, path))]  # fmt: skip
+    every = [(path, find_target(targets / path.relative_to(folder).parent, path)) for path in listed(folder)]
+    partners = [(path, target) for path, target in every if target is not None]
+    lacking = [path.relative_to(folder).as_posix() for path, target in every if target is None]
     if len(partners) < 2:
         raise UserError(f"{targets}: {len(partners)} targets for the pictures of {folder}; give two or more")
     truths = [read_target(target, task, unit, list(valid) if valid else None) for _, target in partners]
@@ -269,9 +276,10 @@ def score(
     common = [tiles.resized(one, model.trained) for one in encoded]
     total = torch.stack(common).sum(0)
     rows, shown = [], []
-    for (path, _), truth, own, small in zip(partners, truths, encoded, common, strict=True):
+    for (path, target), truth, own, small in zip(partners, truths, encoded, common, strict=True):
         size = truth.valid.shape
         picture = _read(path)
+        check_shape(target, truth, (picture.shape[2], picture.shape[1]))
         predicted = tiles.resized(model.map(picture, in_tiles), (size[0], size[1]), task)
         mean = maps.decode(((total - small) / (len(common) - 1))[None], task)[0]
         seen = {
@@ -286,7 +294,7 @@ def score(
         rows.append(row)
         if len(shown) < show:
             shown.append(_panels(picture, predicted, truth, model.options))
-    return Scored(task, rows, shown)
+    return Scored(task, rows, shown, lacking)
 
 
 def measured(

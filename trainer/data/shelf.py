@@ -189,12 +189,7 @@ class Shelf:
         assert self.dense is not None
         task, (resized, corner) = self.dense.task, place
         found = targets.read_target(path, task, options.unit, options.valid)
-        height, width = found.valid.shape
-        if not targets.same_shape((width, height), picture.size):
-            raise UserError(
-                f"{path.as_posix()}: its shape, {width}x{height}, is not that of its picture, {picture.size[0]}x"
-                f"{picture.size[1]}; crop both in the same way"
-            )
+        targets.check_shape(path, found, picture.size)
         found = targets.resize(found, (resized[1], resized[0]), task)
         found = targets.crop(found, (corner[1], corner[0]), (picture.fit.bucket[1], picture.fit.bucket[0]))
         found = found if mask is None else targets.Target(found.values, found.valid & mask)

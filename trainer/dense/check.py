@@ -78,7 +78,7 @@ class Checked:
         lists = {"has no target": self.without_target, "is a target without a picture": self.without_picture,
                  "has a target of another shape": self.shapes}  # fmt: skip
         found += [("warning", line) for line in self.warnings]
-        found += [("warning", f"{_named(names)} {what}") for what, names in lists.items() if names]
+        found += [("warning", f"{named(names)} {what}") for what, names in lists.items() if names]
         found += [("warning", line) for line in _first(self.broken, 8)]
         more = len(self.broken) - 8
         return found + ([("warning", f"{more} more targets cannot be used")] if more > 0 else [])
@@ -88,7 +88,8 @@ def _first(items: Any, count: int) -> list[Any]:
     return list(items)[:count]
 
 
-def _named(names: Sequence[str]) -> str:
+def named(names: Sequence[str]) -> str:
+    """The first of many names."""
     return ", ".join(names[:4]) + (f" (and {len(names) - 4} more)" if len(names) > 4 else "")
 
 

@@ -151,12 +151,17 @@ def facing(normal: np.ndarray, focal: float = HYPERSIM_FOCAL) -> np.ndarray:
     return np.where(away[..., None], -values, values)
 
 
+def _picture_of(folder: Path, name: str) -> Path | None:
+    """The picture ``name`` in a folder, as JPEG or PNG."""
+    return next((one for ext in ("jpg", "png") if (one := folder / f"{name}.{ext}").is_file()), None)
+
+
 def _vkitti(files: list[Path]) -> Iterator[Item | str]:
     for path in files:
         number = path.stem.removeprefix("depth_")
         scene, variation = path.parents[4].name, path.parents[3].name
         folder = path.parents[2] / "rgb" / path.parent.name
-        picture = next((one for ext in ("jpg", "png") if (one := folder / f"rgb_{number}.{ext}").is_file()), None)
+        picture = _picture_of(folder, f"rgb_{number}")
         if picture is None:
             yield f"{path}: its picture rgb_{number}.jpg is missing from {folder}"
             continue
@@ -174,9 +179,7 @@ def _nyu_mat(files: list[Path]) -> Iterator[Item | str]:
 def _nyu_folder(files: list[Path]) -> Iterator[Item | str]:
     for path in files:
         number = path.stem.removeprefix("depth_")
-        picture = next(
-            (one for ext in ("png", "jpg") if (one := path.with_name(f"rgb_{number}.{ext}")).is_file()), None
-        )
+        picture = _picture_of(path.parent, f"rgb_{number}")
         if picture is None:
             yield f"{path}: its picture rgb_{number}.png is missing"
             continue

@@ -56,6 +56,16 @@ def same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= SHAPE
 
 
+def check_shape(path: Path, target: Target, picture: tuple[int, int]) -> None:
+    """UserError where a target cannot lie on a picture of ``picture`` (width, height) pixels."""
+    height, width = target.valid.shape
+    if not same_shape((width, height), picture):
+        raise UserError(
+            f"{path.as_posix()}: its shape, {width}x{height}, is not that of its picture, {picture[0]}x{picture[1]}; "
+            "crop both in the same way"
+        )
+
+
 def read_target(
     path: Path, task: Task, unit: float | None = None, valid: tuple[float, float] | list[float] | None = None
 ) -> Target:

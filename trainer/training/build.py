@@ -203,7 +203,8 @@ def build_model(
     kernel, why = distributed.broadcast(
         lambda: attention.choose_attention(device, dtype, size, config.memory.attention, kept)
     )
-    log(f"training on {device}, {str(dtype).removeprefix('torch.')}, attention: {why}")
+    does = "training" if adapter_file is None else "running"
+    log(f"{does} on {device}, {str(dtype).removeprefix('torch.')}, attention: {why}")
     if config.model.base_adapters:
         for line in bake_all(family, config.model.base_adapters, config.model.base_adapter_weights):
             log(line)

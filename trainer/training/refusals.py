@@ -91,6 +91,9 @@ def _depth_alone(where: str, one: SetOptions, task: str) -> Iterator[str]:
 
 
 def _losses(config: Config) -> Iterator[str]:
+    assert config.dense is not None
+    if config.dense.detail and all(options.decodes for options, _ in config.terms().values()):
+        yield "dense.detail: it reconstructs pictures in latents, and no latent loss has a weight; set dense.detail = 0"
     for name, (options, objective) in config.terms().items():
         if options.decodes and name != "dense":
             yield f"loss.{name}: it is made for noisy pictures; in a run with [dense], use [loss.dense] on decoded maps"
