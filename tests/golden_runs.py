@@ -84,6 +84,7 @@ class Run:
         return 1e-9 if self.flags.get("run.precision", "fp64") == "fp64" else 1e-5
 
 
+DENSE = {"dense.task": "depth", "loss.mse.weight": 1.0, "loss.dense.weight": "auto", "data.flip": True}
 DPO = {"objective.kind": "dpo", "objective.reference_draws": 2, "loss.pixel.mode": "anchored", "loss.pixel.weight": 1.0}
 RUNS = {
     "sft": Run(),
@@ -96,6 +97,8 @@ RUNS = {
     "sdxl_lokr": Run({"adapter.kind": "lokr", "adapter.rank_dropout": 0.2, "run.batch": 2}, family="sdxl"),
     "sd35_simpo": Run({"objective.kind": "simpo", "run.batch": 2}, "data.pairs", "sd3.5-medium"),
     "many_options": Run(MANY),
+    "dense": Run({**DENSE, "run.batch": 2, "adapter.conv_rank": 2, "data.validation_split": 0.25}),
+    "dense_two_processes": Run({**DENSE, "run.batch": 1, "run.accumulation": 2}, processes=2),
 }
 """By the names of the records."""
 

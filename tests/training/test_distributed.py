@@ -18,6 +18,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="processes are forked")
 ROOT = Path(__file__).resolve().parents[2]
 PIXEL = {"loss.pixel.mode": "mixed", "loss.pixel.probability": 0.5, "loss.pixel.weight": "auto", "data.flip": True}
 DPO = {"objective.kind": "dpo", "objective.pixel.kind": "simpo", "loss.pixel.mode": "anchored"}
+DENSE = {"dense.task": "depth", "loss.dense.weight": "auto", "data.flip": True, "data.caption_dropout": 0}
+KINDS = [(PIXEL, "data.path"), (DPO, "data.pairs"), (DENSE, "data.path")]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def server():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("flags", "data"), [(PIXEL, "data.path"), (DPO, "data.pairs")], ids=["sft", "dpo"])
+@pytest.mark.parametrize(("flags", "data"), KINDS, ids=["sft", "dpo", "dense"])
 def test_two_processes_are_one_with_twice_the_batch(server, tmp_path, flags, data):
     """Also with dropout of captions and ranks, a bucket whose last batch is short, and an automatic weight."""
     flags = {"run.steps": 12, "data.caption_dropout": 0.2, "adapter.rank_dropout": 0.2, **flags}
@@ -44,8 +46,9 @@ def test_two_processes_are_one_with_twice_the_batch(server, tmp_path, flags, dat
 
 
 @pytest.mark.nightly
-def test_resumed_together_is_never_stopped(server, tmp_path):
-    flags = {"run.steps": 8, "run.batch": 2, "save.state_every": 3, "optimizer.kind": "AdamW"}
+@pytest.mark.parametrize("kind", [{}, DENSE], ids=["sft", "dense"])
+def test_resumed_together_is_never_stopped(server, tmp_path, kind):
+    flags = {"run.steps": 8, "run.batch": 2, "save.state_every": 3, "optimizer.kind": "AdamW", **kind}
     never = runs.config(tmp_path, {**flags, "run.name": "never"})
     assert [server.wait(pid) for pid in together(server, never)] == [0, 0]
     cut = runs.config(tmp_path, {**flags, "run.name": "cut"})

@@ -56,6 +56,11 @@ def encode(target: Target, task: Task, space: Space = "disparity", quantiles: Se
     return torch.from_numpy(np.ascontiguousarray(channels, np.float32))
 
 
+def wide(values: Tensor) -> Tensor:
+    """In float32, or in float64 where it is that already: maps are never compared in half precision."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def decode(pixels: Tensor, task: Task) -> Tensor:
     """What decoded pixels [B, 3, H, W] say, differentiable and not clipped.
 
@@ -63,10 +68,10 @@ def decode(pixels: Tensor, task: Task) -> Tensor:
     was learned. Normals: [B, 3, H, W] of length 1. Image: [B, 3, H, W], (x + 1) / 2.
     """
     if task == "depth":
-        return (pixels.float().mean(1) + 1) / 2
+        return (wide(pixels).mean(1) + 1) / 2
     if task == "normal":
-        return torch.nn.functional.normalize(pixels.float(), dim=1, eps=1e-6)
-    return (pixels.float() + 1) / 2
+        return torch.nn.functional.normalize(wide(pixels), dim=1, eps=1e-6)
+    return (wide(pixels) + 1) / 2
 
 
 def cell_validity(valid: Tensor, factor: int = 8) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .maps import Space
+from .maps import Space, wide
 from .targets import Task
 
 SMALLEST = 1e-3
@@ -60,7 +60,7 @@ def align(prediction: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Ten
     exact; differentiable in ``prediction``. Where their determinant is not positive (a constant prediction, fewer than
     two valid pixels), scale and shift are 0, as in MiDaS.
     """
-    p, t = prediction.float(), truth.float()
+    p, t = wide(prediction), wide(truth)
     mean_p, mean_t = mean(p, valid), mean(t, valid)
     p, t = p - mean_p[:, None, None], t - mean_t[:, None, None]
     variance, covariance = mean(p * p, valid), mean(p * t, valid)
@@ -72,7 +72,7 @@ def align(prediction: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Ten
 def aligned(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """``prediction`` [B, H, W] after ``align``."""
     scale, shift = align(prediction, truth, valid)
-    return scale[:, None, None] * prediction.float() + shift[:, None, None]
+    return scale[:, None, None] * wide(prediction) + shift[:, None, None]
 
 
 def aligned_depth(
@@ -157,4 +157,4 @@ def within(prediction: Tensor, truth: Tensor, valid: Tensor, degrees: float = 11
 
 def absolute_error(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """[B]: the mean absolute difference of images [B, 3, H, W]."""
-    return mean((prediction.float() - truth.float()).abs().mean(1), valid)
+    return mean((wide(prediction) - wide(truth)).abs().mean(1), valid)
