@@ -10,7 +10,7 @@ import ast
 import copy
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_graph import to_prompt
-from comfy_server import Server, comfyui, server
+from comfy_server import ROOT, Server, comfyui, server
 from PIL import Image
 from public_models import random_file
 from safetensors.torch import load_file
@@ -86,18 +86,26 @@ def trained(root: Path) -> Path:
     return root / "runs/t/t.safetensors"
 
 
-def test_the_blueprint_shows_the_map_that_the_trainer_predicts(server, comfyui, tmp_path):
-    adapter = trained(tmp_path)
-    models = server.base / "models"
-    for name, precision in (("whole", "fp32"), ("half", "fp16")):
-        out = models / f"diffusion_models/{name}.safetensors"
-        words = ["dense", "export", str(out), "--adapter", str(adapter), "--comfy-lotus", "--precision", precision]
-        assert main(words) == 0
+@dataclass
+class Made:
+    model: Path
+    adapter: Path
+    latents: torch.Tensor
+    """That the trainer predicts, as an autoencoder node gives them."""
+    colours: np.ndarray
+    """[H, W, 3] from 0 to 1, the map after the autoencoder."""
+
+
+@pytest.fixture(scope="module")
+def made(server, comfyui, tmp_path_factory) -> Made:
+    """An adapter, and what the trainer predicts of ``picture.png`` with the prompt of core's LotusConditioning."""
+    root = tmp_path_factory.mktemp("lotus")
+    adapter = trained(root)
     loaded = load_adapter(adapter, None, lambda line: None, {"run.precision": "fp32"})
     predictor, family = loaded.predictor, loaded.predictor.model.family
-    (models / "vae").mkdir(exist_ok=True)
-    ldm.write(models / "vae/vae.safetensors", ldm.vae(family.vae.state_dict()))
-    with Image.open(tmp_path / "pictures/00001.png") as picture:
+    (server.base / "models/vae").mkdir(exist_ok=True)
+    ldm.write(server.base / "models/vae/vae.safetensors", ldm.vae(family.vae.state_dict()))
+    with Image.open(root / "pictures/00001.png") as picture:
         picture.save(server.base / "input/picture.png")
         pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
@@ -106,21 +114,51 @@ def test_the_blueprint_shows_the_map_that_the_trainer_predicts(server, comfyui, 
         mine = predict_latents(predictor.model, predictor.system, encoded, given)
         with predictor.model.adapter.off():
             bare = predict_latents(predictor.model, predictor.system, encoded, given)
-        shown = 1 - ((family.decode(mine)[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy()
+        colours = ((family.decode(mine)[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy()
     assert float((mine - bare).norm() / mine.norm()) > 1e-3, "the adapter has learned nothing"
-    del loaded, predictor
+    return Made(root / "sd2.safetensors", adapter, mine / family.spec.vae["scaling_factor"], colours)
 
-    for name, most in (("whole", 1e-5), ("half", 2e-3)):
-        prompt = prompt_of(comfyui[0], server, unet_name=f"{name}.safetensors", vae_name="vae.safetensors")
-        done = server.ended(server.queue(prompt))
-        assert done["error"] == "", done["error"]
-        (file,) = done["outputs"]["latents"]["latents"]
-        theirs = load_file(server.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
-        apart = float((theirs * family.spec.vae["scaling_factor"] - mine).norm() / mine.norm())
-        (file,) = done["outputs"]["saved"]["images"]
-        with Image.open(server.base / "output" / file["subfolder"] / file["filename"]) as opened:
-            steps = np.abs(np.asarray(opened.convert("RGB"), np.float32) - 255 * shown).max()
-        print(f"{name}: latents {apart:.1e} apart, the picture by {steps:.2f} of 255")
-        assert apart < most and steps < (1.01 if name == "whole" else 4)
-    log = (server.base / "server.log").read_text("utf-8")
-    assert "model_type IMG_TO_IMG" in log
+
+def compare(server: Server, prompt: dict[str, Any], made: Made, inverted: bool) -> tuple[float, float]:
+    """Run a prompt whose nodes ``latents`` and ``saved`` save; how far both are off: relative, and in steps of 255."""
+    done = server.ended(server.queue(prompt))
+    assert done["error"] == "", done["error"]
+    (file,) = done["outputs"]["latents"]["latents"]
+    theirs = load_file(server.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
+    (file,) = done["outputs"]["saved"]["images"]
+    with Image.open(server.base / "output" / file["subfolder"] / file["filename"]) as opened:
+        seen = np.asarray(opened.convert("RGB"), np.float32)
+    colours = 1 - made.colours if inverted else made.colours
+    return float((theirs - made.latents).norm() / made.latents.norm()), float(np.abs(seen - 255 * colours).max())
+
+
+@pytest.mark.parametrize("precision, most, steps", [("fp32", 1e-5, 1.01), ("fp16", 2e-3, 4)])
+def test_the_blueprint_shows_the_map_that_the_trainer_predicts(server, comfyui, made, precision, most, steps):
+    out = server.base / f"models/diffusion_models/{precision}.safetensors"
+    words = ["dense", "export", str(out), "--adapter", str(made.adapter), "--comfy-lotus", "--precision", precision]
+    assert main(words) == 0
+    prompt = prompt_of(comfyui[0], server, unet_name=f"{precision}.safetensors", vae_name="vae.safetensors")
+    latents, picture = compare(server, prompt, made, inverted=True)
+    print(f"{precision}: latents {latents:.1e} apart, the picture by {picture:.2f} of 255")
+    assert latents < most and picture < steps
+    assert "model_type IMG_TO_IMG" in (server.base / "server.log").read_text("utf-8")
+
+
+def test_core_nodes_with_the_lora_and_lotus_prompt_show_the_same(server, made):
+    """The example workflow of core's nodes, with LotusConditioning for the empty prompt, as adapters of SD 2.x need."""
+    (server.base / "models/checkpoints/sd2.safetensors").symlink_to(made.model)
+    (server.base / "models/loras/depth.safetensors").symlink_to(made.adapter)
+    saved = json.loads((ROOT / "example_workflows/dense_core_nodes.json").read_text("utf-8"))
+    prompt = to_prompt(saved, server.get("/object_info"))
+    files = {"ckpt_name": "sd2.safetensors", "lora_name": "depth.safetensors", "image": "picture.png"}
+    for number, node in list(prompt.items()):
+        node["inputs"] |= {key: value for key, value in files.items() if key in node["inputs"]}
+        if node["class_type"] == "CLIPTextEncode":
+            prompt[number] = {"class_type": "LotusConditioning", "inputs": {}}
+        elif node["class_type"] == "SamplerCustomAdvanced":
+            prompt["latents"] = {"class_type": "SaveLatent", "inputs": {"samples": [number, 0], "filename_prefix": "l"}}
+        elif node["class_type"] == "SaveImage":
+            prompt["saved"] = prompt.pop(number)
+    latents, picture = compare(server, prompt, made, inverted=False)
+    print(f"core's nodes: latents {latents:.1e} apart, the picture by {picture:.2f} of 255")
+    assert latents < 1e-5 and picture < 1.01
