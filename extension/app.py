@@ -70,6 +70,8 @@ def page(context: Context) -> gr.Blocks:
                 screen.parts["redraw"](shown)
             if name == "recipe":
                 screen.parts["check"].on_change(shown)
+            if name == "pictures":
+                shown.success(*screen.parts["more"], **EVENT)
         order = list(screens)
         for name, button in following.items():
             target = order[order.index(name) + 1]
@@ -80,7 +82,8 @@ def page(context: Context) -> gr.Blocks:
         again = screens["train"].parts
         _go(again["again"].click(again["use_recipe"], [again["run"]], None, **EVENT), tabs, "recipe")
         first = screens["pictures"]
-        blocks.load(newest(context, first.show), first.inputs, first.outputs, **EVENT)
+        loaded = blocks.load(newest(context, first.show), first.inputs, first.outputs, **EVENT)
+        loaded.success(*first.parts["more"], **EVENT)
         blocks.load(lambda: train.headline(context), None, [headline], **EVENT)
 
         screen = screens["train"]

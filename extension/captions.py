@@ -44,11 +44,9 @@ def scan(folder: Path) -> Listing:
         raise UserError(f"data.path: {folder} cannot be read ({error.strerror}); check its permissions") from None
     files = [name for name, is_folder in both if not is_folder]
     pictures = sorted(name for name in files if Path(name).suffix.lower() in images.ENDINGS)
-    stems = {Path(name).stem for name in pictures}
+    known, stems = set(pictures), {Path(name).stem for name in pictures}
     others = sorted(
-        n
-        for n in files
-        if n not in pictures and not (n.endswith((".txt", ".caption", ".npz")) and Path(n).stem in stems)
+        n for n in files if n not in known and not (n.endswith((".txt", ".caption", ".npz")) and Path(n).stem in stems)
     )
     kohya = sorted(name for name, is_folder in both if is_folder and KOHYA_FOLDER.fullmatch(name))
     return Listing(folder, tuple(pictures), tuple(others), tuple(kohya), stamps)

@@ -54,7 +54,7 @@ class Card:
                 self.original = gr.Button(words.ORIGINAL, size="sm", min_width=110, elem_id="original-picture")
             with gr.Row(elem_classes="align-end tight") as self.cropping:
                 self.frame = gr.Textbox(
-                    label=words.FRAME, info=words.FRAME_INFO, max_lines=1, elem_id="crop-frame", scale=3
+                    "", label=words.FRAME, info=words.FRAME_INFO, max_lines=1, elem_id="crop-frame", scale=3
                 )
                 self.crop = gr.Button(words.CROP, size="sm", scale=1, min_width=70, elem_id="crop-picture")
         self.outputs = [

@@ -83,14 +83,14 @@ class Pictures:
                          elem_classes="chosen-of")
             )  # fmt: skip
             self.holds = gr.Textbox(
-                label=words.CAPTION_SEARCH, placeholder=words.CAPTION_SEARCH_HOW, max_lines=1, scale=1, min_width=170,
+                "", label=words.CAPTION_SEARCH, placeholder=words.CAPTION_SEARCH_HOW, max_lines=1, scale=1, min_width=170,
                 elem_id="caption-search",
             )  # fmt: skip
             self.all = gr.Button(words.CHOOSE_ALL, size="sm", scale=0, min_width=100, elem_id="choose-all")
         with gr.Row(elem_classes="align-end tight", elem_id="bulk"):
             gr.HTML(f'<p class="note"><b class="chosen-count">0</b> {words.CHOSEN}</p>', elem_id="bulk-count")
             self.tag_text = gr.Textbox(
-                label=words.BULK_TAG, show_label=False, placeholder=words.BULK_TAG, max_lines=1, scale=3, min_width=150,
+                "", label=words.BULK_TAG, show_label=False, placeholder=words.BULK_TAG, max_lines=1, scale=3, min_width=150,
                 elem_id="bulk-tag",
             )  # fmt: skip
             self.first = gr.Button(words.ADD_FIRST, size="sm", scale=0, min_width=90, elem_id="add-first")
@@ -106,11 +106,11 @@ class Pictures:
         self.editor_place = gr.Column()
 
     def _side(self) -> None:
-        self.trigger = gr.Textbox(label=words.TRIGGER, info=words.TRIGGER_INFO, elem_id="trigger")
+        self.trigger = gr.Textbox("", label=words.TRIGGER, info=words.TRIGGER_INFO, elem_id="trigger")
         self.counted = gr.HTML(js_on_load=TAG_JS, elem_id="tags")
         with gr.Accordion(words.REPLACING, open=False, elem_id="replacing"):
-            self.find = gr.Textbox(label=words.FIND, elem_id="find")
-            self.by = gr.Textbox(label=words.REPLACE, elem_id="replace-by")
+            self.find = gr.Textbox("", label=words.FIND, elem_id="find")
+            self.by = gr.Textbox("", label=words.REPLACE, elem_id="replace-by")
             self.whole_tags = gr.Checkbox(label=words.WHOLE_TAGS, value=True)
             self.replace = gr.Button(words.REPLACE_ALL, min_width=90, elem_id="replace-all")
         self.undo = gr.Button(words.UNDO_CAPTIONS, size="sm", elem_id="undo-replace")
@@ -150,7 +150,8 @@ class Pictures:
         for changed in (self.trigger.blur, self.trigger.submit):
             changed(self.set_trigger, [self.trigger, self.trigger_shown], [self.trigger_shown], **EVENT)
         for changed in (self.which.input, self.filter.input, self.holds.submit, self.holds.blur):
-            changed(self.again_kept, page, self.outputs, **EVENT)
+            shown = changed(self.again_kept, page, self.outputs, **EVENT)
+            shown.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
         self.counted.select(self.choose_tag, page, [self.holds, *self.outputs], **EVENT)
         chosen: dict[str, Any] = {**EVENT, "js": grid.CHOSEN}
         for button, how in ((self.first, "first"), (self.last, "last"), (self.remove, "remove")):
@@ -526,9 +527,9 @@ class Pictures:
 def build(context: Context) -> Screen:
     screen = Pictures(context)
     shown = [screen.folder, screen.folder_shown, *screen.view]
-    return Screen(
-        screen.again, screen.outputs, shown, {"foot": screen.foot, "filter": screen.filter, "holds": screen.holds}
-    )
+    parts: dict[str, Any] = {"foot": screen.foot, "filter": screen.filter, "holds": screen.holds}
+    parts["more"] = screen.look_on, screen.view, [screen.grid, *screen.looked]
+    return Screen(screen.again, screen.outputs, shown, parts)
 
 
 def _folders(recipe: dict[str, Any]) -> list[str]:

@@ -435,3 +435,12 @@ def test_the_map_of_a_picture_is_shown_in_colours_with_its_holes(screen: picture
     assert np.ptp(shown_[:14], axis=-1).max() < 12  # the holes are grey
     assert shown_[18:24].sum(-1).mean() > shown_[58:].sum(-1).mean() + 200  # near is bright
     assert targets.thumbnail(maps / "1.npy", recipe, 64, screen.home.thumbnails) is None
+
+
+def test_fields_that_are_hidden_at_first_say_what_the_browser_sends_back(screen: pictures.Pictures) -> None:
+    """A field in a part that is not shown yet is not in the browser: its value comes back as it was given."""
+    import gradio as gr
+
+    for one in (*vars(screen).values(), *vars(screen.card).values()):
+        if isinstance(one, gr.Textbox) and one is not screen.folder:
+            assert one.value == "", one.elem_id
