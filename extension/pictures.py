@@ -83,15 +83,15 @@ class Pictures:
                          elem_classes="chosen-of")
             )  # fmt: skip
             self.holds = gr.Textbox(
-                "", label=words.CAPTION_SEARCH, placeholder=words.CAPTION_SEARCH_HOW, max_lines=1, scale=1, min_width=170,
-                elem_id="caption-search",
+                "", label=words.CAPTION_SEARCH, placeholder=words.CAPTION_SEARCH_HOW, max_lines=1, scale=1,
+                min_width=170, elem_id="caption-search",
             )  # fmt: skip
             self.all = gr.Button(words.CHOOSE_ALL, size="sm", scale=0, min_width=100, elem_id="choose-all")
         with gr.Row(elem_classes="align-end tight", elem_id="bulk"):
             gr.HTML(f'<p class="note"><b class="chosen-count">0</b> {words.CHOSEN}</p>', elem_id="bulk-count")
             self.tag_text = gr.Textbox(
-                "", label=words.BULK_TAG, show_label=False, placeholder=words.BULK_TAG, max_lines=1, scale=3, min_width=150,
-                elem_id="bulk-tag",
+                "", label=words.BULK_TAG, show_label=False, placeholder=words.BULK_TAG, max_lines=1, scale=3,
+                min_width=150, elem_id="bulk-tag",
             )  # fmt: skip
             self.first = gr.Button(words.ADD_FIRST, size="sm", scale=0, min_width=90, elem_id="add-first")
             self.last = gr.Button(words.ADD_LAST, size="sm", scale=0, min_width=90, elem_id="add-last")
