@@ -161,12 +161,14 @@ class Compare:
             self.several.click(self.draw_several, [self.run, self.of, self.picked, self.prompts], while_drawn, **SLOW),
         ):  # the last values of a generator come twice: what is picked from is laid by an event of its own
             event.success(*then, [*self.pair, *self.outcome], **EVENT)
-        self.begin.click(self.start_vote, [self.run, self.of], [self.voting, self.looking, *self.table], **EVENT)
+        begun = [self.begin, self.voting, self.looking, *self.table]
+        self.begin.click(self.start_vote, [self.run, self.of], begun, **EVENT)
         # A quick key is not dropped while the last one is under way: one after another, each for what was seen.
         keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "vote"}
         for name, button in self.buttons.items():
             button.click(functools.partial(self.vote, name), [self.run, self.of, self.left], self.table, **keys)
-        self.end.click(self.end_vote, [self.run, self.of], [self.voting, self.looking, *self.outcome], **EVENT)
+        ended = [self.begin, self.voting, self.looking, *self.outcome]
+        self.end.click(self.end_vote, [self.run, self.of], ended, **EVENT)
         self.use_it.click(self.use_winner, [self.run, self.of, self.where], [self.used, self.using], **EVENT)
         self.use.click(self.give, [self.used, self.where], None, **EVENT)
         self.add_host.click(self.remember_host, [self.host_folder], [self.where], **EVENT)
@@ -326,11 +328,12 @@ class Compare:
         laid = self._next(folder_of(self.home, name), table)
         if not laid[1]:
             raise UserError(words.NO_TWO)
-        return [gr.update(visible=True), gr.update(visible=False), *laid]
+        return [gr.update(visible=False), gr.update(visible=True), gr.update(visible=False), *laid]
 
     @kindly
     def end_vote(self, name: str, of: str | None) -> list[Any]:
-        return [gr.update(visible=False), gr.update(visible=True), *self._outcome(self._table(name, of), name)]
+        outcome = self._outcome(self._table(name, of), name)
+        return [gr.update(visible=True), gr.update(visible=False), gr.update(visible=True), *outcome]
 
     def _outcome(self, table: Table, name: str) -> list[Any]:
         """Who is ahead, and the button that takes it where it is used."""

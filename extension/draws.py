@@ -25,6 +25,8 @@ BASE = "base"
 PICTURE = "step00000000_{:02d}.png"
 MARK = "start.json"
 """Names a sheet's process as a run's folder does, so that ``control`` can watch and end it."""
+LEAST_SECONDS = 0.05
+"""Pictures that follow each other faster were copied, not drawn."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +156,15 @@ def begin(folder: Path, arguments: Sequence[str]) -> None:
 
 def seconds_each(run_dir: Path) -> float | None:
     """About how long one picture takes, by the times of the run's newest pictures: the median between one and the next
-    of the same drawing. None where there are too few."""
+    of the same drawing. None where there are too few, or where they were copied."""
     folders: dict[str, list[float]] = {}
     for path in [*run_dir.glob("samples/step*_*.png"), *run_dir.glob("candidates/*/*/*.png")]:
         where = path.name.split("_")[0] if path.parent.name == "samples" else str(path.parent)
         folders.setdefault(where, []).append(path.stat().st_mtime)
     drawn = sorted((sorted(times) for times in folders.values() if len(times) > 1), key=max)
     gaps = [after - before for times in drawn[-3:] for before, after in pairwise(times)]
-    return statistics.median(gaps) if gaps else None
+    each = statistics.median(gaps) if gaps else 0.0
+    return each if each > LEAST_SECONDS else None
 
 
 def busy(one: Sheet) -> bool:

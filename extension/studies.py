@@ -284,7 +284,7 @@ class Studies:
             return note(words.NO_REPORT)
         url = self.address.report(one.report)
         return (
-            f'<p><a href="{url}" target="_blank" rel="noopener">{words.REPORT_TAB}</a></p>'
+            f'<p><a class="plain" href="{url}" target="_blank" rel="noopener">{words.REPORT_TAB}</a></p>'
             f'<iframe class="report" sandbox="" title="{escape(one.name)}" src="{url}"></iframe>'
         )
 

@@ -123,7 +123,7 @@ class Train:
             self.smooth = gr.Slider(
                 0, 0.98, value=0.9, step=0.02, label=words.SMOOTH, scale=2, min_width=180, buttons=[]
             )
-            self.log = gr.Checkbox(label=words.LOG_SCALE, scale=1, min_width=140)
+        self.log = gr.Checkbox(label=words.LOG_SCALE)
         self.plot = gr.LinePlot(
             x="step", y="value", y_title=" ", color="line", color_title=" ", height=240, show_label=False,
             elem_id="curve", color_map=COLOURS, buttons=["export"], value=_plotted([]),

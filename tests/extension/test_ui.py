@@ -559,7 +559,7 @@ def compared(home: Home) -> tuple[compare.Compare, Path]:
 
 def test_every_vote_counts_once_for_what_was_seen(compared: tuple[compare.Compare, Path]) -> None:
     screen, path = compared
-    asked, left, right = screen.start_vote("one", None)[2:]
+    asked, left, right = screen.start_vote("one", None)[3:]
     for number in range(1, 13):
         after = screen.vote("left", "one", None, left)
         assert len(votes.read(path)) == number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,7 +120,7 @@ def test_the_vote_says_who_wins_and_takes_it_where_it_is_used(
     )
     for _ in range(20):
         votes.record(compare.votes_of(run), votes.Vote(middle, last, "left", 1))
-    assert "step 10 wins 20:0 (unlikely to be chance)" in screen.end_vote("one", None)[2]
+    assert "step 10 wins 20:0 (unlikely to be chance)" in screen.end_vote("one", None)[3]
     (run / "checkpoints" / "one-step00000010.safetensors").unlink()
     *_, line, button = screen.end_vote("one", None)
     assert words.NOT_SAVED in line and not button["visible"]
@@ -253,6 +254,13 @@ def test_a_run_says_in_words_what_it_does(message: str, step: int, line: str, pa
     doing = train._doing(status, "")
     html = train.standing(control.Run("one", Path("/one"), status), progress.History(), None, doing)
     assert f">{line}<" in html and f'aria-valuenow="{part}"' in html
+
+
+def test_pictures_of_a_copied_run_tell_no_time(run: Path) -> None:
+    for each, seconds in ((0, None), (3, 3)):
+        for number, path in enumerate(sorted((run / "samples").glob("*.png"))):
+            os.utime(path, (1000 + each * number, 1000 + each * number))
+        assert draws.seconds_each(run) == seconds
 
 
 def test_an_estimated_time_is_a_round_one() -> None:
@@ -396,8 +404,6 @@ def test_a_study_of_the_command_line_is_read_and_not_steered(
 
 
 def test_a_study_is_at_work_while_its_process_is(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     folder = study_of(context, "plain, seed 1: cell 3 of 4, about 12 s left\n", 2)
     me = {"v": 1, "job": "x", **control.identity(os.getpid()), "log": 0}
     write(folder / draws.MARK, json.dumps(me))
