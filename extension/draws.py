@@ -145,13 +145,13 @@ def begin(folder: Path, arguments: Sequence[str]) -> None:
     output goes to ``log.txt`` there. UserError when it cannot be started."""
     command = [str(control.find_python()), "-m", "trainer", *arguments]
     log = folder / "log.txt"
-    begin = log.stat().st_size if log.exists() else 0
+    before = log.stat().st_size if log.exists() else 0
     try:
         process = start_detached(command, log, cwd=ROOT, env=environment())
     except OSError as error:
         line = f"trainer: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
         raise UserError(line) from None
-    write_json(folder / MARK, {"v": 1, "job": uuid.uuid4().hex, **control.identity(process.pid), "log": begin})
+    write_json(folder / MARK, {"v": 1, "job": uuid.uuid4().hex, **control.identity(process.pid), "log": before})
 
 
 def seconds_each(run_dir: Path) -> float | None:

@@ -207,7 +207,7 @@ class Studies:
             self.ready = gr.Dropdown(_ready(), label=words.READY_STUDY, value=None, elem_id="ready-study", scale=3)
             self.file = gr.Textbox("", label=words.OWN_STUDY, elem_id="study-file", scale=3)
         with gr.Row(elem_classes="align-end"):
-            own = {"placeholder": words.STUDYS_OWN, "scale": 2}
+            own: dict[str, Any] = {"placeholder": words.STUDYS_OWN, "scale": 2}
             self.model = gr.Textbox("", label=words.STUDY_MODEL, elem_id="study-model", **own)
             self.pictures = gr.Textbox("", label=words.STUDY_PICTURES, elem_id="study-pictures", **own)
             self.budget = gr.Textbox("", label=words.STUDY_BUDGET, info=words.STUDY_BUDGET_INFO, elem_id="study-budget")
@@ -252,7 +252,7 @@ class Studies:
         resumes = one.state in ("stopped", "failed")
         stamp = one.report.stat().st_mtime_ns if one.report.is_file() else 0
         now = f"{one.folder} {stamp}"
-        value = {} if one.name == chosen else {"value": one.name}
+        value: dict[str, Any] = {} if one.name == chosen else {"value": one.name}
         return [
             gr.update(choices=choices, visible=True, **value), self._state(one),
             gr.update(visible=one.state == "live" and one.ours), gr.update(visible=resumes),

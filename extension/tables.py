@@ -81,7 +81,8 @@ def of_previews(run_dir: Path) -> Table | None:
         return None
     history = progress.history(run_dir)
     files = _files(run_dir)
-    columns, drawn = [], {}
+    columns: list[Column] = []
+    drawn: dict[str, dict[int, Path]] = {}
     for step in progress.columns(sorted(pictures), COLUMNS):
         name = words.AT_STEP.format("", step).strip() if step else words.BEFORE
         one = Column(_mark(step, pictures[step]), name, files.get(step))

@@ -227,7 +227,9 @@ class Train:
         row = prompt if prompt in rows else rows[0] if rows else None
         follows = at is None or steps_before is None or at >= len(steps_before) - 1
         index = max(0, len(steps) - 1 if follows else min(at or 0, len(steps) - 1))
-        moved = {"value": index} if index != at else {}  # else the page's own value stays, which may be newer
+        moved: dict[str, Any] = (
+            {"value": index} if index != at else {}
+        )  # else the page's own value stays, which may be newer
         doing = _doing(status, log)
         now |= {
             "choice": [now["runs"], current.name], "steps": steps,

@@ -72,7 +72,7 @@ def test_a_run_is_compared_by_its_own_previews_and_any_two_lie_side_by_side(cont
     assert table and [one.name for one in table.columns] == ["before", "step 10", "step 20"]
     files = [one.adapter and Path(one.adapter).name for one in table.columns]
     assert files == [None, "one-step00000010.safetensors", "one.safetensors"]
-    picked = shown[id(screen.picked)]
+    picked, now = shown[id(screen.picked)], []
     for cell in ((table.columns[1].id, 1), (table.columns[2].id, 1)):
         now = screen.pick("one", None, picked, SimpleNamespace(cell=f"{cell[0]} {cell[1]}"))
         picked = now[-1]
