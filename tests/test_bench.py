@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
 from pixelkiln.bench import __main__ as bench
 from pixelkiln.bench import balance
+from pixelkiln.bench import dense as dense_bench
 from pixelkiln.trainer.config import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,3 +134,21 @@ def test_the_balance_of_automatic_weights_is_of_gradients_at_equal_losses(capsys
     assert rows["mixed"] == ["4.00", "4.00", "1.00", "50% |"]
     assert rows["x0, max_level 0.3"][0] == "4.00"
     assert rows["x0"] == ["8.00", "6.32", "0.32", "90% |"]
+
+
+@pytest.mark.parametrize("name", dense_bench.ARMS)
+def test_every_arm_of_the_dense_ablation_is_a_configuration(name):
+    paths = {"data.path": "x", "data.targets": "y"}
+    config = load(preset="demo_dense", flags={**paths, **dense_bench.ARMS[name]})
+    assert config.dense is not None
+
+
+def test_differences_of_the_dense_ablation_are_paired_by_seed():
+    """Seeds differ by more than arms do; a seed that one arm lacks counts in neither."""
+    base, gain = [0.10, 0.20, 0.40, 0.90], [0.010, 0.012, 0.011]
+    measured = {"delta1": 0.5, "edge_f1": 0.5, "seconds": 1.0}
+    cells = {f"latent/{seed}": {"absrel": value, **measured} for seed, value in enumerate(base)}
+    cells |= {f"detail/{seed}": {"absrel": base[seed] + more, **measured} for seed, more in enumerate(gain)}
+    low, high = stats.ttest_rel([base[seed] + more for seed, more in enumerate(gain)], base[:3]).confidence_interval()
+    row = next(line for line in dense_bench.table(cells, 5) if line.startswith("| detail - latent"))
+    assert row.startswith(f"| detail - latent | 3 | +0.0110 ({low:+.4f} to {high:+.4f}) |")
