@@ -40,7 +40,7 @@ BASE = Path(__file__).resolve().parents[1] / "presets" / "base"
 UNIT, VALID = 0.001, (0.1, 20.0)
 ARMS: dict[str, dict[str, Any]] = {
     "latent": {},
-    "latent + decoded": {"loss.dense.weight": "auto"},
+    "latent + decoded": {"loss.dense.weight": "auto", "loss.dense.probability": 0.25},
     "detail": {"dense.detail": 1.0},
     "detail, timestep": {"dense.detail": 1.0, "dense.task_switch": "timestep"},
 }
