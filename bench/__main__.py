@@ -60,6 +60,11 @@ CASES: dict[str, dict[str, Any]] = {
     "compiled": {**RECOMPUTE, "memory.compile": "denoiser"},
     "channels last": {**RECOMPUTE, "memory.channels_last": True},
     "pixel, auto": {**RECOMPUTE, "loss.pixel.mode": "mixed"},
+    "pixel, by size": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "by_size"},
+    "pixel, surrogate": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "surrogate"},
+    "pixel, corrected": {
+        **RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "corrected", "loss.pixel.corrected_share": 1.0,
+    },
     "pixel, full": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "full"},
     **{
         f"pixel, full, {mode}": {**RECOMPUTE, "loss.pixel.mode": mode, "loss.pixel.decode": "full"}
@@ -98,7 +103,8 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo, pixel, cached reference, one by one": {**DPO, **PIXEL, **CACHED, **SINGLE},
     "dpo, pixel, leanest": {**DPO, **PIXEL, **CACHED, **SINGLE, **LEANEST},
 }  # fmt: skip
-"""Flags on top of a plain LoRA run of rank 16."""
+"""Flags on top of a plain LoRA run of rank 16. ``pixel, corrected`` corrects every row: at a share s a step takes s of
+what it takes more than ``pixel, surrogate``."""
 TINY = ["latent", "plain", "nf4", "streamed", "pixel, midcrop", "dpo, pixel, cached reference, one by one"]
 NATIVE = {"base": 128, "sd15": 512, "sdxl": 1024, "sd3-medium": 1024}
 

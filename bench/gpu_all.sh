@@ -25,6 +25,7 @@ STREAMS="latent, checkpointed;streamed;streamed, auto;checkpoints in host memory
 PIXELS="latent, checkpointed;pixel, auto;pixel, leanest;pixel, full;pixel, midcrop;pixel, window;pixel, kept targets"
 PAIRS="pairs, sft;dpo;dpo, one by one;dpo, cached reference;dpo, pixel;dpo, pixel, cached reference, one by one;dpo, pixel, leanest"
 PLANS="8-bit AdamW;plan, auto;pixel, plan, auto"
+METRIC="latent, checkpointed;pixel, by size;pixel, surrogate;pixel, corrected"
 SPEED="latent, checkpointed;plain, checkpointed;half checkpointed;channels last;compiled"
 
 case "$part" in
@@ -36,6 +37,8 @@ case "$part" in
 17 the bundled demo, from start to picture                18 the table
 19 SD1.5: plan "auto"                20 SDXL: plan "auto"                21 SD3: plan "auto"
 22 the lean layer: a step beside plain diffusers and PEFT, bundled base and SD1.5 (is it Python that a fast card waits for?)
+23 SD1.5: the learned metric    24 SDXL and SD3: the learned metric    25 making one: full-size autoencoders; the bundled, measured
+26 launches: kernels of a step, and how long the card waits for Python
 LIST
     exit 0 ;;
 esac
@@ -64,5 +67,13 @@ case "$part" in
   21) bench --models sd3-medium --memory 12,16,24 --cases "$PLANS" ;;
   22) timeout 470 "$python" -m bench.beside --model sd15 --sizes 256,512,768 --precision bf16 | tee "$out/beside.txt"
       timeout 470 "$python" -m bench.beside --sizes 64,128,512 --precision bf16 | tee -a "$out/beside.txt" ;;
-  *) echo "gpu_all.sh: there is no part '$part'; there are 1 to 22" >&2; exit 2 ;;
+  23) bench --models sd15 --cases "$METRIC" ;;
+  24) bench --models sdxl,sd3-medium --cases "$METRIC" ;;
+  25) timeout 240 "$python" -m bench.making --families sd15,sdxl,sd3-medium | tee "$out/making.txt"
+      timeout 240 "$python" -m trainer surrogate presets/base --data.path=presets/pictures/pairs --run.out="$out/runs" \
+        --force --output "$out/surrogate.safetensors" | tee -a "$out/making.txt"
+      timeout 240 "$python" -m bench.surrogate "$out/surrogate.safetensors" | tee -a "$out/making.txt" ;;
+  26) timeout 240 "$python" -m bench.launches --model sd15 --sizes 256,512,768 --precision bf16 | tee "$out/launches.txt"
+      timeout 240 "$python" -m bench.launches --model sdxl --sizes 1024 --precision bf16 | tee -a "$out/launches.txt" ;;
+  *) echo "gpu_all.sh: there is no part '$part'; there are 1 to 26" >&2; exit 2 ;;
 esac

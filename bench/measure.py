@@ -19,6 +19,8 @@ from pixelkiln.trainer.estimate.fake_tensors import count_attention
 from pixelkiln.trainer.estimate.memory import CONTEXT
 from pixelkiln.trainer.estimate.report import Estimator
 from pixelkiln.trainer.families.load import identify
+from pixelkiln.trainer.losses.pixel import PixelOptions
+from pixelkiln.trainer.losses.surrogate import Surrogate
 from pixelkiln.trainer.memory import device as memory
 from pixelkiln.trainer.runs.folder import RunFolder
 from pixelkiln.trainer.training.build import build_session
@@ -27,6 +29,7 @@ from pixelkiln.trainer.training.progress_writer import ProgressWriter
 from pixelkiln.trainer.training.reference_cache import ReferenceCache
 from pixelkiln.trainer.training.remedies import STEP
 from pixelkiln.trainer.training.session import Session
+from pixelkiln.trainer.training.surrogates import PLANS, attach
 
 from .models import random_vgg
 from .plain import Plain
@@ -78,6 +81,7 @@ def _timed(
     loop = Loop(session, folder, writer, Event())
     session.prepare()
     session.offload_encoders()
+    _give_surrogates(session)
     if session.dataset.fixed_draws:
         loop.references = ReferenceCache(session)
     low = session.model.dtype
@@ -111,6 +115,16 @@ def _timed(
         "attention": session.model.attention,
         "device": str(session.model.device),
     }
+
+
+def _give_surrogates(session: Session) -> None:
+    """Surrogates with random weights, which take as long as fitted ones, for the terms that are estimated by one."""
+    for term in session.terms.terms:
+        options, decoder = term.options, session.model.decoder
+        if isinstance(options, PixelOptions) and options.decode in PLANS and decoder is not None:
+            made = Surrogate(decoder.vae.config.latent_channels, decoder.factor)
+            session.surrogates[term.name] = made.requires_grad_(False)
+    attach(session)
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:

@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from scipy import stats
+from torch.autograd import DeviceType
 
 from pixelkiln.bench import __main__ as bench
-from pixelkiln.bench import balance
+from pixelkiln.bench import balance, launches
 from pixelkiln.bench import dense as dense_bench
 from pixelkiln.trainer.config import load
 
@@ -33,6 +36,36 @@ def test_the_gpu_script_names_only_cases_there_are():
     assert len(lists) >= 7
     for names in lists:
         bench.chosen(names)
+
+
+def test_the_gpu_script_lists_every_part_and_refuses_others():
+    script = ROOT / "bench" / "gpu_all.sh"
+    text = script.read_text("utf-8")
+    parts = [int(number) for number in re.findall(r"^  (\d+)\)", text, re.MULTILINE)]
+    assert parts == list(range(1, len(parts) + 1)) and f"there are 1 to {len(parts)}" in text
+    listed = subprocess.run(["bash", str(script)], capture_output=True, text=True)
+    assert listed.returncode == 0
+    assert all(re.search(rf"(^|\s){number} [A-Za-z]", listed.stdout) for number in parts)
+    modules = set(re.findall(r"-m (bench[.\w]*)", text))
+    assert all((ROOT / f"{name.replace('.', '/')}.py").exists() for name in modules - {"bench"})
+
+
+def test_time_in_which_nothing_runs_counts_overlapping_kernels_once():
+    assert launches.covered([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.0), (7.0, 8.0)]) == 6.0
+    assert launches.covered([]) == 0.0
+
+
+def test_kernels_are_the_outermost_operations_on_a_cpu_and_what_ran_on_a_gpu():
+    def event(name: str, start: float, parent: Any = None, device: Any = DeviceType.CPU) -> Any:
+        span = SimpleNamespace(start=start, end=start + 1.0)
+        return SimpleNamespace(name=name, cpu_parent=parent, device_type=device, time_range=span)
+
+    outer = event("aten::linear", 0.0)
+    inner = event("aten::mm", 0.2, event("autograd", 0.1, outer))
+    kernel = event("gemm", 3.0, device=DeviceType.CUDA)
+    seen = [outer, inner, kernel, event("python", 9.0)]
+    assert launches.kernels(seen, on_gpu=False) == [(0.0, 1.0)]
+    assert launches.kernels(seen, on_gpu=True) == [(3.0, 4.0)]
 
 
 def test_a_file_that_grew_is_a_table_and_is_not_measured_again(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import steps
 import tiny
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pixelkiln.trainer.diffusion.timesteps import NoiseOptions, draw, fixed_draw, step_correction
@@ -214,6 +216,36 @@ def test_a_file_gives_back_the_same_numbers_and_what_it_belongs_to(tmp_path):
     assert small(width=4).digest != made.digest
 
 
+def test_a_file_from_before_the_gate_was_deeper_is_still_read(tmp_path):
+    made = Surrogate(4, 8, 8, depth=0).requires_grad_(False).eval()
+    made.key, made.quality = "k", Quality(0.9, 0.1, [0.9])
+    path = tmp_path / "s.safetensors"
+    metric.save(path, made)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()[metric.FORMAT])
+    assert header.pop("depth") == 0
+    save_file(made.state_dict(), path, {metric.FORMAT: json.dumps(header)})
+    z, d = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
+    assert torch.equal(metric.load(path, "k")(z + d, z), made(z + d, z))
+
+
+def test_momentum_is_made_nearly_orthogonal():
+    torch.manual_seed(0)
+    for shape in ((8, 40), (40, 8), (12, 24)):
+        values = torch.linalg.svdvals(metric._orthogonal(torch.randn(shape)))
+        assert values.min() > 0.3 and values.max() < 1.3
+    assert not metric._orthogonal(torch.zeros(3, 3)).any()
+
+
+def test_few_examples_are_not_seen_too_often(monkeypatch):
+    monkeypatch.setattr(metric, "EPOCHS", 3)
+    seen = []
+    examples, _ = linear_examples(48)
+    metric.fit(examples, 1, torch.device("cpu"), lambda rows, *_: seen.append(len(rows)) or rows, width=4)
+    count = int((~examples.held).sum())
+    assert seen == [-(-3 * count // metric.BATCH)]
+
+
 def test_one_of_another_autoencoder_mode_or_format_is_refused(tmp_path):
     path = tmp_path / "s.safetensors"
     metric.save(path, small())
@@ -296,9 +328,11 @@ def test_autocast_does_not_reach_the_estimate(decoder, dtype):
 
 
 def test_the_share_keeps_a_step_within_the_limit_and_is_not_larger_than_it_pays():
-    for full, residual in ((4.55, 0.15), (2.78, 0.15), (2.18, 0.15)):
+    """Of SD1.5 at 512 pixels, SDXL and SD3 at 1024: decoded in full, by a middle crop, without recomputation."""
+    goals = ((4.55, 1.3), (5.8, 1.3), (2.78, 1.15), (3.49, 1.15), (1.98, 1.15), (2.18, 1.15), (1.35, 1.15))
+    for (full, goal), residual in product(goals, (0.05, 0.15, 0.3)):
         share = metric.share_for(full, residual)
-        assert metric.relative_cost("corrected", full, share) <= metric.LIMIT + 1e-9
+        assert metric.relative_cost("corrected", full, share) <= goal + 1e-9
 
         def noise_at_equal_cost(s: float, full: float = full, residual: float = residual) -> float:
             return metric.relative_cost("corrected", full, s) * (1 + (1 / s - 1) * residual)

@@ -30,6 +30,7 @@ def quick(monkeypatch, tmp_path):
     """Few examples and steps; the tiny autoencoder is not trained, so whatever is fitted is taken."""
     monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(surrogates, "EXAMPLES", 8)
+    monkeypatch.setattr(surrogates, "CROP", 8)
     monkeypatch.setattr(surrogates, "FEWEST", 8)
     monkeypatch.setattr(metric, "STEPS", 10)
     monkeypatch.setattr(metric, "WIDTH", 8)

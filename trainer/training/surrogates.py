@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from ..config import Config
 
 EXAMPLES, CROP, SECONDS = 640, 32, 120.0
-"""Of a fit: how many, cells per side, seconds that decoding them may take; ``FEWEST`` are made in any case."""
+"""Of a fit: how many, cells per side, seconds that decoding them may take; ``FEWEST`` are made in any case. Of smaller
+pictures as many more as have as many cells."""
 FEWEST = 64
 HELD = 8
 """One picture of so many is kept to measure with."""
@@ -286,8 +287,10 @@ def make(
     for a single picture."""
     began, generator = time.monotonic(), torch.Generator().manual_seed(session.config.run.seed)
     collector, pictures = Collector(loss.decoder, []), dict[str, int]()
-    for at in progress(range(EXAMPLES), "decoding examples for the pixel surrogate", EXAMPLES):
-        if collector.count >= EXAMPLES or (collector.count >= FEWEST and time.monotonic() - began > SECONDS):
+    h, w = _step(session, 0)[0].latents.shape[-2:]
+    wanted = EXAMPLES * CROP**2 // (min(CROP, h) * min(CROP, w))
+    for at in progress(range(wanted), "decoding examples for the pixel surrogate", wanted):
+        if collector.count >= wanted or (collector.count >= FEWEST and time.monotonic() - began > SECONDS):
             break
         batch, drawn = _step(session, at)
         for row in torch.arange(len(batch)).split(1):
