@@ -51,6 +51,7 @@ def making(config: dict[str, Any], crop: int, examples: int, steps: int, device:
     decoding, decoded = clock() - began, memory.peak_gb(device)
     vae.to("cpu")
     memory.reset_peak(device)
+    collector.rows *= 1 + -(-metric.BATCH // (examples - 1))  # whole batches, however few examples were decoded
     began = clock()
     metric.fit(collector.examples(), decoder.factor, device, steps=steps, seconds=float("inf"))
     fitting = (clock() - began) / steps
