@@ -39,7 +39,8 @@ def making(config: dict[str, Any], crop: int, examples: int, steps: int, device:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vae: Any = AutoencoderKL(**config).to(device, dtype)
+    vae: Any = AutoencoderKL(**config)
+    vae.to(device, dtype)
     decoder, clock = Decoder(vae, 1.0), clock_of(device)
     collector, generator = metric.Collector(decoder, []), torch.Generator().manual_seed(0)
     memory.reset_peak(device)
