@@ -34,8 +34,8 @@ class Card:
         self.name = gr.State("")
         with gr.Column(visible=False, elem_id="card", elem_classes="card") as self.column:
             with gr.Row(elem_classes="tight"):
-                self.back = gr.Button(words.BEFORE, size="sm", scale=0, min_width=44, elem_id="picture-before")
-                self.forward = gr.Button(words.AFTER, size="sm", scale=0, min_width=44, elem_id="picture-after")
+                self.back = gr.Button(words.PREVIOUS, size="sm", scale=0, min_width=44, elem_id="picture-before")
+                self.forward = gr.Button(words.FOLLOWING, size="sm", scale=0, min_width=44, elem_id="picture-after")
                 gr.HTML("")
                 self.close = gr.Button(words.CLOSE, size="sm", scale=0, min_width=70, elem_id="close-picture")
             self.picture = gr.HTML(js_on_load=(HERE / "crop.js").read_text(encoding="utf-8"))
@@ -110,6 +110,8 @@ class Card:
         if target is not None:
             about = escape(words.TARGET_OF.format(path.name))
             beside = f'<img class="map" src="{address.target(target, SIDE)}" alt="{about}" title="{about}">'
+            if wrong := targets.wrong(target, recipe):
+                beside = note(wrong, "bad")
         ratio = f"{size[0]} / {size[1]}" if size else "1"
         return (
             f'<figure data-name="{name}" data-shown="{secrets.token_hex(4)}">'

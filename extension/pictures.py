@@ -143,6 +143,7 @@ class Pictures:
             event.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
         for part in (self.upload, self.more):
             added = part.upload(self.add, [part, self.folder], self.outputs, **SLOW)
+            added.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
             added.then(lambda: None, None, [part], **EVENT)
         page = [*self.view, *self.boxes, *self.tokens]
         self.convert.click(self.convert_others, page, self.outputs, **SLOW)

@@ -14,7 +14,7 @@ from PIL import Image
 from ..trainer.dense.files import EXTENSIONS
 from ..trainer.dense.maps import colour_target
 from ..trainer.dense.options import DenseOptions
-from ..trainer.dense.targets import read_target, resize
+from ..trainer.dense.targets import Target, read_target, resize
 from ..trainer.errors import UserError
 from . import crops
 from .store import write
@@ -41,19 +41,36 @@ def of(recipe: Mapping[str, Any], folder: Path, names: Iterable[str]) -> dict[st
     return found
 
 
-def thumbnail(path: Path, recipe: Mapping[str, Any], side: int, folder: Path) -> Path | None:
-    """A WebP of the map in colours, invalid pixels in grey stripes, made once for these options. None: it is none."""
-    dense = recipe.get("dense")
-    given = _read_as(recipe, path.parent)
-    unit, valid = given.get("unit"), given.get("valid")
+def wrong(path: Path, recipe: Mapping[str, Any]) -> str:
+    """Why a file is no map as the recipe reads it; empty where it is one."""
+    try:
+        _read(path, recipe)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _read(path: Path, recipe: Mapping[str, Any]) -> tuple[Target, DenseOptions]:
+    """The map and how it is learned. UserError: it is none."""
+    dense, given = recipe.get("dense"), _read_as(recipe, path.parent)
     try:
         options = DenseOptions.model_validate(dense if isinstance(dense, Mapping) else {})
+        return read_target(path, options.task, given.get("unit"), given.get("valid")), options
+    except (ValueError, TypeError) as error:  # an option that the recipe's form reports; a UserError is a ValueError
+        raise UserError(str(error).split("\n")[0]) from None
+
+
+def thumbnail(path: Path, recipe: Mapping[str, Any], side: int, folder: Path) -> Path | None:
+    """A WebP of the map in colours, invalid pixels in grey stripes, made once for these options. None: it is none."""
+    given = _read_as(recipe, path.parent)
+    try:
         stat = path.stat()
-        whole = f"{path}|{stat.st_mtime_ns}|{stat.st_size}|{side}|{options}|{unit}|{valid}"
+        read_as = f"{recipe.get('dense')}|{given.get('unit')}|{given.get('valid')}"
+        whole = f"{path}|{stat.st_mtime_ns}|{stat.st_size}|{side}|{read_as}"
         made = folder / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.webp"
         if made.is_file():
             return made
-        target = read_target(path, options.task, unit, valid)
+        target, options = _read(path, recipe)
         part = min(1.0, side / max(target.valid.shape))
         height, width = (max(1, round(length * part)) for length in target.valid.shape)
         target = resize(target, (height, width), options.task)
@@ -65,7 +82,7 @@ def thumbnail(path: Path, recipe: Mapping[str, Any], side: int, folder: Path) ->
         out = io.BytesIO()
         Image.fromarray(rgb).save(out, "WEBP", quality=88)
         write(made, out.getvalue())
-    except (UserError, ValueError, OSError):  # the trainer's check says what is wrong with it
+    except (UserError, OSError):  # the card says what is wrong with it
         return None
     return made
 

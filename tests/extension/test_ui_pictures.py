@@ -435,6 +435,9 @@ def test_the_map_of_a_picture_is_shown_in_colours_with_its_holes(screen: picture
     assert np.ptp(shown_[:14], axis=-1).max() < 12  # the holes are grey
     assert shown_[18:24].sum(-1).mean() > shown_[58:].sum(-1).mean() + 200  # near is bright
     assert targets.thumbnail(maps / "1.npy", recipe, 64, screen.home.thumbnails) is None
+    assert "1.npy: it cannot be read" in targets.wrong(maps / "1.npy", recipe)
+    draft.change(screen.home, {"data.unit": 0.001, "data.valid": [0.5, 9.0]})
+    assert "no pixel is valid" in targets.wrong(maps / "0.npy", screen.context.recipe())
 
 
 def test_fields_that_are_hidden_at_first_say_what_the_browser_sends_back(screen: pictures.Pictures) -> None:
