@@ -78,7 +78,9 @@ CASES: dict[str, dict[str, Any]] = {
         for window in (128, 384, 512)
     },
     "pixel, window": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "window"},
-    "pixel, auto, p = 0.25": {**RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.probability": 0.25},
+    "pixel, by size, p = 0.25": {
+        **RECOMPUTE, "loss.pixel.mode": "mixed", "loss.pixel.decode": "by_size", "loss.pixel.probability": 0.25,
+    },
     "pixel, kept targets": {
         **RECOMPUTE, "loss.pixel.mode": "anchored", "loss.pixel.decode": "full", "loss.pixel.target_cache": 1.0,
     },
