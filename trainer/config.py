@@ -315,23 +315,25 @@ def find_preset(name: str) -> Path:
 def preset_tables(name: str, version: Any = VERSION) -> dict[str, Any]:
     """What a preset gives to a file of this version, with absolute paths. UserError where there is no such preset.
 
-    Up to version 2 the bundled presets set memory options and an 8-bit optimizer; a file of that time keeps them.
+    Up to version 2 the bundled presets set memory options, an 8-bit optimizer and a heavier pixel loss; a file of that
+    time keeps them.
     """
     found = find_preset(name)
     tables = absolute(read_toml(found), found.parent)
     old = version in (1, 2) and found.parent == PRESETS and found.stem.startswith(("sd15-", "sdxl-", "sd3-"))
-    return merge(tables, nested({**MEMORY_UNTIL_2, **MEMORY_OF_ONE_UNTIL_2.get(found.stem, {})})) if old else tables
+    return merge(tables, nested({**MEMORY_UNTIL_2, **OF_ONE_UNTIL_2.get(found.stem, {})})) if old else tables
 
 
 MEMORY_UNTIL_2 = {
     "memory.plan": "manual", "memory.gradient_checkpointing": True, "optimizer.kind": "AdamW8bit",
 }  # fmt: skip
-MEMORY_OF_ONE_UNTIL_2 = {
+OF_ONE_UNTIL_2 = {
     "sd15-preference-8gb": {"memory.grad_cache": True}, "sdxl-character-8gb": {"memory.base_weights": "nf4"},
     "sdxl-character-12gb": {"memory.base_weights": "int8"}, "sdxl-style-12gb": {"memory.base_weights": "int8"},
     "sd3-character-16gb": {"memory.text_weights": "int8"},
+    "sd15-detail-8gb": {"loss.pixel.auto_ratio": 1.0}, "sdxl-detail-16gb": {"loss.pixel.auto_ratio": 1.0},
 }  # fmt: skip
-"""What all of the bundled presets set until version 2, and what one of them did."""
+"""What all of the bundled presets set until version 2, and what some of them did."""
 
 
 def migrate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:

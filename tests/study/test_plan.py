@@ -196,8 +196,8 @@ def test_a_ready_study_says_what_it_asks_and_can_be_planned(path, tmp_path):
     assert made.folder == tmp_path / path.stem
     terms = {arm.name: set(arm.config.terms()) for arm in made.arms}
     if "pixel" in path.stem or "detail" in path.stem:
-        assert terms["latent only"] == {"mse"} and "pixel" in terms["+ pixel, anchored"]
-        assert "+ pixel, anchored, equal time" in terms
+        assert terms["latent only"] == {"mse"} and "pixel" in terms["+ pixel, mixed"]
+        assert "+ pixel, mixed, equal time" in terms
 
 
 def test_flags_lie_over_the_file_and_the_folder_can_be_named(make, tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_the_command_finds_ready_studies_and_plans_without_loading(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert cli.main(["study", "demo-pixel", "--plan", "--run.steps=7"]) == 0
     printed = capsys.readouterr().out
-    assert "17 arms x 5 seeds = 85 cells" in printed and str(tmp_path / "studies" / "demo-pixel") in printed
+    assert "21 arms x 5 seeds = 105 cells" in printed and str(tmp_path / "studies" / "demo-pixel") in printed
     assert printed.endswith("time: 1 min 0 s to 1 h 0 min (guessed)\n")
     assert cli.main(["study", "demo-pixl", "--plan"]) == 2
     assert "study: there is no 'demo-pixl'; did you mean 'demo-pixel'?" in capsys.readouterr().err
