@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
+import pytest
 import tiny
 import torch
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from pixelkiln.trainer.adapters.verify import probe
@@ -21,7 +25,7 @@ def norm(module: nn.Module) -> nn.Module:
     return module.to(LOW).requires_grad_(False)
 
 
-def through(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def through(module: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Output and the input's gradient."""
     x = x.clone().requires_grad_()
     with torch.autocast("cpu", LOW), cuda_autocast():
@@ -48,6 +52,45 @@ def test_a_group_norm_is_autocasts_bit_for_bit() -> None:
     x = torch.randn(3, 16, 5, 5).to(LOW) * 3 + 7
     for a, b in zip(through(plain, x), through(spared, x), strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+class Activated(nn.Module):
+    """As in a ResNet block: norm, activation, convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.nonlinearity, self.conv = nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.nonlinearity(self.norm(x)))
+
+
+def test_a_silu_between_norm_and_convolution_is_autocasts_bit_for_bit() -> None:
+    plain = norm(Activated())
+    spared = deepcopy(plain)
+    spare_casts(spared)
+    x = torch.randn(3, 16, 5, 5).to(LOW) * 3 + 7
+    for a, b in zip(through(plain, x), through(spared, x), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    with torch.autocast("cpu", LOW):
+        assert spared.nonlinearity(torch.ones(3)).dtype == LOW
+    assert torch.equal(spared.nonlinearity(torch.ones(3)), nn.SiLU()(torch.ones(3)))
+    with torch.autocast("cpu", LOW):
+        assert torch.equal(spared.nonlinearity(x), nn.SiLU()(x))
+
+
+@pytest.mark.parametrize("size", [None, (7, 9)])
+def test_an_enlargement_is_autocasts_bit_for_bit(size: tuple[int, int] | None) -> None:
+    plain = norm(Upsample2D(8, use_conv=True))
+    spared = deepcopy(plain)
+    spare_casts(spared)
+    assert "forward" in vars(spared) and "forward" not in vars(plain)
+    other = Upsample2D(8, use_conv_transpose=True, name="conv")
+    spare_casts(other)
+    assert "forward" not in vars(other)
+    x = torch.randn(2, 8, 4, 5).to(LOW)
+    (a, its), (b, mine) = through(partial(plain, output_size=size), x), through(partial(spared, output_size=size), x)
+    assert torch.equal(a, b) and torch.equal(its, mine) and a.shape[2:] == (size or (8, 10))
 
 
 def test_without_autocast_and_in_32_bits_nothing_changes() -> None:

@@ -68,24 +68,21 @@ class Process:
         dtype = widest(level.device)
         if self.alphas is None:
             return 1 - level.to(dtype), level.to(dtype)
-        if dtype != torch.float64:  # 1 - alpha cancels, so it is taken in float64 on the host
-            a, s = (root[level.long()] for root in self._table(level.device, dtype))
-            return a, s
-        (alphas,) = self._table(level.device, dtype)
-        alpha = alphas[level.long()]
-        return alpha.sqrt(), (1 - alpha).sqrt()
+        a, s = self._table(level.device, dtype)
+        at = level.long()
+        return a[at], s[at]
 
-    def _table(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The schedule on a device, copied there once: alphas, or its roots where float64 is not to be had."""
+    def _table(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Both amplitudes of the schedule on a device, copied there once. 1 - alpha cancels, so it is taken in float64
+        on the host."""
         assert self.alphas is not None
         if device not in self._tables:
-            whole = dtype == torch.float64
-            these = (self.alphas,) if whole else (self.alphas.sqrt(), (1 - self.alphas).sqrt())
-            self._tables[device] = tuple(one.to(dtype).to(device) for one in these)
+            a, s = (root.to(dtype).to(device) for root in (self.alphas.sqrt(), (1 - self.alphas).sqrt()))
+            self._tables[device] = a, s
         return self._tables[device]
 
     @cached_property
-    def _tables(self) -> dict[torch.device, tuple[Tensor, ...]]:
+    def _tables(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
         return {}
 
     def _ab(self, level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,11 +102,11 @@ class Process:
         return a * z0 + s * noise
 
     def target(self, z0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        a, s = self._ab(level, z0)
         match self.prediction:
             case "epsilon":
                 return noise
             case "v":
+                a, s = self._ab(level, z0)
                 return a * noise - s * z0
             case "flow":
                 return noise - z0
