@@ -23,6 +23,31 @@ STATUS_SECONDS = 0.5
 T = TypeVar("T")
 
 
+class Board:
+    """TensorBoard's curves, by its own writer of events: torch's, which makes the same file, imports its compiler too.
+
+    :raises OSError: the disk is full or may not be written; an earlier event's error, since a thread writes.
+    """
+
+    def __init__(self, folder: Path, purge: int):
+        """``purge``: the step from which on earlier curves of the folder are not shown."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event = Event
+        self._file = EventFileWriter(str(folder))
+        self._file.add_event(Event(wall_time=time.time(), step=purge, file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+        self._file.add_event(Event(wall_time=time.time(), step=purge, session_log=start))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        summary = {"value": [{"tag": name, "simple_value": value}]}
+        self._file.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class ProgressWriter:
     """Writes everything that a run reports. Writes nothing on all processes but the first."""
 
@@ -90,10 +115,8 @@ class ProgressWriter:
         self.at, self.total = step, total
         self._average = deque(maxlen=max(1, report["steps_per_epoch"]))
         if self.main:
-            from torch.utils.tensorboard import SummaryWriter
-
             make_folder(self._board_folder, "run.log_dir")
-            self._board = SummaryWriter(str(self._board_folder), purge_step=step + 1)
+            self._board = Board(self._board_folder, step + 1)
         self.event("start", step, total=total, data=report)
         self.status("running", message="training", now=True)
 
