@@ -13,6 +13,8 @@ import torch
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.commands import cache
 from pixelkiln.trainer.data.cache import Store
+from pixelkiln.trainer.data.options import DataOptions
+from pixelkiln.trainer.data.prune import prune
 from pixelkiln.trainer.runs.control import DONE, USER_ERROR, Run, Status
 
 
@@ -67,6 +69,23 @@ def test_what_a_run_may_need_stays(
     monkeypatch.setattr(cache, "list_runs", lambda folder: [run])
     assert main(["cache", str(folder), "--clear"]) == USER_ERROR
     assert "run 'busy' trains" in capsys.readouterr().err and there(store, "a")
+
+
+def test_a_run_removes_what_no_run_used_and_never_what_one_may_need(folder: Path) -> None:
+    days = {"used": 0, "last week": 7, "old": 100}
+    store = filled(folder, days)
+    now, gb = time.time(), store.path("used").stat().st_size / 1e9
+    (line,) = prune(folder, DataOptions(path="x"), now)
+    assert there(store, *days) == ["used", "last week"]
+    assert line == f"{folder}: removed 1 entries that no run has used lately, {gb:.3f} GB"
+    assert not prune(folder, DataOptions(path="x"), now)
+    removed, over = prune(folder, DataOptions(path="x", cache_gb=gb / 2), now)
+    assert there(store, *days) == ["used"] and "removed 1 entries" in removed and "more than data.cache_gb" in over
+    filled(folder, days)
+    assert not prune(folder, DataOptions(path="x", cache_days=0), now)
+    assert there(store, *days) == list(days)
+    with pytest.raises(ValueError, match="1 is below 2 days"):
+        DataOptions(path="x", cache_days=1)
 
 
 @pytest.mark.parametrize(

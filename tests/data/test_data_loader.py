@@ -21,6 +21,7 @@ from pixelkiln.trainer.data.cache import SdScriptsLatents
 from pixelkiln.trainer.data.loader import Dataset
 from pixelkiln.trainer.data.options import DataOptions
 from pixelkiln.trainer.data.pairs_file import add_pair, add_rating, append_pairs, read_pairs
+from pixelkiln.trainer.data.shelf import Shelf
 from pixelkiln.trainer.diffusion.types import Batch, Conditioning
 
 
@@ -554,3 +555,24 @@ def test_captions_encoded_together_are_found_when_the_caches_are_filled(tmp_path
         made.attach(encoder.encode, lambda words: pytest.fail(f"{words}: encoded again"), PRINTS)
         made.prepare()
         assert equal(made.batch(0), plain.batch(0))
+
+
+def test_zeros_at_the_end_of_a_caption_are_not_kept_and_come_back(tmp_path: Path) -> None:
+    """As SD3 without a T5 has them; entries that hold their zeros, as earlier versions wrote them, are read too."""
+    shelf = Shelf(DataOptions(path=str(tmp_path)), tmp_path)
+    hidden = torch.zeros(1, 9, 8, dtype=torch.bfloat16)
+    hidden[:, :3, :5] = torch.randn(1, 3, 5)
+    shelf.attach(None, lambda words: Conditioning(hidden, torch.ones(1, 4)), {"text": "t"})
+    for keep in (shelf.keep_words, lambda word, made: shelf.text.put(shelf._words_key(word), {"hidden": made.hidden})):
+        keep("a", Conditioning(hidden))
+        found = Shelf(DataOptions(path=str(tmp_path)), tmp_path)
+        found.attach(None, lambda words: Conditioning(hidden), {"text": "t"})
+        entry = found.words("a", False, make=False)
+        assert set(entry) == {"hidden"} and torch.equal(entry["hidden"], hidden)
+        assert entry["hidden"].dtype == torch.bfloat16
+    made = shelf.words("b", False, make=True)
+    assert torch.equal(made["hidden"], hidden) and torch.equal(made["pooled"], torch.ones(1, 4))
+    kept = shelf.text.get(shelf._words_key("b"))
+    assert kept is not None and kept["hidden"].shape == (1, 3, 5)
+    shelf.keep_words("none", Conditioning(torch.zeros(1, 2, 3)))
+    assert torch.equal(shelf.words("none", False, make=False)["hidden"], torch.zeros(1, 2, 3))

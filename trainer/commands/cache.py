@@ -4,28 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.prune import DAY, GB, KINDS, chosen, entries, remove
 from ..errors import UserError
 from ..runs.control import DONE, list_runs
 from .common import Command, print_json, print_lines
-
-KINDS = ("latents", "masks", "targets", "text")
-"""Folders of a cache whose entries are named by their content: what is missing is made again."""
-DAY, GB = 86400.0, 10**9
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file of a cache."""
-
-    path: Path
-    kind: str
-    size: int
-    used: float
-    """When a run last read or wrote it, in seconds since 1970, to within a day."""
 
 
 def register(command: Command) -> None:
@@ -40,34 +24,6 @@ def register(command: Command) -> None:
     added.add_argument("--json", action="store_true")
 
 
-def entries(folder: Path) -> list[Entry]:
-    """All entries, those used longest ago first. UserError where there is no such folder."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; give the cache folder of your runs, such as runs/cache")
-    found = []
-    for kind in KINDS:
-        for path in (folder / kind).glob("??/*.safetensors"):
-            with suppress(OSError):  # another process has removed it
-                facts = path.stat()
-                found.append(Entry(path, kind, facts.st_size, facts.st_mtime))
-    return sorted(found, key=lambda entry: entry.used)
-
-
-def chosen(all_of_them: list[Entry], older: float | None, keep: float | None, clear: bool, now: float) -> list[Entry]:
-    """Those that go: unused for ``older`` days, or more than ``keep`` GB, or all."""
-    if clear:
-        return all_of_them
-    gone = [entry for entry in all_of_them if older is not None and entry.used < now - older * DAY]
-    left = all_of_them[len(gone) :]
-    size = sum(entry.size for entry in left)
-    for entry in left if keep is not None else ():
-        if size <= (keep or 0) * GB:
-            break
-        gone.append(entry)
-        size -= entry.size
-    return gone
-
-
 def _cache(args: argparse.Namespace) -> int:
     folder, now = args.folder, time.time()
     for name, value, least in (("--older-than", args.older_than, 2.0), ("--keep", args.keep, 0.0)):
@@ -80,14 +36,7 @@ def _cache(args: argparse.Namespace) -> int:
         raise UserError(
             f"{folder}: run '{live[0]}' trains and may need it; wait for its end, or give only --older-than"
         )
-    for entry in gone:
-        with suppress(FileNotFoundError):
-            try:
-                entry.path.unlink()
-            except PermissionError as error:
-                raise UserError(
-                    f"{entry.path}: it cannot be removed: {error.strerror}; check its permissions"
-                ) from None
+    remove(gone)
     removed = set(gone)
     rows = [
         {

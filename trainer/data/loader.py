@@ -99,7 +99,8 @@ class Dataset:
         self.native = native
         self.total_steps = 0
         root = options.cache_dir or cache_dir
-        self.shelf = Shelf(options, Path(root) if root else None, dense)
+        self.cache_root = Path(root) if root else None
+        self.shelf = Shelf(options, self.cache_root, dense)
         self.scan = scan(options, native, self.shelf.index, progress, dense)
         self.shelf.index.save()
         for one in self.scan.sets:

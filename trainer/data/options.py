@@ -178,6 +178,12 @@ class DataOptions(PictureOptions):
     cache_dir: PathStr | None = option(None, label="Cache folder")
     """Where encoded pictures and captions are kept, by their content: safe to share between runs and to delete. Unset:
     beside the runs."""
+    cache_days: float = option(90.0, label="Days in the cache", ge=0)
+    """A run removes from its cache folder what no run has used for so many days, 2 or more; the log says how much. 0
+    removes nothing for its age."""
+    cache_gb: float | None = option(None, label="Cache limit (GB)", gt=0)
+    """The same beyond this size of the folder: what was used longest ago goes, but nothing that a run has used in the
+    last two days. Unset: no limit."""
     max_unreadable: int = option(10, label="Unreadable pictures allowed", ge=0)
     """How many pictures that cannot be read are skipped, and named, before the run stops."""
     sd_scripts_cache: bool = option(False, label="Use sd-scripts' latents")
@@ -185,6 +191,13 @@ class DataOptions(PictureOptions):
     made them: it must be the same."""
     sets: list[SetOptions] = option([], label="Sets")
     """Folders of pictures, each with its own settings."""
+
+    @field_validator("cache_days")
+    @classmethod
+    def _days(cls, value: float) -> float:
+        if 0 < value < 2:
+            raise UserError(f"{value:g} is below 2 days, which a run that trains now may need; give 2 or more, or 0")
+        return value
 
     @field_validator("sets")
     @classmethod

@@ -241,7 +241,7 @@ class Shelf:
             assert self.encode_text is not None, "no text encoder is attached"
             store = self.passing if passing else self.text
             entry = store.put(key, _parts(self.encode_text([word])))
-        return entry
+        return _whole(entry)
 
     def has_words(self, word: str) -> bool:
         """Whether the caption is kept."""
@@ -255,5 +255,28 @@ class Shelf:
 
 
 def _parts(made: Conditioning) -> Entry:
+    """As it is kept, in the text encoders' own dtype. What ``hidden`` [1, tokens, width] ends in of zeros alone (SD3
+    widens its CLIPs' states, and has zeros in the place of a T5 that is not there) is left out, with its shape kept.
+    The states of a T5's padding are not zeros, and SD3's network reads them: they stay."""
     parts = {"hidden": made.hidden, "pooled": made.pooled, "mask": made.mask}
-    return {name: part for name, part in parts.items() if part is not None}
+    entry = {name: part for name, part in parts.items() if part is not None}
+    some = made.hidden != 0
+    tokens, width = _length(some.any(2).any(0)), _length(some.any(1).any(0))
+    if (tokens, width) != made.hidden.shape[1:]:
+        entry |= {"hidden": made.hidden[:, :tokens, :width], "shape": torch.tensor(made.hidden.shape)}
+    return entry
+
+
+def _length(some: Tensor) -> int:
+    """Up to the last that is true. [n] bool."""
+    places = some.nonzero()
+    return int(places[-1]) + 1 if len(places) else 0
+
+
+def _whole(entry: Entry) -> Entry:
+    """With the zeros that ``_parts`` left out; entries of earlier versions have theirs."""
+    if "shape" not in entry:
+        return entry
+    hidden, (_, tokens, width) = entry["hidden"], entry["shape"].tolist()
+    padded = torch.nn.functional.pad(hidden, (0, width - hidden.shape[2], 0, tokens - hidden.shape[1]))
+    return {"hidden": padded, **{name: part for name, part in entry.items() if name not in ("hidden", "shape")}}

@@ -16,6 +16,7 @@ import torch
 
 from ..adapters.files import save as save_adapter
 from ..adapters.verify import verify
+from ..data.prune import prune
 from ..diffusion import sampling
 from ..diffusion.timesteps import fixed_draw, step_correction
 from ..diffusion.types import Batch, Role
@@ -185,6 +186,9 @@ class Loop:
             if s.is_main:  # states of steps that came after, in an earlier run
                 checkpoint.drop_after(self.folder.state, self.steps_done)
         self._prepare()
+        if s.is_main and s.dataset.cache_root is not None:
+            for line in prune(s.dataset.cache_root, config.data, time.time()):
+                self.writer.log(line)
         Settler(s, self.folder.surrogate, resumed, self.writer.log, self.writer.warning, self.writer.progress).settle()
         config = s.config
         self.fallback = OutOfMemoryFallback(config)

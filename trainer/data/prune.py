@@ -1,0 +1,95 @@
+"""What goes from a cache on the disk: what no run has used for long, or most of what is beyond a size."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from .options import DataOptions
+
+KINDS = ("latents", "masks", "targets", "text")
+"""Folders of a cache whose entries are named by their content: what is missing is made again."""
+DAY, GB = 86400.0, 10**9
+IN_USE_DAYS = 2.0
+"""Entries used so lately may be those of a run that trains now: uses are noted once a day."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a cache."""
+
+    path: Path
+    kind: str
+    size: int
+    used: float
+    """When a run last read or wrote it, in seconds since 1970, to within a day."""
+
+
+def entries(folder: Path) -> list[Entry]:
+    """All entries, those used longest ago first. UserError where there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; give the cache folder of your runs, such as runs/cache")
+    found = []
+    for kind in KINDS:
+        for path in (folder / kind).glob("??/*.safetensors"):
+            with suppress(OSError):  # another process has removed it
+                facts = path.stat()
+                found.append(Entry(path, kind, facts.st_size, facts.st_mtime))
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def chosen(all_of_them: list[Entry], older: float | None, keep: float | None, clear: bool, now: float) -> list[Entry]:
+    """Those that go: unused for ``older`` days, or more than ``keep`` GB, or all."""
+    if clear:
+        return all_of_them
+    gone = [entry for entry in all_of_them if older is not None and entry.used < now - older * DAY]
+    left = all_of_them[len(gone) :]
+    size = sum(entry.size for entry in left)
+    for entry in left if keep is not None else ():
+        if size <= (keep or 0) * GB:
+            break
+        gone.append(entry)
+        size -= entry.size
+    return gone
+
+
+def remove(gone: Collection[Entry]) -> None:
+    """UserError for one that may not be removed."""
+    for entry in gone:
+        with suppress(FileNotFoundError):
+            try:
+                entry.path.unlink()
+            except PermissionError as error:
+                raise UserError(
+                    f"{entry.path}: it cannot be removed: {error.strerror}; check its permissions"
+                ) from None
+
+
+def prune(root: Path, options: DataOptions, now: float) -> list[str]:
+    """What a run removes of its cache at its start, by ``data.cache_days`` and ``data.cache_gb``; lines for its log.
+
+    Nothing goes that was used in the last two days, by this run or by another that may still train. A file that cannot
+    be removed stays: the cache may be shared and another's.
+    """
+    if not (options.cache_days or options.cache_gb) or not root.is_dir():
+        return []
+    found = entries(root)
+    gone = chosen(found, options.cache_days or None, options.cache_gb, False, now)
+    gone = [entry for entry in gone if entry.used < now - IN_USE_DAYS * DAY]
+    removed = []
+    for entry in gone:
+        with suppress(OSError):
+            entry.path.unlink()
+            removed.append(entry)
+    size, left = (sum(entry.size for entry in some) / GB for some in (removed, set(found) - set(removed)))
+    lines = []
+    if removed:
+        lines.append(f"{root}: removed {len(removed):,} entries that no run has used lately, {size:.3f} GB")
+    if options.cache_gb is not None and left > options.cache_gb:
+        lines.append(
+            f"{root}: {left:.3f} GB are in use or not to be removed, more than data.cache_gb = {options.cache_gb:g}"
+        )
+    return lines
