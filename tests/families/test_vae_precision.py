@@ -30,6 +30,23 @@ def test_float32_has_the_latents_of_a_float32_model_and_bfloat16_has_not(tmp_pat
     assert latents["auto key"] == latents["bf16 key"] != latents["fp32 key"]  # a cache of their own
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd3-medium"])
+def test_float16_is_refused_for_autoencoders_that_overflow(tmp_path, name):
+    config = runs.config(tmp_path, {"run.precision": "fp16", "model.vae_precision": "fp16"}, name)
+    with pytest.raises(ValueError, match=r"model\.vae_precision: the autoencoder of SD.* overflows in fp16; set auto"):
+        runs.trajectory(config)
+
+
+def test_float16_is_read_as_float16_where_it_is_given(tmp_path):
+    flags = {"run.precision": "fp16", "model.vae_precision": "fp16", "loss.pixel.mode": "mixed", "run.steps": 1}
+    config = runs.config(tmp_path, flags)
+    assert len(runs.trajectory(config)) == 1
+    for given, wanted in (("fp16", torch.float16), ("auto", torch.float32)):
+        config = runs.config(tmp_path, {**flags, "model.vae_precision": given})
+        model, dtype = build_model(config, lambda line: None)
+        assert dtype == next(model.family.vae.parameters()).dtype == wanted
+
+
 @pytest.mark.parametrize(("given", "dtype"), [("auto", torch.bfloat16), ("fp32", torch.float32)])
 def test_pixel_losses_decode_in_it(tmp_path, given, dtype):
     flags = {**BF16, "model.vae_precision": given, "loss.pixel.mode": "mixed", "run.steps": 1}

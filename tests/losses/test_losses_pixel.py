@@ -274,6 +274,19 @@ def test_half_precision_is_refused_for_decoding():
     assert "float16" in note
 
 
+def test_half_precision_decodes_where_it_is_given_and_the_loss_is_scaled():
+    cpu = torch.device("cpu")
+    assert decoding_dtype(torch.float16, cpu, "fp16") == (torch.float16, None)
+    with pytest.raises(UserError, match=r"vae_precision: fp16 needs the loss scaling of run\.precision = 'fp16'"):
+        decoding_dtype(torch.bfloat16, cpu, "fp16")
+    made = steps.step("v", dtype=torch.float32)
+    exact, half = (Decoder(tiny.vae(), 0.18215, dtype=d) for d in (torch.float32, torch.float16))
+    scale = 2.0**16  # what torch's scaler begins with
+    one, two = (gradient(pixel(d, "v")(made) * scale, made) for d in (exact, half))
+    assert torch.cosine_similarity(one.flatten(), two.flatten(), dim=0) > 0.99
+    assert float((one - two).norm() / one.norm()) < 0.05
+
+
 def test_bfloat16_decoder_gives_float32_errors_and_nearly_the_same_gradient():
     made = steps.step("v", dtype=torch.float32)
     exact, half = (Decoder(tiny.vae(), 0.18215, dtype=d) for d in (torch.float32, torch.bfloat16))

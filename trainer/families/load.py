@@ -51,13 +51,14 @@ def load(
     text_dtype: torch.dtype | None = None,
     found: Found | None = None,
 ) -> Family:
-    """The model of ``options``, frozen, on the CPU. The autoencoder is never float16, which overflows: float32 instead.
+    """The model of ``options``, frozen, on the CPU. The autoencoder is float16, which overflows in
+    many, only where ``vae_precision`` says so: float32 instead.
 
     Raises UserError, one line, for whatever is missing, damaged, of another kind, or contradicts the options.
     """
     found = found or identify(options)
     spec, source = found.spec, found.source
-    if (vae_dtype or dtype) == torch.float16:
+    if (vae_dtype or dtype) == torch.float16 and options.vae_precision != "fp16":
         vae_dtype = torch.float32
 
     def variant(place: Source) -> str | None:

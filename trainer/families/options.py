@@ -28,9 +28,11 @@ class ModelOptions(Options):
     not given."""
     vae: PathStr | None = option(None, kohya="vae", label="Autoencoder (VAE)")
     """Another autoencoder of the same kind, as a file, a folder or a hub id. The base model's own when not given."""
-    vae_precision: Literal["auto", "bf16", "fp32"] = option("auto", label="Autoencoder precision")
+    vae_precision: Literal["auto", "bf16", "fp32", "fp16"] = option("auto", label="Autoencoder precision")
     """``auto`` encodes and decodes as ``run.precision`` has it, and in bf16 or fp32 where that is fp16: it overflows.
-    ``fp32`` is kohya's ``no_half_vae``: slower, twice the memory, and latents without bf16's rounding."""
+    ``fp32`` is kohya's ``no_half_vae``: slower, twice the memory, and latents without bf16's rounding. ``fp16``, for
+    GPUs without bf16: with ``run.precision = "fp16"``, whose loss scaling keeps the decoder's small gradients, and an
+    autoencoder that does not overflow, as SD1.5's or one that is given in ``vae`` and made for it."""
     base_adapters: list[PathStr] = option([], kohya="base_weights", label="Adapters in the base")
     """Adapter files that are added to the base model before training: the new adapter is learned on top of them."""
     base_adapter_weights: list[float] = option([], kohya="base_weights_multiplier", label="Their weights")

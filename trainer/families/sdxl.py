@@ -54,7 +54,12 @@ def run(denoiser: Any, noisy: Tensor, time: Tensor, conditioning: Conditioning) 
 
 
 def penultimate(options: ModelOptions, name: str) -> list[str]:
-    """A note on ``clip_skip`` where the family always reads the layer before the last."""
+    """What SDXL and SD3 refuse, and a note on ``clip_skip``, since they always read the layer before the last."""
+    if options.vae_precision == "fp16" and not options.vae:
+        raise UserError(
+            f"model.vae_precision: the autoencoder of {name} overflows in fp16; set auto, or give one in vae that "
+            "is made for fp16"
+        )
     if options.clip_skip is None or options.clip_skip == 2:
         return []
     if options.clip_skip == 1:

@@ -185,8 +185,16 @@ def decoding_dtype(wanted: torch.dtype, device: torch.device, given: str = "auto
     ``model.vae_precision``.
 
     float16 overflows in SDXL-class autoencoders, and in all of them the gradient of a mean over a million pixels (1e-6
-    and less) is lost below its smallest number, 6e-8.
+    and less) is lost below its smallest number, 6e-8, where the loss is not scaled.
+
+    :raises UserError: float16 is given for a run that does not scale its loss.
     """
+    if given == "fp16":
+        if wanted != torch.float16:
+            raise UserError(
+                "model.vae_precision: fp16 needs the loss scaling of run.precision = 'fp16'; set that, or auto here"
+            )
+        return torch.float16, None
     if given != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[given], None
     if wanted != torch.float16:
