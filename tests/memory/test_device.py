@@ -13,6 +13,7 @@ from torch import nn
 
 from pixelkiln.trainer.config import ConfigError
 from pixelkiln.trainer.diffusion.types import Conditioning
+from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.families import sdxl
 from pixelkiln.trainer.losses.decode import decoding_dtype
 from pixelkiln.trainer.memory import device as memory
@@ -276,3 +277,12 @@ def test_memory_that_runs_out_within_a_preview_is_reported_as_that(tmp_path, mon
     assert len(runs.trajectory(config)) == 2
     lines = [line for line in warnings(config) if "preview" in line]
     assert lines and all("out of memory" in line and "no previews this time" in line for line in lines)
+
+
+def test_cudnn_tries_its_algorithms_where_asked_for_on_a_gpu_and_is_refused_elsewhere(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    for wanted in (False, True):  # what another program in this process chose does not count
+        memory.tune_cudnn(memory.MemoryOptions(cudnn_benchmark=wanted), torch.device("cuda"))
+        assert torch.backends.cudnn.benchmark is wanted
+    with pytest.raises(UserError, match=r"memory\.cudnn_benchmark: .* not for this machine's CPU; set it to false"):
+        runs.trajectory(runs.config(tmp_path, {"memory.cudnn_benchmark": True}))

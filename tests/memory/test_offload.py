@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from fake_device import fake_device
 from short_runs import config, trajectory
 from torch import Tensor
 
@@ -75,6 +76,21 @@ def test_what_comes_next_is_foreseen():
     assert once.copies >= a_pass
     assert thrice.missed - once.missed <= 8 < a_pass
     assert thrice.copies - once.copies <= 2 * (a_pass + 8)
+
+
+def test_more_blocks_ahead_change_no_bit_and_have_room(monkeypatch: pytest.MonkeyPatch):
+    """Each block that comes is copied once, though there is room for few; in order, one after the other."""
+    wanted = gradients("sdxl", resident=0, share=1.0, passes=2)
+    monkeypatch.setattr(Streamer.__init__, "__defaults__", (0, 3))
+    out, grads, streamer = gradients("sdxl", resident=0, share=1.0, passes=2)
+    assert torch.equal(out, wanted[0]) and all(map(torch.equal, grads, wanted[1]))
+    assert len(streamer._slots) == 4
+    assert streamer.missed <= wanted[2].missed and streamer.copies <= 1.5 * wanted[2].copies
+
+
+def test_blocks_ahead_need_blocks_that_are_streamed(tmp_path):
+    with pytest.raises(ValueError, match=r'memory: prefetch_blocks: .*set blocks_on_gpu = "auto" or a number'):
+        config(tmp_path, {"memory.prefetch_blocks": 2})
 
 
 @pytest.mark.parametrize("kind", ["fp8", "nf4"])
@@ -155,6 +171,33 @@ def test_what_a_block_begins_from_goes_to_the_host_and_nothing_else():
     run(x * 1, scale=scale).sum().backward()
     assert host.kept == 1 and x.grad is not None
     torch.testing.assert_close(x.grad, torch.autograd.grad(torch.tanh(x @ weight * scale).sum(), x)[0])
+
+
+def test_what_blocks_begin_from_comes_back_before_it_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    """All but the last block's, which nothing follows; each once, and nothing of the step before."""
+    with fake_device(monkeypatch) as fake:
+        host, weight = Host(small=0), torch.eye(3, device=fake.device).requires_grad_()
+        blocks = [_recomputed(lambda x, y, i=i: torch.tanh(x @ weight + y * i), host) for i in range(4)]
+        copies: list[int] = []
+        copied = host._copied
+        monkeypatch.setattr(host, "_copied", lambda kept: copies.append(id(kept)) or copied(kept))
+        found = []
+        for _ in range(2):
+            weight.grad = None
+            start = torch.ones(2, 3, device=fake.device).requires_grad_()
+            x, y = start * 0.5, start * 0.5  # no leaves, which stay
+            for block in blocks:
+                x = block(x, y)
+            x.sum().backward()
+            assert weight.grad is not None
+            found.append(weight.grad.cpu())
+        assert host.kept == 16 and host.ahead == 12 and len(copies) == 16
+    weight = torch.eye(3, requires_grad=True)
+    x = y = torch.full((2, 3), 0.5)
+    for i in range(4):
+        x = torch.tanh(x @ weight + y * i)
+    x.sum().backward()
+    assert all(torch.equal(one, weight.grad) for one in found)
 
 
 @pytest.mark.slow

@@ -149,3 +149,65 @@ def test_int8_is_unbiased_and_keeps_the_largest_weight_of_each_row():
     torch.testing.assert_close(found, largest, rtol=1e-3, atol=0)
     ratio = (plain.weight * quantized.weight).sum() / plain.weight.square().sum()
     assert float(ratio) == pytest.approx(1, abs=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------- 8-bit products
+
+
+def test_products_of_8_bit_numbers_by_their_definition() -> None:
+    """What is summed are whole numbers, so any order gives the same sum; rounding has the slope 1."""
+    held = layer(LINEAR)
+    quantize.quantize_layer(held, "int8", products=True)
+    weight = held.weight
+    torch.manual_seed(1)
+    x = torch.randn(40, LINEAR[1]) * torch.logspace(-3, 3, 40)[:, None]
+    x[7] = 0
+
+    def rounded(rows: torch.Tensor) -> torch.Tensor:
+        step = rows.abs().amax(1, keepdim=True).clamp(min=2.0**-100) / 127
+        return torch.round(rows / step) * step
+
+    leaf = x.clone().requires_grad_()
+    out = held(leaf)
+    torch.testing.assert_close(out, torch.nn.functional.linear(rounded(x), weight, held.bias), rtol=1e-4, atol=1e-5)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    scale = held.parts()["scale"].t()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, rounded(grad * scale) @ (weight / scale.t()), rtol=1e-4, atol=1e-5)
+    off = (leaf.grad - grad @ weight).norm() / (grad @ weight).norm()
+    assert 0 < off < 0.02
+    few = torch.randn(quantize.ROWS - 1, LINEAR[1])
+    assert torch.equal(held(few), torch.nn.functional.linear(few, weight, held.bias))
+
+
+def test_large_products_are_made_in_parts_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = layer(LINEAR)
+    quantize.quantize_layer(held, "int8", products=True)
+    x = torch.randn(3, 50, LINEAR[1])
+    wanted = held(x)
+    monkeypatch.setattr(quantize, "AT_ONCE", 70 * LINEAR[0])
+    assert torch.equal(held(x), wanted)
+
+
+def test_a_network_of_8_bit_products_is_near_one_of_whole_products() -> None:
+    found = {}
+    for products in (False, True):
+        model = tiny.parts("sd15").denoiser.requires_grad_(False)
+        quantize.quantize_module(model, "int8", SD15.quantized, CPU, products=products)
+        adapter = inject(model, {}, "sd15", AdapterOptions(rank=2), seed=1)
+        for parameter in adapter.parameters():
+            parameter.data += 0.02 * torch.sin(torch.arange(parameter.numel())).reshape(parameter.shape)
+        out = model(**probe(model)).sample
+        out.square().mean().backward()
+        grads = torch.cat([p.grad.flatten() for p in adapter.parameters() if p.grad is not None])
+        found[products] = (out.detach(), grads, quantize.quantized_as(model))
+    (out, grads, kind), (near, its, other) = found[False], found[True]
+    assert 0 < (near - out).norm() < 0.05 * out.norm()
+    assert torch.nn.functional.cosine_similarity(its, grads, dim=0) > 0.99
+    assert kind == "int8" and "int8 products" in other  # cached references of one are not those of the other
+
+
+def test_8_bit_products_need_int8(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r'memory: int8_products: .*set base_weights = "int8"'):
+        config(tmp_path, {"memory.int8_products": True})

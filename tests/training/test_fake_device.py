@@ -22,6 +22,7 @@ EVERYTHING = {
 }  # fmt: skip
 STREAMED = {
     "memory.blocks_on_gpu": 1, "memory.gradient_checkpointing": True, "memory.cpu_offload_checkpointing": True,
+    "memory.prefetch_blocks": 2, "memory.cudnn_benchmark": True,
 }  # fmt: skip
 FP16 = {"run.precision": "fp16", "memory.grad_cache": True, "objective.kind": "dpo"}
 PAIRS = {"data.validation_split": 0.34}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..memory.activation_checkpointing import in_backward
-from ..memory.quantize import is_quantized
+from ..memory.quantize import is_quantized, multiplies, product, pulled
 
 _CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 Masks = Callable[[tuple[int, ...], Tensor], Tensor]
@@ -155,6 +155,10 @@ def _whole(base: Any, dtype: torch.dtype) -> Tensor:
     return base.whole(dtype) if is_quantized(base) else _weight(base).to(dtype)
 
 
+def _in_8_bits(base: Any, rows: Tensor) -> bool:
+    return is_quantized(base) and base.products and multiplies(base, len(rows))
+
+
 def _bias(base: Any, dtype: torch.dtype) -> Tensor | None:
     bias = base._parameters["bias"]
     return None if bias is None else bias.to(dtype)
@@ -180,8 +184,13 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: Tensor, down: Tensor, up: Tensor, base: Any, holder: Any, scale: float, mask: Tensor | None
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        weight, bias = _whole(base, x.dtype), _bias(base, x.dtype)
-        out = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
+        bias = _bias(base, x.dtype)
+        if _in_8_bits(base, rows):
+            out = product(base, rows)
+            out = out if bias is None else out.add_(bias)
+        else:
+            weight = _whole(base, x.dtype)
+            out = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
         inner = rows @ down.t()
         if mask is not None:
             mask = mask.reshape(-1, mask.shape[-1])
@@ -208,7 +217,8 @@ class _Linear(torch.autograd.Function):
             if wants_down:
                 of_down = of_inner.t() @ rows
             if wants_x:
-                of_x = (grad @ _whole(ctx.base, grad.dtype)).addmm_(of_inner, down).view(x.shape)
+                bare = pulled(ctx.base, grad) if _in_8_bits(ctx.base, grad) else grad @ _whole(ctx.base, grad.dtype)
+                of_x = bare.addmm_(of_inner, down).view(x.shape)
         return of_x, of_down, of_up, None, None, None, None
 
 

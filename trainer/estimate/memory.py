@@ -362,15 +362,15 @@ def phases(config: Config, m: Estimate, device: str, captions_change: bool = Fal
 
 
 def weights_bytes(config: Config, m: Estimate, device: str) -> int:
-    """What the frozen denoiser takes of the device: quantized, and streamed with room for two blocks. From a CPU they
-    are streamed to the memory that they lie in."""
+    """What the frozen denoiser takes of the device: quantized, and streamed with room for a block and those ahead. From
+    a CPU they are streamed to the memory that they lie in."""
     kind, resident = config.memory.base_weights, config.memory.blocks_on_gpu
     whole, parts = m.modules["denoiser"][kind], m.blocks[kind]
     if resident == "all" or (resident == "auto" and device == "cpu") or not parts:
         return whole
     share = 1 - min(0 if resident == "auto" else resident, len(parts)) / len(parts)
     away = 0 if device == "cpu" else int(share * sum(parts))
-    return whole - away + (2 * max(parts) if share else 0)
+    return whole - away + ((1 + config.memory.prefetch_blocks) * max(parts) if share else 0)
 
 
 def operations(config: Config, m: Estimate, process: Process) -> tuple[float, float]:

@@ -191,7 +191,7 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
         "model": config.model.recorded_dump(exclude={"path", "vae", "clip_l", "clip_g", "t5", "t5_on_cpu"}),
         "adapter": config.adapter.recorded_dump(),
         "memory": config.memory.recorded_dump(
-            exclude={"plan", "base_weights", "text_weights", "blocks_on_gpu", "attention"}
+            exclude={"plan", "base_weights", "text_weights", "blocks_on_gpu", "prefetch_blocks", "attention"}
         ),
         "loss": config.loss.recorded_dump(),
         "objective": config.objective.recorded_dump(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,8 +39,9 @@ def recompute(blocks: Sequence[nn.Module], share: float = 1.0, to_host: bool = F
     numbers as without, bit for bit: nothing in a block is left to chance but what adapters draw from a step's seed.
     """
     chosen = blocks[: round(share * len(blocks))]
+    host = Host() if to_host else None
     for block in chosen:
-        block.forward = _recomputed(block.forward, Host() if to_host else None)
+        block.forward = _recomputed(block.forward, host)
     return len(chosen)
 
 
@@ -58,16 +61,42 @@ def _recomputed(inner: Callable[..., Any], host: Host | None) -> Callable[..., A
     return forward
 
 
+@dataclass(eq=False)
+class _Group:
+    """What one block keeps; nothing here keeps it alive."""
+
+    before: weakref.ref[_Group] | None
+    """Of the block that ran before, which is recomputed next."""
+    kept: list[weakref.ref[_Kept]] = field(default_factory=list)
+    asked_for: bool = False
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A tensor in the host's memory."""
+
+    away: Tensor
+    device: torch.device
+    group: _Group
+    here: tuple[Tensor, Any] | None = None
+    """On the GPU again, before it is asked for, and the event after which it is."""
+
+
 class Host:
-    """Saved tensors in the host's memory: copied there on a stream of their own, and back when they are asked for."""
+    """Saved tensors in the host's memory, copied there on a stream of their own. In the backward pass a block's come
+    back on it while the block behind computes: one block's more are on the GPU then."""
 
     def __init__(self, small: int | None = None):
         self.small = SMALL if small is None else small
         self.kept = 0
         """How many tensors went there."""
+        self.ahead = 0
+        """How many came back before they were asked for."""
         self._stream: Any = None
+        self._group = _Group(None)
 
     def keeping(self) -> AbstractContextManager[Any]:
+        self._group = _Group(weakref.ref(self._group))
         return torch.autograd.graph.saved_tensors_hooks(self._away, self._back)
 
     def _away(self, tensor: Tensor) -> Any:
@@ -75,7 +104,7 @@ class Host:
             return tensor
         self.kept += 1
         if not tensor.is_cuda:
-            return tensor.to("cpu"), tensor.device, None
+            return tensor.to("cpu"), tensor.device
         if self._stream is None:
             self._stream = torch.cuda.Stream(tensor.device)
         self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
@@ -83,15 +112,33 @@ class Host:
             away = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             away.copy_(tensor, non_blocking=True)
         tensor.record_stream(self._stream)
-        return away, tensor.device, self._stream.record_event()
+        kept = _Kept(away, tensor.device, self._group)
+        self._group.kept.append(weakref.ref(kept))
+        return kept
 
     def _back(self, kept: Any) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        away, device, done = kept
-        if done is not None:
-            torch.cuda.current_stream(device).wait_event(done)
-        return away.to(device, non_blocking=True)
+        if isinstance(kept, tuple):
+            away, device = kept
+            return away.to(device)
+        here, ready = kept.here or self._copied(kept)
+        kept.here, kept.group.asked_for = None, True
+        now = torch.cuda.current_stream(kept.device)
+        now.wait_event(ready)
+        here.record_stream(now)
+        before = kept.group.before() if kept.group.before else None
+        if before is not None and not before.asked_for:
+            before.asked_for = True
+            for one in (found for reference in before.kept if (found := reference()) is not None):
+                one.here = self._copied(one)
+                self.ahead += 1
+        return here
+
+    def _copied(self, kept: _Kept) -> tuple[Tensor, Any]:
+        """On the stream that took it away, so after it has gone."""
+        with torch.cuda.stream(self._stream):
+            return kept.away.to(kept.device, non_blocking=True), self._stream.record_event()
 
 
 def in_backward() -> bool:

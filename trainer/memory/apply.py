@@ -52,15 +52,17 @@ def quantize_and_offload(
     streams = resident != "all" and (resident != "auto" or device.type == "cuda")
     try:
         count = quantize.quantize_module(
-            denoiser, options.base_weights, spec.quantized, device, torch.device("cpu") if streams else None
-        )
+            denoiser, options.base_weights, spec.quantized, device, torch.device("cpu") if streams else None,
+            options.int8_products,
+        )  # fmt: skip
         if count:
             say(f"base weights: {count} layers in {quantize.quantized_as(denoiser)}")
     except ImportError as error:
         raise UserError(f"memory.base_weights: int8 and nf4 need bitsandbytes ({error}); use fp8 or full") from None
     if not streams:
         return None
-    streamer = Streamer(spec.blocks(denoiser, resize=True), device, resident if isinstance(resident, int) else 0)
+    count = resident if isinstance(resident, int) else 0
+    streamer = Streamer(spec.blocks(denoiser, resize=True), device, count, options.prefetch_blocks)
     away, count = streamer.host_bytes / 2**30, len(streamer.blocks)
     say(f"streaming: {streamer.resident} of {count} blocks stay on the GPU, {away:.2f} GiB in the host's memory")
     return streamer

@@ -47,6 +47,13 @@ class MemoryOptions(Options):
     )
     """How many blocks of the frozen network stay on the GPU; the others live in the host's memory and are copied to it
     ahead of use. ``auto``: none in the first two steps, then as many as there is room for. The same numbers."""
+    prefetch_blocks: int = option(1, label="Blocks copied ahead", ge=1, le=16)
+    """How many of the blocks that are not on the GPU are copied there ahead of use, each into room of its own: more
+    where a block computes faster than the next one is copied. The same numbers."""
+    cudnn_benchmark: bool = option(False, label="Try cuDNN's convolutions")
+    """On an NVIDIA GPU: let cuDNN time its algorithms for each new shape of a convolution and take the fastest. For few
+    buckets: each new one costs a second. The choice may differ from run to run, so the same seed and a resumed run give
+    the same numbers up to rounding only."""
     limit_gb: float | None = option(None, label="Memory limit (GB)", gt=0)
     """Use at most this much of the GPU's memory, and leave the rest to others."""
     channels_last: bool = option(False, label="Channels last")
@@ -60,6 +67,10 @@ class MemoryOptions(Options):
     """How the frozen denoiser is quantized: ``full`` is as ``run.precision``, ``fp8`` and ``int8`` take half of 16
     bits, ``nf4`` about a third (its convolutions in int8). Unpacked layer by layer as they are used; the adapter learns
     on the rounded model."""
+    int8_products: bool = option(False, label="Products in 8 bits")
+    """With base weights in int8: linear layers multiply 8-bit numbers by 8-bit numbers, forward and backward, and do
+    not unpack their weights. Each row of an input or gradient is rounded to its own scale, so the adapter learns on a
+    model that is less exact: docs/memory.md has the error."""
     text_weights: Weights = option("full", label="Text encoder weights")
     """The same for the text encoders (SD3's T5 needs 9.5 GB in 16 bits, 2.7 in nf4)."""
     grad_cache: bool = option(False, label="GradCache (one picture at a time)", formerly="one_by_one")
@@ -71,6 +82,10 @@ class MemoryOptions(Options):
         if not self.gradient_checkpointing and (self.checkpointing_fraction < 1 or self.cpu_offload_checkpointing):
             name = "cpu_offload_checkpointing" if self.cpu_offload_checkpointing else "checkpointing_fraction"
             raise UserError(f"{name}: it says how gradient checkpointing is done; set gradient_checkpointing = true")
+        if self.int8_products and self.base_weights != "int8":
+            raise UserError('int8_products: it multiplies int8 weights as they are; set base_weights = "int8"')
+        if self.prefetch_blocks > 1 and self.blocks_on_gpu == "all":
+            raise UserError('prefetch_blocks: all blocks are on the GPU; set blocks_on_gpu = "auto" or a number')
         if self.compile in ("denoiser", "both"):
             if self.blocks_on_gpu != "all":
                 raise UserError('compile: blocks that are streamed cannot be compiled; set blocks_on_gpu = "all"')
@@ -155,6 +170,16 @@ def spare_bytes(device: torch.device, limit_gb: float | None) -> int:
     mine = torch.cuda.memory_reserved(device)
     most = min(free + mine, total if limit_gb is None else int(limit_gb * 2**30))
     return most - torch.cuda.max_memory_allocated(device) - most // 10
+
+
+def tune_cudnn(options: MemoryOptions, device: torch.device) -> None:
+    """``memory.cudnn_benchmark`` on an NVIDIA GPU; UserError where it is asked for elsewhere."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = options.cudnn_benchmark
+    elif options.cudnn_benchmark:
+        raise UserError(
+            f"memory.cudnn_benchmark: cuDNN is for NVIDIA GPUs, not for {device_name(device)}; set it to false"
+        )
 
 
 def free_bytes(device: torch.device, limit_gb: float | None) -> int | None:

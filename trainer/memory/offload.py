@@ -1,7 +1,7 @@
 """Blocks of the frozen denoiser that live in the host's memory and are copied to the GPU ahead of use.
 
 The base never changes, so nothing is written back. A block's weights lie in one piece of pinned memory; the GPU has
-room for two such pieces, the one in use and the one to come, which is copied on a stream of its own. A layer asks for
+room for the one in use and for those to come (``ahead``), which are copied on a stream of its own. A layer asks for
 its weight in its forward and again in its backward pass (see ``quantize``), so it makes no difference to the numbers
 when a piece was given to another block in between. What comes next is what came next the last time, in each direction.
 """
@@ -20,7 +20,6 @@ from .activation_checkpointing import in_backward
 from .quantize import Parts, is_quantized, quantize_layer
 
 ALIGN = 256
-SLOTS = 2
 
 
 @dataclass(eq=False)
@@ -42,9 +41,10 @@ class Block:
 class Streamer:
     """The blocks of a denoiser, some resident on the GPU, the rest streamed."""
 
-    def __init__(self, blocks: Sequence[nn.Module], device: torch.device, resident: int = 0):
-        """Their layers may be quantized already or plain. ``resident``: how many blocks stay on the GPU."""
-        self.device = device
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device, resident: int = 0, ahead: int = 1):
+        """Their layers may be quantized already or plain. ``resident``: how many blocks stay on the GPU; ``ahead``: how
+        many of the others are copied there before they are used."""
+        self.device, self.ahead = device, ahead
         self.blocks = [_block(module) for module in blocks]
         self.blocks = [block for block in self.blocks if block.layers]
         self.resident = len(self.blocks)
@@ -75,7 +75,7 @@ class Streamer:
             elif not stays and block.host is None:
                 self._to_host(block)
         streamed = [block.size for block in self.blocks if block.host is not None]
-        room = SLOTS if streamed else 0
+        room = 1 + self.ahead if streamed else 0
         self._slots = [torch.empty(max(streamed), dtype=torch.uint8, device=self.device) for _ in range(room)]
         self._of = [None] * len(self._slots)
         if self.device.type == "cuda":
@@ -118,20 +118,35 @@ class Streamer:
         if self._now is not None and self._now[1] is not block:
             self._after[(now[0], self._now[1])] = block
         self._now = now
+        coming = self._coming()
         if block.slot is None:
             self.missed += 1
-            self._copy(block)
+            self._copy(block, coming)
         if self._side is not None:
             torch.cuda.current_stream(self.device).wait_event(block.ready)
-        following = self._after.get(now)
-        if following is not None and following.host is not None and following.slot is None:
-            self._copy(following)
+        for following in coming:
+            if following.slot is None:
+                self._copy(following, coming)
         return block.views
 
-    def _copy(self, block: Block) -> None:
-        """Into the slot that is not in use; after everything that was computed with what was there."""
+    def _coming(self) -> list[Block]:
+        """What followed the block in use the last time, ``ahead`` blocks at most."""
+        assert self._now is not None
+        backward, block = self._now
+        found: list[Block] = []
+        while len(found) < self.ahead and (following := self._after.get((backward, block))) is not None:
+            if following is self._now[1] or following in found:
+                break
+            found.append(following)
+            block = following
+        return found
+
+    def _copy(self, block: Block, coming: Sequence[Block]) -> None:
+        """Into a slot that is not in use and will not be soon; after everything that was computed with what was
+        there."""
         assert block.host is not None and self._now is not None
-        slot = next(i for i, block_in in enumerate(self._of) if block_in is not self._now[1] or block_in is None)
+        needed = (self._now[1], *coming)
+        slot = next(i for i, block_in in enumerate(self._of) if block_in is None or block_in not in needed)
         if (old := self._of[slot]) is not None:
             old.slot, old.views = None, []
         self._of[slot], block.slot = block, slot

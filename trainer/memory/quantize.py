@@ -97,6 +97,9 @@ class _Through(torch.autograd.Function):
         ctx.layer, ctx.shape = layer, x.shape
         with torch.autocast(x.device.type, enabled=False):
             bias = None if layer.bias is None else layer.bias.to(x.dtype)
+            if layer.products and multiplies(layer, x.numel() // x.shape[-1]):
+                out = product(layer, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], layer.shape[0])
+                return out if bias is None else out.add_(bias)
             return layer.compute(x, layer.whole(x.dtype), bias)
 
     @staticmethod
@@ -104,7 +107,45 @@ class _Through(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
         with torch.autocast(grad.device.type, enabled=False):
+            if ctx.layer.products and multiplies(ctx.layer, grad.numel() // grad.shape[-1]):
+                return pulled(ctx.layer, grad.reshape(-1, grad.shape[-1])).view(ctx.shape), None
             return ctx.layer.pull(grad, ctx.layer.whole(grad.dtype), ctx.shape), None
+
+
+ROWS, STEP = 17, 8
+"""The fewest rows, and what both sides of a weight are multiples of, for which cuBLAS multiplies 8-bit numbers."""
+AT_ONCE = 2**24
+"""Sums of 32 bits held at a time."""
+
+
+def multiplies(layer: Any, rows: int) -> bool:
+    """Whether the product of so many rows with a linear layer's int8 weight is one of 8-bit numbers."""
+    return rows >= ROWS and not any(side % STEP for side in layer.shape)
+
+
+def product(layer: Any, rows: Tensor) -> Tensor:
+    """rows [n, in] times the weight [out, in] transposed, as a product of 8-bit numbers: each row is rounded to 127
+    steps of its largest number. [n, out] in the rows' dtype."""
+    parts = layer.parts()
+    return _multiplied(rows, parts["packed"].t(), parts["scale"].t())
+
+
+def pulled(layer: Any, grad: Tensor) -> Tensor:
+    """grad [n, out] times the weight [out, in] in the same way, as if rounding had the slope 1; the weight's scales,
+    one for each row of it, are part of what is rounded. [n, in]."""
+    parts = layer.parts()
+    return _multiplied(grad.float() * parts["scale"].t(), parts["packed"], None).to(grad.dtype)
+
+
+def _multiplied(rows: Tensor, packed: Tensor, scale: Tensor | None) -> Tensor:
+    out = rows.new_empty(len(rows), packed.shape[1])
+    count = -(-out.numel() // AT_ONCE)
+    for some, to in zip(rows.tensor_split(count), out.tensor_split(count), strict=True):
+        most = some.abs().amax(1, keepdim=True).float().clamp(min=2.0**-100)
+        low = torch.round(some * (127 / most)).to(torch.int8)
+        sums = torch._int_mm(low, packed).to(torch.float32).mul_(most / 127)  # pyright: ignore[reportPrivateUsage]
+        to.copy_(sums if scale is None else sums.mul_(scale))
+    return out
 
 
 _reused: list[tuple[Any, Any]] = []
@@ -128,6 +169,8 @@ class _Quantized(nn.Module):
     shape: torch.Size
     dtype: torch.dtype
     names: tuple[str, ...]
+    products: bool
+    """Of a linear layer in int8: computes with 8-bit numbers and does not unpack its weight."""
     fetch: Callable[[], Parts] | None
     """Where the parts come from when they are not the layer's own buffers."""
     bias: nn.Parameter | None
@@ -189,16 +232,18 @@ def quantizable(module: nn.Module, inside: Collection[str]) -> Iterator[tuple[st
 
 @torch.no_grad()
 def quantize_layer(
-    layer: nn.Module, kind: Weights, device: torch.device | None = None, keep: torch.device | None = None
-) -> None:
+    layer: nn.Module, kind: Weights, device: torch.device | None = None, keep: torch.device | None = None,
+    products: bool = False,
+) -> None:  # fmt: skip
     """Turn a plain layer into a quantized one. Its weight is packed on ``device`` (where it is, if not given) and kept
-    there or at ``keep``."""
+    there or at ``keep``. ``products``: a linear layer multiplies in 8 bits."""
     weight: Tensor = layer.weight  # pyright: ignore[reportAssignmentType]
     parts = pack(weight.detach().to(device or weight.device), kind)
     del layer._parameters["weight"]
     made: Any = layer
     made.__class__ = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
     made.kind, made.shape, made.dtype, made.names, made.fetch = kind, weight.shape, weight.dtype, tuple(parts), None
+    made.products = products and kind == "int8" and isinstance(layer, nn.Linear)
     for name, value in parts.items():
         layer.register_buffer(f"packed_{name}", value if keep is None else value.to(keep), persistent=False)
 
@@ -209,15 +254,16 @@ def quantize_module(
     inside: Collection[str],
     device: torch.device,
     keep: torch.device | None = None,
+    products: bool = False,
 ) -> int:
     """Quantize every layer that can be, packed on ``device`` and kept there or at ``keep``; layer by layer, so that no
-    second copy is on the device. How many there are."""
+    second copy is on the device. How many there are. ``products``: in int8, linear layers multiply in 8 bits."""
     if weights == "full":
         return 0
     layers = [layer for _, layer in quantizable(module, inside)]
     assert layers, f"{type(module).__name__} has no layers in {inside}"
     for layer in layers:
-        quantize_layer(layer, kind_for(layer, weights), device, keep)
+        quantize_layer(layer, kind_for(layer, weights), device, keep, products)
     return len(layers)
 
 
@@ -227,5 +273,9 @@ def is_quantized(module: nn.Module) -> bool:
 
 def quantized_as(module: nn.Module) -> str:
     """``full``, or the kinds that a module's layers are quantized as: part of what its output depends on."""
-    kinds = {layer.kind for layer in module.modules() if isinstance(layer, _Quantized)}
+    kinds = {
+        f"{layer.kind} products" if layer.products else layer.kind
+        for layer in module.modules()
+        if isinstance(layer, _Quantized)
+    }
     return "+".join(sorted(kinds - {"full"})) or "full"

@@ -197,6 +197,7 @@ def build_model(
     family = load(config.model, dtype, vae_dtype=vae_dtype, found=found)
     for line in [*family.notes, *([note] if note else [])]:
         log(line)
+    memory.tune_cudnn(config.memory, device)
     if note := memory.mps_fallback(device):
         log(note)
     size = attention.head_size(family.denoiser)

@@ -142,7 +142,11 @@ def streaming(config: Config, worst: Phase) -> Remedy | None:
 
 
 def nf4(config: Config, worst: Phase) -> Remedy | None:
-    if config.memory.base_weights == "nf4" or config.adapter.kind not in ("lora", "dora"):
+    if (
+        config.memory.base_weights == "nf4"
+        or config.memory.int8_products
+        or config.adapter.kind not in ("lora", "dora")
+    ):
         return None
     return Remedy("base weights in nf4", "it learns on a coarser model", False, {"memory.base_weights": "nf4"})
 
