@@ -38,13 +38,10 @@ def test_float16_is_refused_for_autoencoders_that_overflow(tmp_path, name):
 
 
 def test_float16_is_read_as_float16_where_it_is_given(tmp_path):
-    flags = {"run.precision": "fp16", "model.vae_precision": "fp16", "loss.pixel.mode": "mixed", "run.steps": 1}
-    config = runs.config(tmp_path, flags)
-    assert len(runs.trajectory(config)) == 1
+    options = runs.config(tmp_path).model
     for given, wanted in (("fp16", torch.float16), ("auto", torch.float32)):
-        config = runs.config(tmp_path, {**flags, "model.vae_precision": given})
-        model, dtype = build_model(config, lambda line: None)
-        assert dtype == next(model.family.vae.parameters()).dtype == wanted
+        family = load(options.model_copy(update={"vae_precision": given}), torch.float16)
+        assert next(family.vae.parameters()).dtype == wanted
 
 
 @pytest.mark.parametrize(("given", "dtype"), [("auto", torch.bfloat16), ("fp32", torch.float32)])

@@ -43,6 +43,7 @@ SLOW = [
     ("cuda", "sd15", {"adapter.text_encoders": True, "optimizer.kind": "Prodigy", "run.accumulation": 2}, "data.path"),
     ("mps", "sdxl", {**FP32, **EVERYTHING, "memory.gradient_checkpointing": True}, "data.path"),
     ("cuda", "sd15", {"memory.base_weights": "fp8", **STREAMED}, "data.path"),
+    ("cuda", "sd15", {"run.precision": "fp16", "model.vae_precision": "fp16", **PIXEL}, "data.path"),
     ("cuda", "sd15", CACHED, "data.pairs"),
     ("cuda", "sd3.5-large", EVERYTHING, "data.path"),
     ("cuda", "sdxl", EVERYTHING, "data.path"),
