@@ -52,7 +52,7 @@ class MemoryOptions(Options):
     where a block computes faster than the next one is copied. The same numbers."""
     cudnn_benchmark: bool = option(False, label="Try cuDNN's convolutions")
     """On an NVIDIA GPU: let cuDNN time its algorithms for each new shape of a convolution and take the fastest. For few
-    buckets: each new one costs a second. The choice may differ from run to run, so the same seed and a resumed run give
+    buckets: each new one costs time. The choice may differ from run to run, so the same seed and a resumed run give
     the same numbers up to rounding only."""
     limit_gb: float | None = option(None, label="Memory limit (GB)", gt=0)
     """Use at most this much of the GPU's memory, and leave the rest to others."""
