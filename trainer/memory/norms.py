@@ -31,7 +31,8 @@ def spare_casts(model: nn.Module) -> None:
         elif type(module) is nn.GroupNorm and module.affine:
             module.forward = _group_norm(module, module.forward)
         for name in BEFORE_CONVOLUTIONS:
-            if type(after := getattr(module, name, None)) is nn.SiLU:
+            after = getattr(module, name, None)
+            if isinstance(after, nn.SiLU):
                 after.forward = _silu(after.forward)
         if type(module).__name__ == "Upsample2D" and _only_enlarges(module):
             module.forward = _upsample(module, module.forward)

@@ -31,14 +31,15 @@ class Board:
 
     def __init__(self, folder: Path, purge: int):
         """``purge``: the step from which on earlier curves of the folder are not shown."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._event = Event
+        made: Any = event_pb2
+        self._event = made.Event
         self._file = EventFileWriter(str(folder))
-        self._file.add_event(Event(wall_time=time.time(), step=purge, file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
-        self._file.add_event(Event(wall_time=time.time(), step=purge, session_log=start))
+        self._file.add_event(made.Event(wall_time=time.time(), step=purge, file_version="brain.Event:2"))
+        start = made.SessionLog(status=made.SessionLog.SessionStatus.Value("START"))
+        self._file.add_event(made.Event(wall_time=time.time(), step=purge, session_log=start))
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         summary = {"value": [{"tag": name, "simple_value": value}]}
