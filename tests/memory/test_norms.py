@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import pytest
 import tiny
@@ -67,7 +68,7 @@ class Activated(nn.Module):
 
 def test_a_silu_between_norm_and_convolution_is_autocasts_bit_for_bit() -> None:
     plain = norm(Activated())
-    spared = deepcopy(plain)
+    spared: Any = deepcopy(plain)
     spare_casts(spared)
     x = torch.randn(3, 16, 5, 5).to(LOW) * 3 + 7
     for a, b in zip(through(plain, x), through(spared, x), strict=True):

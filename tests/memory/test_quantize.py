@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import tiny
@@ -156,7 +157,7 @@ def test_int8_is_unbiased_and_keeps_the_largest_weight_of_each_row():
 
 def test_products_of_8_bit_numbers_by_their_definition() -> None:
     """What is summed are whole numbers, so any order gives the same sum; rounding has the slope 1."""
-    held = layer(LINEAR)
+    held: Any = layer(LINEAR)
     quantize.quantize_layer(held, "int8", products=True)
     weight = held.weight
     torch.manual_seed(1)
