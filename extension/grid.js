@@ -3,9 +3,11 @@
 const chosen = new Set();
 let at = 0;
 let anchor = 0;
+let name = ""; // of the one at ``at``, which other pictures may come before
 const cells = () => [...element.querySelectorAll("[role=option]")];
 const show = () => {
   const all = cells();
+  name = all[at]?.dataset.name || "";
   all.forEach((one, n) => {
     one.setAttribute("aria-selected", String(chosen.has(one.dataset.name)));
     one.classList.toggle("at", n === at);
@@ -62,6 +64,6 @@ document.addEventListener("choose-pictures", (event) => all(event.detail));
 watch("value", () => {
   const there = new Set(cells().map((one) => one.dataset.name));
   for (const name of [...chosen]) if (!there.has(name)) chosen.delete(name);
-  at = Math.min(at, Math.max(0, there.size - 1));
+  at = anchor = Math.max(0, [...there].indexOf(name));
   show();
 });

@@ -282,6 +282,28 @@ def test_a_picture_is_cropped_rotated_masked_and_left_out(server: Server, page, 
     until(lambda: (folder / "m01.jpg").exists())
 
 
+def test_a_finding_of_the_check_is_settled_by_its_button(server: Server, page, place: Path) -> None:
+    folder = place / "odd"
+    folder.mkdir()
+    for number in range(6):
+        Image.new("RGB", (140 + 9 * number, 130), (30 * number, 90, 140)).save(folder / f"p{number}.jpg")
+        if number:
+            (folder / f"p{number}.txt").write_text("a red cat, ink", encoding="utf-8")
+    (folder / "broken.png").write_bytes(b"none")
+    (server.runs / ".ui" / "draft.toml").write_text(
+        f'config_version = 1\npreset = "demo"\n[data]\npath = "{folder.as_posix()}"\n', encoding="utf-8"
+    )
+    page.reload()
+    page.wait_for_selector("#grid .one")
+    step(page, "2 Recipe")
+    page.click("#check-report .worth button >> text=Leave out 1 picture")
+    until(lambda: (folder / ".left-out" / "broken.png").exists())
+    page.wait_for_selector("#check-report .worth >> text=1 picture: without caption")
+    page.click("#check-report .worth button >> text=Show them")
+    until(lambda: page.locator("#grid .one").count() == 1)
+    assert page.get_by_label("1 without caption").is_checked()
+
+
 def test_the_page_finds_the_run_again(server: Server, page) -> None:
     step(page, "3 Train")
     page.wait_for_selector("#run-state >> text=done")
