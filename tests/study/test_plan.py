@@ -237,7 +237,7 @@ def test_what_is_left_takes_as_long_as_the_cells_that_are_done(make, monkeypatch
     assert (
         found
         and (found.least, found.most) == (16, 32)
-        and found.line == "time: 16 s to 32 s (training alone, by not measured)"
+        and found.line == "time: 16 s to 32 s (training alone; not measured)"
     )
     monkeypatch.setattr(report, "answer", lambda *_: {"seconds_per_step_range": None})
     assert hours.left(study, print) is None

@@ -45,7 +45,7 @@ def left(plan: Plan, say: Callable[[str], None]) -> Hours | None:
         every = fmean(wall for one in walls.values() for wall in one)
         total = sum(fmean(walls[arm.name]) if arm.name in walls else every for arm in open_)
         return Hours(total, total, "by the cells that are done")
-    least = most = 0.0
+    least, most, pace = 0.0, 0.0, ""
     for arm in (one for one in plan.arms if one.given.trains):
         estimator = report.Estimator(arm.config, plan.found, None, gpus.here(arm.config.run.device), say)
         steps = total_steps_of(plan, arm)
@@ -53,6 +53,7 @@ def left(plan: Plan, say: Callable[[str], None]) -> Hours | None:
         each = found["seconds_per_step_range"]
         if each is None:
             return None
+        pace = found["pace"]
         slow, fast = (each[i] * steps + found["seconds_beside"][i] for i in (1, 0))
         least, most = least + fast * len(plan.seeds), most + slow * len(plan.seeds)
-    return Hours(least, most, f"training alone, by {found['pace']}") if most else None
+    return Hours(least, most, f"training alone; {pace}") if most else None
