@@ -69,8 +69,12 @@
   const goTo = () => {
     const name = location.hash.slice(1);
     select(tabsOf()[screens.indexOf(inner[name] || name)]);
-    const within = name in inner || name === "compare";
-    if (within) setTimeout(() => select(document.getElementById(`inner-${name}-button`)), 200);
+    const within = (tries) => {  // its tabs come with the step, on a slow machine seconds later
+      const tab = document.getElementById(`inner-${name}-button`);
+      if (tab) select(tab);
+      else if (tries) setTimeout(() => within(tries - 1), 100);
+    };
+    if (name in inner || name === "compare") within(100);
   };
   const here = () => {
     const name = screens[tabsOf().findIndex((one) => one.getAttribute("aria-selected") === "true")];
