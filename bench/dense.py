@@ -176,7 +176,7 @@ def table(cells: dict[str, Cell], seeds: int) -> list[str]:
 
     lines = ["| | " + " | ".join(MEASURES) + " | training, CPU s |", "|---|" + "---|" * (len(MEASURES) + 1)]
     for kind in ("prior", "floor"):
-        lines.append(f"| {kind} | " + " | ".join(f"{mean(of('latent', f'{kind}_{k}')):.3f}" for k in MEASURES))
+        lines.append(f"| {kind} | " + " | ".join(f"{mean(of('latent', f'{kind}_{k}')):.3f}" for k in MEASURES) + " | |")
     for name in [*ARMS, *NOISE]:
         means = [f"{mean(of(name, key)):.3f}" for key in MEASURES]
         lines.append(f"| {name} | {' | '.join(means)} | {mean(of(name, 'seconds')):.0f} |")
