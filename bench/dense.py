@@ -5,9 +5,9 @@
 Arms of the product are the demo's preset with a few options changed. Noise prediction is none of its options and is
 trained here, with diffusers and PEFT: Marigold's form (arXiv 2312.02145), where the network sees the picture's latents
 and the noised map's in 8 channels and predicts the noise at a random timestep; the same base, rank, layers, optimizer,
-steps and scenes, not mirrored; sampled by DDIM (trailing timesteps) in 1 and in 25 steps. Differences are paired by seed, with
-Student's 95 % intervals over seeds. Cells that ``FOLDER/cells.json`` has are not run again; each seed is run in every
-arm before the next seed is begun.
+steps and scenes, not mirrored; sampled by DDIM (trailing timesteps) in 1 and in 25 steps. Differences are paired by
+seed, with Student's 95 % intervals over seeds. Cells that ``FOLDER/cells.json`` has are not run again; each seed is run
+in every arm before the next seed is begun.
 """
 
 from __future__ import annotations
