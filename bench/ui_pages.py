@@ -27,7 +27,12 @@ from pixelkiln.extension.store import Home
 READY = """([where, text]) => {
   const shown = document.querySelector(where);
   if (!shown || shown.offsetParent === null || !shown.innerText.includes(text)) return false;
-  const seen = (one) => { const box = one.getBoundingClientRect(); return box.bottom > 0 && box.top < innerHeight; };
+  const grid = document.querySelector("#grid .pictures")?.getBoundingClientRect();
+  const seen = (one) => {
+    const box = one.getBoundingClientRect();
+    const [top, bottom] = one.closest("#grid") ? [grid.top, grid.bottom] : [0, innerHeight];
+    return box.bottom > Math.max(0, top) && box.top < Math.min(innerHeight, bottom);
+  };
   const pictures = [...document.querySelectorAll("img")].filter((one) => one.offsetParent !== null && seen(one));
   return pictures.every((one) => one.complete && one.naturalWidth > 0);
 }"""
