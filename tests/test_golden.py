@@ -112,6 +112,8 @@ def test_json_answers(home: Path, run: Path, tmp_path: Path, capsys: pytest.Capt
     adapter, cells = run / "t.safetensors", tmp_path / "cells.json"
     cells.write_text(json.dumps([{"adapter": str(adapter), "strength": 1, "folder": str(tmp_path / "cell")}]), "utf-8")
     generate = [*words(home, "pairs-generate"), "--prompts", str(home / "prompts.txt"), "-n=1", "-o", str(tmp_path)]
+    long = words(home, "train", run__name="long", run__steps=24, save__every=0, save__state_every=0, sample__every=0)
+    assert cli.main(long) == 0  # so long that its step's time is remembered
     large = words(home, "check", data__resolution=1024, sample__prompts="[]")
     given = {
         "check": [*words(home, "check"), "--card=RTX 3060 12GB", "--fit"],
