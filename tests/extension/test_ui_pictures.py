@@ -384,7 +384,7 @@ def test_a_painted_mask_is_what_the_trainer_reads(screen: pictures.Pictures, tmp
 
     folder = tmp_path / "pictures"
     seen, layer = edits.to_paint(folder / "0.png", None)
-    assert seen.size == (64, 64) and layer.getextrema()[3] == (0, 0)
+    assert seen.size == (64, 64) and layer.getchannel("A").getextrema() == (0, 0)
     layer.paste((*edits.PAINT, 255), (0, 0, 32, 64))
     screen.save_mask({"layers": [layer]}, *VIEW[:3], "0.png", "", "")
     masks = Path(draft.get(screen.context.recipe(), "data.masks"))
@@ -392,7 +392,7 @@ def test_a_painted_mask_is_what_the_trainer_reads(screen: pictures.Pictures, tmp
     mask = trainers.mask(masks / "0.png")
     assert mask[:, :30].max() == 0 and mask[:, 34:].min() == 255
     again = edits.to_paint(folder / "0.png", masks / "0.png")[1]
-    assert again.getpixel((5, 5)) == (*edits.PAINT, 255) and again.getpixel((60, 5))[3] == 0
+    assert again.getpixel((5, 5)) == (*edits.PAINT, 255) and again.getchannel("A").getpixel((60, 5)) == 0
     screen.save_mask({"layers": [Image.new("RGBA", (64, 64))]}, *VIEW[:3], "0.png", "", "")
     assert not (masks / "0.png").exists()
 
