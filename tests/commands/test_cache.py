@@ -58,7 +58,7 @@ def test_what_was_used_longest_ago_goes_first(folder: Path, capsys: pytest.Captu
     latents(capsys, str(folder), "--keep", str(1.5 * store.path("a").stat().st_size / 1e9))
     assert there(store, "a", "b", "c") == ["a"]
     assert main(["cache", str(folder), "--clear"]) == DONE
-    assert "removed 1 entries" in capsys.readouterr().out and not there(store, "a")
+    assert "(entries: 1)" in capsys.readouterr().out and not there(store, "a")
 
 
 def test_what_a_run_may_need_stays(
@@ -75,14 +75,14 @@ def test_a_run_removes_what_no_run_used_and_never_what_one_may_need(folder: Path
     days = {"used": 0, "last week": 7, "old": 100}
     store = filled(folder, days)
     now, gb = time.time(), store.path("used").stat().st_size / 1e9
-    (line,) = prune(folder, DataOptions(path="x"), now)
+    (line,) = prune(folder, 90, None, now)
     assert there(store, *days) == ["used", "last week"]
-    assert line == f"{folder}: removed 1 entries that no run has used lately, {gb:.3f} GB"
-    assert not prune(folder, DataOptions(path="x"), now)
-    removed, over = prune(folder, DataOptions(path="x", cache_gb=gb / 2), now)
-    assert there(store, *days) == ["used"] and "removed 1 entries" in removed and "more than data.cache_gb" in over
+    assert line == f"{folder}: removed {gb:.3f} GB that no run has used lately (entries: 1)"
+    assert not prune(folder, 90, None, now)
+    removed, over = prune(folder, 90, gb / 2, now)
+    assert there(store, *days) == ["used"] and "(entries: 1)" in removed and "more than data.cache_gb" in over
     filled(folder, days)
-    assert not prune(folder, DataOptions(path="x", cache_days=0), now)
+    assert not prune(folder, 0, None, now)
     assert there(store, *days) == list(days)
     with pytest.raises(ValueError, match="1 is below 2 days"):
         DataOptions(path="x", cache_days=1)

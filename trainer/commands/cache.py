@@ -59,5 +59,5 @@ def _cache(args: argparse.Namespace) -> int:
         for row in rows
     ]
     if args.clear or args.older_than is not None or args.keep is not None:
-        lines.append(f"removed {len(gone):,} entries, {sum(entry.size for entry in gone) / GB:.3f} GB")
+        lines.append(f"removed {sum(entry.size for entry in gone) / GB:.3f} GB (entries: {len(gone):,})")
     return print_lines([f"{folder}:", *lines])

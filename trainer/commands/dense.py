@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..runs.check_report import counted_noun
 from ..runs.control import DONE, USER_ERROR
 from .common import Command, print_json, print_lines, print_note
 
@@ -106,7 +107,7 @@ def _predict(args: argparse.Namespace) -> int:
             {"maps": written, "task": found.task, "space": found.space if found.task == "depth" else None}
         )
     note = f" ({BRIGHT[found.space]})" if found.task == "depth" else ""
-    return print_lines([*map(str, written), f"{len(written)} files of {found.task}{note}"])
+    return print_lines([*map(str, written), f"{counted_noun(len(written), 'file')} of {found.task}{note}"])
 
 
 def _score(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
+from ..runs.check_report import counted_noun
 from ..runs.control import DONE, USER_ERROR
 from .common import Command, configuration, print_json, print_lines
 
@@ -68,4 +69,4 @@ def _generate(args: argparse.Namespace) -> int:
         raise UserError(f"-n: {args.n} is no number of pictures; give 1 or more")
     texts = read_prompts(args.prompts)
     count = generate(configuration(args), texts, args.n, args.output, args.adapter_file)
-    return print_lines([f"{count} pictures of {len(texts)} prompts in {args.output}"])
+    return print_lines([f"{counted_noun(count, 'picture')} of {counted_noun(len(texts), 'prompt')} in {args.output}"])

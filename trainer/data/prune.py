@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .options import DataOptions
 
 KINDS = ("latents", "masks", "targets", "text")
 """Folders of a cache whose entries are named by their content: what is missing is made again."""
@@ -68,16 +67,16 @@ def remove(gone: Collection[Entry]) -> None:
                 ) from None
 
 
-def prune(root: Path, options: DataOptions, now: float) -> list[str]:
-    """What a run removes of its cache at its start, by ``data.cache_days`` and ``data.cache_gb``; lines for its log.
+def prune(root: Path, days: float, most_gb: float | None, now: float) -> list[str]:
+    """What a run removes of its cache at its start, by ``data.cache_days`` (0: never) and ``data.cache_gb``, in lines.
 
     Nothing goes that was used in the last two days, by this run or by another that may still train. A file that cannot
     be removed stays: the cache may be shared and another's.
     """
-    if not (options.cache_days or options.cache_gb) or not root.is_dir():
+    if not (days or most_gb) or not root.is_dir():
         return []
     found = entries(root)
-    gone = chosen(found, options.cache_days or None, options.cache_gb, False, now)
+    gone = chosen(found, days or None, most_gb, False, now)
     gone = [entry for entry in gone if entry.used < now - IN_USE_DAYS * DAY]
     removed = []
     for entry in gone:
@@ -87,9 +86,7 @@ def prune(root: Path, options: DataOptions, now: float) -> list[str]:
     size, left = (sum(entry.size for entry in some) / GB for some in (removed, set(found) - set(removed)))
     lines = []
     if removed:
-        lines.append(f"{root}: removed {len(removed):,} entries that no run has used lately, {size:.3f} GB")
-    if options.cache_gb is not None and left > options.cache_gb:
-        lines.append(
-            f"{root}: {left:.3f} GB are in use or not to be removed, more than data.cache_gb = {options.cache_gb:g}"
-        )
+        lines.append(f"{root}: removed {size:.3f} GB that no run has used lately (entries: {len(removed):,})")
+    if most_gb is not None and left > most_gb:
+        lines.append(f"{root}: {left:.3f} GB are in use or not to be removed, more than data.cache_gb = {most_gb:g}")
     return lines

@@ -187,7 +187,7 @@ class Loop:
                 checkpoint.drop_after(self.folder.state, self.steps_done)
         self._prepare()
         if s.is_main and s.dataset.cache_root is not None:
-            for line in prune(s.dataset.cache_root, config.data, time.time()):
+            for line in prune(s.dataset.cache_root, config.data.cache_days, config.data.cache_gb, time.time()):
                 self.writer.log(line)
         Settler(s, self.folder.surrogate, resumed, self.writer.log, self.writer.warning, self.writer.progress).settle()
         config = s.config
