@@ -40,13 +40,15 @@ BASE = Path(__file__).resolve().parents[1] / "presets" / "base"
 UNIT, VALID = 0.001, (0.1, 20.0)
 ARMS: dict[str, dict[str, Any]] = {
     "latent": {},
-    "latent + decoded": {"loss.dense.weight": "auto", "loss.dense.probability": 0.25},
+    "latent + decoded": {"loss.dense.weight": "auto"},
+    "latent + decoded, one in four": {"loss.dense.weight": "auto", "loss.dense.probability": 0.25},
     "detail": {"dense.detail": 1.0},
     "detail, timestep": {"dense.detail": 1.0, "dense.task_switch": "timestep"},
 }
 NOISE = {"noise, 1 step": 1, "noise, 25 steps": 25}
 PAIRS = (
-    ("detail", "latent"), ("latent + decoded", "latent"), ("detail, timestep", "detail"),
+    ("detail", "latent"), ("latent + decoded", "latent"),
+    ("latent + decoded, one in four", "latent"), ("detail, timestep", "detail"),
     ("noise, 1 step", "latent"), ("noise, 25 steps", "latent"),
 )  # fmt: skip
 MEASURES = ("absrel", "delta1", "edge_f1")
