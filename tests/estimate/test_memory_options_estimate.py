@@ -48,8 +48,10 @@ def test_streamed_weights(home, blocks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd15", pytest.param("sd3-medium", marks=pytest.mark.nightly)])
-def test_checkpoints_that_leave_the_device(home, name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "share"), [("sd15", 0.95), pytest.param("sd3-medium", 0.98, marks=pytest.mark.nightly)]
+)
+def test_checkpoints_that_leave_the_device(home, name, share, monkeypatch):
     """Here they leave for numpy's memory, which torch's profiler does not count."""
     config = wanted(home, name, {**RECOMPUTE, "memory.cpu_offload_checkpointing": True})
     stays = wanted(home, name, RECOMPUTE)
@@ -68,7 +70,7 @@ def test_checkpoints_that_leave_the_device(home, name, monkeypatch):
     )
     _, peak, _, small = compare(config)
     assert estimated_peak(small) == pytest.approx(peak, rel=0.1)
-    assert estimated_peak(small) < 0.95 * estimated_peak(found)
+    assert estimated_peak(small) < share * estimated_peak(found)
 
 
 LARGE = {**RECOMPUTE, "run.batch": 1, "data.resolution": 512, "loss.pixel.mode": "mixed"}

@@ -222,5 +222,5 @@ def test_a_configuration_of_version_2_keeps_what_its_preset_set(tmp_path):
         weights = []
         for version in (1, 2, 3):
             (tmp_path / "v.toml").write_text(f"config_version = {version}\npreset = '{name}'\n[model]\npath = 'm'\n")
-            weights.append(load(tmp_path / "v.toml").terms()["pixel"].auto_ratio)
+            weights.append(load(tmp_path / "v.toml").terms()["pixel"][0].auto_ratio)
         assert weights == [1.0, 1.0, 0.1]

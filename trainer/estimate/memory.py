@@ -173,7 +173,7 @@ def _to_host(tracker: MemoryTracker) -> Iterator[None]:
         if tensor.is_leaf or tensor.numel() * tensor.element_size() < self.small:
             return tensor
         with tracker.labelled(HOST):
-            return tensor.clone(), tensor.device, None
+            return tensor.clone(), tensor.device
 
     Host._away = away
     try:
