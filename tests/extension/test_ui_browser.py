@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from pixelkiln.extension import draws
 from pixelkiln.trainer.runs import control
 
 pytestmark = pytest.mark.browser
@@ -489,10 +490,12 @@ def test_a_study_from_its_plan_to_its_report_and_votes(server: Server, page, pla
     page.click("#study-plan")
     page.wait_for_selector("text=choose a ready one")  # nothing was given
     page.fill("#study-file textarea, #study-file input", str(place / "tiny.toml"))
+    page.wait_for_timeout(1000)  # a script types and clicks within one tick of the page
     page.click("#study-plan")
     page.wait_for_selector("#study-planned >> text=2 recipes x 1 seed = 2 cells")
     assert "ime:" in page.inner_text("#study-planned") and "adapter.rank = 4" in page.inner_text("#study-planned")
-    page.click("#start-study")
+    until(lambda: not any(run.status.live for run in control.list_runs(server.runs)) and not draws.drawing(server.runs))
+    page.click("#start-study")  # refused while another test's training goes on
     page.wait_for_selector("#study-state >> text=at work")
     page.click("#stop-study")
     page.wait_for_selector("#study-state >> text=stopped")
