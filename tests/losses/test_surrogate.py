@@ -229,14 +229,6 @@ def test_a_file_from_before_the_gate_was_deeper_is_still_read(tmp_path):
     assert torch.equal(metric.load(path, "k")(z + d, z), made(z + d, z))
 
 
-def test_momentum_is_made_nearly_orthogonal():
-    torch.manual_seed(0)
-    for shape in ((8, 40), (40, 8), (12, 24)):
-        values = torch.linalg.svdvals(metric._orthogonal(torch.randn(shape)))
-        assert values.min() > 0.3 and values.max() < 1.3
-    assert not metric._orthogonal(torch.zeros(3, 3)).any()
-
-
 def test_few_examples_are_not_seen_too_often(monkeypatch):
     monkeypatch.setattr(metric, "EPOCHS", 3)
     seen = []

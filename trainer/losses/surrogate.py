@@ -195,36 +195,24 @@ def fit(
 
 
 class _Muon:
-    """Steps along orthogonalised momentum (Muon, kellerjordan.github.io/posts/muon) for all matrices, convolutions as
-    [out, rest]; Adam for biases. After 40 steps of this fit its cosine is 0.73 where Adam alone reaches 0.61."""
+    """torch's Muon (kellerjordan.github.io/posts/muon) for all matrices, convolutions as [out, rest], since it takes
+    nothing else; Adam for biases."""
 
     def __init__(self, made: nn.Module):
-        self.matrices = [(p, torch.zeros_like(p)) for p in made.parameters() if p.ndim > 1]
-        self.adam = torch.optim.Adam([p for p in made.parameters() if p.ndim == 1], 3e-3)
+        self.weights = [p for p in made.parameters() if p.ndim > 1]
+        self.matrices = [nn.Parameter(p.detach().flatten(1)) for p in self.weights]  # the same memory
+        biases = [p for p in made.parameters() if p.ndim == 1]
+        self.parts = ((torch.optim.Muon(self.matrices, weight_decay=0.0), RATE), (torch.optim.Adam(biases), 3e-3))
 
-    @torch.no_grad()
     def step(self, rate: float) -> None:
-        """``rate``: what RATE is multiplied by."""
-        for group in self.adam.param_groups:
-            group["lr"] = 3e-3 * rate
-        self.adam.step()
-        for weight, momentum in self.matrices:
+        """``rate``: what the rates are multiplied by."""
+        for matrix, weight in zip(self.matrices, self.weights, strict=True):
             assert weight.grad is not None
-            momentum.lerp_(weight.grad, 0.05)
-            direction = _orthogonal(weight.grad.lerp(momentum, 0.95).flatten(1))
-            tall = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
-            weight.add_(direction.view_as(weight), alpha=-RATE * rate * tall)
-
-
-def _orthogonal(x: Tensor) -> Tensor:
-    """Nearly the nearest matrix with singular values of 1, by five Newton-Schulz steps of degree five."""
-    x = x / x.norm().clamp(min=1e-12)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    for _ in range(5):
-        square = x @ x.T
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if tall else x
+            matrix.grad = weight.grad.flatten(1)
+        for optimizer, most in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = most * rate
+            optimizer.step()
 
 
 def _gradient(made: Surrogate, predicted: Tensor, true: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
