@@ -147,7 +147,7 @@ def sdxl(prediction: str = "epsilon") -> Parts:
                  "StableDiffusionXLPipeline", {"te1": "", "te2": "_2"})  # fmt: skip
 
 
-def sd3(name: str = "sd3-medium", with_t5: bool = True) -> Parts:
+def sd3(name: str = "sd3-medium", with_t5: bool = True, layers: int = 3) -> Parts:
     """``sd3-medium``, ``sd3.5-medium`` (qk-norm, a second attention in block 0) or ``sd3.5-large`` (qk-norm)."""
     words, second = clip_tokenizer(), clip_tokenizer()
     second.pad_token = "!"
@@ -157,7 +157,7 @@ def sd3(name: str = "sd3-medium", with_t5: bool = True) -> Parts:
         encoders["te3"], tokenizers["te3"] = t5(32), t5_tokenizer()
     torch.manual_seed(17)
     transformer = _lib("diffusers").SD3Transformer2DModel(
-        sample_size=LATENT_SIZE, patch_size=2, in_channels=16, out_channels=16, num_layers=3, attention_head_dim=8,
+        sample_size=LATENT_SIZE, patch_size=2, in_channels=16, out_channels=16, num_layers=layers, attention_head_dim=8,
         num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=28,
         pos_embed_max_size=12, qk_norm=None if name == "sd3-medium" else "rms_norm",
         dual_attention_layers=(0,) if name == "sd3.5-medium" else (),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import memory_probe
 import numpy as np
 import pytest
+import tiny
 import torch
 from estimate_checks import FULL, SIDE, compare, estimated_peak, wanted
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,13 +50,14 @@ def test_streamed_weights(home, blocks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "share"), [("sd15", 0.95), pytest.param("sd3-medium", 0.98, marks=pytest.mark.nightly)]
-)
-def test_checkpoints_that_leave_the_device(home, name, share, monkeypatch):
-    """Here they leave for numpy's memory, which torch's profiler does not count."""
-    config = wanted(home, name, {**RECOMPUTE, "memory.cpu_offload_checkpointing": True})
-    stays = wanted(home, name, RECOMPUTE)
+@pytest.mark.parametrize("name", ["sd15", pytest.param("sd3-medium", marks=pytest.mark.nightly)])
+def test_checkpoints_that_leave_the_device(home, name, monkeypatch):
+    """Here they leave for numpy's memory, which torch's profiler does not count. SD3 has as many blocks as it takes for
+    what they keep to count beside what one of them computes."""
+    base = dict[str, Any](RECOMPUTE)
+    if name == "sd3-medium":
+        base["model.path"] = str(tiny.write(home / "deep", tiny.sd3(layers=12)))
+    config, stays = wanted(home, name, {**base, "memory.cpu_offload_checkpointing": True}), wanted(home, name, base)
     monkeypatch.setattr(blocks, "SMALL", 2**14)
     found = memory.estimate(stays, identify(stays.model), Shape(SIDE, SIDE, ("plain",), 2), torch.float32, "cpu")
 
@@ -70,7 +73,7 @@ def test_checkpoints_that_leave_the_device(home, name, share, monkeypatch):
     )
     _, peak, _, small = compare(config)
     assert estimated_peak(small) == pytest.approx(peak, rel=0.1)
-    assert estimated_peak(small) < share * estimated_peak(found)
+    assert estimated_peak(small) < 0.95 * estimated_peak(found)
 
 
 LARGE = {**RECOMPUTE, "run.batch": 1, "data.resolution": 512, "loss.pixel.mode": "mixed"}
