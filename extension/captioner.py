@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
 from . import images
@@ -36,7 +34,9 @@ class Captioner:
         import torch
 
         asked = {"text": self.task} if self.task else {}
-        given = self.processor(images=_opened(path), return_tensors="pt", **asked).to(self.model.device)
+        given = self.processor(
+            images=images.opened(path, "it keeps no caption").convert("RGB"), return_tensors="pt", **asked
+        ).to(self.model.device)
         with torch.inference_mode():
             found = self.model.generate(**given, max_new_tokens=LONGEST, num_beams=3, do_sample=False)
         return " ".join(self.processor.batch_decode(found, skip_special_tokens=True)[0].split())
@@ -67,14 +67,3 @@ def load(folder: Path) -> Captioner:
         first = str(error).strip().split("\n")[0][:200]
         raise UserError(f"{folder}: it cannot be read ({first}); take all files of the model, safetensors") from None
     return Captioner(torch.nn.Module.to(model.eval(), device), processor, TASKS[kind])
-
-
-def _opened(path: Path) -> Image.Image:
-    measured = images.size(path)
-    if measured is None or measured[0] * measured[1] > images.MOST_PIXELS:
-        raise UserError(f"{path.name}: it cannot be read, or is too large; it keeps no caption")
-    try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except images.WRONG:
-        raise UserError(f"{path.name}: it cannot be read; it keeps no caption") from None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def crop(picture: Path, mask: Path | None, box: Box) -> None:
         raise UserError(f"crop: less than {LEAST} pixels would be left of {picture.name}; draw a larger frame")
 
     def cut(one: Image.Image) -> Image.Image:
-        ends = (left * one.width, top * one.height, (left + width) * one.width, (top + height) * one.height)
-        return one.crop(tuple(round(end) for end in ends))  # type: ignore[arg-type]
+        x, y = round(left * one.width), round(top * one.height)
+        return one.crop((x, y, round((left + width) * one.width), round((top + height) * one.height)))
 
     _both(picture, mask, cut)
 
@@ -64,10 +65,15 @@ def box_of(text: str) -> Box:
 def _both(picture: Path, mask: Path | None, change: Callable[[Image.Image], Image.Image]) -> None:
     ready = [(path, _changed(path, change)) for path in filter(None, (picture, mask))]
     for path, data in ready:
-        kept = path.parent / ORIGINALS / path.name
-        if not kept.exists():
-            write(kept, path.read_bytes())
+        _keep(path)
         write(path, data)
+
+
+def _keep(path: Path) -> None:
+    """Copy a file aside before its first change."""
+    kept = path.parent / ORIGINALS / path.name
+    if not kept.exists():
+        write(kept, path.read_bytes())
 
 
 def _changed(path: Path, change: Callable[[Image.Image], Image.Image]) -> bytes:
@@ -119,18 +125,20 @@ def take_back(folder: Path, names: list[str]) -> int:
 
 
 def _move(source: Path, target: Path, names: list[str]) -> int:
-    there = [name for name in captions.scan(source).pictures if name in set(names)]
+    pictures, asked = captions.scan(source).pictures, set(names)
+    there = [name for name in pictures if name in asked]
+    sharing = Counter(Path(name).stem for name in pictures)
     clash = [name for name in there if (target / name).exists()]
     if clash:
         raise UserError(f"{clash[0]}: there is another picture of this name in {target}; rename one of them")
     target.mkdir(exist_ok=True)
     for name in there:
         shutil.move(source / name, target / name)
-        stay = {Path(one).stem for one in captions.scan(source).pictures}
+        sharing[Path(name).stem] -= 1
         for ending in (".txt", ".caption"):
             text = (source / name).with_suffix(ending)
             if text.is_file() and not (target / text.name).exists():
-                (shutil.copy2 if text.stem in stay else shutil.move)(text, target / text.name)
+                (shutil.copy2 if sharing[text.stem] else shutil.move)(text, target / text.name)
     return len(there)
 
 
@@ -147,19 +155,11 @@ def mask_of(masks: Path | None, picture: str) -> Path | None:
 
 def to_paint(picture: Path, mask: Path | None) -> tuple[Image.Image, Image.Image]:
     """The picture for the editor, and over it what its mask ignores. UserError: one of them cannot be read."""
-    size = images.size(picture)
-    if size is None or size[0] * size[1] > images.MOST_PIXELS:
-        raise UserError(f"{picture.name}: it cannot be read, or is too large; replace the file")
-    try:
-        with Image.open(picture) as opened:
-            seen = ImageOps.exif_transpose(opened).convert("RGB")
-        seen.thumbnail((EDITOR_SIDE, EDITOR_SIDE))
-        ignored = Image.new("L", seen.size)
-        if mask is not None:
-            with Image.open(mask) as opened:
-                ignored = ImageOps.invert(opened.convert("L")).resize(seen.size)
-    except images.WRONG:
-        raise UserError(f"{(mask or picture).name}: it cannot be read; replace the file") from None
+    seen = images.opened(picture, "replace the file").convert("RGB")
+    seen.thumbnail((EDITOR_SIDE, EDITOR_SIDE))
+    ignored = Image.new("L", seen.size)
+    if mask is not None:
+        ignored = ImageOps.invert(images.opened(mask, "replace the file").convert("L")).resize(seen.size)
     layer = Image.new("RGBA", seen.size, (*PAINT, 255))
     layer.putalpha(ignored)
     return seen, layer
@@ -167,19 +167,21 @@ def to_paint(picture: Path, mask: Path | None) -> tuple[Image.Image, Image.Image
 
 def save_mask(masks: Path, picture: Path, painted: list[Image.Image]) -> Path | None:
     """A mask of the picture's size from what was painted over it: painted is black, the rest white. None, and no file
-    of this picture, where nothing is painted."""
+    of this picture, where nothing is painted. A mask that was there is kept in ``.originals``."""
     before, size = mask_of(masks, picture.name), images.size(picture)
     assert size is not None
     ignored = Image.new("L", painted[0].size if painted else (1, 1))
     for layer in painted:
         ignored.paste(255, mask=layer.convert("RGBA").getchannel("A").resize(ignored.size))
+    path = masks / f"{picture.stem}.png" if ignored.getextrema()[1] else None
     if before is not None:
+        _keep(before)
+    if path is not None:
+        data = io.BytesIO()
+        ImageOps.invert(ignored).resize(size, Image.Resampling.BILINEAR).save(data, "PNG")
+        write(path, data.getvalue())
+    if before is not None and before != path:
         before.unlink()
-    if ignored.getextrema()[1] == 0:
-        return None
-    data, path = io.BytesIO(), masks / f"{picture.stem}.png"
-    ImageOps.invert(ignored).resize(size, Image.Resampling.BILINEAR).save(data, "PNG")
-    write(path, data.getvalue())
     return path
 
 

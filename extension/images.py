@@ -79,6 +79,18 @@ def thumbnail(path: Path, side: int, folder: Path) -> Path | None:
     return made
 
 
+def opened(path: Path, remedy: str) -> Image.Image:
+    """The picture, turned as its EXIF data ask. UserError, ending in ``remedy``: it cannot be read, or is too large."""
+    measured = size(path)
+    if measured is None or measured[0] * measured[1] > MOST_PIXELS:
+        raise UserError(f"{path.name}: it cannot be read, or is too large; {remedy}")
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture)
+    except WRONG:
+        raise UserError(f"{path.name}: it cannot be read; {remedy}") from None
+
+
 def as_png(data: bytes, name: str) -> bytes:
     """A picture of another kind as PNG, of an animation the first frame. UserError: it cannot be read."""
     if Path(name).suffix.lower() in (".heic", ".heif"):

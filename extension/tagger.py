@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..trainer.errors import UserError
 from . import images
@@ -74,14 +74,7 @@ def load(folder: Path = FOLDER) -> Tagger:
 
 def squared(path: Path, side: int) -> np.ndarray:
     """[1, side, side, 3], BGR from 0 to 255: the picture on white, whole, in the middle. UserError: no picture."""
-    measured = images.size(path)
-    if measured is None or measured[0] * measured[1] > images.MOST_PIXELS:
-        raise UserError(f"{path.name}: it cannot be read, or is too large; it keeps no caption")
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
-    except images.WRONG:
-        raise UserError(f"{path.name}: it cannot be read; it keeps no caption") from None
+    picture = images.opened(path, "it keeps no caption").convert("RGBA")
     width, height = picture.size
     whole = max(width, height)
     square = Image.new("RGBA", (whole, whole), "white")

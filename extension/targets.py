@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..trainer.dense.files import EXTENSIONS
 from ..trainer.dense.maps import colour_target
 from ..trainer.dense.options import DenseOptions
-from ..trainer.dense.targets import Target, read_target, resize
+from ..trainer.dense.targets import Target, find_target, read_target, resize
 from ..trainer.errors import UserError
 from . import crops
 from .store import write
@@ -28,16 +28,11 @@ def of(recipe: Mapping[str, Any], folder: Path, names: Iterable[str]) -> dict[st
     targets = crops.of_folder(recipe, str(folder)).get("targets")
     if recipe.get("dense") is None or not isinstance(targets, str):
         return None
-    try:
-        there = {one.name for one in Path(targets).iterdir()}
-    except OSError:
-        return {}
     found: dict[str, Path] = {}
     for name in names:
-        for ending in EXTENSIONS:
-            for stem in (name, Path(name).stem):
-                if f"{stem}{ending}" in there:
-                    found.setdefault(name, Path(targets) / f"{stem}{ending}")
+        with suppress(UserError):  # two of one name, which the check reports
+            if path := find_target(Path(targets), Path(name)):
+                found[name] = path
     return found
 
 

@@ -393,8 +393,9 @@ def test_a_painted_mask_is_what_the_trainer_reads(screen: pictures.Pictures, tmp
     assert mask[:, :30].max() == 0 and mask[:, 34:].min() == 255
     again = edits.to_paint(folder / "0.png", masks / "0.png")[1]
     assert again.getpixel((5, 5)) == (*edits.PAINT, 255) and again.getchannel("A").getpixel((60, 5)) == 0
+    painted = (masks / "0.png").read_bytes()
     screen.save_mask({"layers": [Image.new("RGBA", (64, 64))]}, *VIEW[:3], "0.png", "", "")
-    assert not (masks / "0.png").exists()
+    assert not (masks / "0.png").exists() and (masks / edits.ORIGINALS / "0.png").read_bytes() == painted
 
 
 def test_pictures_of_other_kinds_are_saved_as_png(screen: pictures.Pictures, tmp_path: Path) -> None:
