@@ -17,6 +17,11 @@ from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home
 
 
+def event(key: str) -> Any:
+    """What the page sends for a click on a finding's button."""
+    return SimpleNamespace(fix=key)
+
+
 def fit(fits: bool, *remedies: dict[str, Any]) -> dict[str, Any]:
     return {
         "gb": 7.4, "of_gb": 5.4, "fits": fits, "card": "RTX 3060 6GB", "at": "training step", "seconds_per_step": 6.0,
@@ -92,10 +97,10 @@ def test_each_finding_about_pictures_has_a_button_that_settles_it(tmp_path: Path
         offered = panel._view(report)[4]
         key = check._id_of(remedy_)
         assert f'data-fix="{key}"' in check.shown(report, context.recipe(), context, False), kind
-        panel.fix(SimpleNamespace(fix=key), offered)  # type: ignore[arg-type]
+        panel.fix(event(key), offered)
         assert kind not in found()
     assert captions.scan(folder).pictures == ("a.png", "bare.png", "long.png")
     values = context.recipe()
     assert (draft.get(values, "data.caption"), draft.get(values, "model.max_tokens")) == ("sks", 150)
     with pytest.raises(gr.Error, match=words.CHANGED_MEANWHILE.partition(";")[0]):
-        panel.fix(SimpleNamespace(fix="gone"), [])  # type: ignore[arg-type]
+        panel.fix(event("gone"), [])
