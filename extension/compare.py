@@ -323,7 +323,7 @@ class Compare:
 
     @kindly
     def start_vote(self, name: str, of: str | None) -> list[Any]:
-        """The pictures whose origin is told give way to two whose is not."""
+        """Show the first two pictures to compare without their names, in place of the table that has them."""
         table = self._table(name, of)
         laid = self._next(folder_of(self.home, name), table)
         if not laid[1]:

@@ -142,6 +142,6 @@ def _remove(folder: Path, row: pairs_file.Pair | pairs_file.Rating) -> bool:
 
 
 def two_seeds(prompts: Sequence[str], first: int, pairs: int) -> list[str]:
-    """So many pairs over the prompts in turn, each picture with a seed of its own, as the trainer's prompt flags say
-    it."""
+    """Prompts for ``pairs`` pairs of pictures, over the given prompts in turn; each has its own seed, from ``first``
+    on, as the prompt flag ``--d``."""
     return [f"{prompts[i % len(prompts)]} --d {first + 2 * i + j}" for i in range(pairs) for j in (0, 1)]

@@ -84,8 +84,8 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def in_place(function: Callable[P, list[Any]], skipped: int) -> Callable[P, list[Any]]:
-    """As ``kindly``, but what a person has to mend stands where the answer's first part would, until the next answer;
-    the ``skipped`` parts after it stay as they are."""
+    """As ``kindly``, but the line of a UserError is shown in the place of the answer's first part, until the next
+    answer; the ``skipped`` parts after it stay as they are."""
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> list[Any]:
@@ -98,7 +98,7 @@ def in_place(function: Callable[P, list[Any]], skipped: int) -> Callable[P, list
 
 
 def alert(line: str) -> str:
-    """What a person has to mend, beside where; read aloud."""
+    """The line of an error, to show where it arose; screen readers announce it."""
     return f'<p class="note bad" role="alert">{escape(line)}</p>'
 
 

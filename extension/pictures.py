@@ -641,7 +641,7 @@ def _summary(view: grid.View) -> str:
 
 
 def _foot(view: grid.View) -> str:
-    """What is said beside the button that leads on."""
+    """How many pictures there are and how many have a fault, for the place beside the button to the next screen."""
     line = words.number(len(view.listing.pictures), words.PICTURES)
     fix = len(view.wrong)
     return note(words.TO_FIX.format(line, fix) if fix else line, "warn" if fix else "good")

@@ -272,7 +272,7 @@ class Prefer:
         return self._all("folder", name, str(pool), folder, kind, acts)
 
     def draw(self, folder: str, name: str, text: str, many: float) -> list[Any]:
-        """Begin to draw so many pairs; they are judged while others are drawn."""
+        """Begin to draw the number of pairs that was asked for; pairs can be judged while others are drawn."""
         run_dir = folder_of(self.home, name)
         texts = duels.two_seeds(prompts_or_own(run_dir, text), int(time.time()) % 1_000_000, int(many))
         place = run_dir / "candidates" / str(int(time.time()))

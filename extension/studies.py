@@ -70,10 +70,10 @@ def look(folder: Path) -> Study:
         return Study(folder, "live" if _held(folder) else "seen", done, None)
     since = read_object(folder / draws.MARK).get("log", 0)
     log = control.tail(folder, 400, since if isinstance(since, int) else 0)
-    said = list(re.finditer(r"(?m)^(.+): cell (\d+) of (\d+)(?:, about (.+) left)?$", log))
-    total = int(said[-1][3]) if said else asked.get("cells")
+    cells = list(re.finditer(r"(?m)^(.+): cell (\d+) of (\d+)(?:, about (.+) left)?$", log))
+    total = int(cells[-1][3]) if cells else asked.get("cells")
     if control.status(folder).live:
-        at, left = (said[-1][1], said[-1][4] or "") if said else ("", "")
+        at, left = (cells[-1][1], cells[-1][4] or "") if cells else ("", "")
         return Study(folder, "live", done, total, left, at, ours=True)
     errors = re.findall(r"(?m)^error: (.*)$", log)
     if errors and not asked.get("stopped"):

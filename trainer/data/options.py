@@ -179,8 +179,8 @@ class DataOptions(PictureOptions):
     """Where encoded pictures and captions are kept, by their content: safe to share between runs and to delete. Unset:
     beside the runs."""
     cache_days: float = option(90.0, label="Days in the cache", ge=0)
-    """A run removes from its cache folder what no run has used for so many days, 2 or more; the log says how much. 0
-    removes nothing for its age."""
+    """A run removes from its cache folder the entries that no run has used for this number of days (2 or more), and
+    logs how much that was. 0: no entry is removed for its age."""
     cache_gb: float | None = option(None, label="Cache limit (GB)", gt=0)
     """The same beyond this size of the folder: what was used longest ago goes, but nothing that a run has used in the
     last two days. Unset: no limit."""
