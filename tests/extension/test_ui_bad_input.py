@@ -17,17 +17,9 @@ import gradio as gr
 
 from pixelkiln.extension import check, draft, duels, pictures, progress, queue, train, votes, words
 from pixelkiln.extension.page import Context, kindly
-from pixelkiln.extension.security import Addresses, Folders
-from pixelkiln.extension.store import Home, write
+from pixelkiln.extension.store import write
 from pixelkiln.trainer.config import PRESETS
 from pixelkiln.trainer.runs import control
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Context:
-    home = Home(tmp_path / "runs")
-    home.make()
-    return Context(home, Addresses.of(home), Folders())
 
 
 @pytest.fixture

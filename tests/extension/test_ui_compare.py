@@ -18,20 +18,13 @@ import gradio as gr
 
 from pixelkiln.extension import compare, draft, draws, duels, prefer, progress, studies, tables, train, votes, words
 from pixelkiln.extension.page import Context, about, in_place
-from pixelkiln.extension.security import Addresses, Folders
+from pixelkiln.extension.security import Folders
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer.data import pairs_file
 from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.runs import control
 
 STEPS = (0, 10, 20)
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Context:
-    home = Home(tmp_path / "runs")
-    home.make()
-    return Context(home, Addresses.of(home), Folders())
 
 
 @pytest.fixture

@@ -16,16 +16,7 @@ import gradio as gr
 
 from pixelkiln.extension import compare, maps, words
 from pixelkiln.extension.page import Context
-from pixelkiln.extension.security import Addresses, Folders
-from pixelkiln.extension.store import Home
 from pixelkiln.trainer.runs import control
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Context:
-    home = Home(tmp_path / "runs")
-    home.make()
-    return Context(home, Addresses.of(home), Folders())
 
 
 def made_run(context: Context, name: str, config: str) -> Path:

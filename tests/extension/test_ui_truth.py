@@ -30,18 +30,11 @@ from pixelkiln.extension import (
     words,
 )  # fmt: skip
 from pixelkiln.extension.page import Context, newest, plain_message
-from pixelkiln.extension.security import Addresses, Folders
-from pixelkiln.extension.store import Home, write
+from pixelkiln.extension.security import Folders
+from pixelkiln.extension.store import write
 from pixelkiln.trainer.data import pairs_file
 from pixelkiln.trainer.families import words as trainer_words
 from pixelkiln.trainer.runs import control
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Context:
-    home = Home(tmp_path / "runs")
-    home.make()
-    return Context(home, Addresses.of(home), Folders())
 
 
 def built(screen: Any, context: Context) -> Any:
