@@ -34,13 +34,21 @@ def test_votes_are_given_by_keys_kept_over_a_reload_and_read_by_the_study(tmp_pa
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(page_file.as_uri())
         page.wait_for_function("document.getElementById('left').naturalWidth == 32")
+
+        def counts(votes):
+            page.wait_for_function(f"document.getElementById('count').textContent == '{votes} of 3'")
+
         page.keyboard.press("ArrowDown")
+        counts(1)
         page.keyboard.press("Backspace")
-        for _ in range(3):  # always for b, on whichever side it is
+        counts(0)
+        for votes_given in (1, 2, 3):  # always for b, on whichever side it is
             left = page.get_attribute("#left", "src")
             page.keyboard.press("ArrowLeft" if left.startswith("b") else "ArrowRight")
+            counts(votes_given)
             page.reload()
-        assert page.text_content("#count") == "3 of 3" and not page.is_visible("#pair")
+            counts(votes_given)
+        assert not page.is_visible("#pair") and not page.is_visible("#unkept")
         with page.expect_download() as download:
             page.click("text=save votes.jsonl")
         download.value.save_as(tmp_path / votes.FILE)

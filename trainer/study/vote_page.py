@@ -1,7 +1,8 @@
 """A page to vote on, blind: two pictures of one prompt and noise at a time, sides by chance, arms not named.
 
 It lies in the study's folder and shows the pictures there; what was voted is kept by the browser, and saved as
-``votes.jsonl``, which belongs into the same folder.
+``votes.jsonl``, which belongs into the same folder. A vote counts once the browser's database says that it is kept:
+``localStorage`` of a page from a file answers with older votes after a reload now and then.
 """
 
 from __future__ import annotations
@@ -19,22 +20,37 @@ main { display: flex; gap: 1rem; justify-content: center; } img { width: 45vw; m
 button { font-size: 1rem; padding: .5rem 1rem; margin: .3rem; }
 """
 SCRIPT = """
-const key = "pixelkiln-votes-" + study, given = JSON.parse(localStorage.getItem(key) || "[]");
-const at = id => document.getElementById(id);
+const key = "pixelkiln-votes-" + study, at = id => document.getElementById(id);
+let given = JSON.parse(localStorage.getItem(key) || "[]"), database = null, busy = true;
 function show() {
   const now = duels[given.length];
   at("count").textContent = given.length + " of " + duels.length;
   at("pair").hidden = at("choices").hidden = !now;
   at("prompt").textContent = now ? now.text : "All are voted on. Save the votes into the study's folder.";
   if (now) { at("left").src = now.sources[0]; at("right").src = now.sources[1]; }
+  busy = false;
+}
+function open(kept) {
+  if (kept) given = kept;
+  if (!database) at("unkept").hidden = false;
+  show();
+}
+function keep(rows) {
+  busy = true;
+  const shown = () => { given = rows; show(); };
+  if (!database) return shown();
+  const change = database.transaction("votes", "readwrite");
+  change.objectStore("votes").put(rows, key);
+  change.oncomplete = shown;
+  change.onabort = () => { at("unkept").hidden = false; shown(); };
 }
 function vote(won) {
   const now = duels[given.length];
-  if (!now) return;
-  given.push({v: 1, left: now.left, right: now.right, won, prompt: now.prompt, t: Date.now() / 1000, mark: now.mark});
-  localStorage.setItem(key, JSON.stringify(given)); show();
+  if (!now || busy) return;
+  keep([...given, {v: 1, left: now.left, right: now.right, won, prompt: now.prompt, t: Date.now() / 1000,
+                   mark: now.mark}]);
 }
-function undo() { given.pop(); localStorage.setItem(key, JSON.stringify(given)); show(); }
+function undo() { if (!busy) keep(given.slice(0, -1)); }
 function save() {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob(given.map(row => JSON.stringify(row) + "\\n")));
@@ -44,7 +60,14 @@ addEventListener("keydown", event => {
   const what = {ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie"}[event.key];
   if (what) { event.preventDefault(); vote(what); } else if (event.key === "Backspace") undo();
 });
-show();
+const opening = indexedDB.open("pixelkiln-votes", 1);
+opening.onupgradeneeded = () => opening.result.createObjectStore("votes");
+opening.onerror = () => open();
+opening.onsuccess = () => {
+  database = opening.result;
+  const asked = database.transaction("votes").objectStore("votes").get(key);
+  asked.onsuccess = () => open(asked.result);
+};
 """
 
 
@@ -81,5 +104,6 @@ def page(study: str, duels: Sequence[Duel]) -> str:
         '</main><p id="choices"><button onclick="vote(\'left\')">← left</button><button onclick="vote(\'tie\')">'
         '↓ equal</button><button onclick="vote(\'right\')">right →</button></p><p><small id="count"></small> '
         '<button onclick="undo()">undo</button><button onclick="save()">save votes.jsonl</button></p>'
+        '<p id="unkept" hidden>This browser keeps no votes: save them before the page is closed.</p>'
         f"<script>const study = {name}, duels = {data};{SCRIPT}</script></body></html>\n"
     )
