@@ -156,6 +156,10 @@ def test_t5_can_be_left_out_cut_and_masked(folders):
     assert torch.equal(masked[:, :77], whole[:, :77]) and not torch.equal(masked[:, 77:80], whole[:, 77:80])
     # With its padding hidden T5 reads the same words however much padding there is.
     assert torch.allclose(masked[:, 77:80], encoded(t5_mask=True, t5_max_tokens=16)[:, 77:80], atol=1e-6)
+    # Padding that T5 sees differs from row to row. Hidden it repeats, from where all five words are as far as T5 tells
+    # distances apart (91) on.
+    repeated = [(states[0, 78:] == states[0, 77:-1]).all(1) for states in (whole, masked)]
+    assert not repeated[0].any() and repeated[1][4 + 91 :].all()
     # CLIP is causal: hiding what comes later changes nothing up to the end mark.
     assert torch.allclose(encoded(clip_mask=True)[:, :5], whole[:, :5], atol=1e-6)
 

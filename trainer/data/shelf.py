@@ -255,28 +255,33 @@ class Shelf:
 
 
 def _parts(made: Conditioning) -> Entry:
-    """As it is kept, in the text encoders' own dtype. What ``hidden`` [1, tokens, width] ends in of zeros alone (SD3
-    widens its CLIPs' states, and has zeros in the place of a T5 that is not there) is left out, with its shape kept.
-    The states of a T5's padding are not zeros, and SD3's network reads them: they stay."""
-    parts = {"hidden": made.hidden, "pooled": made.pooled, "mask": made.mask}
-    entry = {name: part for name, part in parts.items() if part is not None}
-    some = made.hidden != 0
-    tokens, width = _length(some.any(2).any(0)), _length(some.any(1).any(0))
-    if (tokens, width) != made.hidden.shape[1:]:
-        entry |= {"hidden": made.hidden[:, :tokens, :width], "shape": torch.tensor(made.hidden.shape)}
-    return entry
-
-
-def _length(some: Tensor) -> int:
-    """Up to the last that is true. [n] bool."""
-    places = some.nonzero()
-    return int(places[-1]) + 1 if len(places) else 0
+    """As it is kept, in the text encoders' own dtype, less what ``_whole`` gives back exactly: of ``hidden`` [1,
+    tokens, width], rows that repeat the one before them (zeros in the place of a T5 that is not there, the end of a padding that
+    is hidden from T5), and zeros that the first rows end in (SD3 widens its CLIPs' states to T5's width). The states of
+    a padding that T5 sees all differ, and SD3's network reads them: they stay."""
+    hidden = made.hidden
+    entry = {name: part for name, part in (("pooled", made.pooled), ("mask", made.mask)) if part is not None}
+    new = torch.cat([hidden.new_ones(1, dtype=torch.bool), (hidden[0, 1:] != hidden[0, :-1]).any(1)])
+    rows, width = hidden[:, new], hidden.shape[2]
+    places = torch.arange(1, width + 1, device=hidden.device)
+    widest = ((rows[0] != 0) * places).amax(1).cummax(0).values
+    count = int(((width - widest) * torch.arange(1, len(widest) + 1, device=hidden.device)).argmax()) + 1
+    narrow = int(widest[count - 1])
+    if bool(new.all()) and narrow == width:
+        return entry | {"hidden": hidden}
+    index = new.cumsum(0, dtype=torch.int32) - 1
+    return entry | {"narrow": rows[:, :count, :narrow], "wide": rows[:, count:], "index": index}
 
 
 def _whole(entry: Entry) -> Entry:
-    """With the zeros that ``_parts`` left out; entries of earlier versions have theirs."""
-    if "shape" not in entry:
+    """With what ``_parts`` left out, and entries of earlier versions with the zeros that these did."""
+    if "index" in entry:
+        narrow, wide = entry["narrow"], entry["wide"]
+        narrow = torch.nn.functional.pad(narrow, (0, wide.shape[2] - narrow.shape[2]))
+        hidden = torch.cat([narrow, wide], 1).index_select(1, entry["index"])
+    elif "shape" in entry:
+        hidden, (_, tokens, width) = entry["hidden"], entry["shape"].tolist()
+        hidden = torch.nn.functional.pad(hidden, (0, width - hidden.shape[2], 0, tokens - hidden.shape[1]))
+    else:
         return entry
-    hidden, (_, tokens, width) = entry["hidden"], entry["shape"].tolist()
-    padded = torch.nn.functional.pad(hidden, (0, width - hidden.shape[2], 0, tokens - hidden.shape[1]))
-    return {"hidden": padded, **{name: part for name, part in entry.items() if name not in ("hidden", "shape")}}
+    return {"hidden": hidden, **{name: entry[name] for name in ("pooled", "mask") if name in entry}}
