@@ -218,9 +218,34 @@ def test_the_command_finds_ready_studies_and_plans_without_loading(tmp_path, mon
     printed = capsys.readouterr().out
     assert "21 arms x 5 seeds = 105 cells" in printed and str(tmp_path / "studies" / "demo-pixel") in printed
     assert printed.endswith("time: 1 min 0 s to 1 h 0 min (guessed)\n")
+    assert not tree(tmp_path)
     assert cli.main(["study", "demo-pixl", "--plan"]) == 2
     assert "study: there is no 'demo-pixl'; did you mean 'demo-pixel'?" in capsys.readouterr().err
     assert cli.main(["study", "demo-pixel", "--plan", "--budget=8"]) == 2
+
+
+def tree(folder):
+    """Every file and folder below."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.slow
+def test_a_plan_writes_nothing_and_estimates_each_kind_of_step_once(make, tmp_path, monkeypatch, capsys):
+    """Arms that differ in a rate and in a weight alone."""
+    from pixelkiln.trainer import cli
+    from pixelkiln.trainer.estimate.gpus import Gpu
+    from pixelkiln.trainer.study import hours
+
+    changes = '"optimizer.learning_rate" = 0.5, "loss.mse.weight" = 0.5'
+    make(text=TEXT.replace('"adapter.rank" = 2', changes))
+    monkeypatch.setattr(hours.gpus, "here", lambda wanted: Gpu("RTX 3060", 100.0, 100.0, "cuda", True))
+    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path.with_name("cache of estimates")))
+    before = tree(tmp_path)
+    assert cli.main(["study", str(tmp_path / "study.toml"), "--plan"]) == 0
+    assert tree(tmp_path) == before
+    printed = capsys.readouterr()
+    assert "2 arms x 2 seeds = 4 cells" in printed.out and "time: " in printed.out
+    assert [line.partition(": ")[0] for line in printed.err.splitlines() if "estimating" in line] == ["plain"]
 
 
 def test_what_is_left_takes_as_long_as_the_cells_that_are_done(make, monkeypatch):
@@ -239,6 +264,8 @@ def test_what_is_left_takes_as_long_as_the_cells_that_are_done(make, monkeypatch
         and (found.least, found.most) == (16, 32)
         and found.line == "time: 16 s to 32 s (training alone; not measured)"
     )
+    timed = hours.left(make(first='equal = "time"\n'), print)  # the second is as long as the first
+    assert timed and (timed.least, timed.most) == (16, 32)
     monkeypatch.setattr(report, "answer", lambda *_: {"seconds_per_step_range": None})
     assert hours.left(study, print) is None
     for (arm, seed), wall in zip(study.cells[:3], (10, 30, 20)):

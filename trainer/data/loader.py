@@ -75,6 +75,7 @@ class Dataset:
         encode_text: EncodeText | None = None,
         fingerprints: Mapping[str, str] | None = None,
         progress: Progress = silent,
+        remember: bool = True,
     ):
         """Scan and plan.
 
@@ -86,6 +87,7 @@ class Dataset:
         :param cache_dir: where caches go if [data] does not say; None: what would go to the disk stays in memory.
         :param dense: of a dense run, whose pictures have targets and no captions; a sample is a row that predicts the
             map and, with a detail preserver, one that reconstructs the picture.
+        :param remember: whether what files hold is kept in the cache folder, so that the next scan need not read them.
         :param fixed_draws: K > 0: the k-th visit of an item repeats the choices of visit k mod K.
         :raises UserError: see ``scan.scan``; nothing can be held out; the options contradict ``fixed_draws``; a
             bucket does not fit ``multiple``.
@@ -102,7 +104,8 @@ class Dataset:
         self.cache_root = Path(root) if root else None
         self.shelf = Shelf(options, self.cache_root, dense)
         self.scan = scan(options, native, self.shelf.index, progress, dense)
-        self.shelf.index.save()
+        if remember:
+            self.shelf.index.save()
         for one in self.scan.sets:
             if fixed_draws and (one.token_warmup_steps or one.caption_dropout_every_n_epochs):
                 raise UserError(

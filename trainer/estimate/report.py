@@ -193,8 +193,8 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
         "memory": config.memory.recorded_dump(
             exclude={"plan", "base_weights", "text_weights", "blocks_on_gpu", "prefetch_blocks", "attention"}
         ),
-        "loss": config.loss.recorded_dump(),
-        "objective": config.objective.recorded_dump(),
+        "loss": _sized(config.loss.recorded_dump()),
+        "objective": _sized(config.objective.recorded_dump()),
         "noise": config.noise.recorded_dump(),
         **({"dense": config.dense.recorded_dump(), "shown": config.sample.pictures} if config.dense else {}),
     }
@@ -205,6 +205,19 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
         config.data.validation_split > 0, fake_model.masked(config), start and [start, Path(start).stat().st_mtime_ns],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+STRENGTHS = ("weight", "auto_ratio", "beta", "sft_weight")
+"""Of losses and objectives: memory and operations depend on whether they are 0, not on how large they are."""
+
+
+def _sized(table: dict[str, Any]) -> dict[str, Any]:
+    """A table of losses or objectives without the size of ``STRENGTHS``."""
+    return {
+        key: _sized(value) if isinstance(value, dict)
+        else value > 0 if key in STRENGTHS and isinstance(value, int | float) else value
+        for key, value in table.items()
+    }  # fmt: skip
 
 
 @cache

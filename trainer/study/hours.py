@@ -46,14 +46,22 @@ def left(plan: Plan, say: Callable[[str], None]) -> Hours | None:
         total = sum(fmean(walls[arm.name]) if arm.name in walls else every for arm in open_)
         return Hours(total, total, "by the cells that are done")
     least, most, pace = 0.0, 0.0, ""
-    for arm in (one for one in plan.arms if one.given.trains):
-        estimator = report.Estimator(arm.config, plan.found, None, gpus.here(arm.config.run.device), say)
+    each = dict[str, tuple[float, float]]()
+    for arm in (one for one in plan.arms if one.given.trains and not one.equal_time):
+
+        def of_arm(line: str, name: str = arm.name) -> None:
+            say(f"{name}: {line}")
+
+        estimator = report.Estimator(arm.config, plan.found, None, gpus.here(arm.config.run.device), of_arm)
         steps = total_steps_of(plan, arm)
         found = report.answer(estimator, arm.config, steps)
-        each = found["seconds_per_step_range"]
-        if each is None:
+        if found["seconds_per_step_range"] is None:
             return None
         pace = found["pace"]
-        slow, fast = (each[i] * steps + found["seconds_beside"][i] for i in (1, 0))
+        ends = zip(found["seconds_per_step_range"], found["seconds_beside"], strict=True)
+        fast, slow = (of_step * steps + beside for of_step, beside in ends)
+        each[arm.name] = fast, slow
+    for arm in (one for one in plan.arms if one.given.trains):
+        fast, slow = each[plan.arms[0].name if arm.equal_time else arm.name]
         least, most = least + fast * len(plan.seeds), most + slow * len(plan.seeds)
     return Hours(least, most, f"training alone; {pace}") if most else None

@@ -95,7 +95,8 @@ class Plan:
 
 
 def make(options: StudyOptions, config: Config, seeds: Sequence[int] | None = None) -> Plan:
-    """Check a study and complete it; headers are read, no weights. UserError says what is wrong in one line.
+    """Check a study and complete it; headers are read, no weights, and nothing is written. UserError says what is wrong
+    in one line.
 
     ``seeds``: instead of the file's.
     """
@@ -120,7 +121,7 @@ def make(options: StudyOptions, config: Config, seeds: Sequence[int] | None = No
 
 def _scan(config: Config, found: Found) -> Dataset:
     try:
-        return scan(config, found=found)[1]
+        return scan(config, found=found, remember=False)[1]
     except UserError as error:
         if str(error).startswith("data.validation_split"):
             raise UserError("held_out: all pictures belong together, so none can be held out; add others") from None
@@ -147,7 +148,7 @@ def _arms(options: StudyOptions, base: Config, found: Found, dataset: Dataset) -
             _refuse_model(where, config, base, found)
         if config.data != base.data or config.terms() != base.terms():
             try:
-                own_held = list(map(item_id, scan(config, found=found)[1].held))
+                own_held = list(map(item_id, scan(config, found=found, remember=False)[1].held))
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
             if own_held != held:

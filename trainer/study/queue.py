@@ -429,7 +429,7 @@ def total_steps_of(plan: Plan, arm: PlannedArm) -> int:
     run = arm.config.run
     if not run.epochs:
         return run.steps or 1000
-    dataset = scan(arm.config, found=plan.found)[1]
+    dataset = scan(arm.config, found=plan.found, remember=False)[1]
     return total_steps(run, dataset.steps_per_epoch, dataset.batches_per_epoch(run.accumulation))
 
 

@@ -75,11 +75,11 @@ class Examined:
 
 
 def scan(
-    config: Config, world: int = 1, found: Found | None = None, progress: Progress = silent
+    config: Config, world: int = 1, found: Found | None = None, progress: Progress = silent, remember: bool = True
 ) -> tuple[Found, Dataset]:
     """Identify the model and scan the data; no weight is read. UserError where options contradict them.
 
-    ``found``: the model, where it is identified already.
+    ``found``: the model, where it is identified already; ``remember``: whether the cache folder may be written to.
     """
     refuse(config)
     found = found or identify(config.model)
@@ -99,6 +99,7 @@ def scan(
         fixed_draws=draws.pop() if draws else 0,
         dense=config.dense,
         progress=progress,
+        remember=remember,
     )
     if not config.terms():
         raise UserError("loss: every term has weight 0; give one of them a weight")
