@@ -14,6 +14,8 @@ from ..errors import UserError
 from .build import bare, is_schedule_free, load_class
 from .options import USES, ScheduleOptions, steps_of
 
+ONLY_IN_TRANSFORMERS = ("cosine_with_min_lr", "inverse_sqrt", "warmup_stable_decay")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -72,38 +74,49 @@ def _unused(options: ScheduleOptions) -> list[str]:
 
 
 def _factor(options: ScheduleOptions, warmup: int, decay: int, total: int, rate: float) -> Callable[[int], float]:
-    """The formulas are those of transformers and diffusers, taken out of the schedulers that these build."""
-    from diffusers.optimization import get_piecewise_constant_schedule
-    from transformers import optimization as t
+    """The formulas are those of diffusers and transformers, taken out of the schedulers that these build."""
+    from diffusers import optimization as d
 
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=rate, momentum=0.9)
     ramp: dict[str, Any] = {"num_warmup_steps": warmup}
     both: dict[str, Any] = {**ramp, "num_training_steps": total}
-    waves, stable = options.cycles / 2, total - warmup - decay
     makers: dict[str, Callable[..., Any]] = {
-        "constant": t.get_constant_schedule,
-        "constant_with_warmup": partial(t.get_constant_schedule_with_warmup, **ramp),
-        "linear": partial(t.get_linear_schedule_with_warmup, **both),
-        "cosine": partial(t.get_cosine_schedule_with_warmup, **both),
+        "constant": d.get_constant_schedule,
+        "constant_with_warmup": partial(d.get_constant_schedule_with_warmup, **ramp),
+        "linear": partial(d.get_linear_schedule_with_warmup, **both),
+        "cosine": partial(d.get_cosine_schedule_with_warmup, **both),
         "cosine_with_restarts": partial(
-            t.get_cosine_with_hard_restarts_schedule_with_warmup, **both, num_cycles=options.cycles
+            d.get_cosine_with_hard_restarts_schedule_with_warmup, **both, num_cycles=options.cycles
         ),
-        "cosine_with_min_lr": partial(
-            t.get_cosine_with_min_lr_schedule_with_warmup, **both, num_cycles=waves, min_lr_rate=options.min_lr_ratio
-        ),
-        "polynomial": partial(t.get_polynomial_decay_schedule_with_warmup, **both, power=options.power),
-        "inverse_sqrt": partial(t.get_inverse_sqrt_schedule, **ramp, timescale=options.timescale),
-        "warmup_stable_decay": partial(
-            t.get_wsd_schedule, **ramp, num_decay_steps=decay, num_stable_steps=stable, num_cycles=waves,
-            min_lr_ratio=options.min_lr_ratio or 0.0,
-        ),
-        "piecewise_constant": get_piecewise_constant_schedule,
-    }  # fmt: skip
+        "polynomial": partial(d.get_polynomial_decay_schedule_with_warmup, **both, power=options.power),
+        "piecewise_constant": d.get_piecewise_constant_schedule,
+    }
+    if options.kind in ONLY_IN_TRANSFORMERS:
+        makers |= _of_transformers(options, ramp, both, decay, total - warmup - decay)
     if options.kind in makers:
         return makers[options.kind](dummy, **options.args).lr_lambdas[0]
     path = options.kind if "." in options.kind else f"torch.optim.lr_scheduler.{options.kind}"
     cls = load_class(path, lr_scheduler.LRScheduler, f"schedule.kind: {options.kind}", "cosine")
     return _replayed(dummy, cls(dummy, **options.args), rate)
+
+
+def _of_transformers(
+    options: ScheduleOptions, ramp: dict[str, Any], both: dict[str, Any], decay: int, stable: int
+) -> dict[str, Callable[..., Any]]:
+    """Apart, as transformers' schedules come with its trainer, with PEFT and bitsandbytes: 2.4 s at every start."""
+    from transformers import optimization as t
+
+    waves = options.cycles / 2
+    return {
+        "cosine_with_min_lr": partial(
+            t.get_cosine_with_min_lr_schedule_with_warmup, **both, num_cycles=waves, min_lr_rate=options.min_lr_ratio
+        ),
+        "inverse_sqrt": partial(t.get_inverse_sqrt_schedule, **ramp, timescale=options.timescale),
+        "warmup_stable_decay": partial(
+            t.get_wsd_schedule, **ramp, num_decay_steps=decay, num_stable_steps=stable, num_cycles=waves,
+            min_lr_ratio=options.min_lr_ratio or 0.0,
+        ),
+    }  # fmt: skip
 
 
 def _replayed(dummy: Optimizer, scheduler: Any, rate: float) -> Callable[[int], float]:
