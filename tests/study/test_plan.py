@@ -103,6 +103,14 @@ ARM = '[[arms]]\nname = "x"\n'
     ("", 'prompts = ["A green  CAT 1", "a dog"]\n', "prompts: 'A green  CAT 1' is the caption of a training picture"),
     ("", 'prompts = ["a dog"]\n', "prompts: there are fewer than 2"),
     ("", 'prompts = ["a dog", "a dog"]\n', "prompts: 'a dog' is there twice"),
+    ("", 'prompts = ["a dog", "A  Dog "]\n', "prompts: 'A  Dog ' is there twice"),
+    ("", 'prompts = ["a dog", " "]\n', "prompts: one is empty"),
+    ('[measures]\nneutral = ["x", "X"]', "", "measures.neutral: 'X' is there twice"),
+    (ARM.replace("x", "PLAIN"), "", "arms: two are called 'PLAIN'"),
+    (ARM.replace("x", "x "), "", "arms.2.name: 'x ' has spaces around it or a line break"),
+    (ARM.replace("x", "rank 2, equal time"), 'equal = "both"\n', "arms: 'rank 2, equal time' is what the study calls"),
+    (ARM + 'adapter = "pictures/p00.png"', "", "arms: 'x': "),
+    ("", "held_out = 1\n", "held_out: '1' does not fit; it should be less than 1"),
     ("", "seed = 3\n", "seed: there is no such entry; did you mean 'seeds'?"),
     ("[measures]\nlevels = 5", "", "measures: pixel_levels: 4 does not divide levels = 5"),
     ('[measures]\nfeatures = ["pictures"]', "", "measures.features: "),
@@ -115,6 +123,28 @@ def test_a_mistake_is_one_clear_line(make, tmp_path, more, first, line):
     with pytest.raises(UserError) as error:
         make(more, first=first)
     assert line in str(error.value) and len(str(error.value).split("\n")) == 1
+
+
+@pytest.mark.parametrize("seeds", ["0", "-3", "true", '"3"', "1000000000", "[]", "[1, 1]", "[-1]", "[true]", "[1e99]"])
+def test_seeds_that_are_none(make, seeds):
+    with pytest.raises(UserError, match=r"^seeds: .* does not fit; give how many \(1 to 1000\), or a list of [^\n]*$"):
+        make(text=TEXT.replace("seeds = 2", f"seeds = {seeds}"))
+
+
+def test_what_a_person_should_know_before_the_start(make, tmp_path):
+    """Two arms that are one recipe, and files that may have seen the held-out pictures."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file(
+        {"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.zeros(2, 2)}, tmp_path / "a.safetensors"
+    )
+    more = ARM + 'options = { "run.steps" = 4 }\n' + ARM.replace("x", "y") + 'adapter = "a.safetensors"'
+    more += '\n[measures]\nneutral = ["A green  CAT 1"]'
+    notes = make(more).notes
+    assert "'x' and 'plain' are one recipe under two names" in notes
+    assert "measures.neutral: 'A green  CAT 1' is the caption of a training picture, where a change is wanted" in notes
+    assert any(note.startswith("'y' was trained elsewhere: on held-out pictures it is too good if") for note in notes)
 
 
 def test_an_arm_of_another_family_is_named(make, tmp_path):
@@ -222,6 +252,12 @@ def test_the_command_finds_ready_studies_and_plans_without_loading(tmp_path, mon
     assert cli.main(["study", "demo-pixl", "--plan"]) == 2
     assert "study: there is no 'demo-pixl'; did you mean 'demo-pixel'?" in capsys.readouterr().err
     assert cli.main(["study", "demo-pixel", "--plan", "--budget=8"]) == 2
+    (tmp_path / "demo-pixel").mkdir()  # a folder of that name is no study
+    monkeypatch.setattr(hours, "left", lambda *_: hours.Hours(60, 3600, "guessed", (1800.0, 3600.0)))
+    assert cli.main(["study", "demo-pixel", "--plan", "--budget=3h"]) == 0
+    assert capsys.readouterr().out.endswith("budget: 3 to 6 of 40 seeds fit into 3 h 0 min\n")
+    assert cli.main(["study", "demo-pixel", "--report"]) == 2
+    assert "so there is nothing to report" in capsys.readouterr().err and not (tmp_path / "studies").exists()
 
 
 def tree(folder):

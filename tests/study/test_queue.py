@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import short_runs as runs
 from pixelkiln.trainer.commands.study import seconds
 from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.runs.control import DONE, INTERRUPTED
+from pixelkiln.trainer.runs.files import NotWritten
 from pixelkiln.trainer.study import options, plan, queue, votes
 from pixelkiln.trainer.study.values import from_csv
 
@@ -118,14 +120,95 @@ def test_a_changed_measure_is_measured_again_and_nothing_else(home, done, monkey
     assert missing == ["errors"] * 4
 
 
-def test_a_changed_arm_is_not_mistaken_for_the_one_that_was_trained(home, done):
-    text = (home / "first.toml").read_text("utf-8").replace('"run.steps" = 5', '"run.steps" = 4')
-    (home / "first3.toml").write_text(text, "utf-8")
-    with pytest.raises(UserError, match=r"^arms: 'more' has changed since .*; give the arm or the study another name"):
-        made = plan.make(*options.read(home / "first3.toml"))
-        shutil.rmtree(done.folder / "cells" / "more-seed0")
+def changed(home, before, after):
+    """The finished study with a change in its file, as a new start meets it."""
+    text = (home / "first.toml").read_text("utf-8")
+    assert before in text
+    (home / "changed.toml").write_text(text.replace(before, after, 1), "utf-8")
+    return plan.make(*options.read(home / "changed.toml"))
+
+
+@pytest.mark.parametrize(("before", "after", "line"), [
+    ('"run.steps" = 5', '"run.steps" = 4', r"arms: 'more' has .* \(run\.steps was 5 and is 4\); give the arm or"),
+    ("rank = 2", "rank = 2\nalpha = 1.0", r"arms: 'plain' has .* \(adapter\.alpha was not set and is 1\.0\)"),
+    ("held_out = 0.4", "held_out = 0.6", r"arms: 'plain' has .* \(data\.validation_split was 0\.4 and is 0\.6\)"),
+])  # fmt: skip
+def test_finished_cells_are_not_taken_for_those_of_a_changed_recipe(home, done, before, after, line):
+    """Neither by a start nor by a report."""
+    made = changed(home, before, after)
+    for start in (lambda: queue.run(made, quiet), lambda: queue.Queue(made, quiet, works=False)):
+        with pytest.raises(UserError, match=f"^{line}"):
+            start()
+    queue.Queue(done, quiet, works=False)
+
+
+@pytest.mark.parametrize("name", ["p00.txt", "p09.png"])
+def test_changed_pictures_or_captions_are_not_taken_for_the_old_ones(home, done, name):
+    path, kept = home / "pictures" / name, None
+    if path.exists():
+        kept = path.read_bytes()
+        path.write_text("another caption", "utf-8")
+    else:
+        shutil.copy(home / "pictures" / "p00.png", path)
+    try:
+        made = plan.make(*options.read(home / "first.toml"))
+    finally:
+        path.write_bytes(kept) if kept else path.unlink()
+    with pytest.raises(UserError, match=r"^data: pictures, captions or what is held out have changed since"):
         queue.run(made, quiet)
-    assert queue.run(done, quiet) == DONE  # as it was
+
+
+def test_what_is_lost_is_made_again_and_nothing_else(done):
+    """An adapter's file; values that were torn."""
+    cell = queue.Cell(done, done.arms[1], 0)
+    file, torn = cell.adapter, cell.folder / "errors.json"
+    kept = file.read_bytes(), torn.read_bytes()
+    torn.write_bytes(kept[1][:50])
+    assert [name for name, _ in queue.Queue(done, quiet)._missing(cell)] == ["errors"]
+    file.unlink()
+    assert not cell.trained and not queue.Queue(done, quiet).finished(cell)
+    outcome = queue.Queue(done, quiet, works=False).outcome()
+    file.write_bytes(kept[0])
+    torn.write_bytes(kept[1])
+    assert [arm.seeds for arm in outcome.arms] == [1, 0, 1, 1]
+    assert queue.Queue(done, quiet).finished(cell)
+
+
+def test_every_arm_is_measured_as_the_base_configuration_says(home, done, monkeypatch):
+    """Whatever resolution, precision or sampler an arm trains with."""
+    asked = []
+    monkeypatch.setattr(queue.measure, "bench", lambda config, *_: asked.append(config))
+    arm = (
+        '[[arms]]\nname = "other"\noptions = { "data.resolution" = 128, "sample.steps" = 3, "run.precision" = "bf16" }'
+    )
+    made = changed(home, "[measures]", f"{arm}\n[measures]")
+    cell = queue.Cell(made, made.arms[-1], 0)
+    monkeypatch.setattr(queue.Cell, "content", lambda self: "x")
+    monkeypatch.setattr(queue.Queue, "_found", lambda *_: [])
+    queue.Queue(made, quiet)._measure(cell)
+    shutil.rmtree(cell.folder)
+    (config,) = asked
+    assert (config.data, config.sample, config.run.precision) == (made.config.data, made.config.sample, "auto")
+
+
+def test_results_that_are_not_in_the_file_any_more_are_told(home, done):
+    made = changed(home, '[[arms]]\nname = "base"\nuntrained = true', "")
+    notes = queue.Queue(made, quiet, works=False).outcome().notes
+    assert any("not in this report: base, seed 0. Holm's correction does not know" in note for note in notes)
+    assert not any("not in this report" in note for note in queue.Queue(done, quiet, works=False).outcome().notes)
+
+
+def test_values_that_are_no_numbers_are_told(done):
+    path = queue.Cell(done, done.arms[1], 0).folder / "errors.json"
+    kept = path.read_text("utf-8")
+    facts = json.loads(kept)
+    facts["values"] = [[name, item, float("nan") if name == "latent error" else x] for name, item, x in facts["values"]]
+    path.write_text(json.dumps(facts), "utf-8")
+    outcome = queue.Queue(done, quiet, works=False).outcome()
+    path.write_text(kept, "utf-8")
+    assert any(note.startswith("'more' has values that are no finite numbers, and are left out: latent error (2)")
+               for note in outcome.notes)  # fmt: skip
+    assert "more" not in [row.arm for row in outcome.rows() if row.measure.name == "latent error"]
 
 
 def test_votes_are_folded_in(done):
@@ -207,8 +290,33 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(home, monkeypatch):
     monkeypatch.setattr(queue, "train", fails)
     with pytest.raises(UserError, match=r"^more, seed 0: train: diverged; lower the rate$"):
         queue.run(made, lines.append)
-    assert "more, seed 0 has no result: train: diverged" in (made.folder / "report.md").read_text("utf-8")
+    for _ in range(2):  # told again by a report of its own
+        text = (made.folder / "report.md").read_text("utf-8")
+        assert (
+            "more, seed 0 has no result: train: diverged; lower the rate. Seeds that an arm lacks are left out" in text
+        )
+        queue.Queue(made, quiet, works=False).report()
     assert queue.Queue(made, quiet).finished(queue.Cell(made, made.arms[0], 0))
+
+
+def test_a_full_disk_ends_the_study_and_not_an_arm(home, monkeypatch):
+    """Every other cell would train for hours and fail in the same way."""
+    made, trained = planned(home, "full", seeds=1), []
+
+    def full(config, resume=False):
+        trained.append(config.run.name)
+        raise NotWritten(home / "x", errno.ENOSPC)
+
+    monkeypatch.setattr(queue, "train", full)
+    with pytest.raises(UserError, match="free some space there"):
+        queue.run(made, quiet)
+    assert len(trained) == 1 and not list(made.folder.glob("cells/*/failed.json"))
+
+
+def test_a_report_times_no_arm(home, monkeypatch):
+    made = planned(home, "untimed", first='equal = "time"', seeds=1)
+    monkeypatch.setattr(queue.Queue, "_seconds_per_step", None)
+    assert queue.Queue(made, quiet, works=False).steps == {} and not made.folder.exists()
 
 
 @pytest.mark.slow
@@ -232,7 +340,7 @@ def test_timing_is_measured_by_runs_of_their_own(home):
     made = planned(home, "timing", first='equal = "time"', seeds=1)
     steps = queue.Queue(made, quiet).steps
     assert set(steps) == {"more"} and 1 <= steps["more"] <= 30
-    assert (made.folder / "runs" / "timing-plain-seed0").is_dir()
+    assert (made.folder / "runs" / "plain-seed0-timing").is_dir()
 
 
 def test_a_budget_decides_the_seeds(home, monkeypatch):
@@ -263,6 +371,8 @@ def test_a_budget_decides_the_seeds(home, monkeypatch):
     at_work = Fake(made, lines.append, budget=100.0)
     assert at_work.work() == DONE and at_work.planned == 3 and len(at_work.done) == 6
     assert any("one seed of all arms takes 30 s, so 3 fit into 1.7 min" in line for line in lines)
+    assert at_work.work() == DONE and at_work.planned == 3, "a second start has the same seeds"
+    assert Fake(made, quiet).planned == 40 and Fake(made, quiet, budget=100.0).planned == 40
     least = Fake(made, quiet, budget=1.0)
     assert least.work() == DONE and len(least.done) == 2  # the first seed always is
 

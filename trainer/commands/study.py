@@ -51,14 +51,20 @@ def _study(args: argparse.Namespace) -> int:
     as_many_as_fit = budget and given.seeds is None and not any(arm.adapters for arm in given.arms)
     many = range(options.MOST_SEEDS) if as_many_as_fit else None
     planned = plan.make(given, config, many)
+    kept = memory.shared(planned, print_note, choose=False)
     if args.plan:
+        queue.Queue(kept, print_note, works=False)  # what is there was made by the same
         if not args.json:
             print_lines(_plan_lines(planned))
         expected = hours.left(planned, print_note)
-        line = expected.line if expected else "time: not known before the first cell"
-        return print_json(_plan_json(planned, expected)) if args.json else print_lines([line])
+        lines = [expected.line if expected else "time: not known before the first cell"]
+        lines += [expected.fitting(budget, len(planned.seeds))] if budget and expected else []
+        return print_json(_plan_json(planned, expected)) if args.json else print_lines(lines)
+    if args.report and not planned.folder.is_dir():
+        raise UserError(f"study: {planned.folder} is not there, so there is nothing to report; start the study first")
     code = DONE if args.report else queue.run(planned, print_note, budget)
-    outcome = queue.Queue(memory.shared(planned, print_note, choose=False), print_note).report()
+    kept = memory.shared(planned, print_note, choose=False)
+    outcome = queue.Queue(kept, print_note, budget, works=False).report()
     if args.json:
         print_json({"folder": planned.folder, **report.summary(outcome)})
         return code
@@ -73,7 +79,7 @@ def _find(path: Path) -> Path:
     from ..registry import nearest
 
     known = {file.stem: file for file in sorted((PRESETS / "studies").glob("*.toml"))}
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     if str(path) not in known:
         raise UserError(f"study: there is no '{path}'; {nearest(str(path), list(known))}")

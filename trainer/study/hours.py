@@ -20,6 +20,14 @@ class Hours:
     least: float
     most: float
     source: str
+    seed: tuple[float, float] = (0.0, 0.0)
+    """Of one seed of all arms."""
+
+    def fitting(self, budget: float, most: int) -> str:
+        """How many seeds fit into a time, at most so many; one always is done."""
+        few, many = (max(1, min(most, int(budget / one))) if one else most for one in reversed(self.seed))
+        span = f"{few}" if few == many else f"{few} to {many}"
+        return f"budget: {span} of {most} seeds fit into {clock(budget)}"
 
     @property
     def line(self) -> str:
@@ -44,7 +52,8 @@ def left(plan: Plan, say: Callable[[str], None]) -> Hours | None:
     if walls:
         every = fmean(wall for one in walls.values() for wall in one)
         total = sum(fmean(walls[arm.name]) if arm.name in walls else every for arm in open_)
-        return Hours(total, total, "by the cells that are done")
+        seed = sum(fmean(walls.get(arm.name, [every])) for arm in plan.arms)
+        return Hours(total, total, "by the cells that are done", (seed, seed))
     least, most, pace = 0.0, 0.0, ""
     each = dict[str, tuple[float, float]]()
     for arm in (one for one in plan.arms if one.given.trains and not one.equal_time):
@@ -63,5 +72,6 @@ def left(plan: Plan, say: Callable[[str], None]) -> Hours | None:
         each[arm.name] = fast, slow
     for arm in (one for one in plan.arms if one.given.trains):
         fast, slow = each[plan.arms[0].name if arm.equal_time else arm.name]
-        least, most = least + fast * len(plan.seeds), most + slow * len(plan.seeds)
-    return Hours(least, most, f"training alone; {pace}") if most else None
+        least, most = least + fast, most + slow
+    count = len(plan.seeds)
+    return Hours(least * count, most * count, f"training alone; {pace}", (least, most)) if most else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +22,8 @@ NEUTRAL = [
 """Prompts that have nothing to do with what is trained; the drift from the base is measured on them."""
 
 
-SEEDS, MOST_SEEDS = 5, 40
-"""Where none are given: without a budget, and at most with one."""
+SEEDS, MOST_SEEDS, LIMIT = 5, 40, 1000
+"""Seeds where none are given: without a budget, and at most with one; and how many may be given."""
 
 
 class ArmOptions(Options):
@@ -40,6 +41,13 @@ class ArmOptions(Options):
     """The base model alone."""
     seed_offset: int = option(0, ge=0)
     """Added to every training seed of this arm. Two arms that differ in it alone are a null study."""
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, name: str) -> str:
+        if not name.isprintable() or name != name.strip():
+            raise UserError(f"{name[:60]!r} has spaces around it or a line break; leave them out")
+        return name
 
     @property
     def trains(self) -> bool:
@@ -112,17 +120,27 @@ class StudyOptions(Options):
     def _named(cls, name: str) -> str:
         return safe_name(name)
 
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _whole(cls, seeds: Any) -> Any:
+        many = seeds if isinstance(seeds, list) else [seeds]
+        whole = all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in many)
+        if isinstance(seeds, list):
+            fits = whole and 0 < len(set(many)) == len(many) <= LIMIT
+        else:
+            fits = seeds is None or (whole and 0 < seeds <= LIMIT)
+        if not fits:
+            raise UserError(f"{str(seeds)[:60]} does not fit; give how many (1 to {LIMIT}), or a list of different "
+                            "whole numbers from 0 on")  # fmt: skip
+        return seeds
+
     @model_validator(mode="after")
     def _agree(self) -> StudyOptions:
         if len(self.arms) < 2:
             raise UserError("arms: there is nothing to compare; give two or more [[arms]]")
-        names = [arm.name for arm in self.arms]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"arms: two are called '{twice[0]}'; give each a name of its own")
-        if not self.seed_list:
-            raise UserError("seeds: there is none; give a number from 1 on, or a list")
-        if len(set(self.seed_list)) < len(self.seed_list) or min(self.seed_list) < 0:
-            raise UserError("seeds: they repeat, or one is below 0; give different ones")
+        names = [unicodedata.normalize("NFC", arm.name).casefold() for arm in self.arms]  # as file systems compare them
+        if twice := [arm.name for arm, name in zip(self.arms, names, strict=True) if names.count(name) > 1]:
+            raise UserError(f"arms: two are called '{twice[-1]}'; give each a name of its own")
         for arm in self.arms:
             if arm.adapters and len(arm.adapters) != len(self.seed_list):
                 raise UserError(

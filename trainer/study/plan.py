@@ -67,6 +67,8 @@ class Plan:
     prompts: tuple[str, ...]
     held: tuple[str, ...]
     """Names of the held-out pictures or pairs that are measured."""
+    data: str = ""
+    """A digest of all pictures and captions, and of which of them are held out."""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -113,10 +115,41 @@ def make(options: StudyOptions, config: Config, seeds: Sequence[int] | None = No
     arms = _arms(options, base, found, dataset)
     held = _held(options, dataset)
     prompts = _prompts(options, dataset, held)
+    names = tuple(map(item_id, held))
+    notes, many = _notes(options, arms, dataset), tuple(seeds or options.seed_list)
+    return Plan(options, base, found, arms, many, prompts, names, _data(dataset), notes)
+
+
+def _notes(options: StudyOptions, arms: Sequence[PlannedArm], dataset: Dataset) -> tuple[str, ...]:
+    """What a person should know before anything is started, in sentences without a stop."""
     notes = [f"'{arm.name}' is one file: its interval does not hold the chance of training" for arm in arms
              if arm.given.adapter and len(options.seed_list) > 1]  # fmt: skip
-    names = tuple(map(item_id, held))
-    return Plan(options, base, found, arms, tuple(seeds or options.seed_list), prompts, names, tuple(notes))
+    notes += [
+        f"'{arm.name}' was trained elsewhere: on held-out pictures it is too good if it was trained on them"
+        for arm in arms
+        if arm.given.adapter or arm.given.adapters
+    ]
+    for i, arm in enumerate(arms):
+        same = [one.name for one in arms[:i] if arm.given.trains and one.given.trains and _alike(one, arm)]
+        notes += [f"'{arm.name}' and '{same[0]}' are one recipe under two names"] if same else []
+    trained = _trained(dataset)
+    if known := [text for text in options.measures.neutral if _same(text) in trained]:
+        notes.append(f"measures.neutral: '{known[0]}' is the caption of a training picture, where a change is wanted")
+    return tuple(notes)
+
+
+def _alike(one: PlannedArm, other: PlannedArm) -> bool:
+    same = one.equal_time == other.equal_time and one.given.seed_offset == other.given.seed_offset
+    return same and one.config.model_dump() == other.config.model_dump()
+
+
+def _data(dataset: Dataset) -> str:
+    """Changes when a picture is added, replaced or left out, when a caption changes, or what is held out."""
+    rows = [
+        (item_id(item), item.caption, [(one.path.stat().st_size, one.size) for one in item.pictures])
+        for item in dataset.scan.items
+    ]
+    return digest(rows, sorted(map(item_id, dataset.held)))
 
 
 def _scan(config: Config, found: Found) -> Dataset:
@@ -166,13 +199,18 @@ def _with_equal_time(options: StudyOptions, made: list[PlannedArm]) -> tuple[Pla
     timed = [replace(arm, name=f"{arm.name}, equal time" if options.equal == "both" else arm.name, equal_time=True)
              for arm in made[1:] if arm.given.trains]  # fmt: skip
     others = made[1:] if options.equal == "both" else [arm for arm in made[1:] if not arm.given.trains]
+    if twice := {arm.name for arm in others} & {arm.name for arm in timed}:
+        raise UserError(f"arms: '{min(twice)}' is what the study calls an arm of equal time; give it another name")
     return (made[0], *others, *timed)
 
 
 def _check_adapter(where: str, path: Path, found: Found) -> None:
     if not path.exists():
         raise UserError(f"{where}: there is no adapter {path}; give the path of a file")
-    tensors, metadata = files.read(path)
+    try:
+        tensors, metadata = files.read(path)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     family = keys.identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata).family
     if family not in (None, found.spec.name):
         raise UserError(f"{where}: {path.name} is for {family}, the base model is {found.spec.name}; give another file")
@@ -205,27 +243,41 @@ def _held(options: StudyOptions, dataset: Dataset) -> list[Item]:
 
 
 def _prompts(options: StudyOptions, dataset: Dataset, held: Sequence[Item]) -> tuple[str, ...]:
-    def caption(item: Item) -> str:
-        return captions.plain(item.caption, dataset.set_of(item))
-
-    trained = {_same(caption(item)) for item in dataset.items}
+    trained = _trained(dataset)
+    _each_once("measures.neutral", options.measures.neutral)
     if options.prompts:
         if known := [prompt for prompt in options.prompts if _same(prompt) in trained]:
             raise UserError(
                 f"prompts: '{known[0]}' is the caption of a training picture, so it says nothing about new prompts; "
                 "leave it out"
             )
-        if twice := [p for p in options.prompts if options.prompts.count(p) > 1]:
-            raise UserError(f"prompts: '{twice[0]}' is there twice; leave one out")
+        _each_once("prompts", options.prompts)
         chosen = options.prompts[: options.pictures]
     else:
-        chosen = list(dict.fromkeys(caption(item) for item in held))
-        chosen = [text for text in chosen if text.strip() and _same(text) not in trained]
+        once = {_same(text): text for text in reversed([_caption(dataset, item) for item in held])}
+        chosen = [text for same, text in reversed(once.items()) if same and same not in trained]
     if len(chosen) < LEAST:
         what = "there are fewer than 2" if options.prompts else (
             "the held-out pictures have no two captions that no training picture has")  # fmt: skip
         raise UserError(f"prompts: {what}; give two or more prompts")
     return tuple(chosen)
+
+
+def _caption(dataset: Dataset, item: Item) -> str:
+    return captions.plain(item.caption, dataset.set_of(item))
+
+
+def _trained(dataset: Dataset) -> set[str]:
+    return {_same(_caption(dataset, item)) for item in dataset.items}
+
+
+def _each_once(where: str, texts: Sequence[str]) -> None:
+    """UserError where a text is empty, or there twice but for case and spaces."""
+    seen = list(map(_same, texts))
+    if "" in seen:
+        raise UserError(f"{where}: one is empty; leave it out")
+    if twice := [text for text, same in zip(texts, seen, strict=True) if seen.count(same) > 1]:
+        raise UserError(f"{where}: '{twice[-1]}' is there twice; leave one out")
 
 
 def _same(text: str) -> str:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +41,12 @@ from . import measure, vote_page, votes
 from . import memory as memory_plan
 from .measure import Bench, Found
 from .models import Pictures
-from .plan import Plan, PlannedArm, digest, tellable
+from .plan import Plan, PlannedArm, digest, dotted, tellable
 from .report import Arm, Cost, Outcome, Sheet, clock, every_nth, markdown, page, summary_text
 from .values import Value, to_csv
 
+FAILED = "failed.json"
+"""In a cell's folder: why it has no result."""
 TIMED, WARM_UP = 24, 4
 """Steps of a timing run, and those of them that do not count."""
 Log = Callable[[str], None]
@@ -81,7 +85,9 @@ class Cell:
     @property
     def trained(self) -> bool:
         """Whether there is nothing to train, or it is done."""
-        return not self.arm.given.trains or read_object(self.run.path / "study.json").get("done") is True
+        if not self.arm.given.trains:
+            return True
+        return read_object(self.run.path / "study.json").get("done") is True and self.run.final.exists()
 
     def content(self) -> str:
         """Of the adapter's tensors, whatever the file says beside them."""
@@ -117,13 +123,17 @@ def run(plan: Plan, log: Log, budget: float | None = None) -> int:
 class Queue:
     """A study at work."""
 
-    def __init__(self, plan: Plan, log: Log, budget: float | None = None):
+    def __init__(self, plan: Plan, log: Log, budget: float | None = None, works: bool = True):
+        """``works``: False for one that only reports, and so measures no time of an arm.
+
+        :raises UserError: what is there was made from another configuration, or from other data.
+        """
         self.plan, self.log, self.budget = plan, log, budget
         self.failed: dict[str, str] = {}
-        self.planned = len(plan.seeds)
-        """Seeds, of which fewer may fit into the budget."""
-        self.steps = self._equal_times()
+        self.steps = self._equal_times(works)
         self._nets: dict[str, Pictures] = {}
+        for arm, seed in plan.cells:
+            self._check_same(Cell(plan, arm, seed))
 
     def work(self) -> int:
         seeds = self.plan.seeds
@@ -145,14 +155,18 @@ class Queue:
                         return code
                     self._measure(cell)
                 except UserError as error:
-                    if isinstance(error, Stale):
+                    if isinstance(error, Stale | OSError):  # of a full disk no other cell would come out better
                         raise
                     self.failed[cell.name] = str(error).split("\n")[0]
                     self.log(f"{cell.name}: {error}")
+                    why = {"v": 1, "why": self.failed[cell.name], "wall": time.monotonic() - began}
+                    write_atomic(make_folder(cell.folder) / FAILED, json.dumps(why))
                     continue
+                (cell.folder / FAILED).unlink(missing_ok=True)
                 facts = read_object(cell.folder / "cell.json")
                 wall = facts.get("wall", 0.0) + time.monotonic() - began
-                write_atomic(cell.folder / "cell.json", json.dumps({"v": 1, "wall": wall}))
+                known = {"v": 1, "wall": wall, "arm": arm.name, "seed": seed}
+                write_atomic(cell.folder / "cell.json", json.dumps(known))
                 self.report()
         self.report()
         if self.failed:
@@ -167,7 +181,24 @@ class Queue:
         return [wall for cell in cells if (wall := read_object(cell.folder / "cell.json").get("wall"))]
 
     def _spent(self) -> float:
-        return sum(sum(self._wall(arm)) for arm in self.plan.arms)
+        """Seconds of all cells, with those that failed."""
+        failed = [
+            read_object(Cell(self.plan, arm, seed).folder / FAILED).get("wall", 0.0) for arm, seed in self.plan.cells
+        ]
+        return sum(sum(self._wall(arm)) for arm in self.plan.arms) + sum(failed)
+
+    @property
+    def planned(self) -> int:
+        """Seeds, of which fewer may fit into the budget: by what those that are done took, once there is one."""
+        done = self._complete()
+        if self.budget is None or not done:
+            return len(self.plan.seeds)
+        return min(len(self.plan.seeds), max(done, int(self.budget / (self._spent() / done))))
+
+    def _complete(self) -> int:
+        """How many seeds all arms have, from the first on."""
+        cells = ([Cell(self.plan, arm, seed) for arm in self.plan.arms] for seed in self.plan.seeds)
+        return sum(1 for _ in takewhile(lambda some: all(map(self.finished, some)), cells))
 
     def _fits(self, seeds_done: int) -> bool:
         """Whether another seed of all arms fits into the budget."""
@@ -178,7 +209,7 @@ class Queue:
         spent = self._spent()
         each = spent / seeds_done
         if seeds_done == 1:
-            fitting = self.planned = max(1, min(len(self.plan.seeds), int(self.budget / each)))
+            fitting = max(1, min(len(self.plan.seeds), int(self.budget / each)))
             self.log(f"budget: one seed of all arms takes {clock(each)}, so {fitting} fit into {clock(self.budget)}")
         return spent + each <= self.budget
 
@@ -202,12 +233,10 @@ class Queue:
 
     def _train(self, cell: Cell) -> int:
         if cell.trained:
-            self._check_same(cell)
             return DONE
         config = self.config(cell)
         make_folder(cell.run.path, "out")
-        self._check_same(cell)
-        facts: dict[str, Any] = {"v": 1, "config": _trained_by(config)}
+        facts: dict[str, Any] = {"v": 1, "config": _trained_by(config), "data": self.plan.data, "set": _set(config)}
         write_atomic(cell.run.path / "study.json", json.dumps(facts))
         resume = bool(cell.run.state.is_dir() and checkpoint.states(cell.run.state))
         code = train(memory_plan.planned(config, self.plan.found, self.log), resume=resume)
@@ -216,19 +245,33 @@ class Queue:
         return code
 
     def _check_same(self, cell: Cell) -> None:
-        known = read_object(cell.run.path / "study.json").get("config")
-        if cell.arm.given.trains and known not in (None, _trained_by(self.config(cell))):
+        """Stale where the cell's run was begun with other options, or on other pictures."""
+        known = read_object(cell.run.path / "study.json")
+        if not cell.arm.given.trains or not known:
+            return
+        config = self.config(cell)
+        if known.get("config") not in (None, _trained_by(config)):
+            what = _difference(known.get("set"), _set(config))
             raise Stale(
-                f"arms: '{cell.arm.name}' has changed since {cell.run.path} was begun; give the arm or the study "
+                f"arms: '{cell.arm.name}' has changed since {cell.run.path} was begun{what}; give the arm or the study "
                 "another name, or delete that folder"
             )
+        if known.get("data") not in (None, self.plan.data):
+            raise Stale(
+                f"data: pictures, captions or what is held out have changed since {cell.run.path} was begun, so its "
+                "results are not comparable; put them back, or give the study another name"
+            )
 
-    def _equal_times(self) -> dict[str, int]:
-        """Steps of the arms that are to take as long as the first, measured once."""
-        timed = [arm for arm in self.plan.arms if arm.equal_time]
+    def _equal_times(self, works: bool) -> dict[str, int]:
+        """Steps of the arms that are to take as long as the first, measured once. ``works``: False takes only what is
+        known."""
+        timed, path = [arm for arm in self.plan.arms if arm.equal_time], self.plan.folder / "steps.json"
+        if not works:
+            steps = {arm.name: read_object(path).get(arm.name, {}).get("steps") for arm in timed}
+            return {name: count for name, count in steps.items() if count}
         if not timed:
             return {}
-        path = make_folder(self.plan.folder) / "steps.json"
+        make_folder(self.plan.folder)
         first, known = self.plan.arms[0], read_object(path)
         budget = total_steps_of(self.plan, first)
         for arm in timed:
@@ -242,7 +285,7 @@ class Queue:
 
     def _seconds_per_step(self, arm: PlannedArm) -> float:
         config = self.plan.run_config(arm, 0, min(TIMED, total_steps_of(self.plan, arm)))
-        name = f"timing-{config.run.name}"
+        name = f"{config.run.name}-timing"
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
         self.log(f"{arm.name}: timing {config.run.steps} steps")
         if train(memory_plan.planned(config, self.plan.found, self.log)) != DONE:
@@ -276,22 +319,27 @@ class Queue:
         return cell.trained and (cell.adapter is None or cell.adapter.exists()) and not self._missing(cell)
 
     def _missing(self, cell: Cell) -> list[tuple[str, str]]:
-        return [(name, key) for name, key in self.parts(cell).items()
-                if read_object(cell.folder / f"{name}.json").get("key") != key]  # fmt: skip
+        missing = []
+        for name, key in self.parts(cell).items():
+            known = read_object(cell.folder / f"{name}.json")
+            if known.get("key") != key or known.get("data") not in (None, self.plan.data):
+                missing.append((name, key))
+        return missing
 
     def _measure(self, cell: Cell) -> None:
         missing = self._missing(cell)
         if not missing:
             return
         plan, adapter = self.plan, cell.adapter
-        config = self.config(cell)
+        alike = {name: getattr(plan.config, name) for name in ("data", "sample", "noise", "run")}
+        config = self.config(cell).model_copy(update=alike)  # whatever an arm trains with, it is measured as the first
         one = measure.bench(config, adapter and str(adapter), plan.held, plan.prompts, cell.seed,
                             plan.options.measures, self.log)  # fmt: skip
         make_folder(cell.folder)
         for name, key in missing:
             began = time.monotonic()
             found = self._found(name, cell, one)
-            facts = {"v": 1, "key": key, "seconds": time.monotonic() - began, "values": found}
+            facts = {"v": 1, "key": key, "data": plan.data, "seconds": time.monotonic() - began, "values": found}
             write_atomic(cell.folder / f"{name}.json", json.dumps(facts))
         del one
         memory.release(memory.choose_device(config.run.device))
@@ -372,21 +420,44 @@ class Queue:
                 for arm in plan.arms]  # fmt: skip
         return Outcome(
             plan.options.name, arms, measure.catalogue(list(dict.fromkeys(v.measure for v in values))), values,
-            _identical(plan.arms, done), self.planned, self._notes(done), self._facts(), self._sheets(done),
+            _identical(plan.arms, done), self.planned, self._notes(done, values), self._facts(), self._sheets(done),
         )  # fmt: skip
 
-    def _notes(self, done: dict[str, list[Cell]]) -> list[str]:
+    def _notes(self, done: dict[str, list[Cell]], values: Sequence[Value]) -> list[str]:
         plan, least = self.plan, min(len(cells) for cells in done.values())
-        lines = [f"{len(plan.held)} held-out pictures, {len(plan.prompts)} prompts, {self.planned} seeds planned."]
+        lines = [f"{len(plan.held)} held-out pictures, {len(plan.prompts)} prompts, seeds planned: {self.planned}."]
+        if least < self.planned:
+            lines.append(
+                f"The study is not finished: {least} of {self.planned} seeds are done by every arm. To stop as soon as "
+                "a difference is found makes false findings likelier: let it go on."
+            )
         if least == 1:
             lines.append("There is one seed: what is seen may be the chance of one training. Nothing is tested.")
-        elif least < self.planned:
-            lines.append(f"The study is not finished: {least} of {self.planned} seeds are done by every arm.")
         lines += [f"{note}." for note in plan.notes]
-        lines += [f"{name} has no result: {why}" for name, why in self.failed.items()]
+        lines += [f"{name} has no result: {why}" for name, why in self._without_result().items()]
+        lines += _not_finite(values)
+        if left_out := self._left_out():
+            lines.append(
+                f"Results that are in the folder and not in this report: {', '.join(left_out)}. Holm's correction does "
+                "not know of them."
+            )
         for name, steps in self.steps.items():
             lines.append(f"'{name}' has {steps} steps, which take as long as those of '{plan.arms[0].name}'.")
         return lines
+
+    def _without_result(self) -> dict[str, str]:
+        """Cells that failed, in this call or an earlier one, and why."""
+        cells = [Cell(self.plan, arm, seed) for arm, seed in self.plan.cells]
+        known = {cell.name: read_object(cell.folder / FAILED).get("why") for cell in cells if not self.finished(cell)}
+        return {name: f"{why}. Seeds that an arm lacks are left out, which flatters one that fails." for
+                 name, why in known.items() if why}  # fmt: skip
+
+    def _left_out(self) -> list[str]:
+        """Finished cells of arms or seeds that the study's file no longer has."""
+        known = {(arm.name, seed) for arm, seed in self.plan.cells}
+        rows = [read_object(path) for path in sorted((self.plan.folder / "cells").glob("*/cell.json"))]
+        return [f"{row['arm']}, seed {row['seed']}" for row in rows
+                if "arm" in row and (row["arm"], row.get("seed")) not in known]  # fmt: skip
 
     def _facts(self) -> dict[str, Any]:
         plan, config = self.plan, self.plan.config
@@ -422,6 +493,37 @@ class Stale(UserError):
 def _trained_by(config: Config) -> str:
     """Of all that is set in a run's configuration, wherever it lies."""
     return digest(config.model_dump(exclude_unset=True, exclude={"run": {"out", "name"}}))
+
+
+def _set(config: Config) -> dict[str, Any]:
+    """What ``_trained_by`` is of, by dotted names, as JSON."""
+    given = config.model_dump(exclude_unset=True, exclude={"run": {"out", "name"}})
+    return json.loads(json.dumps(dotted(given), default=str))
+
+
+def _difference(before: Any, now: dict[str, Any]) -> str:
+    """The first option that is not what it was, in brackets; empty where that is not known."""
+    if not isinstance(before, dict):
+        return ""
+    for name in sorted({**before, **now}):
+        was, is_ = (json.dumps(one[name], ensure_ascii=False) if name in one else "not set" for one in (before, now))
+        if was != is_:
+            return f" ({name} was {was} and is {is_})"
+    return ""
+
+
+def _not_finite(values: Sequence[Value]) -> list[str]:
+    """A line for each arm that has values which are no numbers."""
+    found: dict[str, dict[str, int]] = {}
+    for one in values:
+        if not math.isfinite(one.value):
+            of_arm = found.setdefault(one.arm, {})
+            of_arm[one.measure] = of_arm.get(one.measure, 0) + 1
+    return [
+        f"'{arm}' has values that are no finite numbers, and are left out: "
+        + ", ".join(f"{measure} ({count})" for measure, count in counts.items()) + ". It may have diverged."
+        for arm, counts in found.items()
+    ]  # fmt: skip
 
 
 def total_steps_of(plan: Plan, arm: PlannedArm) -> int:
