@@ -48,6 +48,46 @@
     zoom((at) => zooms[Math.max(0, Math.min(zooms.length - 1, at + (event.deltaY < 0 ? 1 : -1)))], event);
   }, { passive: false });
 
+  // Before | after by keys: on the handle arrows move it; with the previews in full screen they go through the steps.
+  // gradio's handle knows the mouse alone, so that is what it is given.
+  const handles = '[data-testid="slider"]';
+  const drag = (handle, by) => {
+    const box = handle.getBoundingClientRect();
+    const at = { view: window, bubbles: true, cancelable: true, clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 };
+    const to = { ...at, clientX: at.clientX + by * handle.parentElement.getBoundingClientRect().width };
+    handle.dispatchEvent(new MouseEvent("mousedown", at));
+    window.dispatchEvent(new MouseEvent("mousemove", to));
+    window.dispatchEvent(new MouseEvent("mouseup", to));
+  };
+  const name = () => {
+    for (const one of document.querySelectorAll(handles)) {
+      if (one.tabIndex === 0) continue;
+      one.tabIndex = 0;
+      one.setAttribute("role", "separator");
+      one.setAttribute("aria-valuenow", "50");
+      one.setAttribute("aria-label", one.closest(".block")?.querySelector("[data-testid=block-label]")?.textContent.trim() || "");
+    }
+  };
+  new MutationObserver(name).observe(document.body, { subtree: true, childList: true });
+  document.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by || event.ctrlKey || event.metaKey || event.altKey) return;
+    const handle = event.target.closest(handles);
+    const range = document.querySelector("#preview-at input[type=range]");
+    if (handle) {
+      drag(handle, by / 20);
+      const whole = handle.parentElement.getBoundingClientRect();
+      const box = handle.getBoundingClientRect();
+      const part = Math.round((100 * (box.left + box.width / 2 - whole.left)) / whole.width);
+      handle.setAttribute("aria-valuenow", String(Math.max(0, Math.min(100, part))));
+    } else if (range && document.querySelector("#before-after.fullscreen")) {
+      if (event.target !== range) range.value = String(Number(range.value) + by);
+      range.dispatchEvent(new Event("input", { bubbles: true }));
+    } else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }, true);
+
   // Tab leaves the text of the recipe; arrow keys move along the tabs.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Tab" && event.target.closest(".cm-editor")) event.stopPropagation();

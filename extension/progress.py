@@ -104,8 +104,8 @@ def value(event: dict[str, Any], name: str) -> float | None:
 
 def curve(of: History, name: str, smooth: float, log: bool) -> list[tuple[int, float, str]]:
     """(step, value, which line) with at most ``POINTS`` a line: measured; smoothed by an exponential mean whose weight
-    of the past is ``smooth`` (0 none, below 1), corrected for its start; held out. A line without points has one that
-    is no number, since a plot draws only the lines that it was begun with."""
+    of the past is ``smooth`` (0 none, below 1), corrected for its start; held out. A line without points, also before
+    the first step, has one that is no number, since a plot draws only the lines that it was begun with."""
     if name in measured(of):
         return _measured(of, name, log)
     raw = [(step, number) for step, event in sorted(of.steps.items()) if (number := value(event, name)) is not None]
@@ -116,9 +116,9 @@ def curve(of: History, name: str, smooth: float, log: bool) -> list[tuple[int, f
             mean, weight = smooth * mean + (1 - smooth) * number, smooth * weight + (1 - smooth)
             smoothed.append((step, mean / weight))
     held_out = sorted(of.validation.items()) if name == "loss" else []
-    none = [(step, math.nan) for step, _ in raw[:1]]
+    none = [(raw[0][0] if raw else 0, math.nan)]
     out = []
-    for which, points in (("measured", raw), ("smoothed", smoothed or none), ("held out", held_out or none)):
+    for which, points in (("measured", raw or none), ("smoothed", smoothed or none), ("held out", held_out or none)):
         stride = max(1, math.ceil(len(points) / POINTS))
         kept = points[::stride] + (points[-1:] if points and (len(points) - 1) % stride else [])
         for step, number in kept:

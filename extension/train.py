@@ -22,6 +22,7 @@ from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
 from ..trainer.runs.process import start_detached
 from . import draft, draws, hosts, progress, queue, runs, words
+from .look import HERE
 from .page import (
     EVENT,
     RENDER,
@@ -32,6 +33,7 @@ from .page import (
     facts,
     folder_of,
     grid,
+    in_place,
     kindly,
     lora_hosts,
     note,
@@ -64,25 +66,26 @@ class Train:
                 self._list()
             with gr.Column(scale=4):
                 self._run()
+                self._finished()
                 with gr.Row():
                     self._previews()
                     with gr.Column(scale=2, min_width=320):
                         self._curve()
-                self.gallery = gr.HTML(elem_id="gallery")
+                self.gallery = gr.HTML(elem_id="gallery", js_on_load=(HERE / "previews.js").read_text(encoding="utf-8"))
                 with gr.Accordion(words.LOG, open=False):
                     self.logged = gr.HTML(elem_id="log")
         self.view = [self.run, self.what, self.smooth, self.log, self.seen, self.prompt, self.at]
         self.outputs = [
             self.run, self.state, self.pause, self.resume, self.sample, self.save, self.kill, self.resume_queue,
-            self.finished, self.where, self.managed, self.what, self.plot, self.previews, self.prompt, self.at,
-            self.slider, self.gallery, self.logged, self.queue_mark, self.seen,
+            self.again, self.finished, self.result, self.where, self.give, self.elsewhere, self.managed, self.numbers,
+            self.what, self.plot, self.previews, self.prompt, self.at, self.slider, self.gallery, self.logged,
+            self.queue_mark, self.seen,
         ]  # fmt: skip
         self._wire()
 
     def _list(self) -> None:
         gr.HTML(f"<h2>{words.RUNS}</h2>")
         self.run = changing(gr.Radio([], show_label=False, label=words.RUNS, elem_id="run", elem_classes="tiles list"))
-        gr.HTML(f"<h3>{words.QUEUE}</h3>")
         gr.render(inputs=[self.queue_mark], **RENDER)(self._jobs)
         with gr.Accordion(words.MANAGE, open=False, elem_id="manage-run") as self.managed:
             self.new_name = gr.Textbox("", label=words.NEW_NAME, elem_id="new-name")
@@ -99,11 +102,29 @@ class Train:
             self.sample = gr.Button(words.SAMPLE_NOW, elem_id="sample-now", size="sm")
             self.save = gr.Button(words.SAVE_NOW, elem_id="save-now", size="sm")
             self.kill = gr.Button(words.KILL, elem_id="kill", size="sm", variant="stop")
-            self.again = gr.Button(words.TRAIN_AGAIN, elem_id="train-again", size="sm")
-        with gr.Row(visible=False, elem_classes="align-end tight card", elem_id="finished") as self.finished:
-            self.where = changing(gr.Dropdown([], label=words.USE_WHERE, elem_id="finished-where", scale=3))
-            self.give = gr.Button(words.COPY_THERE, elem_id="finished-copy", scale=0, min_width=120)
-            self.open_folder = gr.Button(words.OPEN_FOLDER, elem_id="open-result", scale=0, min_width=130)
+            self.again = gr.Button(words.TRAIN_AGAIN, elem_id="train-again", size="sm", scale=0, min_width=180)
+
+    def _finished(self) -> None:
+        """The file of a run that is done, and where it goes."""
+        with gr.Column(visible=False, elem_classes="card tight", elem_id="finished") as self.finished:
+            with gr.Row(elem_classes="align-end tight"):
+                self.result = gr.HTML(elem_id="result")
+                self.open_folder = gr.Button(
+                    words.OPEN_FOLDER, elem_id="open-result", size="sm", scale=0, min_width=110,
+                    visible=self.context.folders.roots is None and file_manager() is not None,
+                )  # fmt: skip
+                self.where = changing(
+                    gr.Dropdown([], label=words.USE_WHERE, elem_id="finished-where", scale=1, min_width=200)
+                )
+                self.give = gr.Button(words.COPY_THERE, elem_id="finished-copy", size="sm", scale=0, min_width=110)
+            with gr.Accordion(words.COPY_ELSEWHERE, open=False, elem_id="finished-elsewhere") as self.elsewhere:
+                with gr.Row(elem_classes="align-end tight"):
+                    self.host = gr.Textbox(
+                        "", label=words.OTHER_HOST, placeholder=words.HOST_PLACEHOLDER, max_lines=1, scale=4,
+                        elem_id="finished-host",
+                    )  # fmt: skip
+                    self.add_host = gr.Button(words.ADD_HOST, size="sm", scale=0, min_width=170, elem_id="finished-add")
+                self.host_line = gr.HTML(elem_id="finished-line")
 
     def _previews(self) -> None:
         with gr.Column(visible=False, scale=3, min_width=320) as self.previews:
@@ -126,14 +147,17 @@ class Train:
         self.log = gr.Checkbox(label=words.LOG_SCALE)
         self.plot = gr.LinePlot(
             x="step", y="value", y_title=" ", color="line", color_title=" ", height=240, show_label=False,
-            elem_id="curve", color_map=COLOURS, buttons=["export"], value=_plotted([]),
+            elem_id="curve", color_map=COLOURS, buttons=["export"], value=_frame(progress.History(), "loss", 0, False),
         )  # fmt: skip
         gr.HTML(note(words.CURVE_NOTE))
+        self.numbers = gr.HTML(elem_id="run-numbers")
 
     def _jobs(self, _mark: str) -> None:
         """The queue, with a button for each thing to do."""
         now = queue.read(self.home)
         waiting, running = now.of("waiting"), now.of("running")
+        if waiting or running or now.paused:
+            gr.HTML(f"<h3>{words.QUEUE}</h3>")
         for one in running:
             gr.HTML(note(f"▶ {one.run}", "good"))
         for one in waiting:
@@ -166,6 +190,8 @@ class Train:
         self.resume_queue.click(self.go, None, None, **EVENT).then(**after)
         self.kill.click(self.end, [self.run], None, js=_confirm(words.KILL_QUESTION), **EVENT).then(**after)
         self.give.click(self.copy_to, [self.run, self.where], None, **EVENT)
+        for added in (self.add_host.click, self.host.submit):
+            added(in_place(self.remember_host, 1), [self.host], [self.host_line, self.host], **EVENT).success(**after)
         self.open_folder.click(self.show_folder, [self.run], None, **EVENT)
         self.rename.click(self.rename_run, [self.run, self.new_name], [self.run, self.new_name], **EVENT).then(**after)
         question = _confirm(words.DELETE_QUESTION)
@@ -173,7 +199,7 @@ class Train:
         self.smooth.release(**after)
         for changed in (self.prompt.input, self.at.input):  # by mouse and by keys
             scrub = {**EVENT, "trigger_mode": "always_last"}
-            changed(self.picture, [self.run, self.prompt, self.at], [self.slider], **scrub)
+            changed(self.picture, [self.run, self.prompt, self.at], [self.slider, self.at], **scrub)
         for changed in (self.run.input, self.what.input, self.log.input):
             self.redraw(changed(**after))
 
@@ -238,16 +264,17 @@ class Train:
             "gallery": [current.name, repr(pictures), repr(history.prompts)], "log": [log, len(history.spikes)],
         }  # fmt: skip
         choices = [(_title(one, queue.place(queue.read(self.home), one.path)), one.name) for one in known]
-        hosts_there = lora_hosts(self.home)
         result = _result(current, self.address) if status.state == "done" else ""
-        places = [(f"{one.name}: {one.loras}", str(one.root)) for one in hosts_there]
+        places = [(f"{one.name}: {one.loras}", str(one.root)) for one in lora_hosts(self.home)]
+        now["hosts"] = places
         prompts = [(short(history.prompts.get(one, words.PROMPT.format(one + 1)), 80), one) for one in rows]
         return [
             ("choice", gr.update(choices=choices, value=current.name)),
-            ("state", standing(current, history, place, doing) + result), *_buttons(status, place),
-            ("state", gr.update(visible=bool(result))),
-            ("state", gr.update(choices=places, value=places[0][1] if places else None)),
-            ("state", gr.update(visible=not status.live and place is None)),
+            ("state", standing(current, history, place, doing)), *_buttons(current, place),
+            ("state", gr.update(visible=bool(result))), ("state", result),
+            ("hosts", gr.update(choices=places, value=places[0][1] if places else None, visible=bool(places))),
+            ("hosts", gr.update(visible=bool(places))), ("hosts", gr.update(visible=not places)),
+            ("state", gr.update(visible=not status.live and place is None)), ("state", numbers(status, history)),
             ("names", gr.update(choices=[(words.MEASURES.get(one, one), one) for one in drawable], value=of)),
             ("curve", _frame(history, of, weight, logarithmic)),
             ("gallery", gr.update(visible=bool(rows))), ("gallery", gr.update(choices=prompts, value=row)),
@@ -258,9 +285,10 @@ class Train:
         ]  # fmt: skip
 
     @kindly
-    def picture(self, name: str, prompt: int | None, at: int) -> Any:
-        """Before, and at the chosen step."""
-        return _two(progress.pictures(folder_of(self.home, name)), prompt, at)
+    def picture(self, name: str, prompt: int | None, at: int) -> tuple[Any, Any]:
+        """Before, and at the chosen step; and which step that is."""
+        pictures = progress.pictures(folder_of(self.home, name))
+        return _two(pictures, prompt, at), gr.update(info=_steps_shown(sorted(pictures), int(at)))
 
     @kindly
     def ask(self, what_for: Any, name: str) -> None:
@@ -287,6 +315,11 @@ class Train:
         if found is None or not newest:
             raise UserError(words.NO_HOST)
         gr.Info(words.COPIED.format(escape(str(hosts.give(newest[-1].path, found)))))
+
+    def remember_host(self, folder: str) -> list[str]:
+        """A folder of a program to copy to; what is wrong with it stands below the field."""
+        hosts.add(self.home, self.context.folders.check("folder", folder))
+        return ["", ""]
 
     @kindly
     def show_folder(self, name: str) -> None:
@@ -329,20 +362,28 @@ def build(context: Context) -> Screen:
 
 def open_in_files(folder: Path) -> None:
     """UserError where this machine shows no folders."""
-    program = {"win32": "explorer", "darwin": "open"}.get(sys.platform, "xdg-open")
-    if shutil.which(program) is None:
+    program = file_manager()
+    if program is None:
         raise UserError(words.NO_FILE_MANAGER.format(folder))
     start_detached([program, str(folder)], None, cwd=folder, env=os.environ)
+
+
+def file_manager() -> str | None:
+    """The program that shows a folder; None where there is none, as on a server without a screen."""
+    program = {"win32": "explorer", "darwin": "open"}.get(sys.platform, "xdg-open")
+    seen = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return program if seen and shutil.which(program) else None
 
 
 def _nothing(now: dict[str, Any]) -> list[tuple[str, Any]]:
     """The screen before the first run."""
     now["state"] = None
-    hidden = ("state", gr.update(visible=False))
+    hidden, same = ("state", gr.update(visible=False)), ("state", gr.skip())
     return [
         ("state", gr.update(choices=[], value=None)), ("state", note(words.NO_RUNS)), *_buttons(None, None), hidden,
-        ("state", gr.skip()), hidden, ("state", gr.skip()), ("state", _plotted([])), hidden, ("state", gr.skip()),
-        ("state", gr.skip()), ("state", None), ("state", ""), ("state", ""), ("queue", now["queue"]),
+        ("state", ""), same, same, same, hidden, ("state", ""), same,
+        ("state", _frame(progress.History(), "loss", 0, False)), hidden, same, same,
+        ("state", None), ("state", ""), ("state", ""), ("queue", now["queue"]),
     ]  # fmt: skip
 
 
@@ -376,11 +417,14 @@ def _mark(home: Any) -> str:
     return str((now.paused, [(one.id, one.state) for one in now.jobs], after_drawing))
 
 
-def _buttons(status: control.Status | None, place: queue.Place | None) -> list[tuple[str, Any]]:
+def _buttons(run: control.Run | None, place: queue.Place | None) -> list[tuple[str, Any]]:
+    """Which of the buttons in a row above the previews can do something."""
+    status = run.status if run else None
     live = bool(status and status.live)
     again = bool(status and not live and place is None and status.state in ("stopped", "failed") and status.step)
     held = bool(place and place.paused)
-    shown = [live, again, live, live, live, held]
+    kept = bool(run and (run.path / "config.toml").is_file())
+    shown = [live, again, live, live, live, held, kept]
     return [("state", gr.update(visible=one)) for one in shown]
 
 
@@ -414,16 +458,13 @@ def _counted(message: str) -> tuple[str, int, int]:
 def standing(
     run: control.Run, history: progress.History, place: queue.Place | None = None, doing: tuple[str, float] = ("", 0.0)
 ) -> str:
-    """How the run stands: its bar, what went wrong, its numbers."""
+    """How the run stands: its bar, and what went wrong."""
     status = run.status
     line = ""
     if place is not None:
         line = words.WAITS.format(run.name, place.number) + (words.QUEUE_PAUSED if place.paused else "")
         if status.state == "waiting":
             return note(line, "warn verdict")
-    last = next(reversed(history.steps.values()), {})
-    speed = progress.speed(history)
-    pace = "" if not speed else f"{speed:.2f} it/s" if speed >= 1 else f"{1 / speed:.1f} s/it"
     state = words.STATES.get(status.state, status.state)
     if doing[0]:
         state = doing[0]
@@ -439,6 +480,14 @@ def standing(
         out += note(hint, "warn") if hint or not ours else _to_report(control.tail(run.path, REPORTED))
     elif status.message not in ("", state) and status.state != "done" and not status.live:
         out += note(plain_message(status.message))
+    return out + "".join(note(one, "warn") for one in history.warnings[-3:])
+
+
+def numbers(status: control.Status, history: progress.History) -> str:
+    """What the last step measured."""
+    last = next(reversed(history.steps.values()), {})
+    speed = progress.speed(history)
+    pace = "" if not speed else f"{speed:.2f} it/s" if speed >= 1 else f"{1 / speed:.1f} s/it"
     rows = [
         (words.SPEED, pace if status.live else ""),
         (words.EPOCH, f"{last['epoch']:.2f}" if isinstance(last.get("epoch"), float) else last.get("epoch")),
@@ -448,8 +497,7 @@ def standing(
         (words.MEMORY, f"{last['gb']:.1f} GB" if isinstance(last.get("gb"), (int, float)) else ""),
         (words.ENDED, time.strftime("%Y-%m-%d %H:%M", time.localtime(status.t)) if not status.live else ""),
     ]  # fmt: skip
-    warned = history.warnings[-3:]
-    return out + facts(rows) + "".join(note(one, "warn") for one in warned)
+    return facts(rows)
 
 
 def _measures(history: progress.History) -> list[tuple[str, str]]:
@@ -471,17 +519,14 @@ def _result(run: control.Run, address: Any) -> str:
     path = found[-1].path
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     return (
-        f'<div class="result"><h3>{escape(words.RESULT)}</h3><p><b>{escape(path.name)}</b> · {size}</p>'
-        f'<p><code>{escape(str(path))}</code></p><p class="actions">'
-        f'<button type="button" class="plain" data-copy="{escape(str(path))}">'
-        f"{words.COPY_PATH}</button> "
-        f'<a class="plain" href="{address.download(path)}" download="{escape(path.name)}">'
-        f"{words.DOWNLOAD}</a></p></div>"
+        f'<div class="result"><span><b>{escape(path.name)}</b> · {size}</span> <code>{escape(str(path))}</code> '
+        f'<button type="button" class="plain" data-copy="{escape(str(path))}">{words.COPY_PATH}</button> '
+        f'<a class="plain" href="{address.download(path)}" download="{escape(path.name)}">{words.DOWNLOAD}</a></div>'
     )
 
 
 def _steps_shown(steps: list[int], index: int) -> str:
-    return words.STEP_OF.format(steps[index], steps[-1]) if steps else ""
+    return words.STEP_OF.format(steps[min(index, len(steps) - 1)], steps[-1]) if steps else ""
 
 
 def _two(pictures: dict[int, dict[int, Path]], row: int | None, index: int) -> Any:
@@ -535,6 +580,6 @@ def _picture(path: Path | None, title: str, address: Any) -> str:
     if path is None:
         return "<td></td>"
     return (
-        f'<td><a href="{address.url(path)}" target="_blank" title="{escape(title)}"><img loading="lazy" '
+        f'<td><a href="{address.url(path)}" target="_blank" data-large title="{escape(title)}"><img loading="lazy" '
         f'alt="{escape(title)}" src="{address.url(path, 256)}"></a></td>'
     )

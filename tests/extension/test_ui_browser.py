@@ -317,6 +317,49 @@ def test_the_page_finds_the_run_again(server: Server, page) -> None:
     assert len(losses) == 12 and len(set(losses)) == 12  # the curve moved
 
 
+def test_previews_are_gone_through_by_keys(server: Server, page) -> None:
+    step(page, "3 Train")
+    page.wait_for_selector("#run-state >> text=done")
+    page.wait_for_selector("#finished .result >> text=first.safetensors")
+    shown = page.locator("#finished input:visible, #finished textarea:visible")
+    assert all(shown.evaluate_all("all => all.map(one => one.value)")), "an empty field"
+    assert page.locator("#finished").bounding_box()["height"] < 200
+    for width in (375, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(300)
+        assert page.locator("#run label").first.bounding_box()["y"] < 300, width
+        assert page.locator("#preview-at").bounding_box()["y"] < 900, width
+    scrubber, after = page.locator("#preview-at input[type=range]"), page.locator("#before-after img").last
+    page.wait_for_selector("#before-after img")
+    scrubber.focus()
+    before = after.get_attribute("src")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector("#preview-at >> text=step 6 of 12")
+    until(lambda: after.get_attribute("src") != before)
+    handle = page.locator("#before-after [data-testid=slider]")
+    handle.focus()
+    at = handle.bounding_box()["x"]
+    page.keyboard.press("ArrowRight")
+    assert handle.bounding_box()["x"] > at + 5
+    page.click("#before-after button[title=Fullscreen]")
+    page.wait_for_selector("#before-after.fullscreen")
+    page.wait_for_timeout(600)
+    assert page.locator("#before-after").bounding_box()["width"] > 1250
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#preview-at >> text=step 12 of 12", state="attached")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#before-after:not(.fullscreen)")
+    page.click("#gallery td a >> nth=0")
+    line, seen = page.locator("#large-preview p"), []
+    for key in ("ArrowLeft", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+        seen.append(line.inner_text())
+    assert ["step 0" in seen[0], "step 6" in seen[1], "t-rex" in seen[2]] == [True] * 3, seen
+    page.keyboard.press("Escape")
+    assert not line.is_visible()
+    assert "t-rex" in page.evaluate("document.activeElement.title")
+
+
 def test_any_two_previews_lie_side_by_side_by_mouse_and_keys(server: Server, page) -> None:
     step(page, "4 Compare")
     page.wait_for_selector("#compare-grid img")

@@ -226,7 +226,7 @@ def test_a_runs_measures_stand_beside_prior_and_floor(context: Context, run: Pat
     assert ("AbsRel, held out", "absrel") in shown[id(screen.what)]["choices"]
     frame = shown[id(screen.plot)]
     assert set(frame["line"]) == {"held out", "prior", "floor"} and set(frame["step"]) == {10, 20}
-    assert "0.109 (prior 0.179, floor 0.037)" in shown[id(screen.state)]
+    assert "0.109 (prior 0.179, floor 0.037)" in shown[id(screen.numbers)]
     history = progress.history(run)
     points = progress.curve(history, "edge_f1", 0.9, True)  # of 0 there is no logarithm
     assert points == [(step, pytest.approx(-0.1051, abs=1e-3), "floor") for step in (10, 20)]
@@ -262,6 +262,12 @@ def test_an_estimated_time_is_a_round_one() -> None:
 
 def test_an_empty_chart_has_numbers_for_its_axes() -> None:
     assert {str(kind) for name, kind in train._plotted([]).dtypes.items() if name != "line"} == {"float64"}
+
+
+def test_a_chart_knows_its_lines_before_the_first_step() -> None:
+    """A plot draws only the lines that it was begun with, so one begun too early stayed empty until a reload."""
+    frame = train._frame(progress.History(), "loss", 0.9, False)
+    assert list(frame["line"]) == ["measured", "smoothed", "held out"] and frame["value"].isna().all()
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -338,8 +338,11 @@ def test_a_finished_run_shows_its_file(context: Context) -> None:
     write(run / "one.safetensors", b"x" * 2_000_000)
     screen = built(train.Train, context)
     shown = dict(zip(map(id, screen.outputs), screen.show("one", "loss", 0.9, False, {})))
-    line = shown[id(screen.state)]
+    line = shown[id(screen.result)]
     assert "one.safetensors" in line and "2.0 MB" in line and "/file/" in line and shown[id(screen.finished)]["visible"]
+    places = shown[id(screen.where)]
+    assert places["visible"] == shown[id(screen.give)]["visible"] == bool(places["choices"]), "an empty field"
+    assert shown[id(screen.elsewhere)]["visible"] != places["visible"]
     signature, name = line.split("/file/")[1].split('"')[0].split("/")
     assert context.addresses.path(signature, -1, name) == run / "one.safetensors"
     assert context.addresses.path(signature, 0, name) is None
