@@ -39,7 +39,7 @@ COPY = "draft-before-[0-9][0-9][0-9][0-9].toml"
 COPIES = 20
 """How many earlier recipes are kept."""
 EMPTY = (None, "", [])
-START = f"# {words.HEADER}\nconfig_version = 3\n"
+START = f"# {words.HEADER}\nconfig_version = {config.VERSION}\n"
 
 
 TRIGGER = "[trigger]"
@@ -317,9 +317,11 @@ def dumps(tables: Mapping[str, Any]) -> str:
 
 
 def values_of(text: str) -> dict[str, Any]:
-    """What stands in the text itself, without its preset."""
+    """What stands in the text itself, without its preset; what its version meant is written out."""
     try:
-        return config.renamed(tomlkit.parse(text).unwrap())
+        own = config.renamed(tomlkit.parse(text).unwrap())
+        version = own.get("config_version", config.VERSION)
+        return config.meant(own, version) if isinstance(version, int) else own
     except (TOMLKitError, UserError):
         return {}
 

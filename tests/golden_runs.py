@@ -36,7 +36,8 @@ from PIL import Image
 
 RECORDS = Path(__file__).parent / "golden" / "trajectories"
 STEPS = 10
-PIXEL = {"loss.pixel.mode": "mixed", "loss.pixel.probability": 0.5, "loss.pixel.weight": "auto", "data.flip": True}
+PIXEL = {"loss.pixel.mode": "mixed", "loss.pixel.probability": 0.5, "loss.pixel.weight": "auto",
+         "loss.pixel.auto_ratio": 1.0, "data.flip": True}  # fmt: skip
 MANY = {
     "run.precision": "fp32",
     "run.batch": 2,
@@ -85,7 +86,8 @@ class Run:
 
 
 DENSE = {"dense.task": "depth", "loss.mse.weight": 1.0, "loss.dense.weight": "auto", "data.flip": True}
-DPO = {"objective.kind": "dpo", "objective.reference_draws": 2, "loss.pixel.mode": "anchored", "loss.pixel.weight": 1.0}
+DPO = {"objective.kind": "dpo", "objective.reference_draws": 2, "loss.pixel.mode": "anchored", "loss.pixel.weight": 1.0,
+       "loss.pixel.auto_ratio": 1.0}  # fmt: skip
 RUNS = {
     "sft": Run(),
     "sft_pixel": Run(PIXEL),

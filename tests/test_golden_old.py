@@ -154,8 +154,10 @@ def test_an_old_configuration_is_read_and_written_as_it_was(tmp_path, name):
             old.setdefault(table_now, {})[option_now] = old[table].pop(option)
             assert configuration.load(file, {before: old[table_now][option_now]}) == config, "as a flag too"
     old.pop("heal", None)
-    if (pixel := old.get("loss", {}).get("pixel")) is not None and pixel.get("decode", "auto") == "auto":
-        pixel["decode"] = "by_size"  # what auto was until version 2
+    if (pixel := old.get("loss", {}).get("pixel")) is not None:
+        pixel.setdefault("auto_ratio", 1.0)  # the default until version 3
+        if pixel.get("decode", "auto") == "auto":
+            pixel["decode"] = "by_size"  # what auto was until version 2
     assert written == {**old, "config_version": configuration.VERSION}
     assert configuration.parse(configuration.loads(config.to_toml())) == config
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Optional, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -37,7 +37,7 @@ from .training.run_options import RunOptions
 from .training.validation import ValidationOptions
 
 _log = logging.getLogger(__name__)
-VERSION = 3
+VERSION = 4
 PLANNED_ANEW = (
     "memory.gradient_checkpointing", "memory.checkpointing_fraction", "memory.cpu_offload_checkpointing",
     "memory.blocks_on_gpu", "memory.grad_cache", "model.t5_on_cpu",
@@ -87,7 +87,7 @@ def _objective_table() -> Any:
 class _Tables(Options):
     """The tables whose models are written in one place; see ``config_model`` for the rest."""
 
-    config_version: Literal[3] = 3
+    config_version: Literal[4] = 4
     """The version of this file's form. Older files are migrated when they are read."""
     preset: str | None = None
     """Start from this preset: a name in ``presets/`` or a path."""
@@ -321,7 +321,10 @@ def preset_tables(name: str, version: Any = VERSION) -> dict[str, Any]:
     found = find_preset(name)
     tables = absolute(read_toml(found), found.parent)
     old = version in (1, 2) and found.parent == PRESETS and found.stem.startswith(("sd15-", "sdxl-", "sd3-"))
-    return merge(tables, nested({**MEMORY_UNTIL_2, **OF_ONE_UNTIL_2.get(found.stem, {})})) if old else tables
+    if old:
+        tables = merge(tables, nested({**MEMORY_UNTIL_2, **OF_ONE_UNTIL_2.get(found.stem, {})}))
+    own = tables.get("config_version", VERSION)
+    return meant(tables, min((one for one in (own, version) if isinstance(one, int)), default=VERSION))
 
 
 MEMORY_UNTIL_2 = {
@@ -337,20 +340,31 @@ OF_ONE_UNTIL_2 = {
 
 
 def migrate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Bring a configuration of any version to today's form.
+    """Bring a configuration of any version to today's form: today's names (``renames``), and what it meant written out.
 
-    Version 2 renamed options, see ``renames``; until version 2 presets set memory options, see ``preset_tables``, and
-    ``decode = "auto"`` of [loss.pixel] was what ``by_size`` is now.
+    Until version 2 the bundled presets set memory options, too, see ``preset_tables``.
     """
     version = raw.get("config_version", VERSION)
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise UserError(f"{source}: config_version {version!r} is not known here; this version reads 1 to {VERSION}")
-    given = renamed(raw)
-    loss = given.get("loss")
+    return {**meant(renamed(raw), version), "config_version": VERSION}
+
+
+def meant(tables: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """``tables`` with what this version meant by options of [loss.pixel] that it left out.
+
+    Until version 2 ``decode = "auto"`` was what ``by_size`` is now; until version 3 ``auto_ratio`` was 1.
+    """
+    loss = tables.get("loss")
     pixel = loss.get("pixel") if isinstance(loss, Mapping) else None
-    if version < 3 and isinstance(pixel, Mapping) and pixel.get("decode", "auto") == "auto":
-        given = {**given, "loss": {**cast(Mapping[str, Any], loss), "pixel": {**pixel, "decode": "by_size"}}}
-    return {**given, "config_version": VERSION}
+    if not isinstance(loss, Mapping) or not isinstance(pixel, Mapping):
+        return dict(tables)
+    old: dict[str, Any] = {}
+    if version < 3 and pixel.get("decode", "auto") == "auto":
+        old["decode"] = "by_size"
+    if version < 4 and "auto_ratio" not in pixel:
+        old["auto_ratio"] = 1.0
+    return merge(tables, {"loss": {"pixel": old}})
 
 
 Place = tuple[str | int, ...]

@@ -218,9 +218,11 @@ def test_a_configuration_of_version_2_keeps_what_its_preset_set(tmp_path):
     assert new.memory.plan == "auto" and not any(new.is_set(name) for name in (*PLANNED_ANEW, *PLANNED_ONCE))
     (tmp_path / "mine.toml").write_text("config_version = 2\n[model]\npath = 'm'\n")
     assert load(tmp_path / "mine.toml").memory.plan == "manual", "no plan, no change"
-    for name in ("sd15-detail-8gb", "sdxl-detail-16gb"):
+    old = (1.0, 1.0)
+    for name, ratios in {"sd15-detail-8gb": (*old, 0.1, 0.1), "sdxl-detail-16gb": (*old, 0.1, 0.1),
+                         "demo": (*old, 1.0, 0.1), "demo_dpo": (*old, 1.0, 0.1)}.items():  # fmt: skip
         weights = []
-        for version in (1, 2, 3):
+        for version in (1, 2, 3, 4):
             (tmp_path / "v.toml").write_text(f"config_version = {version}\npreset = '{name}'\n[model]\npath = 'm'\n")
             weights.append(load(tmp_path / "v.toml").terms()["pixel"][0].auto_ratio)
-        assert weights == [1.0, 1.0, 0.1]
+        assert weights == list(ratios), name

@@ -90,6 +90,9 @@ class PixelOptions(DecodeOptions):
     autoencoder and mode, made at the first start."""
     weight: Weight | Literal["auto"] = option("auto", label="Weight")
     """What this term is multiplied by. `auto` keeps it as large as the latent terms, times `auto_ratio`."""
+    auto_ratio: float = option(0.1, label="Automatic weight's ratio", gt=0)
+    """With `weight = "auto"`: how large this term is beside the latent ones; 1 is as large, which did harm where it was
+    measured (docs/study.md)."""
     mode: Mode = option("mixed", label="Mode")
     """Which latents are decoded: the paper's noisy ones (mixed), the implied clean ones (x0), clean ones disturbed as
     in mixed (anchored), or slightly less noisy ones (stepped)."""
