@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
+from starlette.datastructures import Headers
 
-from . import compare, images, look, pictures, prefer, recipe, targets, train, words
+from . import compare, images, language, look, pictures, prefer, recipe, targets, train, words
 from .page import EVENT, Context, Screen, newest
 from .security import DOWNLOAD, MAP, REPORT, UPLOAD_BYTES, Guard, Login
 
@@ -38,6 +39,7 @@ def page(context: Context) -> gr.Blocks:
             gr.HTML(f"{skip}{gone}<h1>{words.TITLE}<small>{words.TAGLINE}</small></h1>")
             headline = gr.HTML()
             dark = gr.Button(words.DARK, size="sm", scale=0, min_width=110)
+            other = gr.Button(words.LANGUAGE, size="sm", scale=0, min_width=140, elem_id="language")
         screens: dict[str, Screen] = {}
         tabs_of: dict[str, gr.Tab] = {}
         following: dict[str, gr.Button] = {}
@@ -59,6 +61,7 @@ def page(context: Context) -> gr.Blocks:
         current, clock = gr.State("pictures"), gr.Timer(train.REST)
 
         screens["train"].parts["redraw"](dark.click(None, None, None, js=SWITCH, **EVENT))
+        other.click(None, None, None, js=look.other_language(), **EVENT)
         for name, screen in screens.items():
             pace = train.TICK if name == "train" else train.REST
             shown = (
@@ -179,11 +182,30 @@ def application(context: Context, login: Login | None) -> Any:
     def alive() -> dict[str, str]:
         return {"is": "pixelkiln"}
 
-    blocks = page(context).queue(default_concurrency_limit=16, api_open=False)
-    blocks.has_launched = True  # mounted, it never is, and then gradio takes any path of this machine for an upload
-    mounted = gr.mount_gradio_app(
-        web, blocks, path="/", theme=look.theme(), css=look.style(), js=look.keys(), footer_links=[],
-        max_file_size=UPLOAD_BYTES, show_error=False, ssr_mode=False, allowed_paths=[], enable_monitoring=False,
-        pwa=False, mcp_server=False,
-    )  # fmt: skip
-    return Guard(mounted, login)
+    for spoken, path in reversed(language.PATHS.items()):  # the one at the root answers what none before it has
+        with language.speaking(spoken):
+            blocks: Any = page(context).queue(default_concurrency_limit=16, api_open=False)
+            head = look.head()
+        blocks.spoken = spoken  # read by ``language.spoken``
+        blocks.has_launched = True  # mounted, it never is, and then gradio takes any path of this machine for an upload
+        gr.mount_gradio_app(
+            web, blocks, path=path, theme=look.theme(), css=look.style(), js=look.keys(), head=head, footer_links=[],
+            max_file_size=UPLOAD_BYTES, show_error=False, ssr_mode=False, allowed_paths=[], enable_monitoring=False,
+            pwa=False, mcp_server=False,
+        )  # fmt: skip
+    return Guard(to_the_language(web), login)
+
+
+def to_the_language(web: Any) -> Any:
+    """Before the application: sends who asks for no language's page to the one that is wanted."""
+
+    async def sent(scope: Any, receive: Any, send: Any) -> None:
+        asked, to = scope["path"] if scope["type"] == "http" else "", ""
+        if asked == "/":
+            to = language.PATHS[language.wanted(Headers(scope=scope))]
+        elif asked in language.PATHS.values():
+            to = asked
+        answer = RedirectResponse(f"{to}/?{scope['query_string'].decode('latin-1')}") if to.strip("/") else web
+        await answer(scope, receive, send)
+
+    return sent

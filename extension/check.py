@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -73,7 +74,7 @@ class Asking:
         self.problems: list[Problem] = []
         self.answer: dict[str, Any] = {}
         self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._ask, args=(context, text), daemon=True)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._ask, context, text), daemon=True)
         self._thread.start()
 
     def _ask(self, context: Context, text: str) -> None:

@@ -39,7 +39,9 @@ COPY = "draft-before-[0-9][0-9][0-9][0-9].toml"
 COPIES = 20
 """How many earlier recipes are kept."""
 EMPTY = (None, "", [])
-START = f"# {words.HEADER}\nconfig_version = {config.VERSION}\n"
+HEADER = "The recipe. What is not written here comes from the preset, and then from the defaults."
+START = f"# {HEADER}\nconfig_version = {config.VERSION}\n"
+"""In English for pages of all languages, since it is compared."""
 
 
 TRIGGER = "[trigger]"

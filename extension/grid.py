@@ -16,10 +16,6 @@ from .look import HERE
 from .security import Addresses
 
 SIDE = 256
-ORDER = (
-    words.NO_CAPTION, words.UNREADABLE, words.TOO_LONG_HERE, words.SMALL, words.VERY_LARGE, words.DUPLICATE,
-)  # fmt: skip
-"""What can be wrong with a picture, as the filters list it."""
 CHOSEN = """(...given) => {
   given[0] = [...document.querySelectorAll("#grid [aria-selected=true]")].map((one) => one.dataset.name).join("/");
   return given;
@@ -47,7 +43,10 @@ class View:
         for marks in self.wrong.values():
             for word in {kind(one) for one in marks}:
                 counted[word] = counted.get(word, 0) + 1
-        known = {one: counted[one] for one in (*ORDER, *sorted(set(counted) - set(ORDER))) if one in counted}
+        order = (
+            words.NO_CAPTION, words.UNREADABLE, words.TOO_LONG_HERE, words.SMALL, words.VERY_LARGE, words.DUPLICATE,
+        )  # fmt: skip
+        known = {one: counted[one] for one in (*order, *sorted(set(counted) - set(order))) if one in counted}
         return known | ({words.LEFT_OUT: len(self.left_out)} if self.left_out else {})
 
     def kept(self, filtered: str, held: str) -> list[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils import colors, sizes
 
+from . import language
+
 HERE = Path(__file__).resolve().parent
 LETTERS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 FIXED = ["ui-monospace", "Cascadia Mono", "Consolas", "DejaVu Sans Mono", "monospace"]
@@ -48,3 +50,19 @@ def style() -> str:
 def keys() -> str:
     """The page's own script: keys, addresses of screens, theme, title and notification."""
     return (HERE / "keys.js").read_text(encoding="utf-8")
+
+
+def head() -> str:
+    """What the page runs first: gradio's own words follow the browser's language, and are to follow the page's."""
+    spoken = language.spoken()
+    return (
+        f"<script>document.documentElement.lang = '{spoken}';"
+        f"Object.defineProperty(navigator, 'language', {{ get: () => '{spoken}' }});</script>"
+    )
+
+
+def other_language() -> str:
+    """The button's script: the page in the other language, which is remembered for a year."""
+    other = next(name for name in language.PATHS if name != language.spoken())
+    kept = f"{language.COOKIE}={other}; path=/; max-age=31536000; samesite=lax"
+    return f"() => {{ document.cookie = '{kept}'; location.assign('{language.PATHS[other]}' + location.hash); }}"

@@ -150,11 +150,11 @@ def plain_message(text: str) -> str:
     return re.sub(FLAG, "", text).strip()
 
 
-def bar(part: float, text: str, kind: str = "", label: str = words.PROGRESS) -> str:
+def bar(part: float, text: str, kind: str = "", label: str = "") -> str:
     """How much of a whole; ``part`` from 0 to 1. Kind: over, when it is more than there is."""
     width = max(0.0, min(1.0, part)) * 100
     return (
-        f'<div class="bar {kind}" role="progressbar" aria-label="{escape(label)}" '
+        f'<div class="bar {kind}" role="progressbar" aria-label="{escape(label or words.PROGRESS)}" '
         f'aria-valuenow="{width:.0f}" aria-valuemin="0" aria-valuemax="100">'
         f'<span style="width:{width:.1f}%"></span></div><p class="note">{escape(text)}</p>'
     )

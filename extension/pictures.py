@@ -27,7 +27,6 @@ LOOK_SECONDS = 1.0
 """How long a look at the pictures' sizes may hold up the page; the rest is looked at after it is shown."""
 KINDS = [*images.ENDINGS, *images.OTHERS, ".txt"]
 MOST_TAGS = 60
-OF_TEXT = (words.NO_CAPTION, words.TOO_LONG_HERE)
 DEMO = ROOT / "presets" / "pictures" / "style"
 ALL_JS = "() => document.dispatchEvent(new CustomEvent('choose-pictures', { detail: true }))"
 NONE_JS = "() => document.dispatchEvent(new CustomEvent('choose-pictures', { detail: false }))"
@@ -211,7 +210,8 @@ class Pictures:
         maps = targets.of(recipe, current, listing.pictures)
         if recipe.get("dense") is not None:  # a map is what is learned, and no caption is read
             texts = dict.fromkeys(texts)
-            wrong = {name: kept for name, marks in wrong.items() if (kept := [m for m in marks if m not in OF_TEXT])}
+            of_text = (words.NO_CAPTION, words.TOO_LONG_HERE)
+            wrong = {name: kept for name, marks in wrong.items() if (kept := [m for m in marks if m not in of_text])}
             for name in listing.pictures if maps is not None else ():
                 if name not in (maps or {}):
                     wrong.setdefault(name, []).append(words.NO_TARGET)
@@ -220,7 +220,7 @@ class Pictures:
             texts |= captions.read_all(captions.scan(current / edits.LEFT_OUT))
         return grid.View(listing, texts, wrong, later, out, maps or {})
 
-    def show(self, chosen: str | None = None, filtered: str = words.ALL, held: str = "", name: str = "") -> list[Any]:
+    def show(self, chosen: str | None = None, filtered: str = "", held: str = "", name: str = "") -> list[Any]:
         """The pictures as they are on the disk."""
         recipe = self.context.recipe()
         folders = _folders(recipe)

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..trainer.errors import UserError
+from .language import PATHS
 from .store import Home, write
 
 DOWNLOAD = -1
@@ -95,6 +96,8 @@ class Guard:
                 "user and password, please",
                 [(b"www-authenticate", b'Basic realm="Pixelkiln", charset="UTF-8"')],
             )
+        for own in PATHS.values():  # gradio offers the same below the page of each language
+            path = path.removeprefix(own.rstrip("/"))
         if any(path == closed or path.startswith(closed + "/") for closed in CLOSED):
             return 404, "there is no such page", []
         return None

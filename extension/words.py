@@ -1,4 +1,11 @@
-"""Every English string that a person reads on the page, in one place; an error's line stays beside what raises it."""
+"""Every string that a person reads on the page, in English; ``words_de.py`` has the same names in German, and
+``language.py`` says which is meant. An error's line stays beside what raises it."""
+
+import sys
+
+from . import language
+
+sys.modules[__name__].__class__ = language.Table
 
 TITLE = "Pixelkiln"
 TAGLINE = "From a folder of pictures to a LoRA"
@@ -32,7 +39,7 @@ def number(count: int, of: tuple[str, str]) -> str:
     return f"{count} {of[0] if count == 1 else of[1]}"
 
 
-DARK = "Light / dark"
+DARK, LANGUAGE = "Light / dark", "English / Deutsch"
 
 INTERNAL_ERROR = (
     "Something went wrong inside Pixelkiln; nothing was changed. The terminal that runs the page shows the traceback: "
@@ -167,7 +174,6 @@ TOML = "Recipe as TOML"
 APPLY_TOML = "Apply the text"
 IMPORT = "Import a recipe (.toml, kohya's .toml or .json)"
 RECIPE_OK = "Every option can be read. The check below looks at the model, the pictures, memory and disk."
-HEADER = "The recipe. What is not written here comes from the preset, and then from the defaults."
 OF_PRESET = "preset: {}"
 DEMO_BASE = "Bundled demo base (128 px)"
 
