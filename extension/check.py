@@ -110,7 +110,7 @@ class Check:
         self.shown = gr.HTML(elem_id="check-report", js_on_load=FIX_JS)
         self.look_at = gr.State("")
         with gr.Row(elem_classes="tight"):
-            self.buttons = [gr.Button(visible=False, elem_id=f"remedy-{n}", size="sm") for n in range(REMEDIES)]
+            self.buttons = [gr.Button("", visible=False, elem_id=f"remedy-{n}", size="sm") for n in range(REMEDIES)]
         with gr.Row(elem_classes="sticky-end"):
             self.cancel = gr.Button(
                 words.CANCEL, visible=False, size="sm", elem_id="cancel-check", scale=0, min_width=90

@@ -360,8 +360,8 @@ class Compare:
         one, other, number = shown.pair
         urls = [self.address.url(table.drawn[name][number], 1024) for name in (one, other)]
         about = f"{one} {other} {number} {shown.mark}"
-        left = f'<figure data-showing="{about}"><img alt="left" src="{urls[0]}"></figure>'
-        right = f'<figure><img alt="right" src="{urls[1]}"></figure>'
+        left = f'<figure data-showing="{about}"><img alt="{words.LEFT}" src="{urls[0]}"></figure>'
+        right = f'<figure><img alt="{words.RIGHT}" src="{urls[1]}"></figure>'
         done, of = votes.progress(table.drawn, given)
         how_far = bar(done / max(1, of), words.VOTED.format(done, of), label=words.VOTE_TITLE)
         return [f'{how_far}<p class="prompt">{escape(table.prompts[number])}</p>', left, right]

@@ -72,9 +72,17 @@ def state(home: Home, name: str) -> State:
     folder, source = place(home, name), SOURCES[name]
     done = all((folder / file).is_file() for file in source.files)
     now = control.status(folder)
-    failed = str(read_object(folder / "failed.json").get("message", "")) or now.message  # it crashed; "" once stopped
-    message = "" if now.live or done else failed
+    message = "" if now.live or done else _failed(folder, SOURCES[name]) or now.message  # it crashed; "" once stopped
     return State(now.live, done and not now.live, _bytes(folder) / 1e9, message)
+
+
+def _failed(folder: Path, source: Source) -> str:
+    """Why the last try ended, in the language of who asks; empty where it did not fail."""
+    why = read_object(folder / "failed.json").get("why")
+    if not isinstance(why, str):
+        return ""
+    gated = words.GATED.format(source.title, source.repository)
+    return words.NOT_FETCHED.format(source.title, why) if why else gated
 
 
 def _bytes(folder: Path) -> int:
@@ -124,12 +132,12 @@ def run(folder: Path, name: str) -> int:
         for file in source.files:
             hf_hub_download(source.repository, file, local_dir=folder)
     except GatedRepoError:
-        line = words.GATED.format(source.title, source.repository)
+        why = ""
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        line = words.NOT_FETCHED.format(source.title, str(error).strip().split("\n")[0][:200])
+        why = str(error).strip().split("\n")[0][:200]
     else:
         return 0
-    write_json(folder / "failed.json", {"v": 1, "message": line})
+    write_json(folder / "failed.json", {"v": 2, "why": why})
     return 1
 
 

@@ -1,5 +1,5 @@
-"""In which language the page speaks. ``words.py`` is the table in English, ``words_de.py`` the same names in German; code
-says ``words.OPEN`` and gets the language of the page that asks.
+"""In which language the page speaks. ``words.py`` is the table in English, ``words_de.py`` has the same names in German;
+code says ``words.OPEN`` and gets the language of the page that asks.
 
 A page is built once for each language, since its labels are part of what is built, and each is served at an address of
 its own. What an event says follows from the page that it came from, so two visitors, or two windows, may differ."""
@@ -26,7 +26,7 @@ class Table(ModuleType):
 
     def __getattribute__(self, name: str) -> Any:
         if name.isupper() and (language := spoken()) != "en":
-            return getattr(import_module(f"{self.__name__}_{language}"), name, None) or super().__getattribute__(name)
+            return getattr(import_module(f"{self.__name__}_{language}"), name, super().__getattribute__(name))
         return super().__getattribute__(name)
 
 

@@ -72,7 +72,7 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
         except UserError as error:
             line = str(error)
         except OSError as error:
-            line = f"{error.filename or 'the disk'}: {error.strerror}; make room or fix that, then do it again"
+            line = words.DISK_FAILED.format(error.filename or words.NO_FILE, error.strerror)
         except gr.Error:
             raise
         except Exception:

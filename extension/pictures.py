@@ -57,7 +57,7 @@ class Pictures:
         with gr.Row(elem_classes="align-end"):
             self.which = changing(gr.Dropdown([], label=words.SET, visible=False, scale=2, elem_id="which-set"))
             self.summary = gr.HTML(elem_id="pictures-summary")
-            self.convert = gr.Button(visible=False, size="sm", scale=0, min_width=180, elem_id="convert-pictures")
+            self.convert = gr.Button("", visible=False, size="sm", scale=0, min_width=180, elem_id="convert-pictures")
         with gr.Row(elem_classes="with-side", visible=False) as self.whole:
             with gr.Column(scale=4):
                 self._middle()
@@ -117,17 +117,17 @@ class Pictures:
             self.at_least = gr.Slider(0.1, 0.9, value=0.35, step=0.05, label=words.TAG_AT_LEAST)
             with gr.Row():
                 self.tag = gr.Button(words.TAG, elem_id="tag-pictures", min_width=120)
-                self.end_tag = gr.Button(words.CANCEL, elem_id="end-tagging", min_width=60, scale=0)
+                self.end_tag = gr.Button(words.CANCEL, elem_id="end-tagging", min_width=100, scale=0)
         with gr.Row(visible=captioner.there(captioner.folder(self.home))):
             self.describe = gr.Button(words.DESCRIBE, elem_id="describe-pictures", min_width=120)
-            self.end_describe = gr.Button(words.CANCEL, elem_id="end-describing", min_width=60, scale=0)
+            self.end_describe = gr.Button(words.CANCEL, elem_id="end-describing", min_width=100, scale=0)
         with gr.Column(visible=False) as self.no_tagger:
             source = fetch.TAGGERS["tagger"]
             about = words.GET_ABOUT.format(source.title, source.gb, source.licence, source.repository)
             gr.HTML(note(words.NO_TAGGER.format(about, tagger.FOLDER)))
             with gr.Row():
                 self.get_tagger = gr.Button(words.GET_TAGGER, elem_id="get-tagger", min_width=120)
-                self.end_get = gr.Button(words.CANCEL, elem_id="end-tagger", min_width=60, scale=0)
+                self.end_get = gr.Button(words.CANCEL, elem_id="end-tagger", min_width=100, scale=0)
             self.getting = gr.HTML(elem_id="getting-tagger")
         self.tagged = gr.HTML(elem_id="tagged")
 

@@ -206,7 +206,7 @@ class Prefer:
         one = rest[0]
         pictures = [
             f'<figure><img alt="{side}" src="{self.address.url(path, 1024)}"></figure>'
-            for side, path in (("left", one.left), ("right", one.right))
+            for side, path in ((words.LEFT, one.left), (words.RIGHT, one.right))
         ]
         prompt = f'<p class="prompt">{escape(one.prompt)} <small>({words.LEFT_OVER.format(len(rest))})</small></p>'
         soon = "".join(

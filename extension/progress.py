@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..trainer.runs import control
-from . import words
 
 POINTS = 400
 PICTURE = re.compile(r"step(\d{8})_(\d{2,})\.png")
@@ -26,8 +25,10 @@ class History:
     measures: dict[int, dict[str, float]] = field(default_factory=dict)
     """Step -> what validation measured beside the loss, such as a depth's ``absrel``, with its ``prior_absrel`` (the
     mean map, which knows nothing of the picture) and ``floor_absrel`` (the true map after the autoencoder)."""
-    warnings: list[str] = field(default_factory=list)
-    spikes: list[str] = field(default_factory=list)
+    warnings: list[tuple[int, str]] = field(default_factory=list)
+    """(step, what was said)."""
+    spikes: list[tuple[int, float, float]] = field(default_factory=list)
+    """(step, loss, what was usual before)."""
     prompts: dict[int, str] = field(default_factory=dict)
     seeds: dict[int, int] = field(default_factory=dict)
 
@@ -57,9 +58,9 @@ class History:
             if isinstance(found, dict):
                 self.measures[step] = {k: float(v) for k, v in found.items() if isinstance(v, (int, float))}
         elif kind in ("warning", "oom"):
-            self.warnings.append(f"step {step}: {event.get('message', kind)}")
+            self.warnings.append((step, str(event.get("message", kind))))
         elif kind == "spike":
-            self.spikes.append(words.SPIKE.format(step, event.get("loss") or 0.0, event.get("usual") or 0.0))
+            self.spikes.append((step, event.get("loss") or 0.0, event.get("usual") or 0.0))
         elif kind == "sample":
             found = PICTURE.search(str(event.get("path", "")))
             if found:

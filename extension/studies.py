@@ -366,8 +366,8 @@ class Studies:
         urls = [self.address.url(path, 1024) for path in one.sources]
         return [
             f'{how_far}<p class="prompt">{escape(one.text)}</p>',
-            f'<figure data-mark="{escape(one.mark)}"><img alt="left" src="{urls[0]}"></figure>',
-            f'<figure><img alt="right" src="{urls[1]}"></figure>',
+            f'<figure data-mark="{escape(one.mark)}"><img alt="{words.LEFT}" src="{urls[0]}"></figure>',
+            f'<figure><img alt="{words.RIGHT}" src="{urls[1]}"></figure>',
         ]
 
     @kindly

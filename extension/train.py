@@ -146,8 +146,9 @@ class Train:
             )
         self.log = gr.Checkbox(label=words.LOG_SCALE)
         self.plot = gr.LinePlot(
-            x="step", y="value", y_title=" ", color="line", color_title=" ", height=240, show_label=False,
-            elem_id="curve", color_map=COLOURS, buttons=["export"], value=_frame(progress.History(), "loss", 0, False),
+            x="step", y="value", x_title=words.AXIS, y_title=" ", color="line", color_title=" ", height=240,
+            show_label=False, elem_id="curve", color_map={words.LINES[line]: one for line, one in COLOURS.items()},
+            buttons=["export"], value=_frame(progress.History(), "loss", 0, False),
         )  # fmt: skip
         gr.HTML(note(words.CURVE_NOTE))
         self.numbers = gr.HTML(elem_id="run-numbers")
@@ -441,7 +442,7 @@ def _title(run: control.Run, place: queue.Place | None) -> str:
 def _doing(status: control.Status, log: str) -> tuple[str, float]:
     """What a run does before its first step, in words, and how much of that is done; later, that it draws previews."""
     name, done, total = _counted(status.message)
-    if not status.live or (status.step and name != words.PREVIEW):
+    if not status.live or (status.step and name != "previews"):
         return "", 0.0
     if name in words.DOING:
         return words.DOING[name] + (f" {done}/{total}" if total else ""), done / total if total else 0.0
@@ -475,7 +476,7 @@ def standing(
     out += bar(status.step / status.total if status.step and status.total else doing[1], text, label=words.PROGRESS)
     if status.state == "failed":
         out += note(plain_message(status.message), "bad")
-        hint = next((help_ for sign, help_ in words.REMEDIES if sign.lower() in status.message.lower()), "")
+        hint = next((help_ for sign, help_ in words.REMEDIES.items() if sign.lower() in status.message.lower()), "")
         ours = status.exit_code == control.INTERNAL_ERROR or control.DEFECT in status.message
         out += note(hint, "warn") if hint or not ours else _to_report(control.tail(run.path, REPORTED))
     elif status.message not in ("", state) and status.state != "done" and not status.live:
@@ -548,7 +549,7 @@ def _to_report(log: str) -> str:
 
 
 def _log(history: progress.History, log: str) -> str:
-    return notes(history.spikes[-SPIKES:]) + f'<pre tabindex="0">{escape(log)}</pre>'
+    return notes([words.SPIKE.format(*one) for one in history.spikes[-SPIKES:]]) + f'<pre tabindex="0">{escape(log)}</pre>'
 
 
 def _frame(history: progress.History, of: str, weight: float, logarithmic: bool) -> Any:
@@ -557,7 +558,8 @@ def _frame(history: progress.History, of: str, weight: float, logarithmic: bool)
 
 def _plotted(points: list[tuple[int, float, str]]) -> Any:
     """Typed also where there are no points: a plot takes a column without a type for words, and keeps it so."""
-    return pd.DataFrame(points, columns=["step", "value", "line"]).astype({"step": float, "value": float})
+    named = [(step, value, words.LINES[line]) for step, value, line in points]
+    return pd.DataFrame(named, columns=["step", "value", "line"]).astype({"step": float, "value": float})
 
 
 def _gallery(pictures: dict[int, dict[int, Path]], history: progress.History, address: Any) -> str:

@@ -41,6 +41,7 @@ def number(count: int, of: tuple[str, str]) -> str:
 
 DARK, LANGUAGE = "Light / dark", "English / Deutsch"
 
+NO_FILE, DISK_FAILED = "the disk", "{}: {}; make room or fix that, then do it again"
 INTERNAL_ERROR = (
     "Something went wrong inside Pixelkiln; nothing was changed. The terminal that runs the page shows the traceback: "
     "please report it."
@@ -237,7 +238,11 @@ CURVE, SMOOTH, LOG_SCALE = "Curve", "Smoothing", "log10"
 CURVE_NOTE = "The loss shows that training works, not how good the pictures are: look at the previews."
 PREVIEWS = "Previews: a row for each prompt, a column for each step, the same seed"
 LOG = "Log"
-SPIKE = "step {}: the loss is {:.3g}, usually {:.3g}"
+SPIKE, WARNED = "step {}: the loss is {:.3g}, usually {:.3g}", "step {}: {}"
+AXIS = "step"
+LINES = {
+    "measured": "measured", "smoothed": "smoothed", "held out": "held out", "prior": "prior", "floor": "floor",
+}  # fmt: skip
 NO_PREVIEWS = "No previews yet."
 STATES = {
     "new": "not started", "queued": "starting", "running": "training", "saving": "saving", "done": "done",
@@ -249,23 +254,20 @@ DOING = {
     "training": "training",
 }  # fmt: skip
 """What a run says before its first step."""
-PREVIEW = "previews"
 MEASURES = {
     "absrel": "AbsRel, held out", "delta1": "delta1, held out", "edge_f1": "Edge F1, held out",
     "degrees": "Angular error in degrees, held out", "within_11": "Within 11.25 degrees, held out",
     "difference": "Difference, held out",
 }  # fmt: skip
 BESIDE = {"prior": "prior {:.3g}", "floor": "floor {:.3g}"}
-REMEDIES = (
-    ("out of memory", "The GPU's memory is full. Lower batch or resolution, or set memory.gradient_checkpointing."),
-    ("CUDA", "The GPU reported an error. Close other programs that use it and resume."),
-    ("No space left", "The disk is full. Make room, then resume: the last saved state is whole."),
-    (
-        "not finite",
-        "The loss is not finite (NaN or infinite). Lower the learning rate, or use bf16 or fp32, then resume.",
-    ),
-    ("process is gone", "The trainer ended without a word. Resume continues from the last saved state."),
-)
+REMEDIES = {
+    "out of memory": "The GPU's memory is full. Lower batch or resolution, or set memory.gradient_checkpointing.",
+    "CUDA": "The GPU reported an error. Close other programs that use it and resume.",
+    "No space left": "The disk is full. Make room, then resume: the last saved state is whole.",
+    "not finite": "The loss is NaN or infinite. Lower the learning rate, or use bf16 or fp32, then resume.",
+    "process is gone": "The trainer ended without a word. Resume continues from the last saved state.",
+}
+"""What a failed run's message holds -> what to do."""
 
 # Compare
 COMPARE, COMPARE_RUN, COMPARE_WHAT, COMPARE_PROMPTS = (
@@ -299,7 +301,7 @@ MAP_NEEDS = "predict: choose a run, and drop a picture"
 MAP_UNREADABLE = "predict: the picture cannot be read; drop a PNG, JPEG or WebP"
 MAP_DONE, NEAR_IS = "{}: saved in {}", " · near is yellow, far is blue"
 CHOICES = {"left": "← Left", "tie": "↓ Tie", "right": "Right →", "skip": "S Skip", "undo": "U Undo"}
-ZOOM = "Z Zoom"
+ZOOM, LEFT, RIGHT = "Z Zoom", "left", "right"
 COPIED = "Copied to {}."
 NO_VOTES = "No votes yet."
 TALLY = ("Better", "Other", "Votes", "Probability of such a score if equal")
