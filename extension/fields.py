@@ -26,6 +26,8 @@ def key_of(row: Row) -> str:
 
 def label(row: Row) -> str:
     """The friendly name."""
+    if named := words.OPTION_WORDS.get(key_of(row)):
+        return named[0]
     return row["label"] or row["name"].replace("_", " ").capitalize()
 
 
@@ -77,7 +79,8 @@ def dress(row: Row, problem: str | None, kohya: bool = True) -> dict[str, Any]:
     if problem:
         return {"info": f"⚠ {problem}", "elem_classes": ["option", "problem"]}
     name = words.KOHYAS_NAME.format(row["kohya"]) if row["kohya"] and kohya else ""
-    return {"info": row["help"].replace("``", "") + name, "elem_classes": ["option"]}
+    _, about = words.OPTION_WORDS.get(key_of(row), ("", row["help"]))
+    return {"info": about.replace("``", "") + name, "elem_classes": ["option"]}
 
 
 def show(row: Row, value: Any) -> Any:
@@ -144,7 +147,7 @@ def rows() -> dict[str, list[Row]]:
 def objectives() -> dict[str, str]:
     """Name -> title of every objective: what learns from any data first, then by the data that it needs."""
     entries = sorted(config.objectives, key=lambda entry: (entry.options.data, entry.name))
-    return {entry.name: entry.options.title or entry.name for entry in entries}
+    return {entry.name: words.OBJECTIVES.get(entry.name) or entry.options.title or entry.name for entry in entries}
 
 
 def usual_data(objective: str) -> str | None:
@@ -166,7 +169,7 @@ def search(by_key: Mapping[str, Sequence[Row]], query: str, table: str | None, o
         row = fitting(candidates, objective)
         if row is None or (table and row["table"].partition(".")[0] != table):
             continue
-        name = f"{key_of(row)} {row['label'] or ''} {row['kohya'] or ''}".lower()
+        name = f"{key_of(row)} {label(row)} {row['kohya'] or ''}".lower()
         if all(word in f"{name} {row['help'].lower()}" for word in asked):
             found.append((0 if all(word in name for word in asked) else 1, row))
     return [row for _, row in sorted(found, key=lambda pair: pair[0])]

@@ -1,5 +1,5 @@
-"""In which language the page speaks. ``words.py`` is the table in English, ``words_de.py`` has the same names in German;
-code says ``words.OPEN`` and gets the language of the page that asks.
+"""In which language the page speaks. ``words.py`` is the table in English, ``words_de.py`` has the same names in
+German; code says ``words.OPEN`` and gets the language of the page that asks.
 
 A page is built once for each language, since its labels are part of what is built, and each is served at an address of
 its own. What an event says follows from the page that it came from, so two visitors, or two windows, may differ."""
@@ -50,7 +50,8 @@ def speaking(language: str) -> Iterator[None]:
 def wanted(headers: Mapping[str, str]) -> str:
     """The language for who asks for no page of its own: what was chosen, else the first that the browser's
     ``Accept-Language`` names and there is (RFC 9110, section 12.5.4: by weight, then by order)."""
-    cookies = dict(part.strip().partition("=")[::2] for part in headers.get("cookie", "").split(";"))
+    parts = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
+    cookies = {name: value for name, _, value in parts}
     if cookies.get(COOKIE) in PATHS:
         return cookies[COOKIE]
     asked: list[tuple[float, str]] = []

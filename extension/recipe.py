@@ -551,7 +551,12 @@ def _fitting(by_key: Any, key: str, kind: str) -> fields.Row:
 
 def _field(row: fields.Row, key: str, **more: Any) -> gr.components.Component:
     other = words.OTHER_MODEL if key == "model.path" else fields.label(row)
-    common = {"label": other, "info": row["help"], "elem_id": f"field-{key.replace('.', '-')}", **more}
+    common = {
+        "label": other,
+        **fields.dress(row, None, kohya=False),
+        "elem_id": f"field-{key.replace('.', '-')}",
+        **more,
+    }
     if key == "model.path":
         return gr.Textbox(max_lines=1, placeholder=words.MODEL_PLACEHOLDER, min_width=320, **common)
     if key == "sample.prompts":

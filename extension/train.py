@@ -481,7 +481,7 @@ def standing(
         out += note(hint, "warn") if hint or not ours else _to_report(control.tail(run.path, REPORTED))
     elif status.message not in ("", state) and status.state != "done" and not status.live:
         out += note(plain_message(status.message))
-    return out + "".join(note(one, "warn") for one in history.warnings[-3:])
+    return out + "".join(note(words.WARNED.format(*one), "warn") for one in history.warnings[-3:])
 
 
 def numbers(status: control.Status, history: progress.History) -> str:
@@ -549,7 +549,8 @@ def _to_report(log: str) -> str:
 
 
 def _log(history: progress.History, log: str) -> str:
-    return notes([words.SPIKE.format(*one) for one in history.spikes[-SPIKES:]]) + f'<pre tabindex="0">{escape(log)}</pre>'
+    spikes = notes([words.SPIKE.format(*one) for one in history.spikes[-SPIKES:]])
+    return spikes + f'<pre tabindex="0">{escape(log)}</pre>'
 
 
 def _frame(history: progress.History, of: str, weight: float, logarithmic: bool) -> Any:

@@ -179,6 +179,11 @@ OF_PRESET = "preset: {}"
 DEMO_BASE = "Bundled demo base (128 px)"
 
 
+OPTION_WORDS: dict[str, tuple[str, str]] = {}
+"""Label and help of an option, in place of the reference's own."""
+OBJECTIVES: dict[str, str] = {}
+"""Title of an objective, in place of the trainer's own."""
+
 # Check
 CHECK, CHECK_AGAIN = "Check", "Check again"
 CHECKING = "Estimating memory… The first time with a model this may take minutes."

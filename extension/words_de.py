@@ -178,6 +178,86 @@ OF_PRESET = "Preset: {}"
 DEMO_BASE = "Mitgeliefertes Demo-Basismodell (128 px)"
 
 
+OPTION_WORDS = {
+    "model.path": (
+        "Basismodell",
+        "Eine Checkpoint-Datei (.safetensors; .ckpt nur, wenn sie nichts als Tensoren enthält), ein diffusers-Ordner "
+        "oder eine Hub-ID.",
+    ),
+    "run.name": ("Name", "So heißen der Ordner des Laufs und seine Adapter-Datei."),
+    "data.targets": (
+        "Ordner der Zielbilder",
+        "Ordner mit der Karte jedes Bilds, unter gleichem Namen, für einen Lauf mit [dense]: Tiefe als .npy, .npz, "
+        "16-Bit-.png oder .exr; Normalen als 8- oder 16-Bit-.png oder .npy; ein Bild als beliebiges Bild.",
+    ),
+    "sample.prompts": (
+        "Prompts",
+        "Was gezeichnet wird; jeder Prompt ist eine Zeile der Vorschau. Kohyas Angaben können folgen: "
+        "a cat --n blurry --d 7 --w 512.",
+    ),
+    "sample.every": ("Alle (Schritte)", "Schritte zwischen zwei Vorschauen; 0 zeichnet nur am Ende."),
+    "run.steps": ("Schritte", "Wie oft der Adapter geändert wird. Ohne Schritte und Epochen: 1000."),
+    "run.epochs": ("Epochen", "Statt der Schritte: wie oft alle Bilder gezeigt werden."),
+    "run.batch": ("Batch-Größe", "Bilder (oder Paare), die gleichzeitig auf der GPU sind."),
+    "data.resolution": (
+        "Auflösung",
+        "Pixel einer Seite oder [Breite, Höhe]: die Fläche, auf die Bilder skaliert werden. Leer: wofür das Modell "
+        "gemacht ist.",
+    ),
+    "adapter.kind": (
+        "Art",
+        "lora lädt überall. dora trainiert auch die Größe jeder Ausgabe. loha und lokr holen mehr aus wenigen "
+        "Parametern; A1111, Forge und ComfyUI lesen sie, diffusers nur nach einer Umwandlung.",
+    ),
+    "adapter.rank": (
+        "Rank",
+        "Größe des Adapters: 4-16 für ein Gesicht oder einen Gegenstand, 16-64 für einen Stil. Mehr lernt mehr "
+        "Einzelheiten, und mehr auswendig.",
+    ),
+    "adapter.alpha": (
+        "Alpha",
+        "Die Wirkung des Adapters wird mit Alpha / Rank multipliziert; ein kleineres Alpha verlangt eine größere "
+        "Lernrate. Leer oder 0: wie der Rank, keine Skalierung. (Kohyas Werkzeuge nehmen 1, wo nichts angegeben ist.)",
+    ),
+    "optimizer.kind": (
+        "Optimizer",
+        "Welcher Optimizer, groß oder klein geschrieben; auch eine Klasse von torch.optim oder ein Pfad mit Punkten "
+        "(bitsandbytes.optim.LAMB). AdamW8bit braucht von den üblichen am wenigsten Speicher; Prodigy findet seine "
+        "Schrittweite selbst, von Lernrate 1 aus.",
+    ),
+    "optimizer.learning_rate": (
+        "Lernrate",
+        "Schrittweite von allem, was keine eigene hat. Etwa 1e-4 für Adam und Verwandte, ein Drittel davon für Lion, "
+        "1 für Prodigy und D-Adaptation, 2.5e-3 für schedule-free AdamW.",
+    ),
+    "loss.pixel.mode": (
+        "Modus",
+        "Welche Latents dekodiert werden: die verrauschten des Papers (mixed), die daraus folgenden sauberen (x0), "
+        "saubere, gestört wie in mixed (anchored), oder etwas weniger verrauschte (stepped).",
+    ),
+    "loss.pixel.weight": (
+        "Gewicht",
+        "Womit dieser Term multipliziert wird. auto hält ihn so groß wie die Latent-Terme, mal auto_ratio.",
+    ),
+    "data.pairs": (
+        "Ordner der Paare", "Ordner mit pairs.jsonl: zu jedem Prompt ein gewähltes und ein abgelehntes Bild.",
+    ),
+    "data.ratings": ("Ordner der Bewertungen", "Ordner mit ratings.jsonl: einzelne Bilder, gut gefunden oder nicht."),
+    "adapter.init_from": (
+        "Weiter von",
+        "Eine Adapter-Datei, von der es weitergeht, von Kohyas Werkzeugen, LyCORIS, diffusers oder PEFT. Art, Ranks "
+        "und Alphas bleiben.",
+    ),
+}  # fmt: skip
+OBJECTIVES = {
+    "sft": "Bilder: zeichne wie diese",
+    "dpo": "Paare (DPO): ziehe das gewählte Bild vor, bleib nah an der Basis",
+    "ipo": "Paare (IPO): wie DPO, mit begrenztem Abstand",
+    "mapo": "Paare (MaPO): ohne Referenz, lernt auch die gewählten Bilder",
+    "simpo": "Paare (SimPO): ohne Referenz, schneller, leichter zu übertreiben",
+    "kto": "Bewertungen (KTO): einzelne Bilder, gut gefunden oder nicht",
+}
+
 # Prüfung
 CHECK, CHECK_AGAIN = "Prüfung", "Noch einmal prüfen"
 CHECKING = "Der Speicher wird geschätzt… Beim ersten Mal mit einem Modell kann das Minuten dauern."
@@ -362,11 +442,11 @@ STUDY_VOTED = "Über alle ist abgestimmt."
 REPORT_TAB, NO_REPORT = "Bericht in eigenem Tab öffnen", "Der Bericht kommt nach der ersten Zelle."
 
 # Auswahl
-OUTPUTS = "Oder ein Ordner mit erzeugten Bildern (ComfyUI, A1111)"
+OUTPUTS = "Oder ein Ordner erzeugter Bilder (ComfyUI, A1111)"
 OUTPUTS_INFO = "Bilder desselben Prompts werden nebeneinandergelegt."
 PAIRS_FOLDER = "Paare liegen in"
 PAIRS_INFO = "Ein Ordner für einen Zweck. Jede Wahl wird sofort geschrieben."
-LOAD = "Ordner öffnen"
+LOAD = "Öffnen"
 HOW_MANY = "Zu zeichnende Paare"
 GENERATE, TAKES = "{} Paare zeichnen", "{} (etwa {})"
 PREFER_OPTIONS = "Prompts, Anzahl, Ablage der Paare"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from pixelkiln.extension import draws
+from pixelkiln.extension import draws, words
 from pixelkiln.trainer.runs import control
 
 pytestmark = pytest.mark.browser
@@ -598,6 +599,41 @@ def test_each_screen_has_an_address(server: Server, page) -> None:
         page.wait_for_selector(f"#{button}-button[aria-selected=true]")
         page.wait_for_timeout(1000)
         assert page.evaluate("location.hash") in (f"#{name}", "" if name == "pictures" else f"#{name}")
+
+
+def texts(value: object) -> list[str]:
+    """The texts of an entry of the table."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+    return [value] if isinstance(value, str) else [text for one in parts for text in texts(one)]
+
+
+def test_a_german_browser_finds_every_screen_in_german_and_can_change_it(server: Server, browser) -> None:
+    context = browser.new_context(locale="de-DE", viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(server.address)
+    page.wait_for_selector("#open-folder:has-text('Öffnen')")
+    assert page.url.startswith(f"{server.address}/de/")
+    assert page.evaluate("[document.documentElement.lang, navigator.language]") == ["de", "de"]
+    english = [text for name in vars(words) if name.isupper() for text in texts(vars(words)[name])]
+    english = [text for text in english if re.search("[a-z]{2,} [a-z]{2,}", text)]
+    written = [re.sub(r"\\{[^}]*\\}", ".+", re.escape(text)) for text in english]
+    for screen in ("pictures", "recipe", "train", "compare", "studies", "maps", "prefer"):
+        page.evaluate(f"location.hash = '{screen}'")
+        page.wait_for_timeout(3000)
+        for closed in page.locator("button.label-wrap:not(.open):visible").all():
+            closed.click()
+        page.wait_for_timeout(1000)
+        lines = {line.strip() for line in page.inner_text("body").splitlines()}
+        assert not [line for line in lines if any(re.fullmatch(one, line) for one in written)], screen
+    page.click("#language")
+    page.wait_for_selector("#steps [role=tab]:has-text('5 Prefer'):visible")
+    assert page.url == f"{server.address}/#prefer" and page.evaluate("navigator.language") == "en"
+    page.goto(server.address)  # what was chosen comes before what the browser asks for
+    page.wait_for_selector("#open-folder:has-text('Open')")
+    page.click("#language")
+    page.wait_for_selector("#open-folder:has-text('Öffnen')")
+    context.close()
 
 
 @pytest.mark.parametrize("width", [1280, 800, 480])

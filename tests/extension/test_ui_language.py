@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from pixelkiln.extension import app, fetch, fields, language, studies, tagger, words, words_de
+from pixelkiln.extension import app, fetch, fields, language, recipe, studies, tagger, words, words_de
 from pixelkiln.extension.page import Context
 
 SAME = {
@@ -21,6 +21,10 @@ SAME = {
     "ZOOM", "SECTIONS",
 }  # fmt: skip
 """Names whose words, or some of them, are the same in both languages."""
+
+
+OF_OPTIONS = {"OPTION_WORDS", "OBJECTIVES"}
+"""Their English is the trainer's own reference."""
 
 
 def leaves(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
@@ -34,7 +38,7 @@ def leaves(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
 
 def table(module: ModuleType) -> dict[str, str]:
     """``{"GOALS['style']": "A style"}`` of a table's module."""
-    names = [name for name in vars(module) if name.isupper()]
+    names = [name for name in vars(module) if name.isupper() and name not in OF_OPTIONS]
     return {where: text for name in names for where, text in leaves(vars(module)[name], name)}
 
 
@@ -59,6 +63,13 @@ def test_both_say_what_is_filled_in() -> None:
 def test_what_is_the_same_in_both_is_named_here() -> None:
     same = {name.partition("[")[0] for name, text in ENGLISH.items() if GERMAN.get(name) == text}
     assert same == SAME
+
+
+def test_options_that_everybody_meets_are_explained_in_both() -> None:
+    everybody = {*recipe.FIRST, *(key for keys in recipe.PRIMARY.values() for key in keys)}
+    assert set(words_de.OPTION_WORDS) == everybody <= set(fields.rows())
+    assert set(words_de.OBJECTIVES) == set(fields.objectives())
+    assert not words.OPTION_WORDS and not words.OBJECTIVES
 
 
 def test_spaces_at_the_ends_are_the_same() -> None:
@@ -113,7 +124,8 @@ def of_the_trainer() -> set[str]:
     """What is written in English for every page: the reference of options, and the questions of ready studies."""
     rows = [row for candidates in fields.rows().values() for row in candidates]
     texts = {fields.label(row) for row in rows} | {row["help"].replace("``", "") for row in rows} | {"last"}
-    texts |= {row["table"].partition(".")[0] for row in rows} | {name for row in rows for _, name in fields.choices(row)}
+    texts |= {row["table"].partition(".")[0] for row in rows}
+    texts |= {name for row in rows for _, name in fields.choices(row)}
     return texts | set(fields.objectives().values()) | {shown for shown, _ in studies._ready()}
 
 
