@@ -303,9 +303,10 @@ RENAME_RUN, DELETE_RUN = "Umbenennen", "Löschen"
 DELETE_QUESTION = "Diesen Lauf in den Papierkorb verschieben?"
 RENAMED, IN_BIN = "{} heißt jetzt {}.", "Der Lauf liegt in {}; löschen Sie diesen Ordner, um den Platz freizugeben."
 TRAIN_AGAIN, RECIPE_OF = "Rezept dieses Laufs nehmen", "das Rezept von {}"
-RESULT, COPY_PATH, DOWNLOAD, OPEN_FOLDER, COPY_THERE = (
-    "Fertig", "Pfad kopieren", "Herunterladen", "Ordner öffnen", "Dorthin kopieren",
+COPY_PATH, DOWNLOAD, OPEN_FOLDER, COPY_THERE = (
+    "Pfad kopieren", "Herunterladen", "Ordner öffnen", "Dorthin kopieren",
 )  # fmt: skip
+COPY_ELSEWHERE, HOST_PLACEHOLDER = "Nach ComfyUI, A1111 oder Forge kopieren", "der Ordner des Programms selbst"
 NO_HOST = (
     "Kopieren: kein Programm ist gewählt, oder der Lauf hat noch keine Datei; fügen Sie in Schritt 4 den Ordner eines "
     "Programms hinzu"
