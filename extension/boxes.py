@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
-from . import captions
+from . import captions, words
 from .page import Context, short
 from .store import write_json
 
@@ -53,8 +53,7 @@ class Boxes:
     def _refuse(self, picture: Path, text: str, now: str) -> None:
         both = {"typed here": text, "written elsewhere": now}
         write_json(self.refused, {**read_object(self.refused), str(picture): both})
-        changed = f"its caption was changed elsewhere meanwhile, to '{short(now)}', and that stays"
-        raise UserError(f"{picture.name}: {changed}; yours, '{short(text)}', is kept in {self.refused}")
+        raise UserError(words.CAPTION_KEPT.format(picture.name, short(now), short(text), self.refused))
 
     def _picture(self, address: str) -> Path | None:
         """The picture that the page showed above the box."""

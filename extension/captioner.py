@@ -13,7 +13,7 @@ from typing import Any
 
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
-from . import images
+from . import images, words
 from .store import ROOT, Home
 
 FOLDER = ROOT / "models" / "captioner"
@@ -35,7 +35,7 @@ class Captioner:
 
         asked = {"text": self.task} if self.task else {}
         given = self.processor(
-            images=images.opened(path, "it keeps no caption").convert("RGB"), return_tensors="pt", **asked
+            images=images.opened(path, words.NO_CAPTION_KEPT).convert("RGB"), return_tensors="pt", **asked
         ).to(self.model.device)
         with torch.inference_mode():
             found = self.model.generate(**given, max_new_tokens=LONGEST, num_beams=3, do_sample=False)
@@ -55,7 +55,7 @@ def load(folder: Path) -> Captioner:
     """On the GPU, where there is one. UserError: the files are not there, or are no captioner."""
     kind = str(read_object(folder / "config.json").get("model_type", ""))
     if kind not in TASKS:
-        raise UserError(f"{folder}: '{kind}' is no captioner that is known; take one of {', '.join(TASKS)}")
+        raise UserError(words.NO_CAPTIONER.format(folder, kind, ", ".join(TASKS)))
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -65,5 +65,5 @@ def load(folder: Path) -> Captioner:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{folder}: it cannot be read ({first}); take all files of the model, safetensors") from None
+        raise UserError(words.CAPTIONER_UNREADABLE.format(folder, first)) from None
     return Captioner(torch.nn.Module.to(model.eval(), device), processor, TASKS[kind])

@@ -41,7 +41,7 @@ def scan(folder: Path) -> Listing:
             both = [(entry.name, entry.is_dir()) for entry in kept]
             stamps = {e.name: (e.stat().st_mtime_ns, e.stat().st_size) for e in kept if e.is_file()}
     except OSError as error:
-        raise UserError(f"data.path: {folder} cannot be read ({error.strerror}); check its permissions") from None
+        raise UserError(words.FOLDER_UNREADABLE.format("data.path", folder, error.strerror)) from None
     files = [name for name, is_folder in both if not is_folder]
     pictures = sorted(name for name in files if Path(name).suffix.lower() in images.ENDINGS)
     known, stems = set(pictures), {Path(name).stem for name in pictures}
@@ -60,9 +60,9 @@ def read(picture: Path) -> str | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
-        raise UserError(f"{path.name}: it is not UTF-8 text; save it as UTF-8") from None
+        raise UserError(f"{path.name}: {words.NOT_UTF8}") from None
     except OSError as error:
-        raise UserError(f"{path.name}: it cannot be read ({error.strerror})") from None
+        raise UserError(words.FILE_UNREADABLE.format(path.name, error.strerror)) from None
 
 
 def current(picture: Path) -> str:
@@ -126,7 +126,7 @@ def replace_in_all(
     """Replace in every caption, or in those of ``names``; gives (old text, new text) of those that changed,
     to undo with ``restore``."""
     if not find:
-        raise UserError("find: nothing to look for; write what is to be replaced")
+        raise UserError(words.NOTHING_TO_FIND)
     changed: dict[str, tuple[str, str]] = {}
     only = set(names)
     for name, caption in read_all(listing).items():
@@ -188,7 +188,7 @@ def without_tags(given: str) -> Callable[[list[str]], list[str]]:
 def _some(given: str) -> list[str]:
     found = list(dict.fromkeys(tags(given)))
     if not found:
-        raise UserError("tag: there is none; write one, or several with commas between them")
+        raise UserError(words.NO_TAG)
     return found
 
 
@@ -246,7 +246,7 @@ def _place(folder: Path, upload: Path) -> Path:
         if stem.lower() not in taken:
             write(target, data)
             return target
-    raise UserError("there are too many of this name; rename it")
+    raise UserError(words.TOO_MANY_NAMED)
 
 
 def _caption(pictures: Sequence[Path], data: bytes) -> int:
@@ -255,11 +255,11 @@ def _caption(pictures: Sequence[Path], data: bytes) -> int:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError("it is not UTF-8 text; save it as UTF-8") from None
+        raise UserError(words.NOT_UTF8) from None
     if not pictures:
-        raise UserError("there is no picture of this name in the folder; drop them together")
+        raise UserError(words.NO_SUCH_PICTURE)
     if any(read(one) not in (None, "", text.strip()) for one in pictures):
-        raise UserError("its picture has another caption, which stays; change that one in its box")
+        raise UserError(words.OTHER_CAPTION)
     for one in pictures:
         write(one.with_suffix(".txt"), text)
     return len(pictures)

@@ -148,7 +148,7 @@ class Card:
         """Change a picture and its mask. UserError: it cannot be, or belongs to maps, which would no longer fit."""
         path = place(folder, name)
         if path is None or self.context.recipe().get("dense") is not None:
-            raise UserError("picture: it is not there, or a map belongs to it; open another")
+            raise UserError(words.PICTURE_GONE)
         what(path, edits.mask_of(self.masks(folder), name))
 
     @kindly
@@ -156,7 +156,7 @@ class Card:
         """The editor over a picture and its mask."""
         path = place(folder, name)
         if path is None:
-            raise UserError("mask: no picture is open; open one")
+            raise UserError(words.NONE_OPEN)
         seen, layer = edits.to_paint(path, edits.mask_of(self.masks(folder), name))
         return [gr.update(visible=True), {"background": seen, "layers": [layer], "composite": None}]
 
@@ -165,7 +165,7 @@ class Card:
         which it names then."""
         path, layers = place(folder, name), (painted or {}).get("layers") or []
         if path is None:
-            raise UserError("mask: its picture is gone; open another")
+            raise UserError(words.MASK_GONE)
         before = self.masks(folder)
         masks = before or folder / edits.MASKS
         there = edits.save_mask(masks, path, [one for one in layers if one is not None])

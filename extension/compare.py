@@ -402,7 +402,7 @@ class Compare:
         known = {str(c.path) for one in control.list_runs(self.home.runs) for c in control.checkpoints(one.path)}
         found = next((one for one in lora_hosts(self.home) if str(one.root) == target), None)
         if adapter not in known or found is None:
-            raise UserError("use: choose a checkpoint and where it goes")
+            raise UserError(words.USE_WHAT)
         gr.Info(words.COPIED.format(escape(str(hosts.give(Path(str(adapter)), found)))))
 
     @kindly
@@ -460,7 +460,7 @@ def newest(run_dir: Path) -> Path:
     """The newest adapter file. UserError when none was saved."""
     found = control.checkpoints(run_dir)
     if not found:
-        raise UserError(f"run '{run_dir.name}': it has saved no file yet; press Save now in step 3, or wait")
+        raise UserError(words.NO_FILE_YET.format(run_dir.name))
     return found[-1].path
 
 
@@ -521,7 +521,7 @@ def prompts_or_own(run_dir: Path, text: str) -> list[str]:
     """What was typed, one a line, or else the run's own. UserError where there are none."""
     lines = [line.strip() for line in text.split("\n") if line.strip()] or own_prompts(run_dir)
     if not lines:
-        raise UserError("prompts: there are none; write one per line")
+        raise UserError(words.NO_PROMPTS)
     return lines
 
 
@@ -532,14 +532,14 @@ def _candidates(home: Any, run_dir: Path, adapters: list[str], weights: str) -> 
             1.0
         ]
     except ValueError:
-        raise UserError(f"strengths: '{weights}' are no numbers; write for example 0.6, 0.8, 1") from None
+        raise UserError(words.NO_NUMBERS.format(weights)) from None
     out = [Candidate(words.BASE, None)] if BASE in adapters else []
     for adapter in (one for one in adapters if one in names and one != BASE):
         out += [Candidate(names[adapter] + (f" × {n:g}" if n != 1 else ""), adapter, n) for n in numbers]
     if not out:
-        raise UserError("checkpoints: none is chosen; choose at least one")
+        raise UserError(words.NO_CHECKPOINTS)
     if len(out) > MOST_CANDIDATES:
-        raise UserError(f"checkpoints: {len(out)} columns are too many to look at; keep {MOST_CANDIDATES} or fewer")
+        raise UserError(words.MANY_COLUMNS.format(len(out), MOST_CANDIDATES))
     return out
 
 

@@ -81,10 +81,10 @@ def replace(home: Home, text: str, based_on: str | None = None) -> None:
     try:
         tomlkit.parse(text)
     except TOMLKitError as error:
-        raise UserError(f"recipe: this is not TOML ({error}); fix that line") from None
+        raise UserError(words.NOT_TOML.format(words.THE_RECIPE, error)) from None
     with locked(home.draft):
         if based_on is not None and based_on != mark(read(home)):
-            raise UserError("recipe: it was changed in another window meanwhile; look at it again, then apply")
+            raise UserError(words.CHANGED_ELSEWHERE)
         write(home.draft, text)
 
 
@@ -121,7 +121,7 @@ def changed(text: str, changes: Mapping[str, Any], folders: Folders = BUNDLED) -
     try:
         document = tomlkit.parse(text)
     except TOMLKitError as error:
-        raise UserError(f"recipe: the text beside the form is not TOML ({error}); fix it first") from None
+        raise UserError(words.TEXT_NOT_TOML.format(error)) from None
     under = inherited(document.unwrap(), folders)
     for key, value in changes.items():
         _set(document, key, value, under)
@@ -131,8 +131,7 @@ def changed(text: str, changes: Mapping[str, Any], folders: Folders = BUNDLED) -
 def untouched(key: str, entered: Any, shown: Any, now: Any) -> bool:
     """Whether a field still says what it showed. UserError: it does not, and another window has set the key since."""
     if entered != shown and now not in (shown, entered):
-        stays = f"{key}: another window has set it to {now!r} meanwhile, and that stays"
-        raise UserError(f"{stays}; to set it to {entered!r}, open this step again and enter it again")
+        raise UserError(words.SET_ELSEWHERE.format(key, now, entered))
     return entered == shown
 
 
@@ -163,7 +162,7 @@ def undo(home: Home) -> None:
     """Bring the recipe back that was replaced last; what was changed since is kept among the earlier ones."""
     found = read_object(home.own / "replaced.json")
     if not isinstance(found.get("text"), str):
-        raise UserError("undo: no recipe was replaced")
+        raise UserError(words.NOT_REPLACED)
     with locked(home.draft):
         if (now := read(home)) != START:
             _copy(home, now)
@@ -333,7 +332,7 @@ def problems(text: str, path: Path, folders: Folders = BUNDLED) -> list[Problem]
     try:
         own = config.renamed(tomlkit.parse(text).unwrap())
     except TOMLKitError as error:
-        return [Problem("recipe", f"this is not TOML ({error}); fix that line")]
+        return [Problem(*words.NOT_TOML.format(words.THE_RECIPE, error).split(": ", 1))]
     except config.ConfigError as error:
         return [Problem(where, what) for where, what in error.problems]
     try:

@@ -19,6 +19,7 @@ from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.events import read_object
 from ..trainer.runs.process import environment, start_detached
+from . import words
 from .store import ROOT, Home, locked, read_text, write, write_json
 
 BASE = "base"
@@ -105,7 +106,7 @@ def configured(run_dir: Path, prompts: Sequence[str]) -> str:
     try:
         document = tomlkit.parse(read_text(run_dir / "config.toml"))
     except (UserError, TOMLKitError):
-        raise UserError(f"run '{run_dir.name}': its config.toml cannot be read; choose another run") from None
+        raise UserError(words.RUN_UNREADABLE.format(run_dir.name)) from None
     sample: Any = document.setdefault("sample", tomlkit.table())
     sample.pop("file", None)
     sample["prompts"] = list(prompts)
@@ -133,11 +134,11 @@ def need_gpu(runs: Path) -> None:
     """UserError where something else works on this machine's GPU."""
     training = next((run.name for run in control.list_runs(runs) if run.status.live), None)
     if training:
-        raise UserError(f"draw: run '{training}' trains on this machine's GPU; pause it in step 3, or wait for it")
+        raise UserError(words.GPU_TRAINS.format(training))
     if drawing(runs):
-        raise UserError("draw: other pictures are being drawn; wait for them, or press Stop")
+        raise UserError(words.GPU_DRAWS)
     if under_way(runs):
-        raise UserError("draw: a study is at work on this machine's GPU; stop it in step 4, or wait for it")
+        raise UserError(words.GPU_STUDIES)
 
 
 def begin(folder: Path, arguments: Sequence[str]) -> None:
@@ -149,8 +150,7 @@ def begin(folder: Path, arguments: Sequence[str]) -> None:
     try:
         process = start_detached(command, log, cwd=ROOT, env=environment())
     except OSError as error:
-        line = f"trainer: {command[0]} does not run ({error.strerror}); run: python install.py trainer"
-        raise UserError(line) from None
+        raise UserError(words.NO_TRAINER.format(command[0], error.strerror)) from None
     write_json(folder / MARK, {"v": 1, "job": uuid.uuid4().hex, **control.identity(process.pid), "log": before})
 
 
@@ -187,7 +187,7 @@ def stop(runs: Path) -> None:
     """End all drawing below a folder of runs; what is drawn stays. UserError: nothing is being drawn."""
     drawn = drawing(runs)
     if not drawn:
-        raise UserError("draw: nothing is being drawn")
+        raise UserError(words.NOTHING_DRAWN)
     for folder in drawn:
         control.kill(folder)
         (folder / MARK).unlink(missing_ok=True)

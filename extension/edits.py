@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ..trainer.errors import UserError
-from . import captions, images
+from . import captions, images, words
 from .crops import Box
 from .store import write
 
@@ -41,7 +41,7 @@ def crop(picture: Path, mask: Path | None, box: Box) -> None:
     left, top, width, height = box
     whole = images.size(picture) or (0, 0)
     if min(width * whole[0], height * whole[1]) < LEAST:
-        raise UserError(f"crop: less than {LEAST} pixels would be left of {picture.name}; draw a larger frame")
+        raise UserError(words.FRAME_SMALL.format(LEAST, picture.name))
 
     def cut(one: Image.Image) -> Image.Image:
         x, y = round(left * one.width), round(top * one.height)
@@ -55,9 +55,7 @@ def box_of(text: str) -> Box:
     try:
         left, top, width, height = (float(part) / 100 for part in text.replace("%", "").split(","))
     except ValueError:
-        raise UserError(
-            "crop: there is no frame; drag one over the picture, or write left, top, width, height"
-        ) from None
+        raise UserError(words.NO_FRAME) from None
     left, top = max(0.0, left), max(0.0, top)
     return left, top, min(width, 1 - left), min(height, 1 - top)
 
@@ -79,7 +77,7 @@ def _keep(path: Path) -> None:
 def _changed(path: Path, change: Callable[[Image.Image], Image.Image]) -> bytes:
     size, out = images.size(path), io.BytesIO()
     if size is None or size[0] * size[1] > images.MOST_PIXELS:
-        raise UserError(f"{path.name}: it cannot be read, or is too large; replace the file")
+        raise UserError(words.CANNOT_OPEN.format(path.name, words.REPLACE_FILE))
     try:
         with Image.open(path) as opened:
             kind = SAVED.get(f".{(opened.format or '').lower()}") or SAVED[path.suffix.lower()]
@@ -88,7 +86,7 @@ def _changed(path: Path, change: Callable[[Image.Image], Image.Image]) -> bytes:
             more = {"quality": 95} if kind != "PNG" else {}
             new.save(out, kind, **more, **({"icc_profile": profile} if profile else {}))
     except images.WRONG as error:
-        raise UserError(f"{path.name}: it cannot be changed ({error}); save it as PNG first") from None
+        raise UserError(words.CANNOT_CHANGE.format(path.name, error)) from None
     return out.getvalue()
 
 
@@ -130,7 +128,7 @@ def _move(source: Path, target: Path, names: list[str]) -> int:
     sharing = Counter(Path(name).stem for name in pictures)
     clash = [name for name in there if (target / name).exists()]
     if clash:
-        raise UserError(f"{clash[0]}: there is another picture of this name in {target}; rename one of them")
+        raise UserError(words.NAME_TAKEN.format(clash[0], target))
     target.mkdir(exist_ok=True)
     for name in there:
         shutil.move(source / name, target / name)
@@ -155,11 +153,11 @@ def mask_of(masks: Path | None, picture: str) -> Path | None:
 
 def to_paint(picture: Path, mask: Path | None) -> tuple[Image.Image, Image.Image]:
     """The picture for the editor, and over it what its mask ignores. UserError: one of them cannot be read."""
-    seen = images.opened(picture, "replace the file").convert("RGB")
+    seen = images.opened(picture, words.REPLACE_FILE).convert("RGB")
     seen.thumbnail((EDITOR_SIDE, EDITOR_SIDE))
     ignored = Image.new("L", seen.size)
     if mask is not None:
-        ignored = ImageOps.invert(images.opened(mask, "replace the file").convert("L")).resize(seen.size)
+        ignored = ImageOps.invert(images.opened(mask, words.REPLACE_FILE).convert("L")).resize(seen.size)
     layer = Image.new("RGBA", seen.size, (*PAINT, 255))
     layer.putalpha(ignored)
     return seen, layer

@@ -102,7 +102,7 @@ def start(home: Home, name: str) -> None:
         return
     free = findings.free_disk(folder)
     if free is not None and free < (source.gb - now.gb) + findings.SPARE_GB:
-        raise UserError(f"{folder}: {source.title} takes {source.gb} GB, and {free:.1f} GB are free; make room")
+        raise UserError(words.NO_ROOM.format(folder, source.title, source.gb, free))
     (folder / "failed.json").unlink(missing_ok=True)
     command = [sys.executable, "-m", __name__, str(folder), name]
     process_ = process.start_detached(command, folder / "log.txt", cwd=ROOT, env=os.environ)

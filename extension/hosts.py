@@ -10,6 +10,7 @@ from pathlib import Path
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
 from ..trainer.runs.files import write_atomic
+from . import words
 from .store import ROOT, Home, write_json
 
 NAMES = (
@@ -65,7 +66,7 @@ def find(home: Home) -> list[Host]:
 def add(home: Home, folder: Path) -> None:
     """Remember a program's folder that was not found by itself."""
     if not any((folder / name).is_dir() for name in (*LORAS, *CHECKPOINTS)):
-        raise UserError(f"folder: {folder} holds no models/loras or models/Lora; give the program's own folder")
+        raise UserError(words.NO_PROGRAM.format(folder))
     settings = read_object(home.settings)
     known = [one for one in settings.get("hosts", []) if one != str(folder)]
     write_json(home.settings, {**settings, "hosts": [*known, str(folder)]})
@@ -87,7 +88,7 @@ def add_models(home: Home, folder: Path) -> None:
 def give(adapter: Path, host: Host) -> Path:
     """Copy an adapter into the program's folder; one of the same name and other content keeps its place."""
     if host.loras is None:
-        raise UserError(f"{host.name}: it has no folder for LoRA files; make {host.root / LORAS[0]}")
+        raise UserError(words.NO_LORAS.format(host.name, host.root / LORAS[0]))
     target = host.loras / adapter.name
     number = 2
     while target.exists() and target.read_bytes() != adapter.read_bytes():

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ..trainer.errors import UserError
+from . import words
 from .store import write
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
@@ -83,12 +84,12 @@ def opened(path: Path, remedy: str) -> Image.Image:
     """The picture, turned as its EXIF data ask. UserError, ending in ``remedy``: it cannot be read, or is too large."""
     measured = size(path)
     if measured is None or measured[0] * measured[1] > MOST_PIXELS:
-        raise UserError(f"{path.name}: it cannot be read, or is too large; {remedy}")
+        raise UserError(words.CANNOT_OPEN.format(path.name, remedy))
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture)
     except WRONG:
-        raise UserError(f"{path.name}: it cannot be read; {remedy}") from None
+        raise UserError(words.CANNOT_READ.format(path.name, remedy)) from None
 
 
 def as_png(data: bytes, name: str) -> bytes:
@@ -97,19 +98,19 @@ def as_png(data: bytes, name: str) -> bytes:
         try:
             from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise UserError(f"{name}: HEIC needs a package: pip install pillow-heif; or save it as JPEG") from None
+            raise UserError(words.NEEDS_HEIF.format(name)) from None
         register_heif_opener()
     out = io.BytesIO()
     try:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > MOST_PIXELS:
-                raise UserError(f"{name}: {picture.width} x {picture.height} pixels are too many; make it smaller")
+                raise UserError(f"{name}: {words.MANY_PIXELS.format(picture.width, picture.height)}")
             seen = ImageOps.exif_transpose(picture)
             seen.convert("RGBA" if "A" in seen.mode or "transparency" in seen.info else "RGB").save(out, "PNG")
     except UserError:
         raise
     except WRONG:
-        raise UserError(f"{name}: it is no whole picture; save it as PNG") from None
+        raise UserError(words.NOT_WHOLE.format(name)) from None
     return out.getvalue()
 
 
@@ -119,11 +120,11 @@ def whole(data: bytes) -> str:
     try:
         with Image.open(io.BytesIO(data), formats=list(kinds)) as picture:
             if picture.width * picture.height > MOST_PIXELS:
-                raise UserError(f"{picture.width} x {picture.height} pixels are too many; make it smaller")
+                raise UserError(words.MANY_PIXELS.format(picture.width, picture.height))
             ending = kinds[str(picture.format)]
             picture.load()
     except UserError:
         raise
     except WRONG:
-        raise UserError("it is no whole PNG, JPEG, WebP, BMP or AVIF picture; save it as one") from None
+        raise UserError(words.OTHER_KIND) from None
     return ending

@@ -186,7 +186,7 @@ def folder_of(home: Home, name: str | None) -> Path:
     """A run's folder, by a name that a list gave out. UserError for any other."""
     found = next((one.path for one in control.list_runs(home.runs) if one.name == name), None)
     if found is None:
-        raise UserError(f"run: there is no '{name}'; choose one from the list")
+        raise UserError(words.NO_RUN.format(name))
     return found
 
 

@@ -305,7 +305,7 @@ class Pictures:
         """The pictures of a file: ours, or kohya's for data sets. The rest of the recipe stays."""
         tables = config.absolute(draft.values_of(read_import(file, self.context.folders)), file.parent)
         if not _folders(tables):
-            raise UserError(f"{file.name}: it names no pictures; give a folder, or a file with data sets")
+            raise UserError(words.NAMES_NONE.format(file.name))
         self.context.change({"data": tables["data"]})
 
     @kindly
@@ -451,7 +451,7 @@ class Pictures:
         before = read_object(self.undo_file)
         changed = before.get("captions")
         if not changed:
-            raise UserError("undo: nothing was replaced before")
+            raise UserError(words.NOTHING_REPLACED)
         done = captions.restore(self.context.folders.check("undo", before["folder"]), changed)
         self.undo_file.unlink(missing_ok=True)
         left = words.LEFT_AS_EDITED.format(len(changed) - done) if done < len(changed) else ""
@@ -612,7 +612,7 @@ def _some(chosen: str) -> list[str]:
     """As ``_names``. UserError: none is chosen."""
     found = _names(chosen)
     if not found:
-        raise UserError("pictures: none is chosen; click the mark in a picture's corner")
+        raise UserError(words.NONE_CHOSEN)
     return found
 
 

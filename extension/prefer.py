@@ -317,7 +317,7 @@ class Prefer:
         path = self._folder(folder).resolve()
         roots = self.context.folders.roots
         if roots is not None and not any(path.is_relative_to(root) for root in roots):
-            raise UserError(f"pairs: {folder} is outside the folders of this server; start it with --folder {folder}")
+            raise UserError(words.OUTSIDE.format("pairs", folder))
         return path
 
     # ---------------------------------------------------------------------------------------------- train on these
@@ -387,7 +387,7 @@ def fill_recipe(home: Any, pairs: Path, run_dir: Path | None, kind: str = "dpo")
     was there is kept among the earlier ones."""
     rated = kind == "kto"
     if not (duels.ratings(pairs) if rated else duels.pairs(pairs)):
-        raise UserError(f"pairs: there are none in {pairs}; choose some first")
+        raise UserError(words.NO_PAIRS.format(pairs))
     key = "data.ratings" if rated else "data.pairs"
     changes: dict[str, Any] = {
         "data": None, "loss.pixel": None, "objective": {"kind": kind}, "run.epochs": None, "run.steps": STEPS,

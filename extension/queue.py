@@ -23,7 +23,7 @@ from ..trainer.runs import control
 from ..trainer.runs.events import read_object
 from ..trainer.runs.folder import safe_name
 from ..trainer.runs.process import start_detached
-from . import draws
+from . import draws, words
 from .store import ROOT, Home, locked, write, write_json
 
 KEPT = 20
@@ -116,11 +116,11 @@ def add(home: Home, name: str, text: str) -> Job:
 def add_resume(home: Home, run_dir: Path) -> Job:
     """Resume a run that stopped, before the others."""
     if not (run_dir / "config.toml").is_file():
-        raise UserError(f"run '{run_dir.name}': it never began, so there is nothing to resume; start it again")
+        raise UserError(words.NEVER_BEGAN.format(run_dir.name))
     with _changing(home) as box:
         old: Queue = box["queue"]
         if any(one.folder == str(run_dir) for one in old.of("waiting", "running")):
-            raise UserError(f"run '{run_dir.name}': it is in the queue already")
+            raise UserError(words.QUEUED_ALREADY.format(run_dir.name))
         one = Job(
             uuid.uuid4().hex[:12], run_dir.name, str(run_dir), str(run_dir / "config.toml"), True, added=time.time()
         )

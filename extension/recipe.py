@@ -391,7 +391,7 @@ class Recipe:
     def restore_earlier(self, path: str | None) -> list[Any]:
         found = next((one for one in draft.earlier(self.home) if str(one.path) == path), None)
         if found is None:
-            raise UserError("earlier recipes: none is chosen; choose one from the list")
+            raise UserError(words.NO_EARLIER)
         draft.start_over(self.home, read_text(found.path), words.AN_EARLIER)
         return self.show()
 
@@ -409,7 +409,7 @@ class Recipe:
     @kindly
     def take_import(self, found: Import | None) -> list[Any]:
         if found is None:
-            raise UserError("import: there is no file; drop one")
+            raise UserError(words.NO_IMPORT)
         draft.start_over(self.home, found.text, found.name)
         return [*self.show(), gr.update(visible=False), None]
 
@@ -425,7 +425,7 @@ class Recipe:
                 whole[table] = {k: v for k, v in whole[table].items() if k != leaf}
         whole.pop("preset", None)
         if path.exists():
-            raise UserError(f"preset: there is a {path.stem} already; choose another name")
+            raise UserError(words.PRESET_THERE.format(path.stem))
         write(path, f"# {own.get('preset') or words.NO_PRESET}, {time.strftime('%Y-%m-%d')}\n" + draft.dumps(whole))
         gr.Info(words.PRESET_SAVED.format(escape(path.stem)))
         return gr.update(choices=presets(self.home))
@@ -658,7 +658,7 @@ def read_import(path: Path, folders: Folders = ANYWHERE) -> str:
     answer = control.ask(["import-kohya", str(path)])
     text = answer.get("toml")
     if not isinstance(text, str):
-        raise UserError(f"{path.name}: the trainer could not make a recipe of it")
+        raise UserError(words.NOT_IMPORTED.format(path.name))
     return text
 
 
@@ -670,9 +670,7 @@ def look_into(path: Path, by_key: Any, folders: Folders) -> Import:
     known = {*by_key, "preset", "config_version"} if ours else kohya_names(by_key)
     unknown = [key for key in given if not _is_known(key, known, ours)]
     if len(unknown) == len(given) or not set(given) - {"config_version"}:
-        raise UserError(
-            f"{path.name}: no option in it is known; give a recipe of Pixelkiln, or a .toml or .json of kohya's"
-        )
+        raise UserError(words.NOTHING_KNOWN.format(path.name))
     return Import(read_import(path, folders), path.name, len(given) - len(unknown) - ours, tuple(unknown))
 
 

@@ -11,7 +11,7 @@ from tomlkit.exceptions import TOMLKitError
 from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.folder import safe_name
-from . import queue
+from . import queue, words
 from .store import Home, read_text, write
 
 
@@ -20,13 +20,13 @@ def rename(home: Home, folder: Path, new: str) -> Path:
     _at_rest(home, folder)
     target = home.runs / safe_name(new)
     if target.exists():
-        raise UserError(f"new name: there is a '{new}' already; choose another")
+        raise UserError(words.RUN_THERE.format(new))
     config = folder / "config.toml"
     if config.is_file():
         try:
             document = tomlkit.parse(read_text(config))
         except TOMLKitError as error:
-            raise UserError(f"{config}: this is not TOML ({error}); the run keeps its name") from None
+            raise UserError(words.KEEPS_NAME.format(config, error)) from None
         document.setdefault("run", tomlkit.table())["name"] = new
         write(config, tomlkit.dumps(document))
     old = folder.name
@@ -48,6 +48,6 @@ def to_bin(home: Home, folder: Path) -> Path:
 
 def _at_rest(home: Home, folder: Path) -> None:
     if control.status(folder).live:
-        raise UserError(f"run '{folder.name}': it is training; pause it first")
+        raise UserError(words.IS_TRAINING.format(folder.name))
     if queue.place(queue.read(home), folder) is not None:
-        raise UserError(f"run '{folder.name}': it waits in the queue; remove it there first")
+        raise UserError(words.IS_WAITING.format(folder.name))

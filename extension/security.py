@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..trainer.errors import UserError
+from . import words
 from .language import PATHS
 from .store import Home, write
 
@@ -198,25 +199,22 @@ class Folders:
         """The folder, absolute and without links. UserError: empty, not there, or not allowed."""
         given = what.strip().strip('"').strip()
         if not given:
-            raise UserError(f"{where}: no folder is given; write or paste its path")
+            raise UserError(words.NO_FOLDER_GIVEN.format(where))
         path = Path(given).expanduser()
         try:
             path = path.resolve()
             inside = self.roots is None or any(path.is_relative_to(root) for root in self.roots)
             if not inside:
-                raise UserError(
-                    f"{where}: {given} is outside the folders of this server; start it with --folder {given}"
-                )
+                raise UserError(words.OUTSIDE.format(where, given))
             if not path.is_dir():
-                wrong = "is a file; give its folder" if path.is_file() else "is not there; check the path"
-                raise UserError(f"{where}: {given} {wrong}")
+                raise UserError((words.IS_A_FILE if path.is_file() else words.NO_SUCH_FOLDER).format(where, given))
             next(path.iterdir(), None)
         except UserError:
             raise
         except ValueError:  # a null character
-            raise UserError(f"{where}: {given!r} is no path; check it") from None
+            raise UserError(words.NO_PATH.format(where, given)) from None
         except OSError as error:
-            raise UserError(f"{where}: {given} cannot be read ({error.strerror}); check its permissions") from None
+            raise UserError(words.FOLDER_UNREADABLE.format(where, given, error.strerror)) from None
         return path
 
     def allow(self, where: str, value: Any) -> None:
@@ -230,7 +228,7 @@ class Folders:
         elif self.roots is not None and isinstance(value, str) and _leads_away(value):
             path = Path(value).expanduser().resolve()
             if not any(path.is_relative_to(root) for root in self.roots):
-                raise UserError(f"{where}: {value} is outside the folders of this server; start it with --folder PATH")
+                raise UserError(words.OUTSIDE.format(where, value))
 
 
 ANYWHERE = Folders()

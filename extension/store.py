@@ -13,6 +13,7 @@ from typing import Any
 from ..trainer.errors import UserError
 from ..trainer.runs.files import make_folder, write_atomic
 from ..trainer.runs.process import wait_for_lock
+from . import words
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,9 +87,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path}: it cannot be read ({error.strerror}); check it") from None
+        raise UserError(words.FILE_UNREADABLE.format(path, error.strerror)) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: it is not UTF-8 text; save it as UTF-8") from None
+        raise UserError(f"{path}: {words.NOT_UTF8}") from None
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

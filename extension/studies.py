@@ -295,7 +295,7 @@ class Studies:
     def _folder(self, name: str | None, where: str = "") -> Path:
         one = next((each for each in found(self._place(where)) if each.name == name), None)
         if one is None:
-            raise UserError(f"study: there is no '{name}'; choose one from the list")
+            raise UserError(words.NO_STUDY.format(name))
         return one.folder
 
     # ---------------------------------------------------------------------------------------------------- a new one
@@ -320,7 +320,7 @@ class Studies:
             raise UserError(words.STUDY_LISTEN)
         path = Path(given).expanduser() if given else READY / f"{ready}.toml"
         if not path.is_file() or (not given and ready not in [name for _, name in _ready()]):
-            raise UserError(f"study: there is no file {given}; check the path" if given else words.STUDY_FILE)
+            raise UserError(words.NO_STUDY_FILE.format(given) if given else words.STUDY_FILE)
         arguments = ["study", str(path), "-o", str(self.home.runs / "studies")]
         for name, value in (("model.path", model.strip()), ("data.path", pictures.strip())):
             self.context.folders.allow(name, value)

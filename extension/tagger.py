@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..trainer.errors import UserError
-from . import images
+from . import images, words
 from .store import ROOT, Home
 
 FOLDER = ROOT / "models" / "tagger"
@@ -53,28 +53,27 @@ def load(folder: Path = FOLDER) -> Tagger:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError("tagger: onnxruntime is not installed; run: pip install onnxruntime") from None
+        raise UserError(words.NO_ONNX) from None
     try:
         with (folder / "selected_tags.csv").open(encoding="utf-8", newline="") as file:
             rows = [(row["name"], int(row["category"])) for row in csv.DictReader(file)]
     except (OSError, KeyError, TypeError, ValueError):
-        raise UserError(f"{folder / 'selected_tags.csv'}: it has no name and category; take the model's own") from None
+        raise UserError(words.NO_TAG_NAMES.format(folder / "selected_tags.csv")) from None
     try:
         session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
         _, side, _, channels = session.get_inputs()[0].shape
         known = session.get_outputs()[0].shape[-1]
     except Exception as error:  # onnxruntime raises kinds of its own
-        raise UserError(f"{folder / 'model.onnx'}: it is no tagger ({str(error)[:120]}); take a WD14 one") from None
+        raise UserError(words.NOT_A_TAGGER.format(folder / "model.onnx", str(error)[:120])) from None
     if channels != 3 or not isinstance(side, int) or known != len(rows):
-        known_tags = f"{known} tags, and {len(rows)} in selected_tags.csv"
-        raise UserError(f"{folder / 'model.onnx'}: it has {known_tags}; take both files from the same place")
+        raise UserError(words.OTHER_TAGS.format(folder / "model.onnx", known, len(rows)))
     names = tuple(name if len(name) <= 3 else name.replace("_", " ") for name, _ in rows)  # ^_^ keeps its line
     return Tagger(session, names, tuple(category for _, category in rows), side)
 
 
 def squared(path: Path, side: int) -> np.ndarray:
     """[1, side, side, 3], BGR from 0 to 255: the picture on white, whole, in the middle. UserError: no picture."""
-    picture = images.opened(path, "it keeps no caption").convert("RGBA")
+    picture = images.opened(path, words.NO_CAPTION_KEPT).convert("RGBA")
     width, height = picture.size
     whole = max(width, height)
     square = Image.new("RGBA", (whole, whole), "white")

@@ -478,3 +478,92 @@ THUMBS = {
     ("right", True): "👍 rechts",
     ("right", False): "👎 rechts",
 }
+
+# Fehler: wo: was falsch ist; was richtig wäre
+CAPTION_KEPT = (
+    "{}: die Bildbeschreibung wurde inzwischen anderswo zu '{}' geändert, und das bleibt; Ihre, '{}', liegt in {}"
+)
+NO_CAPTIONER = "{}: '{}' ist kein bekanntes Beschreibungsmodell; nehmen Sie eins von {}"
+CAPTIONER_UNREADABLE = "{}: nicht lesbar ({}); nehmen Sie alle Dateien des Modells, safetensors"
+FOLDER_UNREADABLE = "{}: {} ist nicht lesbar ({}); prüfen Sie die Rechte"
+NOT_UTF8 = "das ist kein UTF-8-Text; speichern Sie ihn als UTF-8"
+FILE_UNREADABLE = "{}: nicht lesbar ({}); prüfen Sie die Datei"
+NOTHING_TO_FIND = "Suchen: da ist nichts; schreiben Sie, was ersetzt werden soll"
+NO_TAG = "Tag: da ist keins; schreiben Sie eins oder mehrere mit Kommas dazwischen"
+TOO_MANY_NAMED = "es gibt zu viele mit diesem Namen; benennen Sie es um"
+NO_SUCH_PICTURE = "im Ordner ist kein Bild dieses Namens; legen Sie beide zusammen ab"
+OTHER_CAPTION = "das Bild hat eine andere Beschreibung, und die bleibt; ändern Sie sie in ihrem Feld"
+PICTURE_GONE = "Bild: es ist nicht da, oder ein Zielbild gehört dazu; öffnen Sie ein anderes"
+NONE_OPEN = "Maske: kein Bild ist offen; öffnen Sie eins"
+MASK_GONE = "Maske: ihr Bild ist weg; öffnen Sie ein anderes"
+USE_WHAT = "Verwenden: wählen Sie einen Checkpoint und wohin er soll"
+NO_FILE_YET = (
+    "Lauf '{}': er hat noch keine Datei gespeichert; drücken Sie in Schritt 3 Jetzt speichern, oder warten Sie"
+)
+NO_PROMPTS = "Prompts: da sind keine; schreiben Sie einen je Zeile"
+NO_NUMBERS = "Stärken: '{}' sind keine Zahlen; schreiben Sie zum Beispiel 0.6, 0.8, 1"
+NO_CHECKPOINTS = "Checkpoints: keiner ist gewählt; wählen Sie mindestens einen"
+MANY_COLUMNS = "Checkpoints: {} Spalten sind zu viele zum Ansehen; behalten Sie {} oder weniger"
+THE_RECIPE = "Rezept"
+NOT_TOML = "{}: das ist kein TOML ({}); berichtigen Sie die Zeile"
+CHANGED_ELSEWHERE = (
+    "Rezept: es wurde inzwischen in einem anderen Fenster geändert; sehen Sie es noch einmal an, dann übernehmen"
+)
+TEXT_NOT_TOML = "Rezept: der Text neben dem Formular ist kein TOML ({}); berichtigen Sie ihn zuerst"
+SET_ELSEWHERE = (
+    "{}: ein anderes Fenster hat es inzwischen auf {!r} gesetzt, und das bleibt; für {!r} öffnen Sie diesen "
+    "Schritt noch einmal und geben es neu ein"
+)
+NOT_REPLACED = "Rückgängig: kein Rezept wurde ersetzt"
+RUN_UNREADABLE = "Lauf '{}': seine config.toml ist nicht lesbar; wählen Sie einen anderen"
+GPU_TRAINS = "Zeichnen: Lauf '{}' trainiert auf der GPU dieses Rechners; halten Sie ihn in Schritt 3 an oder warten Sie"
+GPU_DRAWS = "Zeichnen: andere Bilder werden gezeichnet; warten Sie, oder drücken Sie Anhalten"
+GPU_STUDIES = "Zeichnen: eine Studie läuft auf der GPU dieses Rechners; halten Sie sie in Schritt 4 an oder warten Sie"
+NO_TRAINER = "Trainer: {} läuft nicht ({}); ausführen: python install.py trainer"
+NOTHING_DRAWN = "Zeichnen: es wird nichts gezeichnet"
+FRAME_SMALL = "Zuschneiden: weniger als {} Pixel blieben von {}; ziehen Sie einen größeren Ausschnitt"
+NO_FRAME = (
+    "Zuschneiden: da ist kein Ausschnitt; ziehen Sie einen über das Bild, oder schreiben Sie links, oben, Breite, Höhe"
+)
+CANNOT_OPEN = "{}: nicht lesbar oder zu groß; {}"
+REPLACE_FILE = "ersetzen Sie die Datei"
+NO_CAPTION_KEPT = "sie bleibt ohne Bildbeschreibung"
+CANNOT_CHANGE = "{}: nicht änderbar ({}); speichern Sie es erst als PNG"
+NAME_TAKEN = "{}: ein anderes Bild dieses Namens liegt in {}; benennen Sie eins davon um"
+NO_ROOM = "{}: {} braucht {} GB, und {:.1f} GB sind frei; schaffen Sie Platz"
+NO_PROGRAM = "Ordner: {} enthält kein models/loras oder models/Lora; geben Sie den Ordner des Programms selbst an"
+NO_LORAS = "{}: es hat keinen Ordner für LoRA-Dateien; legen Sie {} an"
+CANNOT_READ = "{}: nicht lesbar; {}"
+NEEDS_HEIF = "{}: HEIC braucht ein Paket: pip install pillow-heif; oder speichern Sie es als JPEG"
+MANY_PIXELS = "{} x {} Pixel sind zu viele; verkleinern Sie das Bild"
+NOT_WHOLE = "{}: das ist kein ganzes Bild; speichern Sie es als PNG"
+OTHER_KIND = "das ist kein ganzes PNG-, JPEG-, WebP-, BMP- oder AVIF-Bild; speichern Sie es als eins davon"
+NO_RUN = "Lauf: '{}' gibt es nicht; wählen Sie einen aus der Liste"
+NAMES_NONE = "{}: nennt keine Bilder; geben Sie einen Ordner oder eine Datei mit Datensätzen an"
+NOTHING_REPLACED = "Rückgängig: davor wurde nichts ersetzt"
+NONE_CHOSEN = "Bilder: keins ist gewählt; klicken Sie auf die Marke in der Ecke eines Bilds"
+OUTSIDE = "{0}: {1} liegt außerhalb der Ordner dieses Servers; starten Sie ihn mit --folder {1}"
+NO_PAIRS = "Paare: in {} sind keine; wählen Sie erst welche"
+NEVER_BEGAN = "Lauf '{}': er hat nie begonnen, es gibt nichts fortzusetzen; starten Sie ihn neu"
+QUEUED_ALREADY = "Lauf '{}': er ist schon in der Warteschlange"
+NO_EARLIER = "Frühere Rezepte: keins ist gewählt; wählen Sie eins aus der Liste"
+NO_IMPORT = "Import: da ist keine Datei; legen Sie eine ab"
+PRESET_THERE = "Preset: {} gibt es schon; wählen Sie einen anderen Namen"
+NOT_IMPORTED = "{}: der Trainer konnte kein Rezept daraus machen"
+NOTHING_KNOWN = (
+    "{}: keine Option darin ist bekannt; geben Sie ein Rezept von Pixelkiln oder eine .toml- oder .json-Datei von kohya"
+)
+RUN_THERE = "Neuer Name: '{}' gibt es schon; wählen Sie einen anderen"
+KEEPS_NAME = "{}: das ist kein TOML ({}); der Lauf behält seinen Namen"
+IS_TRAINING = "Lauf '{}': er trainiert; halten Sie ihn zuerst an"
+IS_WAITING = "Lauf '{}': er wartet in der Warteschlange; nehmen Sie ihn zuerst dort heraus"
+NO_FOLDER_GIVEN = "{}: kein Ordner ist angegeben; schreiben oder fügen Sie seinen Pfad ein"
+IS_A_FILE = "{}: {} ist eine Datei; geben Sie ihren Ordner an"
+NO_SUCH_FOLDER = "{}: {} gibt es nicht; prüfen Sie den Pfad"
+NO_PATH = "{}: {!r} ist kein Pfad; prüfen Sie ihn"
+NO_STUDY = "Studie: '{}' gibt es nicht; wählen Sie eine aus der Liste"
+NO_STUDY_FILE = "Studie: die Datei {} gibt es nicht; prüfen Sie den Pfad"
+NO_ONNX = "Tagger: onnxruntime ist nicht installiert; ausführen: pip install onnxruntime"
+NO_TAG_NAMES = "{}: ohne name und category; nehmen Sie die Datei des Modells"
+NOT_A_TAGGER = "{}: das ist kein Tagger ({}); nehmen Sie einen WD14-Tagger"
+OTHER_TAGS = "{}: es hat {} Tags, und {} in selected_tags.csv; nehmen Sie beide Dateien vom selben Ort"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import string
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -77,6 +79,18 @@ def test_spaces_at_the_ends_are_the_same() -> None:
         return text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
 
     assert not [name for name in ENGLISH if ends(ENGLISH[name]) != ends(GERMAN.get(name, ""))]
+
+
+def test_errors_of_the_page_stand_in_the_table() -> None:
+    """But for what is said in the terminal, before there is a page."""
+    wrong = []
+    for path in sorted(Path(words.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError":
+                line = ast.unparse(node.args[0])
+                if "words." not in line and not line.startswith("str(error)"):  # the trainer's own
+                    wrong.append(f"{path.name}: {line}")
+    assert all(re.search(r"--(port|listen|password|runs)\b", one) for one in wrong), wrong
 
 
 @pytest.mark.parametrize(
