@@ -407,7 +407,7 @@ class Compare:
 
     @kindly
     def remember_host(self, folder: str) -> Any:
-        hosts.add(self.home, self.context.folders.check("folder", folder))
+        hosts.add(self.home, self.context.folders.check(words.WHERE_FOLDER, folder))
         return _where(self.home)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import locale
 import os
 import sys
 import time
@@ -19,7 +20,25 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_SECONDS = 60
-NOT_SET_UP = "Pixelkiln is not set up yet. Run once, in {}: python install.py ui"
+WORDS = {
+    "START": ("Start or show Pixelkiln", "Pixelkiln starten oder zeigen"),
+    "FAILED": ("Pixelkiln could not be started: {}", "Pixelkiln konnte nicht gestartet werden: {}"),
+    "NOT_SET_UP": (
+        "Pixelkiln is not set up yet. Run once, in {}: python install.py ui",
+        "Pixelkiln ist noch nicht eingerichtet. Einmal ausführen, in {}: python install.py ui",
+    ),
+    "EMPTY": (
+        "If this stays empty: {} on the machine that trains.",
+        "Wenn dies leer bleibt: {} auf dem Rechner, der trainiert.",
+    ),
+}
+"""What the tab says, in English and German."""
+
+
+def word(name: str) -> str:
+    """In the language of the machine, since the host builds its tabs once."""
+    spoken = os.environ.get("LANG") or locale.getlocale()[0] or ""
+    return WORDS[name][spoken.lower().startswith(("de", "german"))]
 
 
 def register() -> None:
@@ -33,7 +52,7 @@ def tab():
     import gradio as gr
 
     with gr.Blocks(analytics_enabled=False) as blocks:
-        button = gr.Button("Start or show Pixelkiln")
+        button = gr.Button(word("START"))
         frame = gr.HTML("")
         button.click(open_page, [], [frame])
     return [(blocks, "Pixelkiln", "pixelkiln_tab")]
@@ -44,11 +63,12 @@ def open_page() -> str:
     try:
         address = find() or start()
     except OSError as error:
-        return f"<p>Pixelkiln could not be started: {error}</p>"
+        return f"<p>{word('FAILED').format(error)}</p>"
     if address is None:
-        return f"<p>{NOT_SET_UP.format(ROOT)}</p>"
+        return f"<p>{word('NOT_SET_UP').format(ROOT)}</p>"
+    link = f'<a href="{address}" target="_blank">{address}</a>'
     return (
-        f'<p>If this stays empty: <a href="{address}" target="_blank">{address}</a> on the machine that trains.</p>'
+        f"<p>{word('EMPTY').format(link)}</p>"
         f'<iframe src="{address}" style="width:100%;height:90vh;border:0" title="Pixelkiln"></iframe>'
     )
 

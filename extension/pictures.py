@@ -295,10 +295,10 @@ class Pictures:
     def choose(self, given: str) -> list[Any]:
         file = Path(given.strip().strip('"')).expanduser()
         if file.suffix.lower() == ".toml" and file.is_file():
-            self.context.folders.check("folder", str(file.parent))
+            self.context.folders.check(words.WHERE_FOLDER, str(file.parent))
             self._use_sets(file)
         else:
-            _use(self.context, captions.scan(self.context.folders.check("folder", given)))
+            _use(self.context, captions.scan(self.context.folders.check(words.WHERE_FOLDER, given)))
         return self.show()
 
     def _use_sets(self, file: Path) -> None:
@@ -417,7 +417,7 @@ class Pictures:
     @kindly
     def add(self, files: list[str], given: str) -> list[Any]:
         own = self.home.data / "pictures"
-        target = self.context.folders.check("folder", given) if given.strip() else own
+        target = self.context.folders.check(words.WHERE_FOLDER, given) if given.strip() else own
         done, written, refused = captions.import_pictures(target, [Path(one) for one in files or []])
         for line in refused[:5]:
             gr.Warning(escape(line))
@@ -452,7 +452,7 @@ class Pictures:
         changed = before.get("captions")
         if not changed:
             raise UserError(words.NOTHING_REPLACED)
-        done = captions.restore(self.context.folders.check("undo", before["folder"]), changed)
+        done = captions.restore(self.context.folders.check(words.WHERE_UNDO, before["folder"]), changed)
         self.undo_file.unlink(missing_ok=True)
         left = words.LEFT_AS_EDITED.format(len(changed) - done) if done < len(changed) else ""
         gr.Info(words.RESTORED.format(words.number(done, words.CAPTIONS)) + left)
@@ -540,7 +540,7 @@ def _folders(recipe: dict[str, Any]) -> list[str]:
 
 def _current(context: Context, chosen: str | None) -> Path:
     folders = _folders(context.recipe())
-    return context.folders.check("folder", chosen if chosen in folders else (folders or [""])[0])
+    return context.folders.check(words.WHERE_FOLDER, chosen if chosen in folders else (folders or [""])[0])
 
 
 def _resolution(recipe: dict[str, Any]) -> int:

@@ -169,7 +169,7 @@ class Prefer:
         """The folder whose pictures are compared."""
         if which == "folder":
             given = outside.strip() or self._before().get("outputs", "")
-            return self.context.folders.check("folder of outputs", given)
+            return self.context.folders.check(words.OUTPUTS_PLACE, given)
         return run_dir / "candidates" if run_dir and (run_dir / "candidates").is_dir() else None
 
     def _all(
@@ -317,7 +317,7 @@ class Prefer:
         path = self._folder(folder).resolve()
         roots = self.context.folders.roots
         if roots is not None and not any(path.is_relative_to(root) for root in roots):
-            raise UserError(words.OUTSIDE.format("pairs", folder))
+            raise UserError(words.OUTSIDE.format(words.WHERE_PAIRS, folder))
         return path
 
     # ---------------------------------------------------------------------------------------------- train on these

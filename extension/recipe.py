@@ -434,7 +434,7 @@ class Recipe:
     def browse(self, folder: str) -> Any:
         """What lies in a folder of this machine: folders to go into, and models to choose."""
         given = folder.strip() or str(Path.home())
-        path = self.context.folders.check("folder", given)
+        path = self.context.folders.check(words.WHERE_FOLDER, given)
         inside = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")]
         folders = [(f"{one.name}/", str(one)) for one in inside if one.is_dir()]
         return gr.update(
@@ -443,7 +443,7 @@ class Recipe:
 
     @kindly
     def add_models(self, folder: str) -> None:
-        hosts.add_models(self.home, self.context.folders.check("folder", folder))
+        hosts.add_models(self.home, self.context.folders.check(words.WHERE_FOLDER, folder))
 
     def _searched(self) -> str:
         places = [str(folder) for host in hosts.find(self.home) for folder in host.checkpoints]

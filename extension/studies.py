@@ -290,7 +290,7 @@ class Studies:
 
     def _place(self, where: str) -> Path:
         """The folder of studies that is looked at: as typed, or beside the runs."""
-        return self.context.folders.check("studies", where) if where.strip() else self.home.runs / "studies"
+        return self.context.folders.check(words.WHERE_STUDIES, where) if where.strip() else self.home.runs / "studies"
 
     def _folder(self, name: str | None, where: str = "") -> Path:
         one = next((each for each in found(self._place(where)) if each.name == name), None)

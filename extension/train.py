@@ -319,7 +319,7 @@ class Train:
 
     def remember_host(self, folder: str) -> list[str]:
         """A folder of a program to copy to; what is wrong with it stands below the field."""
-        hosts.add(self.home, self.context.folders.check("folder", folder))
+        hosts.add(self.home, self.context.folders.check(words.WHERE_FOLDER, folder))
         return ["", ""]
 
     @kindly

@@ -567,3 +567,5 @@ NO_ONNX = "Tagger: onnxruntime ist nicht installiert; ausführen: pip install on
 NO_TAG_NAMES = "{}: ohne name und category; nehmen Sie die Datei des Modells"
 NOT_A_TAGGER = "{}: das ist kein Tagger ({}); nehmen Sie einen WD14-Tagger"
 OTHER_TAGS = "{}: es hat {} Tags, und {} in selected_tags.csv; nehmen Sie beide Dateien vom selben Ort"
+WHERE_FOLDER, WHERE_STUDIES, WHERE_UNDO, WHERE_PAIRS = "Ordner", "Studien", "Rückgängig", "Paare"
+OUTPUTS_PLACE = "Ordner erzeugter Bilder"
