@@ -269,6 +269,7 @@ class Train:
         places = [(f"{one.name}: {one.loras}", str(one.root)) for one in lora_hosts(self.home)]
         now["hosts"] = places
         prompts = [(short(history.prompts.get(one, words.PROMPT.format(one + 1)), 80), one) for one in rows]
+        named = [((words.MEASURES | words.CURVES).get(one, one), one) for one in drawable]
         return [
             ("choice", gr.update(choices=choices, value=current.name)),
             ("state", standing(current, history, place, doing)), *_buttons(current, place),
@@ -276,7 +277,7 @@ class Train:
             ("hosts", gr.update(choices=places, value=places[0][1] if places else None, visible=bool(places))),
             ("hosts", gr.update(visible=bool(places))), ("hosts", gr.update(visible=not places)),
             ("state", gr.update(visible=not status.live and place is None)), ("state", numbers(status, history)),
-            ("names", gr.update(choices=[(words.MEASURES.get(one, one), one) for one in drawable], value=of)),
+            ("names", gr.update(choices=named, value=of)),
             ("curve", _frame(history, of, weight, logarithmic)),
             ("gallery", gr.update(visible=bool(rows))), ("gallery", gr.update(choices=prompts, value=row)),
             ("gallery", gr.update(maximum=max(1, len(steps) - 1), info=_steps_shown(steps, index), **moved)),

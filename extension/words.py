@@ -264,6 +264,10 @@ MEASURES = {
     "degrees": "Angular error in degrees, held out", "within_11": "Within 11.25 degrees, held out",
     "difference": "Difference, held out",
 }  # fmt: skip
+CURVES = {
+    "loss": "loss", "lr": "learning rate", "grad_norm": "gradient norm", "seconds": "seconds per step",
+    "gb": "GPU memory in GB",
+}  # fmt: skip
 BESIDE = {"prior": "prior {:.3g}", "floor": "floor {:.3g}"}
 REMEDIES = {
     "out of memory": "The GPU's memory is full. Lower batch or resolution, or set memory.gradient_checkpointing.",

@@ -348,6 +348,10 @@ MEASURES = {
     "degrees": "Winkelfehler in Grad, zurückgehalten", "within_11": "Bis 11,25 Grad, zurückgehalten",
     "difference": "Unterschied, zurückgehalten",
 }  # fmt: skip
+CURVES = {
+    "loss": "Loss", "lr": "Lernrate", "grad_norm": "Gradientennorm", "seconds": "Sekunden je Schritt",
+    "gb": "GPU-Speicher in GB",
+}  # fmt: skip
 BESIDE = {"prior": "Prior {:.3g}", "floor": "Untergrenze {:.3g}"}
 REMEDIES = {
     "out of memory": "Der Speicher der GPU ist voll. Verkleinern Sie Batch oder Auflösung, oder setzen Sie "
