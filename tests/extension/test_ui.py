@@ -215,7 +215,7 @@ def test_options_are_found_by_kohyas_name_and_by_words() -> None:
     assert names[0] == "adapter.rank"
     assert "noise.noise_offset" in [fields.key_of(row) for row in fields.search(ROWS, "noise offset", None, "sft")]
     assert not any(row.get("kind") == "dpo" for row in fields.search(ROWS, "beta", None, "sft"))
-    assert fields.label({"label": "Rank", "kohya": "network_dim", "name": "rank"}) == "Rank"
+    assert fields.label({"label": "Rank", "kohya": "network_dim", "name": "rank", "table": "adapter"}) == "Rank"
     assert "(kohya: network_dim)" in fields.dress(ROWS["adapter.rank"][0], None)["info"]
     for asked, found in (("vram", "memory."), ("lr", "optimizer.learning_rate"), ("mirror", "data.")):
         assert any(fields.key_of(row).startswith(found) for row in fields.search(ROWS, asked, None, "sft")), asked
