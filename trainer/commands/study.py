@@ -89,7 +89,7 @@ def _find(path: Path) -> Path:
 def _plan_lines(planned: Plan) -> list[str]:
     return [
         f"{planned.options.name}: {len(planned.arms)} arms x {len(planned.seeds)} seeds = {len(planned.cells)} cells, "
-        f"{len(planned.held)} held-out pictures, {len(planned.prompts)} prompts",
+        f"{len(planned.held)} held-out pictures" + (f", {len(planned.prompts)} prompts" if planned.prompts else ""),
         *(f"  {arm.name}: {arm.changes}" for arm in planned.arms),
         *(f"  note: {note}" for note in planned.notes),
         f"folder: {planned.folder}",

@@ -35,7 +35,7 @@ from ..training.build import build_model, build_previews, scan
 from ..training.model import Model
 from ..training.previews import Previews
 from ..training.step import forward
-from . import spectra
+from . import maps, spectra
 from .models import Pictures, latent_features
 from .options import MeasureOptions
 from .plan import WANTED, item_id
@@ -360,6 +360,7 @@ def catalogue(names: Sequence[str]) -> list[Measure]:
     known: dict[str, Measure] = {
         m.name: m
         for m in (
+            *maps.MEASURES,
             Measure("latent error", "held-out latent error", "lower",
                     "Mean squared error of the network's output on held-out pictures, over noise levels that are even "
                     "over the schedule."),
@@ -396,10 +397,10 @@ def catalogue(names: Sequence[str]) -> list[Measure]:
         elif name.startswith("score, "):
             known.setdefault(name, Measure(name, f"score of {name.removeprefix('score, ')}", "higher",
                              "100 times the cosine of a picture's and its prompt's embeddings."))  # fmt: skip
-        elif name not in known:
+        elif name not in known and not name.startswith(maps.KINDS):
             octave = name.removeprefix("octave PSNR ")
             title = f"PSNR (dB) {octaves[int(octave)]}" if octave.isdigit() else name
             lower = name.startswith("latent error")
             known[name] = Measure(name, title, "lower" if lower else "higher", "A part of the measure above.", False)
-    there = set(names)
+    there = {name for name in names if not name.startswith(maps.KINDS)}
     return sorted((m for m in known.values() if m.name in there), key=lambda m: not m.tested)

@@ -14,11 +14,13 @@ from ..config import Config, reference
 from ..data import captions
 from ..data.items import Item
 from ..data.loader import Dataset
+from ..dense import header as headers
+from ..dense.options import DenseOptions
 from ..errors import UserError
 from ..families.load import Found, identify
 from ..training.build import scan
 from . import models
-from .options import ArmOptions, StudyOptions
+from .options import ArmOptions, MeasureOptions, StudyOptions
 
 OWN = (
     "run.name", "run.out", "run.seed", "run.resume_from", "data.validation_split", "data.validation_seed",
@@ -102,6 +104,8 @@ def make(options: StudyOptions, config: Config, seeds: Sequence[int] | None = No
 
     ``seeds``: instead of the file's.
     """
+    if config.dense:
+        _refuse_drawing(options)
     for where, folders in (("features", options.measures.features), ("scores", options.measures.scores)):
         for folder in folders:
             models.check(folder, f"measures.{where}", scores=where == "scores")
@@ -114,7 +118,7 @@ def make(options: StudyOptions, config: Config, seeds: Sequence[int] | None = No
     dataset = _scan(base, found)
     arms = _arms(options, base, found, dataset)
     held = _held(options, dataset)
-    prompts = _prompts(options, dataset, held)
+    prompts = () if config.dense else _prompts(options, dataset, held)
     names = tuple(map(item_id, held))
     notes, many = _notes(options, arms, dataset), tuple(seeds or options.seed_list)
     return Plan(options, base, found, arms, many, prompts, names, _data(dataset), notes)
@@ -132,7 +136,7 @@ def _notes(options: StudyOptions, arms: Sequence[PlannedArm], dataset: Dataset) 
     for i, arm in enumerate(arms):
         same = [one.name for one in arms[:i] if arm.given.trains and one.given.trains and _alike(one, arm)]
         notes += [f"'{arm.name}' and '{same[0]}' are one recipe under two names"] if same else []
-    trained = _trained(dataset)
+    trained = set[str]() if dataset.dense else _trained(dataset)
     if known := [text for text in options.measures.neutral if _same(text) in trained]:
         notes.append(f"measures.neutral: '{known[0]}' is the caption of a training picture, where a change is wanted")
     return tuple(notes)
@@ -171,12 +175,14 @@ def _arms(options: StudyOptions, base: Config, found: Found, dataset: Dataset) -
             hint = "seed_offset shifts it" if own == "run.seed" else "it is the same for all arms"
             raise UserError(f"{where}: {own} is set by the study ({hint}); leave it out")
         for file in filter(None, [given.adapter, *given.adapters]):
-            _check_adapter(where, Path(file), found)
+            _check_adapter(where, Path(file), found, base.dense)
         try:
             config = base.changed(changes)
         except UserError as error:
             lines = str(error).split("\n")
             raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+        if (config.dense and config.dense.task) != (base.dense and base.dense.task):
+            raise UserError(f"{where}: its [dense] task is not the base's; all arms predict one kind of map, or none")
         if config.model != base.model:
             _refuse_model(where, config, base, found)
         if config.data != base.data or config.terms() != base.terms():
@@ -204,13 +210,26 @@ def _with_equal_time(options: StudyOptions, made: list[PlannedArm]) -> tuple[Pla
     return (made[0], *others, *timed)
 
 
-def _check_adapter(where: str, path: Path, found: Found) -> None:
+def _refuse_drawing(options: StudyOptions) -> None:
+    """UserError for what has no meaning in a study of maps."""
+    for name, given in (("prompts", options.prompts), ("measures", options.measures != MeasureOptions())):
+        if given:
+            raise UserError(f"{name}: a study of dense runs compares maps of held-out pictures; leave this out")
+    if untrained := [arm.name for arm in options.arms if arm.untrained]:
+        raise UserError(f"arms: '{untrained[0]}': the base model predicts no maps; leave this arm out")
+
+
+def _check_adapter(where: str, path: Path, found: Found, dense: DenseOptions | None) -> None:
     if not path.exists():
         raise UserError(f"{where}: there is no adapter {path}; give the path of a file")
     try:
         tensors, metadata = files.read(path)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    of = headers.read(metadata, str(path))
+    if (of and of.task) != (dense and dense.task):
+        what = f"predicts {of.shown}" if of else "predicts no maps"
+        raise UserError(f"{where}: {path.name} {what}, unlike the base configuration; give another file")
     family = keys.identify({key: tuple(value.shape) for key, value in tensors.items()}, metadata).family
     if family not in (None, found.spec.name):
         raise UserError(f"{where}: {path.name} is for {family}, the base model is {found.spec.name}; give another file")

@@ -3,6 +3,7 @@
     runs/ARM-seedN/       an ordinary run's folder
     cells/ARM-seedN/      what was drawn, and a file of values for each group of measures
     cells/base-seedN/     neutral prompts, drawn by the base
+    truth/                of a study of dense runs: the true maps of the contact sheet
     report.html, report.md, values.csv, summary.json, vote.html
 
 A group of measures is kept with a digest of all that it follows from (the adapter's tensors, prompts, settings), so a
@@ -37,7 +38,7 @@ from ..training import checkpoint
 from ..training.build import scan
 from ..training.loop import train
 from ..training.run_options import total_steps
-from . import measure, vote_page, votes
+from . import maps, measure, vote_page, votes
 from . import memory as memory_plan
 from .measure import Bench, Found
 from .models import Pictures
@@ -303,6 +304,8 @@ class Queue:
         drawing = [config.sample.model_dump(), config.data.resolution, plan.prompts, cell.seed]
         whole = [cell.content(), config.model.model_dump(), config.run.precision, cell.seed]
         held = [plan.held, config.data.model_dump()]
+        if config.dense:
+            return {"maps": digest(whole, held)}
         found = {"errors": digest(whole, held, options.levels, options.pixel_levels)}
         if config.data.pairs:
             found["pairs"] = digest(whole, held, options.levels)
@@ -332,17 +335,31 @@ class Queue:
             return
         plan, adapter = self.plan, cell.adapter
         alike = {name: getattr(plan.config, name) for name in ("data", "sample", "noise", "run")}
-        config = self.config(cell).model_copy(update=alike)  # whatever an arm trains with, it is measured as the first
+        config = self.config(cell).model_copy(update=alike)  # whatever an arm trains with, it is measured as all are
+        if config.dense:
+            self._measure_maps(cell, config, missing)
+            return
         one = measure.bench(config, adapter and str(adapter), plan.held, plan.prompts, cell.seed,
                             plan.options.measures, self.log)  # fmt: skip
-        make_folder(cell.folder)
         for name, key in missing:
             began = time.monotonic()
-            found = self._found(name, cell, one)
-            facts = {"v": 1, "key": key, "data": plan.data, "seconds": time.monotonic() - began, "values": found}
-            write_atomic(cell.folder / f"{name}.json", json.dumps(facts))
+            self._keep(cell, name, key, self._found(name, cell, one), began)
         del one
         memory.release(memory.choose_device(config.run.device))
+
+    def _measure_maps(self, cell: Cell, config: Config, missing: list[tuple[str, str]]) -> None:
+        plan, began = self.plan, time.monotonic()
+        assert cell.adapter is not None
+        shown = every_nth(len(plan.held))
+        found = maps.measured(config, cell.adapter, plan.held, shown, cell.folder / "pictures", plan.folder / "truth",
+                              self.log)  # fmt: skip
+        for name, key in missing:
+            self._keep(cell, name, key, found, began)
+        memory.release(memory.choose_device(config.run.device))
+
+    def _keep(self, cell: Cell, name: str, key: str, found: Found, began: float) -> None:
+        facts = {"v": 1, "key": key, "data": self.plan.data, "seconds": time.monotonic() - began, "values": found}
+        write_atomic(make_folder(cell.folder) / f"{name}.json", json.dumps(facts))
 
     def _found(self, name: str, cell: Cell, one: Bench) -> Found:
         plan, options = self.plan, self.plan.options.measures
@@ -392,7 +409,8 @@ class Queue:
         write_atomic(folder / "report.md", markdown(outcome))
         write_atomic(folder / "report.html", page(outcome))
         write_atomic(folder / "summary.json", summary_text(outcome))
-        write_atomic(folder / "vote.html", vote_page.page(self.plan.options.name, self._duels()))
+        if self.plan.prompts:
+            write_atomic(folder / "vote.html", vote_page.page(self.plan.options.name, self._duels()))
         return outcome
 
     def _duels(self) -> list[vote_page.Duel]:
@@ -425,7 +443,8 @@ class Queue:
 
     def _notes(self, done: dict[str, list[Cell]], values: Sequence[Value]) -> list[str]:
         plan, least = self.plan, min(len(cells) for cells in done.values())
-        lines = [f"{len(plan.held)} held-out pictures, {len(plan.prompts)} prompts, seeds planned: {self.planned}."]
+        measured = "their maps" if plan.config.dense else f"{len(plan.prompts)} prompts"
+        lines = [f"{len(plan.held)} held-out pictures, {measured}, seeds planned: {self.planned}."]
         if least < self.planned:
             lines.append(
                 f"The study is not finished: {least} of {self.planned} seeds are done by every arm. To stop as soon as "
@@ -436,6 +455,8 @@ class Queue:
         lines += [f"{note}." for note in plan.notes]
         lines += [f"{name} has no result: {why}" for name, why in self._without_result().items()]
         lines += _not_finite(values)
+        if line := maps.note(values, plan.arms[0].name):
+            lines.append(line)
         if left_out := self._left_out():
             lines.append(
                 f"Results that are in the folder and not in this report: {', '.join(left_out)}. Holm's correction does "
@@ -465,9 +486,10 @@ class Queue:
         return {
             "family": plan.found.spec.name, "device": memory.device_name(device), "torch": torch.__version__,
             "resolution": config.data.resolution or plan.found.spec.resolution, "held_out": len(plan.held),
-            "prompts": len(plan.prompts), "data": "pairs" if config.data.pairs else "pictures",
+            "prompts": len(plan.prompts),
+            "data": "maps" if config.dense else "pairs" if config.data.pairs else "pictures",
             "equal": plan.options.equal, "base": tellable(config.model_dump(
-                include={"adapter", "optimizer", "schedule", "loss", "objective", "run"}, exclude_unset=True,
+                include={"adapter", "optimizer", "schedule", "loss", "objective", "run", "dense"}, exclude_unset=True,
                 exclude_none=True)),
         }  # fmt: skip
 
@@ -477,13 +499,15 @@ class Queue:
         if not seeds:
             return []
         seed = min(seeds, key=self.plan.seeds.index)
-        numbers = every_nth(len(self.plan.prompts))
+        columns = self.plan.prompts or self.plan.held
+        numbers = every_nth(len(columns))
+        folders = {arm.name: Cell(self.plan, arm, seed).folder / "pictures" for arm in self.plan.arms}
+        folders |= {"truth": self.plan.folder / "truth"} if self.plan.config.dense else {}
         rows = []
-        for arm in self.plan.arms:
-            folder = Cell(self.plan, arm, seed).folder / "pictures"
+        for name, folder in folders.items():
             paths = [path if (path := folder / f"{i:04d}.png").exists() else None for i in numbers]
-            rows.append((arm.name, tuple(paths)))
-        return [Sheet(seed, tuple(self.plan.prompts[i] for i in numbers), tuple(rows))]
+            rows.append((name, tuple(paths)))
+        return [Sheet(seed, tuple(columns[i] for i in numbers), tuple(rows))]
 
 
 class Stale(UserError):

@@ -163,28 +163,38 @@ class DensePrediction:
     # -------------------------------------------------------------------------------------------------- validation
 
     def measure(self, model: Model, dataset: Dataset, held: Sequence[Batch]) -> dict[str, float]:
-        """The scores of the predictions; beside them those of the *prior* (the training set's mean map, which knows
-        nothing of the picture) and of the *floor* (the true maps, after the autoencoder)."""
-        family, found = model.family, dict[str, list[float]]()
-        family.vae.to(model.device)
+        """The means of ``figures`` over all pictures."""
+        found = dict[str, list[float]]()
+        model.family.vae.to(model.device)
+        for batch in held:
+            for key, values in self.figures(model, dataset, batch)[0].items():
+                found.setdefault(key, []).extend(v for v in values.tolist() if v == v)
+        return {name: sum(values) / len(values) for name, values in found.items() if values}
+
+    def figures(self, model: Model, dataset: Dataset, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """The scores of the predictions, each [B] of the rows that predict; beside them those of the *prior* (the
+        training set's mean map, which knows nothing of the picture) and of the *floor* (the true maps, after the
+        autoencoder). And the predictions, as decoded pixels [B, 3, H, W]."""
+        family = model.family
         if self.prior is None:
             self.prior = mean_map(dataset)
-        for batch in held:
-            batch = batch.pick((~reconstructs(batch)).nonzero().flatten())
-            assert batch.maps is not None and batch.conditioning is not None and batch.target is not None
-            predicted = predict_latents(model, self, batch.latents, batch.conditioning)
-            size = batch.maps.valid.shape[-2:]
-            prior = nn.functional.interpolate(self.prior[None], size, mode="bilinear")
-            prior = prior if self.options.task == "normal" else 2 * prior - 1
-            shown = {
-                "": family.decode(predicted).cpu(),
-                "prior_": prior.expand(len(batch), 3, -1, -1),
-                "floor_": family.decode(batch.target.to(model.device)).cpu(),
-            }
-            for name, pixels in shown.items():
-                for key, values in self.scores(pixels, batch.maps.values, batch.maps.valid).items():
-                    found.setdefault(name + key, []).extend(v for v in values.tolist() if v == v)
-        return {name: sum(values) / len(values) for name, values in found.items() if values}
+        batch = batch.pick((~reconstructs(batch)).nonzero().flatten())
+        assert batch.maps is not None and batch.conditioning is not None and batch.target is not None
+        predicted = predict_latents(model, self, batch.latents, batch.conditioning)
+        size = batch.maps.valid.shape[-2:]
+        prior = nn.functional.interpolate(self.prior[None], size, mode="bilinear")
+        prior = prior if self.options.task == "normal" else 2 * prior - 1
+        shown = {
+            "": family.decode(predicted).cpu(),
+            "prior_": prior.expand(len(batch), 3, -1, -1),
+            "floor_": family.decode(batch.target.to(model.device)).cpu(),
+        }
+        found = {
+            name + key: values
+            for name, pixels in shown.items()
+            for key, values in self.scores(pixels, batch.maps.values, batch.maps.valid).items()
+        }
+        return found, shown[""]
 
     def scores(self, pixels: Tensor, values: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Each [B]: how near decoded pixels [B, 3, H, W] are to the true values (as ``Maps`` has them)."""
