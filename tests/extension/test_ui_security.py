@@ -45,7 +45,8 @@ def test_guard_lets_in_this_machine_only_or_who_knows_the_password() -> None:
     assert refuse("/", {"host": "localhost:1", "origin": "http://localhost:1"}) is None
     assert (refuse("/config", {"host": "localhost:1", "origin": "http://localhost:2"}) or (0,))[0] == 403
     for closed in ("info", "call/import_file", "run/predict", "api/predict", "dev/reload", "mcp/sse"):
-        assert (refuse(f"/gradio_api/{closed}", {"host": "localhost"}) or (0,))[0] == 404
+        for at in ("", "/de"):  # the page of each language
+            assert (refuse(f"{at}/gradio_api/{closed}", {"host": "localhost"}) or (0,))[0] == 404
     assert refuse("/gradio_api/queue/join", {"host": "localhost"}) is None
     assert (shared.refuse("/", {"host": "pc:1"}) or (0,))[0] == 401
     for words_, let_in in (("ann:long enough", True), ("ann:wrong", False), ("ann", False)):
@@ -158,16 +159,37 @@ def test_a_path_from_the_browser_is_no_upload(home: Home, tmp_path: Path) -> Non
     mine.write_text("config_version = 1\n[run]\nname = 'stolen'\n", encoding="utf-8")
     web = application(Context(home, security.Addresses.of(home), security.Folders()), None)
     with TestClient(web, base_url="http://127.0.0.1") as client:
-        known = client.get("/config").json()
-        files = {one["id"] for one in known["components"] if one["type"] == "file"}
-        events = [one for one in known["dependencies"] if one["backend_fn"] and files & set(one["inputs"])]
-        assert len(files) == 2 and len(events) == 2
-        for event in events:
-            sent = {"path": str(mine), "orig_name": "a.toml", "meta": {"_type": "gradio.FileData"}}
-            data = [sent, *[""] * (len(event["inputs"]) - 1)]
-            data[0] = [sent] if len(data) > 1 else sent
-            body = {"data": data, "fn_index": event["id"], "session_hash": f"s{event['id']}"}
-            assert client.post("/gradio_api/queue/join", json=body).status_code == 200
-            answer = client.get("/gradio_api/queue/data", params={"session_hash": f"s{event['id']}"}).text
-            assert '"success":false' in answer and str(mine) not in answer
+        for at in ("", "/de"):
+            known = client.get(f"{at}/config").json()
+            files = {one["id"] for one in known["components"] if one["type"] == "file"}
+            events = [one for one in known["dependencies"] if one["backend_fn"] and files & set(one["inputs"])]
+            assert len(files) == 2 and len(events) == 2
+            for event in events:
+                sent = {"path": str(mine), "orig_name": "a.toml", "meta": {"_type": "gradio.FileData"}}
+                data = [sent, *[""] * (len(event["inputs"]) - 1)]
+                data[0] = [sent] if len(data) > 1 else sent
+                body = {"data": data, "fn_index": event["id"], "session_hash": f"s{event['id']}"}
+                assert client.post(f"{at}/gradio_api/queue/join", json=body).status_code == 200
+                answer = client.get(f"{at}/gradio_api/queue/data", params={"session_hash": f"s{event['id']}"}).text
+                assert '"success":false' in answer and str(mine) not in answer
     assert "stolen" not in draft.read(home)
+
+
+def test_the_browsers_language_chooses_the_page_and_the_page_what_its_events_say(home: Home) -> None:
+    from starlette.testclient import TestClient
+
+    from pixelkiln.extension.app import application
+
+    web = application(Context(home, security.Addresses.of(home), security.Folders()), None)
+    with TestClient(web, base_url="http://127.0.0.1", follow_redirects=False) as client:
+        german = client.get("/?a=b", headers={"accept-language": "de"})
+        assert german.status_code == 307 and german.headers["location"] == "/de/?a=b"
+        assert client.get("/de").headers["location"].startswith("/de/")
+        assert client.get("/", headers={"accept-language": "en"}).status_code == 200
+        for at, said in (("", "folder: no folder is given"), ("/de", "Ordner: kein Ordner ist angegeben")):
+            known = client.get(f"{at}/config").json()
+            button = next(one["id"] for one in known["components"] if one["props"].get("elem_id") == "open-folder")
+            event = next(one["id"] for one in known["dependencies"] if [button, "click"] in one["targets"])
+            body = {"data": [""], "fn_index": event, "session_hash": "s"}
+            assert client.post(f"{at}/gradio_api/queue/join", json=body).status_code == 200
+            assert said in client.get(f"{at}/gradio_api/queue/data", params={"session_hash": "s"}).text
