@@ -22,12 +22,14 @@ from torch import Tensor
 
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
-from pixelkiln.trainer.diffusion.timesteps import NoiseOptions, draw
+from pixelkiln.trainer.diffusion.options import NoiseOptions
+from pixelkiln.trainer.diffusion.timesteps import draw
 from pixelkiln.trainer.diffusion.types import Batch, Rows, Step
 from pixelkiln.trainer.families.load import load
 from pixelkiln.trainer.families.options import ModelOptions
 from pixelkiln.trainer.losses.decode import Decoder
-from pixelkiln.trainer.losses.pixel import PixelLoss, PixelOptions
+from pixelkiln.trainer.losses.options import PixelOptions
+from pixelkiln.trainer.losses.pixel import PixelLoss
 
 ROOT = Path(__file__).resolve().parents[1]
 TERMS = {

@@ -36,7 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
-from pixelkiln.trainer.diffusion.timesteps import NoiseOptions, fixed_draw
+from pixelkiln.trainer.diffusion.options import NoiseOptions
+from pixelkiln.trainer.diffusion.timesteps import fixed_draw
 from pixelkiln.trainer.diffusion.types import Batch, Rows, Step
 from pixelkiln.trainer.estimate.fake_tensors import count_attention
 from pixelkiln.trainer.families.family import Family

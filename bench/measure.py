@@ -19,7 +19,7 @@ from pixelkiln.trainer.estimate.fake_tensors import count_attention
 from pixelkiln.trainer.estimate.memory import CONTEXT
 from pixelkiln.trainer.estimate.report import Estimator
 from pixelkiln.trainer.families.load import identify
-from pixelkiln.trainer.losses.pixel import PixelOptions
+from pixelkiln.trainer.losses.options import PixelOptions
 from pixelkiln.trainer.losses.surrogate import Surrogate
 from pixelkiln.trainer.memory import device as memory
 from pixelkiln.trainer.runs.folder import RunFolder

@@ -146,14 +146,14 @@ def rows() -> dict[str, list[Row]]:
 
 def objectives() -> dict[str, str]:
     """Name -> title of every objective: what learns from any data first, then by the data that it needs."""
-    entries = sorted(config.objectives, key=lambda entry: (entry.options.data, entry.name))
-    return {entry.name: words.OBJECTIVES.get(entry.name) or entry.options.title or entry.name for entry in entries}
+    known = sorted(config.objectives.tables().items(), key=lambda item: (item[1].data, item[0]))
+    return {kind: words.OBJECTIVES.get(kind) or table.title or kind for kind, table in known}
 
 
 def usual_data(objective: str) -> str | None:
     """The option that gives an objective its data: ``data.pairs`` or ``data.ratings``; None where any data will do."""
-    known = next((entry.options.data for entry in config.objectives if entry.name == objective), ())
-    return f"data.{known[0]}" if known else None
+    table = config.objectives.tables().get(objective)
+    return f"data.{table.data[0]}" if table and table.data else None
 
 
 def fitting(candidates: Sequence[Row], objective: str) -> Row | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..trainer.dense.maps import colour_target
+from ..trainer.dense.colours import colour_target
 from ..trainer.dense.options import DenseOptions
 from ..trainer.dense.targets import Target, find_target, read_target, resize
 from ..trainer.errors import UserError

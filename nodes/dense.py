@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..trainer.dense import header, maps, tiles
+from ..trainer.dense import colours, header, maps, tiles
 from ..trainer.dense.header import TASKS, DenseHeader
 from ..trainer.errors import UserError
 from . import host
@@ -128,7 +128,7 @@ def _predict(
     bar = host.Bar(len(image))
     for number, one in enumerate(image):
         values, known = predict(network, 2 * one[..., :3].movedim(-1, 0).float().cpu() - 1, use, how)
-        shown = torch.from_numpy(maps.colour(values, use.task, use.space)).float() / 255
+        shown = torch.from_numpy(colours.colour(values, use.task, use.space)).float() / 255
         if use.task == "depth" and (near_is == BRIGHT) != (use.space == "disparity"):
             values = 1 - values
         previews.append(shown)

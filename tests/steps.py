@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelkiln.trainer.diffusion.options import NoiseOptions
 from pixelkiln.trainer.diffusion.process import Prediction, Process, scaled_linear
-from pixelkiln.trainer.diffusion.timesteps import NoiseOptions, draw
+from pixelkiln.trainer.diffusion.timesteps import draw
 from pixelkiln.trainer.diffusion.types import Batch, Rows, Step
 
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v", "flow", "sample")

@@ -22,8 +22,10 @@ from typing import ClassVar, Literal
 import torch
 
 from pixelkiln.trainer.diffusion.types import ObjectiveOutput
-from pixelkiln.trainer.losses.term import TermOptions, mean, residual
-from pixelkiln.trainer.objectives.common import Data, ObjectiveOptions, pair_metrics, weighted
+from pixelkiln.trainer.losses.options import TermOptions
+from pixelkiln.trainer.losses.term import mean, residual
+from pixelkiln.trainer.objectives.common import pair_metrics, weighted
+from pixelkiln.trainer.objectives.options import Data, ObjectiveOptions
 from pixelkiln.trainer.registry import losses, objectives, option
 
 

@@ -85,15 +85,34 @@ def loads_without(module: str, absent: list[str]) -> None:
          ["torch", "safetensors", "numpy", "PIL", *CONFIGURATION, *HEAVY]),
         ("pixelkiln.trainer.adapters.keys, pixelkiln.nodes.all, pixelkiln.nodes.routes",
          [*CONFIGURATION, *HEAVY, "psutil", "tqdm"]),
-        ("pixelkiln.trainer.config", HEAVY),
+        pytest.param(
+            "pixelkiln.extension.app, pixelkiln.extension.hosts, pixelkiln.extension.queue",
+            ["torch", "scipy", *(name for name in HEAVY if name != "gradio")],
+            marks=pytest.mark.slow,  # gradio alone takes three seconds
+        ),
         ("pixelkiln.trainer.commands.doctor, pixelkiln.trainer.cli",
          ["torch", "safetensors", "numpy", "PIL", *CONFIGURATION, *HEAVY]),
     ],
-    ids=["standard library", "nodes", "configuration", "doctor"],
+    ids=["standard library", "nodes", "page", "doctor"],
 )  # fmt: skip
 def test_it_loads_without(module: str, absent: list[str]):
-    """Nodes and hosts load the first two in Pythons that lack the rest; a configuration loads in about a second."""
+    """Nodes and hosts load the first two in Pythons that lack the rest; the page and what it asks of a configuration
+    start without waiting for torch."""
     loads_without(module, absent)
+
+
+PRESETS_READ = """pixelkiln.trainer.commands.options
+from pixelkiln.trainer.config import PRESETS, load, reference
+assert len(reference()) > 300
+for path in sorted(PRESETS.glob("*.toml")):
+    data = "pairs" if "dpo" in path.stem or "preference" in path.stem else "path"
+    load(path, flags={"model.path": "x.safetensors", f"data.{data}": "."})
+"""
+
+
+def test_options_and_presets_are_read_without_torch():
+    """All rows of the reference, every option's model, and the checks of whole configurations."""
+    loads_without(PRESETS_READ, ["torch", "numpy", "scipy", "safetensors", "PIL", *HEAVY])
 
 
 @pytest.mark.parametrize("name", ["trainer", "trainer/adapters", "trainer/data"])

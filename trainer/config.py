@@ -21,19 +21,18 @@ from pydantic.fields import FieldInfo
 from .adapters.options import AdapterOptions
 from .data.options import DataOptions
 from .dense.options import DenseOptions
-from .diffusion.sampling import SampleOptions
-from .diffusion.timesteps import NoiseOptions
+from .diffusion.options import NoiseOptions, SampleOptions
 from .errors import UserError, escaped
 from .families.options import ModelOptions
-from .losses.term import TermOptions
-from .memory.device import MemoryOptions
-from .objectives.common import ObjectiveOptions
+from .losses.options import TermOptions
+from .memory.options import MemoryOptions
+from .objectives.options import ObjectiveOptions
 from .optimizers.options import OptimizerOptions, ScheduleOptions
 from .registry import Choices, Options, former_names, losses, nearest, objectives, option
 from .runs.files import decode, is_file
-from .training.checkpoint import SaveOptions
 from .training.health import RecoveryOptions
 from .training.run_options import RunOptions
+from .training.save_options import SaveOptions
 from .training.validation import ValidationOptions
 
 _log = logging.getLogger(__name__)
@@ -64,23 +63,25 @@ class LossTable(Options):
 
     def terms(self) -> dict[str, TermOptions]:
         """The tables that are there, by the names of their losses."""
-        tables = {e.name: getattr(self, e.name) for e in losses}
+        tables = {name: getattr(self, name) for name in losses.tables()}
         return {name: options for name, options in tables.items() if options is not None}
 
 
 @cache
 def _loss_table() -> type[LossTable]:
-    fields: dict[str, Any] = {e.name: (e.options | None, option(None)) for e in losses}
+    fields: dict[str, Any] = {name: (table | None, option(None)) for name, table in losses.tables().items()}
     return create_model("LossTable", __base__=LossTable, **fields)
 
 
 @cache
 def _objective_table() -> Any:
     """[objective]: a union on ``kind``; [objective.NAME] is the objective of the loss term NAME instead."""
-    plain = Union[tuple(e.options for e in objectives)]  # noqa: UP007
+    plain = Union[tuple(objectives.tables().values())]  # noqa: UP007
     one = Annotated[plain, Field(discriminator="kind")]
-    per_term: dict[str, Any] = {e.name: (Optional[one], option(None)) for e in losses}  # noqa: UP045
-    tables = tuple(create_model(f"{e.name}_objective", __base__=e.options, **per_term) for e in objectives)
+    per_term: dict[str, Any] = {name: (Optional[one], option(None)) for name in losses.tables()}  # noqa: UP045
+    tables = tuple(
+        create_model(f"{kind}_objective", __base__=table, **per_term) for kind, table in objectives.tables().items()
+    )
     return Annotated[Union[tables], Field(discriminator="kind")]  # noqa: UP007
 
 
@@ -247,7 +248,7 @@ def parse(raw: Mapping[str, Any], source: str = "configuration") -> Config:
         raise ConfigError(_merged(_readable(problem, raw) for problem in error.errors())) from None
     if "mse" not in given.get("loss", {}):
         config.loss.model_fields_set.discard("mse")  # a default is not set: it goes when another latent loss comes
-    idle = [e.name for e in losses if getattr(config.objective, e.name) and e.name not in config.loss.terms()]
+    idle = [name for name in losses.tables() if getattr(config.objective, name) and name not in config.loss.terms()]
     if idle:
         raise ConfigError([(f"objective.{n}", f"there is no [loss.{n}]; add it or leave this out") for n in idle])
     return config
@@ -449,7 +450,7 @@ def _at(tables: Any, place: Iterable[Any]) -> Any:
 def _completed(raw: dict[str, Any]) -> dict[str, Any]:
     """Fill in what the tables say together: a latent loss, the objective's kind, what an override inherits."""
     loss = raw.get("loss", {})
-    if isinstance(loss, dict) and not any(e.name in loss for e in losses if not e.options.decodes):
+    if isinstance(loss, dict) and not any(name in loss for name, table in losses.tables().items() if not table.decodes):
         loss = {"mse": {}, **loss}
     objective = raw.get("objective", {})
     if isinstance(objective, dict):
@@ -562,7 +563,7 @@ def _readable(problem: Any, raw: Any) -> tuple[str, str]:
     kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind == "extra_forbidden":
         table, _, key = where.rpartition(".")
-        kinds = [e.name for e in objectives if key in e.options.model_fields]
+        kinds = [kind for kind, table in objectives.tables().items() if key in table.model_fields]
         if table.startswith("objective") and kinds:
             return where, f"this kind has no such option, only {', '.join(kinds)}; leave it out or change the kind"
         return where, f"there is no such option; {nearest(key, list(_fields_at(table, raw)))}"
@@ -571,7 +572,7 @@ def _readable(problem: Any, raw: Any) -> tuple[str, str]:
     if kind == "value_error":
         return where, str(context.get("error", problem["msg"]))
     if kind == "union_tag_invalid":
-        return f"{where}.kind", f"there is no '{context['tag']}'; {nearest(context['tag'], objectives.names())}"
+        return f"{where}.kind", f"there is no '{context['tag']}'; {nearest(context['tag'], list(objectives.tables()))}"
     wanted = re.sub(r"^Input should be", "it should be", problem["msg"])
     wanted = re.sub(r"^it should be a valid dictionary or instance of \w+", "it should be a table", wanted)
     shown = repr(given) if len(repr(given)) <= 60 else f"{repr(given)[:57]}..."
@@ -630,11 +631,11 @@ def reference() -> list[dict[str, Any]]:
     former = {name: old for old, name in former_names(config_model()).items()}
     for table, info in config_model().model_fields.items():
         if table == "loss":
-            for entry in losses:
-                rows += _rows(f"loss.{entry.name}", entry.options)
+            for name, options in losses.tables().items():
+                rows += _rows(f"loss.{name}", options)
         elif table == "objective":
-            for entry in objectives:
-                rows += [{**row, "kind": entry.name} for row in _rows("objective", entry.options)]
+            for name, options in objectives.tables().items():
+                rows += [{**row, "kind": name} for row in _rows("objective", options)]
         else:
             inner = list(_models(info.annotation))
             rows += _rows(table, inner[0], former.get(table, table)) if inner else [_row("", table, info, None)]

@@ -21,8 +21,8 @@ from pydantic_core import core_schema
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from .losses.term import TermOptions
-    from .objectives.common import ObjectiveOptions
+    from .losses.options import TermOptions
+    from .objectives.options import ObjectiveOptions
 
 PathStr = Annotated[str, "path"]
 """A file or folder. In a file it is relative to that file, as a flag to the current folder; loaded, it is absolute."""
@@ -124,9 +124,14 @@ class Registry(Generic[OptionsT]):
         for module in pkgutil.iter_modules([str(Path(__file__).parent / self.folder)]):
             importlib.import_module(f"{package}.{module.name}")
 
-    def registered(self) -> list[Entry[OptionsT]]:
-        """The parts in the order in which they registered themselves."""
-        self._load()
+    def tables(self) -> dict[str, type[OptionsT]]:
+        """Name -> options of every part, sorted: what the folder's ``options.py`` lists, and what other packages have
+        registered. Nothing that builds them is imported, so a configuration is read without torch."""
+        own = importlib.import_module(f"{__package__}.{self.folder}.options").TABLES
+        return dict(sorted({**own, **{entry.name: entry.options for entry in self.registered_so_far()}}.items()))
+
+    def registered_so_far(self) -> list[Entry[OptionsT]]:
+        """The parts that have registered themselves, before the folder's own are loaded perhaps none."""
         return list(self._entries.values())
 
     def __iter__(self) -> Iterator[Entry[OptionsT]]:

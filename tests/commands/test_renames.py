@@ -9,10 +9,10 @@ import pytest
 from pixelkiln.trainer import config as c
 from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.commands import kohya
-from pixelkiln.trainer.diffusion.timesteps import NoiseOptions
+from pixelkiln.trainer.diffusion.options import NoiseOptions
 from pixelkiln.trainer.kohya.entrance import imported
 from pixelkiln.trainer.kohya.entrance import load as load_kohya
-from pixelkiln.trainer.memory.device import MemoryOptions
+from pixelkiln.trainer.memory.options import MemoryOptions
 
 BASE = {"model.path": "m", "data.path": "x"}
 VALUES = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixelkiln.trainer.dense import maps
+from pixelkiln.trainer.dense import colours, maps
 from pixelkiln.trainer.dense.targets import Target
 
 RANDOM = np.random.default_rng(3)
@@ -57,7 +57,7 @@ def test_a_flat_depth_is_finite():
 def test_sixteen_bits_come_back_from_decoding():
     encoded = maps.encode(Target(DEPTH, ALL), "depth", "disparity", (0, 1))
     back = maps.decode(encoded[None], "depth")[0].double().numpy()
-    low, high = maps.limits(Target(DEPTH, ALL), "disparity", (0, 1))
+    low, high = colours.limits(Target(DEPTH, ALL), "disparity", (0, 1))
     np.testing.assert_allclose(back * (high - low) + low, 1 / DEPTH, rtol=1e-4, atol=1e-5)
 
 
@@ -93,20 +93,20 @@ def test_a_cell_is_valid_when_all_its_pixels_are():
 
 def test_near_is_bright_in_every_space():
     ramp = np.linspace(0, 1, 64, dtype=np.float32)[None]
-    bright = maps.colour(ramp, "depth").astype(int).sum(-1)[0]
+    bright = colours.colour(ramp, "depth").astype(int).sum(-1)[0]
     assert (np.diff(bright) >= 0).all() and bright[-1] > 500 > 100 > bright[0]
-    np.testing.assert_array_equal(maps.colour(1 - ramp, "depth", "log"), maps.colour(ramp, "depth", "disparity"))
+    np.testing.assert_array_equal(colours.colour(1 - ramp, "depth", "log"), colours.colour(ramp, "depth", "disparity"))
 
 
 def test_invalid_pixels_are_grey_and_panels_stand_beside_each_other():
     valid = np.ones((8, 9), bool)
     valid[2, 3] = False
     target = Target(RANDOM.uniform(1, 9, (8, 9)).astype(np.float32), valid)
-    shown = maps.colour_target(target, "depth")
-    assert (shown[2, 3] == maps.GREY).all() and shown.shape == (8, 9, 3) and shown.dtype == np.uint8
-    row = maps.panels(shown, shown, shown, gap=2)
+    shown = colours.colour_target(target, "depth")
+    assert (shown[2, 3] == colours.GREY).all() and shown.shape == (8, 9, 3) and shown.dtype == np.uint8
+    row = colours.panels(shown, shown, shown, gap=2)
     assert row.shape == (8, 31, 3) and (row[:, 9:11] == 255).all()
-    assert maps.grid([row, row]).shape == (20, 31, 3)
+    assert colours.grid([row, row]).shape == (20, 31, 3)
     up = np.zeros((3, 2, 2), np.float32)
     up[1] = 1
-    np.testing.assert_array_equal(maps.colour(torch.from_numpy(up), "normal")[0, 0], [128, 255, 128])
+    np.testing.assert_array_equal(colours.colour(torch.from_numpy(up), "normal")[0, 0], [128, 255, 128])

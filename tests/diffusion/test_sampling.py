@@ -11,19 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pixelkiln.trainer.diffusion.options import SampleOptions, Sampler, Spacing
 from pixelkiln.trainer.diffusion.process import Process, scaled_linear, zero_terminal_snr
-from pixelkiln.trainer.diffusion.sampling import (
-    SampleOptions,
-    Sampler,
-    Spacing,
-    before_after,
-    draw,
-    grid,
-    picture_path,
-    prompts,
-    save_picture,
-    sigmas,
-)
+from pixelkiln.trainer.diffusion.sampling import before_after, draw, grid, picture_path, prompts, save_picture, sigmas
 from pixelkiln.trainer.diffusion.types import Conditioning
 
 EPSILON = Process("epsilon", scaled_linear())

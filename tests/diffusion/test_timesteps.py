@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from steps import process
 
-from pixelkiln.trainer.diffusion.timesteps import NoiseOptions, draw, fixed_draw, level_at
+from pixelkiln.trainer.diffusion.options import NoiseOptions
+from pixelkiln.trainer.diffusion.timesteps import draw, fixed_draw, level_at
 from pixelkiln.trainer.diffusion.types import Batch, Draw, Rows
 
 EVERYTHING = NoiseOptions(

@@ -17,7 +17,7 @@ from pixelkiln.trainer.estimate import plan as planning
 from pixelkiln.trainer.estimate import report
 from pixelkiln.trainer.estimate.gpus import Gpu
 from pixelkiln.trainer.families.load import identify
-from pixelkiln.trainer.losses.pixel import PixelOptions
+from pixelkiln.trainer.losses.options import PixelOptions
 from pixelkiln.trainer.training.build import scan
 from pixelkiln.trainer.training.loop import train
 

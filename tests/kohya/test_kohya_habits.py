@@ -12,7 +12,8 @@ from sample_data import folder, picture
 
 from pixelkiln.trainer import config as c
 from pixelkiln.trainer.cli import main
-from pixelkiln.trainer.diffusion.sampling import SampleOptions, prompts
+from pixelkiln.trainer.diffusion.options import SampleOptions
+from pixelkiln.trainer.diffusion.sampling import prompts
 from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.kohya.entrance import load, take
 from pixelkiln.trainer.kohya.names import arguments

@@ -23,14 +23,15 @@ from pixelkiln.trainer.data.buckets import Rules, assign, conditioning
 from pixelkiln.trainer.data.loader import Dataset
 from pixelkiln.trainer.data.options import DataOptions, PictureOptions
 from pixelkiln.trainer.diffusion import timesteps
+from pixelkiln.trainer.diffusion.options import NoiseOptions
 from pixelkiln.trainer.diffusion.process import Process, scaled_linear, zero_terminal_snr
-from pixelkiln.trainer.diffusion.timesteps import NoiseOptions
 from pixelkiln.trainer.diffusion.types import Batch, Draw, Rows, Step
 from pixelkiln.trainer.families.sd15 import SD15
 from pixelkiln.trainer.families.text import clip_tokens
 from pixelkiln.trainer.families.words import tokenizer as read_tokenizer
 from pixelkiln.trainer.losses.term import LossParts
-from pixelkiln.trainer.objectives.sft import SftOptions, weightings
+from pixelkiln.trainer.objectives.options import SftOptions
+from pixelkiln.trainer.objectives.sft import weightings
 from pixelkiln.trainer.optimizers.build import build
 from pixelkiln.trainer.optimizers.options import OptimizerOptions, ScheduleOptions, parse_args
 from pixelkiln.trainer.optimizers.schedules import build_schedule

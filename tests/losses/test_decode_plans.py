@@ -14,10 +14,11 @@ from short_runs import config, events, trajectory
 
 from pixelkiln.trainer.config import ConfigError
 from pixelkiln.trainer.losses.decode import Decoder
-from pixelkiln.trainer.losses.pixel import PixelOptions, Targets, plan_for
+from pixelkiln.trainer.losses.options import PixelOptions
+from pixelkiln.trainer.losses.pixel import Targets, plan_for
 from pixelkiln.trainer.losses.term import LossParts
 from pixelkiln.trainer.memory import apply
-from pixelkiln.trainer.memory.device import MemoryOptions
+from pixelkiln.trainer.memory.options import MemoryOptions
 from pixelkiln.trainer.registry import losses
 from pixelkiln.trainer.training import remedies
 

@@ -10,7 +10,7 @@ import steps
 import torch
 from torch import Tensor
 
-from pixelkiln.trainer.dense.targets import Task
+from pixelkiln.trainer.dense.header import Task
 from pixelkiln.trainer.diffusion.types import Maps, Step
 from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.losses.dense import distance

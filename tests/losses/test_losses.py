@@ -19,9 +19,9 @@ from pixelkiln.trainer.config import load
 from pixelkiln.trainer.diffusion.types import Draw
 from pixelkiln.trainer.losses.decode import Decoder
 from pixelkiln.trainer.losses.distances import DISTANCES, focal_frequency, haar_bands
-from pixelkiln.trainer.losses.huber import HuberOptions, threshold
-from pixelkiln.trainer.losses.pixel import DecodeOptions
-from pixelkiln.trainer.losses.term import Balance, LossParts, Term, TermOptions
+from pixelkiln.trainer.losses.huber import threshold
+from pixelkiln.trainer.losses.options import DecodeOptions, HuberOptions, TermOptions
+from pixelkiln.trainer.losses.term import Balance, LossParts, Term
 from pixelkiln.trainer.registry import losses
 from pixelkiln.trainer.training.remedies import PARTS, STEP, Phase, ladder
 

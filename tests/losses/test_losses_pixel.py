@@ -13,12 +13,14 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.functional import logsigmoid
 
-from pixelkiln.trainer.diffusion.timesteps import NoiseOptions, draw
+from pixelkiln.trainer.diffusion.options import NoiseOptions
+from pixelkiln.trainer.diffusion.timesteps import draw
 from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.losses.decode import Decoder, Plan, View, decoding_dtype, evaluate_in_chunks, tiny_decoder
 from pixelkiln.trainer.losses.distances import DISTANCES
 from pixelkiln.trainer.losses.lpl import feature_error
-from pixelkiln.trainer.losses.pixel import DecodeOptions, Mode, PixelOptions, arrival, compared, latents, plan_for
+from pixelkiln.trainer.losses.options import DecodeOptions, Mode, PixelOptions
+from pixelkiln.trainer.losses.pixel import arrival, compared, latents, plan_for
 from pixelkiln.trainer.losses.term import LossParts
 from pixelkiln.trainer.losses.tiny import beside
 from pixelkiln.trainer.registry import losses

@@ -14,12 +14,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pixelkiln.trainer.diffusion.timesteps import NoiseOptions, draw, fixed_draw, step_correction
+from pixelkiln.trainer.diffusion.options import NoiseOptions
+from pixelkiln.trainer.diffusion.timesteps import draw, fixed_draw, step_correction
 from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.losses import surrogate as metric
 from pixelkiln.trainer.losses.decode import Decoder
 from pixelkiln.trainer.losses.distances import DISTANCES
-from pixelkiln.trainer.losses.pixel import PixelLoss, PixelOptions
+from pixelkiln.trainer.losses.options import PixelOptions
+from pixelkiln.trainer.losses.pixel import PixelLoss
 from pixelkiln.trainer.losses.surrogate import Collector, Examples, Quality, Surrogate
 from pixelkiln.trainer.losses.term import Balance, Estimate, LossTerms, Term
 from pixelkiln.trainer.objectives.common import ObjectiveParts

@@ -23,7 +23,7 @@ from pixelkiln.trainer.losses import term
 from pixelkiln.trainer.objectives import common
 from pixelkiln.trainer.objectives.common import ObjectiveParts
 from pixelkiln.trainer.objectives.mapo import phi
-from pixelkiln.trainer.objectives.sft import SftOptions
+from pixelkiln.trainer.objectives.options import SftOptions
 from pixelkiln.trainer.registry import families, objectives
 from pixelkiln.trainer.training.build import _fits, build_terms
 

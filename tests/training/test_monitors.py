@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from short_runs import config, events
 
-from pixelkiln.trainer.objectives.dpo import DpoOptions
-from pixelkiln.trainer.objectives.simpo import SimpoOptions
+from pixelkiln.trainer.objectives.options import DpoOptions, SimpoOptions
 from pixelkiln.trainer.training.loop import train
 from pixelkiln.trainer.training.monitors import WARM_UP, PreferenceMonitor
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from pixelkiln.trainer.diffusion import sampling
-from pixelkiln.trainer.diffusion.sampling import SampleOptions, prompts
+from pixelkiln.trainer.diffusion.options import SampleOptions
+from pixelkiln.trainer.diffusion.sampling import prompts
 from pixelkiln.trainer.diffusion.types import Conditioning
-from pixelkiln.trainer.memory.device import MemoryOptions
+from pixelkiln.trainer.memory.options import MemoryOptions
 from pixelkiln.trainer.training.previews import Previews
 
 

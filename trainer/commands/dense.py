@@ -12,7 +12,7 @@ from ..runs.control import DONE, USER_ERROR
 from .common import Command, print_json, print_lines, print_note
 
 if TYPE_CHECKING:
-    from ..dense.targets import Task
+    from ..dense.header import Task
     from .dense_predict import Loaded
 
 TASKS: tuple[Task, ...] = ("depth", "normal", "image")

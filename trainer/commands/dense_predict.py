@@ -17,12 +17,12 @@ from ..adapters import files as adapter_files
 from ..config import Config, load
 from ..data import pictures
 from ..data.pictures import Unreadable
-from ..dense import files, maps, metrics, tiles
+from ..dense import colours, files, maps, metrics, tiles
 from ..dense import header as headers
 from ..dense.check import named
-from ..dense.header import DenseHeader
+from ..dense.header import DenseHeader, Task
 from ..dense.options import DenseOptions
-from ..dense.targets import Target, Task, check_shape, find_target, read_target
+from ..dense.targets import Target, check_shape, find_target, read_target
 from ..errors import UserError
 from ..families.options import ModelOptions
 from ..training.build import build_model
@@ -181,7 +181,7 @@ def as_written(values: np.ndarray, form: str, options: DenseOptions) -> np.ndarr
     """A map (depth [H, W], else [3, H, W]) as a file holds it: 16 bits of [0, 1], or of (n + 1) / 2; floats as they are
     predicted; or the colours of a preview."""
     if form == "preview":
-        return maps.colour(values, options.task, options.space)
+        return colours.colour(values, options.task, options.space)
     moved = values if values.ndim == 2 else np.moveaxis(values, 0, 2)
     if form == "png":
         return files.sixteen_bit((moved + 1) / 2 if options.task == "normal" else moved)
@@ -309,9 +309,9 @@ def measured(
 
 def _panels(picture: Tensor, predicted: Tensor, truth: Target, options: DenseOptions) -> np.ndarray:
     size = (truth.valid.shape[0], truth.valid.shape[1])
-    colours = maps.colour(tiles.resized((picture + 1) / 2, size), "image")
-    true = maps.colour_target(truth, options.task, options.space, options.quantiles)
-    return maps.panels(colours, maps.colour(predicted, options.task, options.space), true)
+    given = colours.colour(tiles.resized((picture + 1) / 2, size), "image")
+    true = colours.colour_target(truth, options.task, options.space, options.quantiles)
+    return colours.panels(given, colours.colour(predicted, options.task, options.space), true)
 
 
 def sheet(rows: Sequence[np.ndarray], columns: int = 2) -> np.ndarray:
@@ -319,6 +319,6 @@ def sheet(rows: Sequence[np.ndarray], columns: int = 2) -> np.ndarray:
 
     def groups() -> Iterator[np.ndarray]:
         for start in range(0, len(rows) - columns + 1, columns):
-            yield maps.panels(*rows[start : start + columns], gap=16)
+            yield colours.panels(*rows[start : start + columns], gap=16)
 
-    return maps.grid(list(groups()))
+    return colours.grid(list(groups()))

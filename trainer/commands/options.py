@@ -1,7 +1,7 @@
 """``docs/options.md``: every option, as a page.
 
-Options are made by importing all that reads them, torch included. What came of it is kept in the user's cache for as
-long as no source file of the trainer changes, so that looking an option up does not wait for that.
+Making them takes pydantic half a second. What came of it is kept in the user's cache for as long as no source file of
+the trainer changes, so that looking an option up does not wait for that.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from typing import Any
 from ..config import Config
 from ..errors import UserError
 from ..losses import surrogate as metric
-from ..losses.pixel import PixelLoss, PixelOptions
+from ..losses.options import PixelOptions
+from ..losses.pixel import PixelLoss
 from ..runs.files import check_target
 from ..training import surrogates
 from ..training.build import build_session

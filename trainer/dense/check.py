@@ -13,9 +13,10 @@ from PIL import Image
 
 from ..errors import UserError
 from .files import EXTENSIONS
+from .header import Task
 from .maps import cell_validity
 from .options import WHOLE_CELLS
-from .targets import Target, Task, find_target, read_target, resize, same_shape
+from .targets import Target, find_target, read_target, resize, same_shape
 from .tiles import fitted
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")

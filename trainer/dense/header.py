@@ -7,12 +7,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ..errors import UserError
-from .maps import Space
-from .targets import Task
 
+Task = Literal["depth", "normal", "image"]
+Space = Literal["disparity", "depth", "log"]
 KEY = "pixelkiln.dense"
 TIMESTEP = 999
 """Where the network is asked for the map: the last timestep, which hosts' one-step schedules begin with."""

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .maps import Space, wide
-from .targets import Task
+from .header import Space, Task
+from .maps import wide
 
 SMALLEST = 1e-3
 """Aligned disparity and depth are clipped here from below before disparity is inverted, as published."""

@@ -8,8 +8,7 @@ from pydantic import field_validator
 
 from ..errors import UserError
 from ..registry import Options, option
-from .maps import Space
-from .targets import Task
+from .header import Space, Task
 
 WHOLE_CELLS = 0.05
 """Share of latent cells with no invalid pixel under them; a picture with fewer is left to [loss.dense]."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from ..errors import UserError
 from .files import EXTENSIONS, LOSSY, read
+from .header import Task
 
-Task = Literal["depth", "normal", "image"]
 Extent = tuple[int, int]
 """(height, width)"""
 

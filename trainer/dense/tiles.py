@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .header import Task
 from .metrics import align
-from .targets import Task
 
 Predict = Callable[[Tensor], Tensor]
 """Picture [3, H, W] in [-1, 1], sides in the network's multiples, to its map: depth [H, W], else [3, H, W]."""

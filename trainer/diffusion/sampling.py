@@ -11,68 +11,19 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, PngImagePlugin
-from pydantic import field_validator
 from torch import Tensor
 
 from ..errors import UserError
-from ..registry import Options, PathStr, nearest, option
+from ..registry import nearest
 from ..runs.files import decode, write_atomic
+from .options import KOHYA, SampleOptions, Sampler, Spacing
 from .process import Process
 from .types import Conditioning
-
-Sampler = Literal[
-    "euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "ddim", "pndm", "dpmpp_2m", "dpmsingle",
-]  # fmt: skip
-Spacing = Literal["normal", "karras", "simple", "sgm_uniform"]
-KOHYA = {
-    "euler_a": "euler_ancestral", "k_euler": "euler", "k_euler_a": "euler_ancestral",
-    "dpm_2_a": "dpm_2_ancestral", "k_dpm_2": "dpm_2", "k_dpm_2_a": "dpm_2_ancestral", "dpmsolver": "dpmpp_2m",
-    "dpmsolver++": "dpmpp_2m",
-}  # fmt: skip
-"""Other names of samplers, by Kohya's tools."""
-
-
-class SampleOptions(Options):
-    prompts: list[str] = option([], label="Prompts")
-    """What to draw; each prompt is a row of the grid. Kohya's flags may follow: ``a cat --n blurry --d 7 --w 512``."""
-    file: PathStr | None = option(None, kohya="sample_prompts", label="Prompt file")
-    """Prompts from a text file, one per line, ``#`` for comments, with the same flags; or from Kohya's .toml
-    (``[prompt]`` and ``[[prompt.subset]]``) or .json (a list of tables or lines)."""
-    pictures: list[PathStr] = option([], label="Pictures")
-    """Runs with [dense]: pictures whose map is shown, as picture, prediction and truth; the truth is a file of equal
-    name in one of the target folders. Up to four pictures that are held out, when not given."""
-    negative: str = option("", label="Negative prompt")
-    """What to steer away from, where a prompt has no ``--n`` of its own."""
-    every: int = option(0, kohya="sample_every_n_steps", label="Every (steps)", ge=0)
-    """Steps between previews; 0 draws only at the end."""
-    every_epochs: int = option(0, kohya="sample_every_n_epochs", label="Every (epochs)", ge=0)
-    """Epochs between previews, instead of ``every``."""
-    at_start: bool = option(True, kohya="sample_at_first", label="At the start")
-    """Draw before the first step as well: the picture to compare with."""
-    sampler: Sampler = option("euler", kohya="sample_sampler", label="Sampler")
-    """How the picture is integrated from noise."""
-    scheduler: Spacing = option("normal", label="Scheduler")
-    """How the noise levels are spaced, by ComfyUI's names; euler and SD3 only, the other samplers have their own."""
-    steps: int = option(20, label="Steps", ge=1, le=1000)
-    """Sampling steps."""
-    guidance: float = option(7.0, label="Guidance (CFG)", ge=0.0)
-    """Classifier-free guidance; 1 switches it off."""
-    width: int | None = option(None, label="Width", ge=64)
-    """Pixels; the training resolution when not given."""
-    height: int | None = option(None, label="Height", ge=64)
-    """Pixels; the training resolution when not given."""
-    seed: int = option(42, label="Seed", ge=0, lt=2**64)
-    """Seed of the first prompt; each following prompt takes the next."""
-
-    @field_validator("sampler", mode="before")
-    @classmethod
-    def _kohya(cls, value: Any) -> Any:
-        return KOHYA.get(value, value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

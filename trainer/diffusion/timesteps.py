@@ -11,66 +11,15 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import torch
-from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from ..errors import UserError
-from ..registry import Options, option
+from .options import NoiseOptions
 from .process import Process
 from .types import Batch, Draw
-
-
-class NoiseOptions(Options):
-    sampling: Literal["auto", "uniform", "logit_normal", "mode"] = option("auto", label="Timestep sampling")
-    """How noise levels are chosen. `auto`: uniform for SD1.5 and SDXL, logit_normal (favours the middle) for SD3."""
-    logit_mean: float = option(0.0, kohya="logit_mean", label="Logit-normal mean")
-    """Centre of `logit_normal`: below 0 favours little noise (detail), above 0 much noise (composition)."""
-    logit_std: float = option(1.0, kohya="logit_std", label="Logit-normal width", gt=0)
-    """Width of `logit_normal`; larger is closer to both ends of the schedule."""
-    mode_scale: float = option(1.29, kohya="mode_scale", label="Mode scale", ge=-1, le=1.75)
-    """Shape of `mode`: above 0 favours the middle, below 0 the ends (SD3 paper, section 3.1)."""
-    shift: float = option(1.0, kohya="training_shift", label="Timestep shift", gt=0)
-    """Moves levels towards noise: u becomes s u / (1 + (s - 1) u). 1 changes nothing, 3 suits SD3 at 1024 pixels."""
-    min_timestep: int = option(0, kohya="min_timestep", label="Lowest timestep", ge=0, lt=1000)
-    """Lowest timestep that is trained (0 is almost no noise)."""
-    max_timestep: int = option(1000, kohya="max_timestep", label="Highest timestep", gt=0, le=1000)
-    """Timesteps stay below this one (1000 is the whole schedule)."""
-    integer_timesteps: bool = option(False, label="Integer timesteps", formerly="whole_timesteps")
-    """SD3: round noise levels down to thousandths, as sd-scripts does."""
-    noise_offset: float = option(0.0, kohya="noise_offset", label="Noise offset", ge=0)
-    """Adds this much noise of one value per channel, so a model learns very dark and bright pictures; 0.05 to 0.1."""
-    noise_offset_random_strength: bool = option(
-        False, kohya="noise_offset_random_strength", label="Random noise offset"
-    )
-    """Draw each sample's offset between 0 and `noise_offset`."""
-    adaptive_noise_scale: float = option(0.0, kohya="adaptive_noise_scale", label="Adaptive noise offset")
-    """Adds this multiple of the mean latent of each channel to the offset's strength. Needs `noise_offset`."""
-    multires_iterations: int = option(0, kohya="multires_noise_iterations", label="Multires noise levels", ge=0, le=64)
-    """Adds noise at this many coarser resolutions (pyramid noise), with an effect like the offset's; 6 to 10, or 0."""
-    multires_discount: float = option(0.3, kohya="multires_noise_discount", label="Multires noise discount", ge=0, le=1)
-    """Strength of each coarser noise relative to the one before; 0.1 to 0.4."""
-    ip_noise_gamma: float = option(0.0, kohya="ip_noise_gamma", label="Input perturbation", ge=0)
-    """Disturbs the input with this much noise that the target lacks, against exposure bias; 0.05 to 0.1."""
-    ip_noise_gamma_random_strength: bool = option(
-        False, kohya="ip_noise_gamma_random_strength", label="Random input perturbation"
-    )
-    """Draw each sample's input perturbation between 0 and `ip_noise_gamma`."""
-
-    @model_validator(mode="after")
-    def _sensible(self) -> NoiseOptions:
-        if self.min_timestep >= self.max_timestep:
-            raise UserError(
-                f"min_timestep: {self.min_timestep} is not below max_timestep {self.max_timestep}; lower it"
-            )
-        if self.adaptive_noise_scale and not self.noise_offset:
-            raise UserError(
-                "adaptive_noise_scale: it changes noise_offset, which is 0; set noise_offset, for example 0.05"
-            )
-        return self
 
 
 def draw(batch: Batch, seed: int, step: int, process: Process, options: NoiseOptions) -> Draw:

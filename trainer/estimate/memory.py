@@ -26,11 +26,13 @@ from ..diffusion.types import Batch, Conditioning, Draw, Step
 from ..families.family import Family
 from ..families.load import Found
 from ..losses.decode import decoding_dtype
-from ..losses.pixel import DecodeOptions, PixelOptions, plan_for
+from ..losses.options import DecodeOptions, PixelOptions
+from ..losses.pixel import plan_for
 from ..losses.term import LossTerms, Term, counts
 from ..memory.activation_checkpointing import Host
-from ..memory.quantize import TEXT, Weights, quantizable, quantized_bytes
-from ..objectives.common import ReferenceOptions
+from ..memory.options import Weights
+from ..memory.quantize import TEXT, quantizable, quantized_bytes
+from ..objectives.options import ReferenceOptions
 from ..optimizers.build import build as build_optimizer
 from ..training import step_time, surrogates
 from ..training.build import parameter_groups

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import PLANNED_ANEW, PLANNED_ONCE, Config, read_toml
-from ..losses.pixel import DecodeOptions
+from ..losses.options import DecodeOptions
 from ..memory.device import device_name
 from ..optimizers.names import short
 from ..runs.control import gigabytes

@@ -20,7 +20,8 @@ from ..diffusion.sampling import Prompt
 from ..diffusion.types import Role
 from ..errors import UserError
 from ..families.load import Found, configs
-from ..losses.pixel import BY_SIZE, DecodeOptions
+from ..losses.options import DecodeOptions
+from ..losses.pixel import BY_SIZE
 from ..runs import user_cache
 from ..runs.control import gigabytes
 from ..training import step_time

@@ -9,11 +9,21 @@ from pydantic import model_validator
 from ..errors import UserError
 from ..registry import Choices, Options, PathStr, families, option
 
+PREDICTIONS = {
+    "sd15": ("epsilon", "v", "sample"),
+    "sd2": ("epsilon", "v", "sample"),
+    "sdxl": ("epsilon", "v", "sample"),
+    "sd3-medium": ("flow",),
+    "sd3.5-medium": ("flow",),
+    "sd3.5-large": ("flow",),
+}
+"""Family -> what its models predict, here to be readable without torch: the U-Nets, then the transformers."""
+
 
 def _family_names() -> list[str]:
-    """The U-Nets, then the transformers, each as they came."""
-    parts = {entry.name: entry.build().part for entry in families.registered()}
-    return ["auto", *sorted(parts, key=lambda name: parts[name] == "transformer")]
+    """Those here, then those of other packages."""
+    others = [entry.name for entry in families.registered_so_far() if entry.name not in PREDICTIONS]
+    return ["auto", *PREDICTIONS, *others]
 
 
 class ModelOptions(Options):
@@ -73,7 +83,7 @@ class ModelOptions(Options):
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise UserError("zero_terminal_snr: no noise can be told apart in pure noise; set prediction = 'v'")
         if self.family != "auto" and self.prediction != "auto":
-            known = families[self.family].build().predictions
+            known = PREDICTIONS.get(self.family) or families[self.family].build().predictions
             if self.prediction not in known:
                 listed = ", ".join(f"'{one}'" for one in known)
                 raise UserError(f"prediction: {self.family} does not predict {self.prediction}; use {listed} or 'auto'")

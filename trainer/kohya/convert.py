@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..config import reference
-from ..diffusion.sampling import KOHYA
+from ..diffusion.options import KOHYA
 from ..errors import UserError
 from ..families.load import identify
 from ..families.options import ModelOptions

@@ -7,25 +7,17 @@ Normals by 1 - cos, whose slope is finite where that of the angle is not. Images
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from ..dense import maps, metrics
-from ..dense.targets import Task
-from ..diffusion.types import Loss, Role, Step
+from ..dense.header import Task
+from ..diffusion.types import Loss, Step
 from ..errors import UserError
-from ..registry import losses, option
+from ..registry import losses
 from .decode import View, evaluate_in_chunks
-from .pixel import DecodeOptions, plan_for, ready
-from .term import LossParts, Weight
-
-
-class DenseOptions(DecodeOptions):
-    roles: ClassVar[tuple[Role, ...]] = ("plain",)
-
-    weight: Weight | Literal["auto"] = option("auto", label="Weight")
-    """What this term is multiplied by. `auto` keeps it as large as the latent terms, times `auto_ratio`."""
+from .options import DenseOptions
+from .pixel import plan_for, ready
+from .term import LossParts
 
 
 def distance(pixels: Tensor, truth: Tensor, valid: Tensor, task: Task) -> Tensor:

@@ -7,14 +7,10 @@ from functools import partial
 from torch import Tensor
 
 from ..diffusion.types import Loss, Step
-from ..registry import losses, option
+from ..registry import losses
 from .distances import Distance, focal_frequency
-from .term import LossParts, TermOptions, mask_at, residual
-
-
-class FocalFrequencyOptions(TermOptions):
-    alpha: float = option(1.0, label="Focus", ge=0)
-    """How much more the worst frequencies count; 0 is the plain squared error."""
+from .options import FocalFrequencyOptions
+from .term import LossParts, mask_at, residual
 
 
 @losses.register("focal_frequency", FocalFrequencyOptions)

@@ -9,18 +9,10 @@ import torch
 from torch import Tensor
 
 from ..diffusion.types import Loss, Step
-from ..registry import losses, option
+from ..registry import losses
 from .distances import haar_bands
-from .term import LossParts, TermOptions, mask_at, residual
-
-
-class HaarOptions(TermOptions):
-    low: float = option(0.5, label="Coarse band", ge=0)
-    """Weight of the coarse half-resolution picture."""
-    edges: float = option(1.0, label="Edge bands", ge=0)
-    """Weight of the horizontal and vertical details."""
-    diagonal: float = option(1.0, label="Diagonal band", ge=0)
-    """Weight of the diagonal details."""
+from .options import HaarOptions
+from .term import LossParts, mask_at, residual
 
 
 @losses.register("haar", HaarOptions)

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..diffusion.process import Process, widest
 from ..diffusion.types import Loss, Step
-from ..registry import losses, option
-from .term import LossParts, TermOptions, mean, residual
-
-
-class HuberOptions(TermOptions):
-    c: float = option(0.1, kohya="huber_c", label="Huber c", gt=0)
-    """Errors well below c count squared, errors well above it count linearly."""
-    schedule: Literal["constant", "exponential", "snr"] = option("snr", kohya="huber_schedule", label="Huber schedule")
-    """How c changes with noise: not at all, or from 1 down to c, exponentially or by the noise's sigma (snr)."""
-    scale: float = option(1.0, kohya="huber_scale", label="Huber scale", gt=0)
-    """Multiplies c in the schedules `constant` and `exponential`."""
+from ..registry import losses
+from .options import HuberOptions
+from .term import LossParts, mean, residual
 
 
 def threshold(level: Tensor, process: Process, options: HuberOptions) -> Tensor:

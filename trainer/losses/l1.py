@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from ..diffusion.types import Loss
 from ..registry import losses
-from .term import LossParts, TermOptions, mean, residual
-
-
-class L1Options(TermOptions):
-    pass
+from .options import L1Options
+from .term import LossParts, mean, residual
 
 
 @losses.register("l1", L1Options)

@@ -7,29 +7,20 @@ lpips package (a few kB) are optional; without them every channel counts alike.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..diffusion.types import Loss, Step
 from ..errors import UserError
-from ..registry import PathStr, losses, option
+from ..registry import losses
 from ..runs.files import BROKEN_PICKLE, is_file
-from .pixel import DecodeOptions, Targets, compared, latents, ready
+from .options import LpipsOptions
+from .pixel import Targets, compared, latents, ready
 from .term import LossParts, at_least_float32, mask_at
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """VGG16's convolutions between its poolings; LPIPS looks after each stage."""
-
-
-class LpipsOptions(DecodeOptions):
-    mode: Literal["anchored", "x0"] = option("anchored", label="Mode")
-    """Which latents are decoded: clean ones disturbed by the prediction's error (anchored) or the implied ones (x0)."""
-    backbone: PathStr | None = option(None, label="VGG16 weights")
-    """File of VGG16's weights as torchvision publishes them (vgg16-397923af.pth) or the same as safetensors. Needed."""
-    heads: PathStr | None = option(None, label="LPIPS heads")
-    """File of the learned channel weights (weights/v0.1/vgg.pth of the lpips package); without it all count alike."""
 
 
 class Vgg(nn.Module):

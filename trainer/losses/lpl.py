@@ -6,28 +6,16 @@ little noise: below timestep 200 unless the gate is set otherwise.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from ..diffusion.types import Loss, Step
 from ..errors import UserError
-from ..registry import losses, option
+from ..registry import losses
 from .decode import Decoder, evaluate_in_chunks
+from .options import LplOptions
 from .pixel import latents
-from .term import LossParts, TermOptions, at_least_float32, mask_at
-
-
-class LplOptions(TermOptions):
-    decodes: ClassVar[bool] = True
-
-    max_level: float = option(0.2, label="Up to noise level", gt=0, le=1)
-    """The term counts below this share of the noise schedule (0.2 is timesteps below 200, the paper's choice)."""
-    blocks: int = option(3, label="Up-blocks", ge=0, le=4)
-    """How many of the decoder's up-blocks are compared, besides its middle block; fewer is cheaper, 4 the paper's."""
-    outliers: bool = option(True, label="Leave out outliers")
-    """Leave out features of the second and later up-blocks that lie far outside their channel's range."""
+from .term import LossParts, at_least_float32, mask_at
 
 
 def features(decoder: Decoder, z: Tensor, blocks: int) -> list[Tensor]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from ..diffusion.types import Loss
 from ..registry import losses
-from .term import LossParts, TermOptions, mean, residual
-
-
-class MseOptions(TermOptions):
-    pass
+from .options import MseOptions
+from .term import LossParts, mean, residual
 
 
 @losses.register("mse", MseOptions)

@@ -6,12 +6,9 @@ from torch import Tensor
 
 from ..diffusion.types import Loss, Step
 from ..registry import losses
-from .huber import HuberOptions, pseudo_huber, threshold
+from .huber import pseudo_huber, threshold
+from .options import SmoothL1Options
 from .term import LossParts, mean, residual
-
-
-class SmoothL1Options(HuberOptions):
-    pass
 
 
 @losses.register("smooth_l1", SmoothL1Options)

@@ -7,53 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from ..dense.targets import Task
+from ..dense.header import Task
 from ..diffusion.process import Process
 from ..diffusion.types import Draw, Loss, Objective, Role, Step
 from ..errors import UserError
-from ..registry import Options, option
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class TermOptions(Options):
-    decodes: ClassVar[bool] = False
-    """Whether the term compares what the autoencoder's decoder makes of latents, and so needs one. A term that does
-    not is a latent loss: where a configuration gives none, mse is added."""
-    roles: ClassVar[tuple[Role, ...]] = ()
-    """The rows that the term is for; all, where it names none."""
-
-    weight: Weight | Literal["auto"] = option(1.0, label="Weight")
-    """What this term is multiplied by. `auto` keeps it as large as the terms that have a number, times `auto_ratio`."""
-    auto_ratio: float = option(1.0, label="Automatic weight's ratio", gt=0)
-    """With `weight = "auto"`: how large this term is beside the others; 1 is as large."""
-    probability: float = option(1.0, label="Share of steps", gt=0, le=1)
-    """Share of the samples that this term is computed for; the rest is saved and the weight raised to match."""
-    min_level: float = option(0.0, label="From noise level", ge=0, lt=1)
-    """The term counts from this share of the noise schedule on (0 is the clean picture)."""
-    max_level: float = option(1.0, label="Up to noise level", gt=0, le=1)
-    """The term counts below this share of the noise schedule (1 is pure noise); 0.2 is timesteps below 200."""
-
-    @model_validator(mode="after")
-    def _gate(self) -> TermOptions:
-        if self.min_level >= self.max_level:
-            raise UserError(f"min_level: {self.min_level} is not below max_level {self.max_level}; lower it")
-        return self
-
-    def warnings(self) -> list[str]:
-        """Returns one line per setting that is allowed but seldom wise."""
-        if self.probability >= 0.1:
-            return []
-        times = f"{1 / self.probability:.0f}"
-        return [f"probability: where the term counts, it counts {times} times as much, and gradient clipping cuts that "
-                "down, so it is worth less than its weight; use 0.1 or more"]  # fmt: skip
+from .options import TermOptions
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from ..errors import UserError
 from . import device as memory
 from . import quantize
 from .activation_checkpointing import recompute
-from .device import MemoryOptions
 from .norms import spare_casts
 from .offload import Streamer
+from .options import MemoryOptions
 
 if TYPE_CHECKING:
     from ..families.family import FamilySpec

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-Weights = Literal["full", "fp8", "int8", "nf4"]
+from .options import Weights
+
 Parts = dict[str, Tensor]
 """The tensors that a weight is stored as."""
 BLOCK = 64

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..diffusion.process import Process
 from ..diffusion.types import ObjectiveOutput, Step
-from ..errors import UserError
-from ..registry import Options, option
-
-Data = Literal["pairs", "ratings"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 SATURATED = 4.0
 """Beyond this argument the log-sigmoid's slope is below 2 %: the pair teaches nothing more."""
@@ -30,56 +23,6 @@ class ObjectiveParts:
     """Whether the term's errors are of decoded pictures (or features) instead of the network's output."""
     beta: float = 2000.0
     """DPO's default beta for this family at mean reduction: 2000 for SD1.5, 5000 for SDXL, 100 for SD3."""
-
-
-class ObjectiveOptions(Options):
-    """What the options of every objective have. A subclass gives ``kind`` its registered name as a Literal."""
-
-    title: ClassVar[str] = ""
-    """What a form calls the objective; its name where this is empty."""
-    data: ClassVar[tuple[Data, ...]] = ()
-    """The kinds of data that it can learn from, the usual one first; () is any."""
-
-    if TYPE_CHECKING:  # the field is the subclass's own, since each has another Literal
-        kind: Any = ""
-
-    @property
-    def needs_pairs(self) -> bool:
-        """Whether it compares the two pictures of a pair, so that they have to be in one batch."""
-        return self.data == ("pairs",)
-
-    @property
-    def in_x0(self) -> bool:
-        """Whether latent losses measure the error of the implied clean latents instead of the output's."""
-        return False
-
-    @property
-    def weighed_by(self) -> list[str]:
-        """The options that weigh errors by noise level and are switched on."""
-        return []
-
-
-class ReferenceOptions(ObjectiveOptions):
-    reference: Literal["base", "start"] = option("base", label="Reference")
-    """The model that training is compared with: without any adapter, or with the adapter that training started from."""
-    reference_draws: int = option(0, label="Cached reference draws", ge=0)
-    """0 draws fresh noise each time. K gives each pair K fixed draws, whose reference errors are computed once."""
-    winner_limit: float = option(0.05, label="Alarm for winners", ge=0)
-    """Warn when the liked pictures' error rises above the reference's by more than this share of it (a running mean
-    over about 20 steps); 0 is off."""
-    winner_stop: bool = option(False, label="Stop at the alarm")
-    """Save and stop as soon as `winner_limit` is passed, instead of a warning alone."""
-
-    @model_validator(mode="after")
-    def _alarm(self) -> ReferenceOptions:
-        if self.winner_stop and not self.winner_limit:
-            raise UserError("winner_stop: winner_limit is 0, so nothing would stop; raise it or leave winner_stop out")
-        return self
-
-
-class SftAnchor(ObjectiveOptions):
-    sft_weight: float = option(0.0, label="Supervised weight", ge=0)
-    """Adds this many times the winner's own error, so that the winner does not get worse."""
 
 
 def dimensions(step: Step, parts: ObjectiveParts) -> int:

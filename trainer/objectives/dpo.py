@@ -8,19 +8,14 @@ when the winner gets worse than the reference, label smoothing, a supervised anc
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ..diffusion.types import ObjectiveOutput, Step
-from ..registry import objectives, option
+from ..registry import objectives
 from .common import (
     SATURATED,
-    Data,
     ObjectiveParts,
-    Positive,
-    ReferenceOptions,
-    SftAnchor,
     against,
     average,
     averaged,
@@ -28,24 +23,10 @@ from .common import (
     log_loss,
     weighted,
 )  # fmt: skip
+from .options import DpoOptions
 
 AIM = 0.2
 """Automatic beta: the value that the average pair's sigmoid is brought to."""
-
-
-class DpoOptions(ReferenceOptions, SftAnchor):
-    title: ClassVar[str] = "Pairs (DPO): prefer the chosen picture, stay near the base"
-    data: ClassVar[tuple[Data, ...]] = ("pairs",)
-
-    kind: Literal["dpo"] = "dpo"
-    """Preference pairs against a reference."""
-    beta: Positive | Literal["auto"] | None = option(None, label="Beta")
-    """How close training stays to the reference; larger is closer. none: the family's own (SD1.5 2000, SDXL 5000, SD3
-    100). auto: follows the running size of the margins."""
-    dpop: float = option(0.0, label="DPOP penalty", ge=0)
-    """Weight of the penalty on winners that get worse than the reference; try 1 to 5 when winners get worse."""
-    label_smoothing: float = option(0.0, label="Label smoothing", ge=0, lt=0.5)
-    """Share of pairs that are assumed to be labelled the wrong way round; 0.1 for noisy votes."""
 
 
 class Dpo:

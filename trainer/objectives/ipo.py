@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from ..diffusion.types import ObjectiveOutput, Step
-from ..registry import objectives, option
-from .common import Data, ObjectiveParts, ReferenceOptions, SftAnchor, against, weighted
-
-
-class IpoOptions(ReferenceOptions, SftAnchor):
-    title: ClassVar[str] = "Pairs (IPO): like DPO, with a bounded margin"
-    data: ClassVar[tuple[Data, ...]] = ("pairs",)
-
-    kind: Literal["ipo"] = "ipo"
-    """Preference pairs against a reference, with a target margin."""
-    tau: float = option(250.0, label="Tau", gt=0)
-    """The margin aimed at is 1 / (2 tau), in units of the error. Errors change by about 0.001, so 100 to 500."""
+from ..registry import objectives
+from .common import ObjectiveParts, against, weighted
+from .options import IpoOptions
 
 
 class Ipo:

@@ -6,30 +6,15 @@ for disliked. KL = max(0, mean g) is a number: the running mean over past steps 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
 from ..diffusion.types import ObjectiveOutput, Role, Step
-from ..registry import objectives, option
-from .common import SATURATED, Data, ObjectiveParts, ReferenceOptions, average, averaged
+from ..registry import objectives
+from .common import SATURATED, ObjectiveParts, average, averaged
+from .options import KtoOptions
 
 SIDES: dict[Role, int] = {"liked": 1, "winner": 1, "disliked": -1, "loser": -1}
-
-
-class KtoOptions(ReferenceOptions):
-    title: ClassVar[str] = "Ratings (KTO): single pictures, liked or not"
-    data: ClassVar[tuple[Data, ...]] = ("ratings", "pairs")
-
-    kind: Literal["kto"] = "kto"
-    """Liked and disliked pictures against a reference."""
-    beta: float = option(1000.0, label="Beta", gt=0)
-    """How close training stays to the reference; larger is closer."""
-    liked_weight: float = option(1.0, label="Weight of liked", ge=0)
-    """What liked pictures count. Raise it when they are few."""
-    disliked_weight: float = option(1.0, label="Weight of disliked", ge=0)
-    """What disliked pictures count. Raise it when they are few."""
 
 
 class Kto:

@@ -6,26 +6,15 @@ The paper's second version has another knob under the name beta, from 8 to 1024;
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
 from ..diffusion.types import ObjectiveOutput, Step
-from ..registry import objectives, option
-from .common import Data, ObjectiveOptions, ObjectiveParts, log_loss, pair_metrics, weighted
+from ..registry import objectives
+from .common import ObjectiveParts, log_loss, pair_metrics, weighted
+from .options import MapoOptions
 
 T = 1000
-
-
-class MapoOptions(ObjectiveOptions):
-    title: ClassVar[str] = "Pairs (MaPO): no reference, and learns the chosen pictures too"
-    data: ClassVar[tuple[Data, ...]] = ("pairs",)
-
-    kind: Literal["mapo"] = "mapo"
-    """Preference pairs without a reference: learns the winner and a margin to the loser."""
-    mapo_weight: float = option(0.1, label="Margin weight", ge=0)
-    """Weight of the margin beside the winner's own error."""
 
 
 def phi(a: Tensor) -> Tensor:

@@ -8,56 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal
 
 import torch
-from pydantic import model_validator
 from torch import Tensor
 
 from ..diffusion.process import Process, widest
 from ..diffusion.types import ObjectiveOutput, Step
 from ..errors import UserError
-from ..registry import objectives, option
-from .common import ObjectiveOptions, ObjectiveParts, Positive
-
-
-class SftOptions(ObjectiveOptions):
-    title: ClassVar[str] = "Pictures: draw like these"
-
-    kind: Literal["sft"] = "sft"
-    """Supervised: learn the pictures."""
-    min_snr_gamma: Positive | None = option(None, kohya="min_snr_gamma", label="Min-SNR gamma")
-    """Limits how much steps with little noise count (arXiv 2303.09556); 5 is usual, none is off."""
-    debiased_estimation_loss: bool = option(False, kohya="debiased_estimation_loss", label="Debiased estimation")
-    """Weight 1 / sqrt(SNR), for v 1 / (SNR + 1) (arXiv 2310.08442). Not for SD3."""
-    scale_v_pred_loss_like_noise_pred: bool = option(
-        False, kohya="scale_v_pred_loss_like_noise_pred", label="Scale v loss like noise loss"
-    )
-    """v models only: multiply by SNR / (SNR + 1)."""
-    v_pred_like_loss: Positive | None = option(None, kohya="v_pred_like_loss", label="v-like loss")
-    """Epsilon models only: add this many times the error in v."""
-    flow_weighting: Literal["none", "x0", "sigma_sqrt", "cosmap"] = option("none", label="SD3 weighting")
-    """SD3 only. none: the velocity's error, as in the SD3 paper. x0: the error in the clean latents (kohya's default;
-    for mse it is sigma squared times the velocity's); cosmap and sigma_sqrt weigh that (sigma_sqrt is none for mse)."""
-
-    @model_validator(mode="after")
-    def _either(self) -> SftOptions:
-        if self.scale_v_pred_loss_like_noise_pred and self.v_pred_like_loss:
-            raise UserError(
-                "v_pred_like_loss: this is for epsilon models, but scale_v_pred_loss_like_noise_pred for v; give one"
-            )
-        return self
-
-    @property
-    def in_x0(self) -> bool:
-        """Only squared errors could be converted by a factor, so the loss itself measures clean latents."""
-        return self.flow_weighting != "none"
-
-    @property
-    def weighed_by(self) -> list[str]:
-        names = [name for name in SftOptions.model_fields if name != "kind"]
-        return [name for name in names if getattr(self, name) not in (None, False, "none")]
-
+from ..registry import objectives
+from .common import ObjectiveParts
+from .options import SftOptions
 
 Weighting = Callable[[Tensor], Tensor]
 """Levels [B] -> weights [B] in ``widest``."""

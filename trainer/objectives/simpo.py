@@ -7,30 +7,18 @@ errors of the output and of the decoded pictures get a log-sigmoid each, and tho
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ..diffusion.types import ObjectiveOutput, Step
-from ..registry import objectives, option
-from .common import Data, ObjectiveParts, Positive, SftAnchor, log_loss, pair_metrics, weighted
+from ..registry import objectives
+from .common import ObjectiveParts, log_loss, pair_metrics, weighted
+from .options import SimpoOptions
 
 FIRST = 100.0
 """Beta before anything is measured."""
 PAIRS = 100
 """Pairs that an automatic beta is measured on."""
-
-
-class SimpoOptions(SftAnchor):
-    title: ClassVar[str] = "Pairs (SimPO): no reference, quicker, easier to overdo"
-    data: ClassVar[tuple[Data, ...]] = ("pairs",)
-
-    kind: Literal["simpo"] = "simpo"
-    """Preference pairs without a reference."""
-    beta: Positive | Literal["auto"] = option("auto", label="Beta")
-    """How sharply winner and loser are separated. auto: measured on the first 100 pairs, typical |beta margin| 1."""
-    gamma: float = option(0.0, label="Target margin", ge=0)
-    """How much better the winner should be, in units of the sigmoid's argument; 0 is the pixel-space paper."""
 
 
 class Simpo:

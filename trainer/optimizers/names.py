@@ -68,12 +68,12 @@ def short(kind: str) -> Named | None:
 
 def find(kind: str) -> Named:
     """The optimizer of a short name or a class of torch.optim, in any case, or a dotted path. Raises UserError."""
-    import torch
-
     if named := short(kind):
         return named
     if "." in kind:
         return Named(kind)
+    import torch
+
     own = {name.lower(): name for name, value in vars(torch.optim).items() if isinstance(value, type)}
     if kind.lower() in own:
         return Named(f"torch.optim.{own[kind.lower()]}")

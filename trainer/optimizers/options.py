@@ -139,12 +139,14 @@ class ScheduleOptions(Options):
     @field_validator("kind")
     @classmethod
     def _known(cls, kind: str) -> str:
-        from torch.optim import lr_scheduler
-
         if kind.rpartition(".")[2] in REFUSED:
             why = REFUSED[kind.rpartition(".")[2]]
             raise UserError(f"{kind} cannot be used: {why}; use cosine, or cosine_with_min_lr")
-        if kind in USES or "." in kind or hasattr(lr_scheduler, kind):
+        if kind in USES or "." in kind:
+            return kind
+        from torch.optim import lr_scheduler
+
+        if hasattr(lr_scheduler, kind):
             return kind
         raise UserError(f"there is no '{kind}'; {nearest(kind, list(USES))}")
 

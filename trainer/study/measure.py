@@ -28,8 +28,9 @@ from ..config import Config
 from ..data.items import Item
 from ..data.loader import Dataset
 from ..diffusion import sampling
+from ..diffusion.options import NoiseOptions
 from ..diffusion.sampling import Prompt
-from ..diffusion.timesteps import NoiseOptions, fixed_draw
+from ..diffusion.timesteps import fixed_draw
 from ..diffusion.types import Batch, Conditioning, Rows, Step
 from ..training.build import build_model, build_previews, scan
 from ..training.model import Model

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..adapters import files
 from ..data.buckets import rules
-from ..objectives.sft import SftOptions
+from ..objectives.options import SftOptions
 from . import checkpoint
 from .session import Session
 from .surrogates import digests

@@ -25,7 +25,8 @@ from ..losses.term import Balance, LossParts, LossTerms, Term
 from ..losses.tiny import beside
 from ..memory import apply, attention
 from ..memory import device as memory
-from ..objectives.common import ObjectiveOptions, ObjectiveParts, ReferenceOptions
+from ..objectives.common import ObjectiveParts
+from ..objectives.options import ObjectiveOptions, ReferenceOptions
 from ..optimizers.build import build as build_optimizer
 from ..optimizers.schedules import build_schedule
 from ..registry import losses, objectives

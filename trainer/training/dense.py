@@ -22,8 +22,8 @@ from ..dense import maps, metrics
 from ..dense.header import TIMESTEP, DenseHeader
 from ..dense.options import DenseOptions
 from ..diffusion import timesteps
+from ..diffusion.options import NoiseOptions
 from ..diffusion.process import Process
-from ..diffusion.timesteps import NoiseOptions
 from ..diffusion.types import Batch, Conditioning, Draw
 from ..errors import UserError
 

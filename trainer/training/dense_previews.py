@@ -16,7 +16,7 @@ from ..data.buckets import assign, rules
 from ..data.items import Picture
 from ..data.options import SetOptions
 from ..data.pictures import Unreadable, header
-from ..dense import maps
+from ..dense import colours, maps
 from ..dense.targets import find_target
 from ..diffusion.sampling import Prompt
 from ..errors import UserError
@@ -65,11 +65,11 @@ class DensePreviews:
         require_finite(latents, "the model's latents", "the adapter has diverged, or the model in its precision")
         decoded = maps.decode(family.decode(latents), task)[0]
         require_finite(decoded, "the autoencoder's pixels", "it overflows in its precision")
-        panels = [image, maps.colour(decoded, task, space)]
+        panels = [image, colours.colour(decoded, task, space)]
         if picture.target is not None:
             entry, _ = self.dataset.shelf.target(picture, options, place, flip=False, make=True)
-            panels.append(maps.colour(_plain(entry["truth"]), task, space, entry["valid"][0]))
-        return Image.fromarray(maps.panels(*panels))
+            panels.append(colours.colour(_plain(entry["truth"]), task, space, entry["valid"][0]))
+        return Image.fromarray(colours.panels(*panels))
 
 
 def _plain(truth: Tensor) -> Tensor:

@@ -474,14 +474,18 @@ class Loop:
         s, adapter = self.session, self.session.model.adapter
         if not s.is_main:
             return
-        average = s.optimization.average
+        average, dtype = s.optimization.average, checkpoint.saved_type(s.config.save)
         with s.evaluating(), s.model.system.as_saved(s.model):
-            save_adapter(path, adapter.for_file(s.config.save.dtype), metadata(s, self.steps_done, self.started))
+            save_adapter(path, adapter.for_file(dtype), metadata(s, self.steps_done, self.started))
             self._verify(path, effect=not self.verified)
         if average is not None:
             second = checkpoint.averaged(path)
             with s.evaluating(), average.shown(), s.model.system.as_saved(s.model):
-                save_adapter(second, adapter.for_file(s.config.save.dtype), metadata(s, self.steps_done, self.started))
+                save_adapter(
+                    second,
+                    adapter.for_file(dtype),
+                    metadata(s, self.steps_done, self.started),
+                )
                 self._verify(second, effect=False)
         self.verified = True
         if path.parent == self.folder.checkpoints:

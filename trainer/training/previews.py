@@ -14,7 +14,7 @@ from ..diffusion.sampling import Prompt
 from ..diffusion.types import Conditioning
 from ..errors import UserError
 from ..memory import apply
-from ..memory.device import MemoryOptions
+from ..memory.options import MemoryOptions
 from .model import Model
 
 

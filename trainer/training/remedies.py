@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..losses.pixel import BY_SIZE, DecodeOptions
+from ..losses.options import DecodeOptions
+from ..losses.pixel import BY_SIZE
 from ..optimizers.names import short
 
 if TYPE_CHECKING:

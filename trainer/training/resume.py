@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..losses.mse import MseOptions
+from ..losses.options import MseOptions
 from .checkpoint import state_facts
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from ..data.progress import Progress
 from ..diffusion.types import Step
 from ..errors import UserError
 from ..losses import surrogate as metric
-from ..losses.pixel import PixelLoss, PixelOptions, plan_for
+from ..losses.options import PixelOptions
+from ..losses.pixel import PixelLoss, plan_for
 from ..losses.surrogate import Collector, Surrogate
 from ..memory import device as memory
 from ..runs import user_cache

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from ..diffusion import timesteps
+from ..diffusion.options import NoiseOptions
 from ..diffusion.process import Process
-from ..diffusion.timesteps import NoiseOptions
 from ..diffusion.types import Batch, Conditioning, Draw
 
 if TYPE_CHECKING:
