@@ -315,7 +315,7 @@ class Pictures:
         if not own.is_dir():
             shutil.copytree(DEMO, own)
         text = draft.changed(draft.START, {"preset": "demo", "data.path": str(own)})
-        draft.start_over(self.home, text, words.DEMO)
+        draft.start_over(self.home, text, words.BY_DEMO)
         return self.show()
 
     # ------------------------------------------------------------------------------------------------ the open picture

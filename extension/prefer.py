@@ -400,4 +400,4 @@ def fill_recipe(home: Any, pairs: Path, run_dir: Path | None, kind: str = "dpo")
         changes |= {name: tables[name] for name in ("model", "adapter", "sample") if name in tables}
         changes |= {"run.name": f"{run_dir.name}-{kind}", "data.resolution": resolution}
         changes |= {"adapter.init_from": str(newest[-1].path)} if newest else {}
-    draft.start_over(home, draft.changed(draft.START, {**changes, key: str(pairs)}), words.TRAIN_ON_THESE)
+    draft.start_over(home, draft.changed(draft.START, {**changes, key: str(pairs)}), words.BY_PAIRS)
