@@ -219,11 +219,18 @@ def test_a_ready_study_says_what_it_asks_and_can_be_planned(path, tmp_path):
         flags = {"model.path": str(runs.model(tmp_path / family, family)), "data.resolution": 64, "run.device": "cpu",
                  ("data.pairs" if pairs else "data.path"): str(data)}  # fmt: skip
         flags |= {"data.validation_split": 0.0} if not pairs else {}
-    if path.stem == "demo-detail":
-        flags = {"data.path": str(runs.pictures(tmp_path / "pictures"))}
+    if path.stem in ("demo-detail", "demo-dense"):
+        flags = {"data.path": str(runs.pictures(tmp_path / "pictures", 20))}
+    if path.stem.endswith(("depth", "dense")):
+        flags |= {
+            "data.path": str(runs.pictures(tmp_path / "pictures", 20)),
+            "data.targets": str(runs.depths(tmp_path)),
+        }
+        flags |= {"data.unit": 1.0, "data.resolution": 64}
     made = plan.make(*options.read(path, flags, tmp_path))
     assert len(made.arms) >= 3 and len(made.seeds) == 5 and made.options.name == path.stem
     assert made.folder == tmp_path / path.stem
+    assert not made.notes, "two arms are one recipe, or neutral prompts are trained on"
     terms = {arm.name: set(arm.config.terms()) for arm in made.arms}
     if "pixel" in path.stem or "detail" in path.stem:
         assert terms["latent only"] == {"mse"} and "pixel" in terms["+ pixel, mixed"]

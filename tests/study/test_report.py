@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -66,6 +67,23 @@ def test_the_page_is_one_file_with_its_pictures_and_text_is_escaped(tmp_path):
     assert "plain &amp; &lt;old&gt;" in text and "<old>" not in text and "A note with &lt;b&gt;." in text
     assert "1 of 4 comparisons show a difference" in text
     assert re.search(r'class="worse">worse: \S+ \((49|50)\.\d%\) higher<', text), re.findall("worse.*?<", text)
+
+
+def test_bars_of_a_measure_have_one_scale_and_captions_are_cut(tmp_path):
+    """A difference of half the size is drawn half as long; the whole prompt stays to be read."""
+    long = "a very long caption " * 20
+    made = outcome(tmp_path)
+    half = [
+        Value("error", "half", v.seed, v.item, 2.5) for v in made.values if v.arm == "pixel" and v.measure == "error"
+    ]
+    made = replace(
+        made, arms=[*made.arms, Arm("half", "")], values=[*made.values, *half],
+        sheets=[Sheet(0, (long,), made.sheets[0].rows)],
+    )  # fmt: skip
+    text = page(made)
+    at = {row[0]: 60 - float(row[1]) for row in re.findall(r"<td>(pixel|half)</td>.*?cx=\"([\d.]+)\"", text)[:2]}
+    assert at["pixel"] / at["half"] == pytest.approx(2, rel=0.02)
+    assert f'title="{long.strip()}' in text and f"<small>{long[:60]}" in text and f"<small>{long[:90]}" not in text
 
 
 def test_the_table_says_what_was_compared_with_what(tmp_path):

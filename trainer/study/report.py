@@ -6,8 +6,10 @@ import base64
 import io
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from PIL import Image
 from .statistics import Comparison, compare, verdict
 from .values import Measure, Value
 
-SHEET_COLUMNS, CELL = 8, 160
-"""Pictures of a contact sheet's row, and the most pixels of their sides."""
+SHEET_COLUMNS, CELL, CAPTION = 8, 160, 70
+"""Pictures of a contact sheet's row, the most pixels of their sides, and the most letters of the prompts above."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ class Outcome:
     sheets: Sequence[Sheet] = ()
 
     def rows(self) -> list[Comparison]:
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> list[Comparison]:
         return compare(self.values, self.measures, [arm.name for arm in self.arms], self.identical)
 
 
@@ -180,6 +186,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; } .scroll { overflow-x: auto; } small, .soft { color: var(--soft); }
 .better { color: var(--good); font-weight: 600; } .worse { color: var(--bad); font-weight: 600; }
+.sheet th:first-child { position: sticky; left: 0; background: Canvas; }
 svg { display: block; } figure { margin: 1rem 0; } figure img { max-width: 100%; image-rendering: auto; }
 @media (prefers-color-scheme: dark) { :root { --good: #6cd28c; --bad: #ff8a80; --soft: #aaa; } }
 """
@@ -224,20 +231,24 @@ def _comparisons(rows: Sequence[Comparison]) -> str:
     if not rows:
         return '<p class="soft">Nothing is measured yet.</p>'
     header = [*HEADER[:5], "", *HEADER[5:]]
-    out = []
+    out, scales = [], dict[str, float]()
+    for row in rows:  # rows of one measure are drawn to one scale
+        scales[row.measure.name] = max(scales.get(row.measure.name, 0.0), *_ends(row))
     for row in rows:
         cells = [escape(cell) for cell in _cells(row)]
         kind = ("better" if row.is_better else "worse") if row.found else ""
         cells[-1] = f'<span class="{kind}">{cells[-1]}</span>'
-        out.append([*cells[:5], _bar(row), *cells[5:]])
+        out.append([*cells[:5], _bar(row, scales[row.measure.name] or 1.0), *cells[5:]])
     return _html_table(header, out)
 
 
-def _bar(row: Comparison) -> str:
-    """The interval as a line; the right side is where the arm is better."""
+def _ends(row: Comparison) -> list[float]:
+    return [abs(x) for x in (row.interval.mean, row.interval.low, row.interval.high) if x is not None]
+
+
+def _bar(row: Comparison, scale: float) -> str:
+    """The interval as a line; the right side is where the arm is better. ``scale``: the difference at its ends."""
     between = row.interval
-    ends = [abs(x) for x in (between.mean, between.low, between.high) if x is not None]
-    scale = max(ends) or 1.0
     side = -1 if row.measure.better == "lower" else 1
 
     def at(x: float) -> float:
@@ -261,13 +272,16 @@ def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _sheet(sheet: Sheet) -> str:
-    head = "".join(f"<th><small>{escape(text)}</small></th>" for text in sheet.columns)
+    head = "".join(
+        f'<th title="{escape(text)}"><small>{escape(textwrap.shorten(text, CAPTION, placeholder=" ..."))}</small></th>'
+        for text in sheet.columns
+    )
     lines = []
     for name, paths in sheet.rows:
         shown = "".join(f"<td>{_picture(path, name)}</td>" for path in paths)
         lines.append(f"<tr><th>{escape(name)}</th>{shown}</tr>")
     title = f"<h2>Pictures of seed {sheet.seed}</h2><p>Every n-th prompt, chosen by its number alone.</p>"
-    return f'{title}<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
+    return f'{title}<div class="scroll sheet"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
 
 
 def _picture(path: Path | None, name: str) -> str:
