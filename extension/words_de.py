@@ -14,7 +14,7 @@ TABS = {
 NEXT = {"pictures": "Weiter: Rezept", "train": "Checkpoints vergleichen"}
 START, START_ANYWAY, CANCEL = "Training starten", "Trotzdem starten", "Abbrechen"
 SERVER_GONE = "Der Server der Seite antwortet nicht. Starten Sie ihn neu; die Seite ist dann von selbst wieder da."
-SKIP = "Zum Bildschirm springen"
+SKIP = "Zum Inhalt springen"
 
 # Was gezählt wird: eins, mehrere
 PICTURES, CAPTIONS, PROMPTS = ("Bild", "Bilder"), ("Bildbeschreibung", "Bildbeschreibungen"), ("Prompt", "Prompts")
@@ -28,7 +28,7 @@ CHANGES, STEPS, EPOCHS = ("Änderung", "Änderungen"), ("Schritt", "Schritte"), 
 
 DARK, LANGUAGE = "Hell / dunkel", "English / Deutsch"
 
-NO_FILE, DISK_FAILED = "die Platte", "{}: {}; Platz schaffen oder beheben, dann noch einmal"
+NO_FILE, DISK_FAILED = "die Festplatte", "{}: {}; schaffen Sie Platz oder beheben Sie das, dann noch einmal"
 INTERNAL_ERROR = (
     "In Pixelkiln ist etwas schiefgegangen; geändert wurde nichts. Das Terminal, in dem die Seite läuft, zeigt den "
     "Traceback: bitte melden Sie ihn."
@@ -42,7 +42,7 @@ FOLDER_INFO = (
 )
 OPEN = "Öffnen"
 UPLOAD = "Bilder hier ablegen, mit ihren .txt-Beschreibungen; sie werden kopiert"
-DEMO = "Demobilder nehmen"
+DEMO = "Demobilder verwenden"
 NO_FOLDER = "Geben Sie einen Ordner an, legen Sie oben Bilder ab oder beginnen Sie mit den mitgelieferten Demobildern."
 EMPTY_FOLDER = "In diesem Ordner sind keine Bilder (PNG, JPEG, WebP, BMP oder AVIF)."
 LATER = "wird noch geprüft: {}"
@@ -53,7 +53,7 @@ NO_CAPTION, UNREADABLE, VERY_LARGE, SMALL = "ohne Bildbeschreibung", "unlesbar",
 DUPLICATE, SAME_AS = "doppelt", "gleich wie {}"
 TOO_LONG_HERE, NO_TARGET, LEFT_OUT, ALL = "Bildbeschreibung zu lang", "ohne Zielbild", "ausgelassen", "alle"
 TARGET_OF = "Zielbild von {}"
-NOTHING_HERE = "So ist kein Bild."
+NOTHING_HERE = "Dazu passt kein Bild."
 TO_FIX = "{}, {} zu prüfen"
 ADDED = "Zu {2} hinzugefügt: {0}, {1}."
 MORE_REFUSED = "und {} weitere abgelehnt"
@@ -125,7 +125,7 @@ LENGTH_SLIDER = "Dauer: schnell bis gründlich"
 EPOCHS_OF = "{:.1f} Epochen"
 NO_TRIGGER = "{} von {} Vorschau-Prompts fehlt das Triggerwort '{}'; sie würden das Gelernte nicht zeigen"
 ADD_TRIGGER = "Triggerwort in die Prompts setzen"
-DRAWN_AS = "gezeichnet als: {}"
+DRAWN_AS = "erzeugt als: {}"
 LONG_PROMPTS = "{} länger als die {} Token, die der Textencoder liest; der Rest wird abgeschnitten"
 LEAVE_THEM_OUT, SHOW_THEM = "{} auslassen", "Zeigen"
 CAPTION_THEM, READ_TOKENS = "Mit '{}' beschreiben", "{} Token lesen"
@@ -133,7 +133,7 @@ TOO_LONG = "Bildbeschreibung länger, als der Textencoder liest"
 FEW_PAIRS = "{}: aus weniger als {} ist wenig zu lernen"
 MANY_EPOCHS = "{} Epochen: so oft wird jedes Bild gezeigt; das kopiert mehr, als es lehrt"
 SET_STEPS = "{} Schritte setzen"
-DISK_SHORT = "Platte: der Lauf kann {} GB schreiben, frei sind {} GB für {}; schaffen Sie Platz"
+DISK_SHORT = "Festplatte: der Lauf kann {} GB schreiben, frei sind {} GB für {}; schaffen Sie Platz"
 NOT_THERE_PATH = "{} gibt es nicht; wählen Sie etwas anderes oder prüfen Sie den Pfad"
 REPLACED_BY = "Das Rezept wurde ersetzt durch: {}"
 AN_EARLIER, BY_DEMO, BY_PAIRS = "ein früheres Rezept", "das der Demo", "eins, das mit der Auswahl trainiert"
@@ -154,7 +154,7 @@ PIXEL_INFO = (
 )
 OBJECTIVE = "Woraus gelernt wird"
 OBJECTIVE_INFO = (
-    "Vorlieben verfeinern eine LoRA, die schon zeichnet; sie brauchen Paare oder Bewertungen, die Schritt 5 sammelt."
+    "Vorlieben verfeinern eine LoRA, die schon Bilder erzeugt; sie brauchen Paare oder Bewertungen: aus Schritt 5."
 )
 SECTIONS = {
     "length": "Dauer",
@@ -173,7 +173,7 @@ NO_DIFFERENCE = "Nichts ist geändert."
 TOML = "Rezept als TOML"
 APPLY_TOML = "Text übernehmen"
 IMPORT = "Rezept importieren (.toml, kohyas .toml oder .json)"
-RECIPE_OK = "Jede Option ist lesbar. Die Prüfung unten sieht nach Modell, Bildern, Speicher und Platte."
+RECIPE_OK = "Jede Option ist lesbar. Die Prüfung unten sieht nach Modell, Bildern, Speicher und Festplatte."
 OF_PRESET = "Preset: {}"
 DEMO_BASE = "Mitgeliefertes Demo-Basismodell (128 px)"
 
@@ -192,10 +192,10 @@ OPTION_WORDS = {
     ),
     "sample.prompts": (
         "Prompts",
-        "Was gezeichnet wird; jeder Prompt ist eine Zeile der Vorschau. Kohyas Angaben können folgen: "
+        "Was erzeugt wird; jeder Prompt ist eine Zeile der Vorschau. Kohyas Angaben können folgen: "
         "a cat --n blurry --d 7 --w 512.",
     ),
-    "sample.every": ("Alle (Schritte)", "Schritte zwischen zwei Vorschauen; 0 zeichnet nur am Ende."),
+    "sample.every": ("Alle (Schritte)", "Schritte zwischen zwei Vorschauen; 0: nur am Ende."),
     "run.steps": ("Schritte", "Wie oft der Adapter geändert wird. Ohne Schritte und Epochen: 1000."),
     "run.epochs": ("Epochen", "Statt der Schritte: wie oft alle Bilder gezeigt werden."),
     "run.batch": ("Batch-Größe", "Bilder (oder Paare), die gleichzeitig auf der GPU sind."),
@@ -250,7 +250,7 @@ OPTION_WORDS = {
     ),
 }  # fmt: skip
 OBJECTIVES = {
-    "sft": "Bilder: zeichne wie diese",
+    "sft": "Bilder: erzeuge solche wie diese",
     "dpo": "Paare (DPO): ziehe das gewählte Bild vor, bleib nah an der Basis",
     "ipo": "Paare (IPO): wie DPO, mit begrenztem Abstand",
     "mapo": "Paare (MaPO): ohne Referenz, lernt auch die gewählten Bilder",
@@ -265,11 +265,11 @@ NOT_CHECKED = "Noch nicht geprüft."
 NOT_READY = "Nicht bereit."
 READY, TOO_LARGE = "Bereit: {}", "Es braucht mehr Speicher, als da ist: {}. Er kann ausgehen."
 CHECKED = (
-    "Geprüft: jede Option, die Modelldatei, die Größe jedes Bilds, Speicher, Platte, Länge der Bildbeschreibungen."
+    "Geprüft: jede Option, die Modelldatei, die Größe jedes Bilds, Speicher, Festplatte, Länge der Bildbeschreibungen."
 )
 WORTH_FIXING = "Sollte behoben werden ({})"
 DETAILS = "Einzelheiten"
-OF_DISK = "bis zu {} GB auf der Platte"
+OF_DISK = "bis zu {} GB auf der Festplatte"
 CHANGED_MEANWHILE = "Rezept: es wurde während der Prüfung geändert; sehen Sie es noch einmal an, dann starten"
 COMPUTE, COMPUTE_TIMES = "Rechenaufwand", "{:.1f}x so viel wie nur mit Latents"
 MAKE_FIT, MAKE_SMALLER = "Passend machen", "Kleiner machen"
@@ -316,7 +316,7 @@ NO_FILE_MANAGER = "Ordner öffnen: dieser Rechner zeigt keine Ordner; es ist {}"
 PREVIEW_OF, AT_PREVIEW, BEFORE_AFTER = "Vorschau von", "Bei Schritt", "Vorher | beim gewählten Schritt"
 NO_RUNS = "Noch wurde nichts trainiert. Starten Sie in Schritt 2 ein Training."
 PAUSE, RESUME, KILL = "Pause (speichern und anhalten)", "Fortsetzen", "Sofort beenden"
-SAMPLE_NOW, SAVE_NOW = "Jetzt Vorschau zeichnen", "Jetzt speichern"
+SAMPLE_NOW, SAVE_NOW = "Jetzt Vorschau erzeugen", "Jetzt speichern"
 KILL_QUESTION = "Sofort beenden? Was nach dem letzten Speichern kam, geht verloren."
 QUEUE = "Warteschlange"
 PAUSE_QUEUE, RESUME_QUEUE = "Warteschlange anhalten", "Warteschlange fortsetzen"
@@ -340,7 +340,7 @@ STATES = {
 }  # fmt: skip
 DOING = {
     "starting": "startet", "loading": "lädt das Modell", "files": "sieht die Dateien durch",
-    "captions": "liest Bildbeschreibungen", "pictures": "liest Bilder", "previews": "zeichnet Vorschaubilder",
+    "captions": "liest Bildbeschreibungen", "pictures": "liest Bilder", "previews": "erzeugt Vorschaubilder",
     "training": "trainiert",
 }  # fmt: skip
 MEASURES = {
@@ -357,8 +357,7 @@ REMEDIES = {
     "out of memory": "Der Speicher der GPU ist voll. Verkleinern Sie Batch oder Auflösung, oder setzen Sie "
     "memory.gradient_checkpointing.",
     "CUDA": "Die GPU hat einen Fehler gemeldet. Schließen Sie andere Programme, die sie nutzen, und setzen Sie fort.",
-    "No space left": "Die Platte ist voll. Schaffen Sie Platz, dann setzen Sie fort: der letzte gespeicherte Stand ist "
-    "ganz.",
+    "No space left": "Die Festplatte ist voll. Schaffen Sie Platz, dann setzen Sie fort: der letzte Stand ist ganz.",
     "not finite": "Der Loss ist nicht endlich (NaN oder unendlich). Senken Sie die Lernrate, oder nehmen Sie bf16 oder "
     "fp32, dann setzen Sie fort.",
     "process is gone": "Der Trainer endete ohne ein Wort. Fortsetzen geht vom letzten gespeicherten Stand aus.",
@@ -366,26 +365,26 @@ REMEDIES = {
 
 # Vergleich
 COMPARE, COMPARE_RUN, COMPARE_WHAT, COMPARE_PROMPTS = (
-    "Andere zeichnen: Checkpoints, Stärken, Prompts", "Lauf", "Checkpoints", "Prompts, einer je Zeile",
+    "Andere erzeugen: Checkpoints, Stärken, Prompts", "Lauf", "Checkpoints", "Prompts, einer je Zeile",
 )  # fmt: skip
-SHOWN, VIEWS = "Bilder", {"previews": "Vorschaubilder", "drawn": "zum Vergleichen gezeichnet"}
+SHOWN, VIEWS = "Bilder", {"previews": "Vorschaubilder", "drawn": "zum Vergleichen erzeugt"}
 COMPARED = "A | B"
-STRENGTH, DRAWN_AT, DRAW_STRENGTHS = "Stärke von B", "gezeichnet mit {}", "B mit anderen Stärken zeichnen"
+STRENGTH, DRAWN_AT, DRAW_STRENGTHS = "Stärke von B", "erzeugt mit {}", "B mit anderen Stärken erzeugen"
 STRENGTHS = "Stärken"
 STRENGTHS_INFO = "1 ist wie trainiert. Mehrere durch Kommas."
-DRAW = "Zeichnen"
-STOP_DRAWING, STOPPED = "Anhalten", "Das Zeichnen wurde angehalten; was gezeichnet ist, bleibt."
-DRAWING = "Bild {} von {} wird gezeichnet…"
+DRAW = "Erzeugen"
+STOP_DRAWING, STOPPED = "Anhalten", "Das Erzeugen wurde angehalten; was erzeugt ist, bleibt."
+DRAWING = "Bild {} von {} wird erzeugt…"
 BASE, BEFORE = "Basis", "vorher"
 AT_STEP, AT_EPOCH, FINAL = "{} Schritt {}", "{} Epoche {}", "{} Endstand"
 GRID, VOTE_TITLE = "Nebeneinander", "Blindabstimmung"
 NOTHING_TO_COMPARE = (
     "Noch wurde nichts trainiert. Starten Sie in Schritt 2 einen Lauf; seine Vorschaubilder werden hier verglichen."
 )
-NO_PREVIEWS_YET = "Dieser Lauf hat keine Vorschaubilder gezeichnet. Zeichnen Sie unten welche."
+NO_PREVIEWS_YET = "Dieser Lauf hat keine Vorschaubilder erzeugt. Erzeugen Sie unten welche."
 VOTE_BLIND, END_VOTE, VOTED = "Blind abstimmen", "Abstimmung beenden", "{} von {} verglichen"
 NO_TWO = (
-    "Abstimmung: noch gibt es keine zwei Bilder eines Prompts; warten Sie auf eine Vorschau oder zeichnen Sie unten "
+    "Abstimmung: noch gibt es keine zwei Bilder eines Prompts; warten Sie auf eine Vorschau oder erzeugen Sie unten "
     "welche"
 )
 NO_WINNER = "Verwenden: kein Checkpoint liegt vorn; stimmen Sie ab oder wählen Sie unten einen"
@@ -452,21 +451,21 @@ OUTPUTS_INFO = "Bilder desselben Prompts werden nebeneinandergelegt."
 PAIRS_FOLDER = "Paare liegen in"
 PAIRS_INFO = "Ein Ordner für einen Zweck. Jede Wahl wird sofort geschrieben."
 LOAD = "Öffnen"
-HOW_MANY = "Zu zeichnende Paare"
-GENERATE, TAKES = "{} Paare zeichnen", "{} (etwa {})"
+HOW_MANY = "Zu erzeugende Paare"
+GENERATE, TAKES = "{} Paare erzeugen", "{} (etwa {})"
 PREFER_OPTIONS = "Prompts, Anzahl, Ablage der Paare"
 JUDGED, JUDGED_BY = (
     "Beurteilen", {"dpo": "welches von zweien besser ist (DPO)", "kto": "jedes für sich, gut oder schlecht (KTO)"},
 )  # fmt: skip
 NO_RUN_DRAWS = (
-    "Zeichnen Sie Paare mit einem Lauf, der eine Datei gespeichert hat, oder öffnen Sie einen Ordner mit erzeugten "
+    "Erzeugen Sie Paare mit einem Lauf, der eine Datei gespeichert hat, oder öffnen Sie einen Ordner mit erzeugten "
     "Bildern. Noch wurde nichts trainiert."
 )
 NOTHING_TO_RATE = (
-    "Nichts zu wählen. Zeichnen Sie Paare, oder geben Sie einen Ordner mit mehreren Bildern zum selben Prompt an."
+    "Nichts zu wählen. Erzeugen Sie Paare, oder geben Sie einen Ordner mit mehreren Bildern zum selben Prompt an."
 )
-ALL_RATED = "Alle sind entschieden. Zeichnen Sie weitere, oder trainieren Sie mit dem, was da ist."
-MORE_COMES = "Bis jetzt sind alle entschieden; weitere werden gezeichnet."
+ALL_RATED = "Alle sind entschieden. Erzeugen Sie weitere, oder trainieren Sie mit dem, was da ist."
+MORE_COMES = "Bis jetzt sind alle entschieden; weitere werden erzeugt."
 TRAIN_ON_THESE, TRAIN_ON = "Damit trainieren", "Jetzt trainieren: {}"
 ENOUGH = "{} von etwa {} Paaren für eine brauchbare Menge"
 TOO_FEW = "; ab {} können Sie trainieren"
@@ -520,11 +519,11 @@ SET_ELSEWHERE = (
 )
 NOT_REPLACED = "Rückgängig: kein Rezept wurde ersetzt"
 RUN_UNREADABLE = "Lauf '{}': seine config.toml ist nicht lesbar; wählen Sie einen anderen"
-GPU_TRAINS = "Zeichnen: Lauf '{}' trainiert auf der GPU dieses Rechners; halten Sie ihn in Schritt 3 an oder warten Sie"
-GPU_DRAWS = "Zeichnen: andere Bilder werden gezeichnet; warten Sie, oder drücken Sie Anhalten"
-GPU_STUDIES = "Zeichnen: eine Studie läuft auf der GPU dieses Rechners; halten Sie sie in Schritt 4 an oder warten Sie"
+GPU_TRAINS = "Erzeugen: Lauf '{}' trainiert auf der GPU dieses Rechners; halten Sie ihn in Schritt 3 an oder warten Sie"
+GPU_DRAWS = "Erzeugen: andere Bilder werden erzeugt; warten Sie, oder drücken Sie Anhalten"
+GPU_STUDIES = "Erzeugen: eine Studie läuft auf der GPU dieses Rechners; halten Sie sie in Schritt 4 an oder warten Sie"
 NO_TRAINER = "Trainer: {} läuft nicht ({}); ausführen: python install.py trainer"
-NOTHING_DRAWN = "Zeichnen: es wird nichts gezeichnet"
+NOTHING_DRAWN = "Erzeugen: es wird nichts erzeugt"
 FRAME_SMALL = "Zuschneiden: weniger als {} Pixel blieben von {}; ziehen Sie einen größeren Ausschnitt"
 NO_FRAME = (
     "Zuschneiden: da ist kein Ausschnitt; ziehen Sie einen über das Bild, oder schreiben Sie links, oben, Breite, Höhe"
