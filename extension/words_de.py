@@ -154,7 +154,8 @@ PIXEL_INFO = (
 )
 OBJECTIVE = "Woraus gelernt wird"
 OBJECTIVE_INFO = (
-    "Vorlieben verfeinern eine LoRA, die schon Bilder erzeugt; sie brauchen Paare oder Bewertungen: aus Schritt 5."
+    "Vorlieben verfeinern eine LoRA, die schon Bilder erzeugt; sie brauchen Paare oder Bewertungen, die Schritt 5 "
+    "sammelt."
 )
 SECTIONS = {
     "length": "Dauer",
