@@ -13,6 +13,7 @@ import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from pixelkiln.trainer.diffusion.options import NoiseOptions
 from pixelkiln.trainer.diffusion.timesteps import draw, fixed_draw, step_correction
@@ -26,6 +27,7 @@ from pixelkiln.trainer.losses.surrogate import Collector, Examples, Quality, Sur
 from pixelkiln.trainer.losses.term import Balance, Estimate, LossTerms, Term
 from pixelkiln.trainer.objectives.common import ObjectiveParts
 from pixelkiln.trainer.registry import objectives
+from pixelkiln.trainer.training import surrogates
 from pixelkiln.trainer.training.step import apply_objectives, compute_errors
 
 SHARE = 0.25
@@ -233,11 +235,57 @@ def test_a_file_from_before_the_gate_was_deeper_is_still_read(tmp_path):
 
 def test_few_examples_are_not_seen_too_often(monkeypatch):
     monkeypatch.setattr(metric, "EPOCHS", 3)
-    seen = []
     examples, _ = linear_examples(48)
-    metric.fit(examples, 1, torch.device("cpu"), lambda rows, *_: seen.append(len(rows)) or rows, width=4)
+    steps, step = [], metric._Muon.step
+    monkeypatch.setattr(metric._Muon, "step", lambda self, rate: steps.append(rate) or step(self, rate))
+    metric.fit(examples, 1, torch.device("cpu"), width=4)
     count = int((~examples.held).sum())
-    assert seen == [-(-3 * count // metric.BATCH)]
+    assert len(steps) == -(-3 * count // metric.BATCH)
+
+
+def test_the_bar_of_a_fit_reaches_its_end_when_its_time_is_up(monkeypatch):
+    """It shows what ends the fit first, its steps or its seconds."""
+    clock = [0.0]
+    monkeypatch.setattr(metric.time, "monotonic", lambda: clock[0])
+    shown, at = [], []
+    step = metric._Muon.step
+
+    def later(self, rate: float) -> None:
+        step(self, rate)
+        clock[0] += 10.0
+        at.append(len(shown))
+
+    monkeypatch.setattr(metric._Muon, "step", later)
+
+    def bar(rows, text: str, total: int):
+        assert (len(rows), text) == (total, "fitting the pixel surrogate, percent")
+        for row in rows:
+            shown.append(row)
+            yield row
+
+    examples, _ = linear_examples(48)
+    metric.fit(examples, 1, torch.device("cpu"), bar, steps=1000, seconds=100.0, width=4)
+    assert shown == list(range(1, 101))
+    assert at == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91]
+    shown.clear()
+    clock[0] = 0.0
+    metric.fit(examples, 1, torch.device("cpu"), bar, steps=3, seconds=float("inf"), width=4)
+    assert len(at) == 13 and shown == list(range(1, 101))
+
+
+def test_making_one_is_weighed_by_operations():
+    """SD1.5 at 512 pixels, in 10^12: a step 2.0, decoding all 4.55 times that; the fit as its network counts itself."""
+    count, h, w = surrogates.examples_of(64, 64)
+    assert (count, h, w) == (640, 32, 32) and surrogates.examples_of(16, 24) == (640 * 1024 // (16 * 24), 16, 24)
+    fitting = metric.fitting_operations(4, 8, h * w, 560)
+    with FlopCounterMode(display=False) as counter:
+        metric.Surrogate(4, 8)(torch.zeros(1, 4, h, w), torch.zeros(1, 4, h, w))
+    assert fitting == metric.steps_for(560) * metric.BATCH * 6 * counter.get_total_flops()
+    made = surrogates.Making(640 * (0.7e12 + 3.5 * 0.63e12), fitting)
+    assert not made.pays(600, 2.0e12, 4.55) and made.pays(800, 2.0e12, 4.55)
+    assert not made.pays(10**9, 2.0e12, 1.0)  # nothing is saved where nothing is decoded
+    fast, slow = made.seconds(1e14), made.seconds(1e9)
+    assert fast == pytest.approx((made.decoding + made.fitting) / 1e14) and slow == 240.0
 
 
 def test_one_of_another_autoencoder_mode_or_format_is_refused(tmp_path):

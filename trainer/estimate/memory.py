@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from ..diffusion.timesteps import level_at
 from ..diffusion.types import Batch, Conditioning, Draw, Step
 from ..families.family import Family
 from ..families.load import Found
+from ..losses import surrogate as metric
 from ..losses.decode import decoding_dtype
 from ..losses.options import DecodeOptions, PixelOptions
 from ..losses.pixel import plan_for
@@ -76,6 +77,9 @@ class Estimate:
     work: dict[str, int] = field(default_factory=dict)
     """Operations beside the steps: of encoding one caption and one picture, of one prediction of a preview and of
     decoding it."""
+    making: dict[str, int] = field(default_factory=dict)
+    """Where a pixel term may be estimated by a surrogate: pictures of a micro-batch, crops that making one decodes,
+    operations of decoding one, and of the fit."""
     arch: str = ""
     """The denoiser, as ``step_time.arch`` names it."""
     trains_text: bool = False
@@ -122,8 +126,10 @@ def estimate(
         conditioning = _captions(p, tracker, result)
         _pictures(p, tracker, result, maker, shape)
         result.plans = _decode_plans(p, shape)
+        _making(p, tracker, result, maker, shape)
         micro = fake_model.batch(maker, p, shape, None if p.model.trains_text else conditioning)
         _training(p, tracker, result, micro)
+        result.making |= {"pictures": len(micro)} if result.making else {}
         if config.data.validation_split:
             with torch.no_grad():
                 _judge(p, micro)
@@ -147,6 +153,20 @@ def _decode_plans(p: FakeSession, shape: Shape) -> dict[str, tuple[str, int]]:
     return found
 
 
+def _making(p: FakeSession, tracker: MemoryTracker, result: Estimate, maker: FakeTensors, shape: Shape) -> None:
+    decoder, family = p.model.decoder, p.model.family
+    terms = [options for options, _ in p.config.terms().values() if isinstance(options, PixelOptions)]
+    estimated = any(options.decode in ("auto", *surrogates.PLANS) for options in terms)
+    if decoder is None or not decoder.by_parts or not estimated:
+        return
+    count, h, w = surrogates.examples_of(shape.height // decoder.factor, shape.width // decoder.factor)
+    tracker.begin()
+    with torch.no_grad():
+        decoder(maker.empty(1, family.channels, h, w))
+    fitting = metric.fitting_operations(family.channels, decoder.factor, h * w, count - count // surrogates.HELD)
+    result.making = {"crops": count, "crop": tracker.flops.total(), "fitting": fitting}
+
+
 def _weights(model: Family, dtype: torch.dtype) -> tuple[dict[str, dict[str, int]], dict[str, list[int]]]:
     """See ``Estimate.modules`` and ``Estimate.blocks``; of a model without an adapter."""
 
@@ -168,20 +188,21 @@ def _weights(model: Family, dtype: torch.dtype) -> tuple[dict[str, dict[str, int
 
 @contextmanager
 def _to_host(tracker: MemoryTracker) -> Iterator[None]:
-    """What is offloaded goes to the same fake device here: its label tells it."""
-    was = Host._away
+    """What is offloaded goes to the same fake device here: its label tells it. It comes back as it does on a GPU, with
+    that of the block that is recomputed next."""
+    was = Host._sent, Host._comes_ahead, Host._copied
 
-    def away(self: Host, tensor: Tensor) -> Any:
-        if tensor.is_leaf or tensor.numel() * tensor.element_size() < self.small:
-            return tensor
+    def sent(self: Host, tensor: Tensor) -> Tensor:
         with tracker.labelled(HOST):
-            return tensor.clone(), tensor.device
+            return tensor.clone()
 
-    Host._away = away
+    Host._sent = sent
+    Host._comes_ahead = lambda self, device: True
+    Host._copied = lambda self, kept: (kept.away.clone(), None)
     try:
         yield
     finally:
-        Host._away = was
+        Host._sent, Host._comes_ahead, Host._copied = was
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -375,24 +396,42 @@ def weights_bytes(config: Config, m: Estimate, device: str) -> int:
     return whole - away + ((1 + config.memory.prefetch_blocks) * max(parts) if share else 0)
 
 
-def operations(config: Config, m: Estimate, process: Process) -> tuple[float, float]:
-    """Multiplications and additions of a micro-batch on average, and how many of them its decoding terms make."""
-    whole, decoding, _ = decoded(config, m, process)
-    return whole, decoding
+def operations(config: Config, m: Estimate, process: Process, rows: int | None = None) -> tuple[float, float]:
+    """Multiplications and additions of a micro-batch on average, and how many of them its decoding terms make; see
+    ``decoded``."""
+    found = decoded(config, m, process, rows)
+    return found.step, found.decoding
 
 
-def decoded(config: Config, m: Estimate, process: Process) -> tuple[float, float, list[str]]:
-    """As ``operations``, with a line on what is estimated instead of decoded."""
+@dataclass(frozen=True)
+class Decoded:
+    """What a run's steps compute."""
+
+    step: float
+    """Operations of a micro-batch, on average."""
+    decoding: float
+    """Of which its decoding terms make so many."""
+    lines: list[str]
+    """On what is estimated instead of decoded."""
+    making: surrogates.Making | None
+    """Of the surrogate that is made at the start."""
+
+
+def decoded(config: Config, m: Estimate, process: Process, rows: int | None = None) -> Decoded:
+    """``rows``: pictures that the run sees; None where that is not known, which is taken to be many."""
     levels = level_at((torch.arange(1000) + 0.5) / 1000, process, config.noise)
-    rest, decoding, lines = m.flops - sum(m.decoding.values()), 0.0, list[str]()
+    rest, decoding, lines, made = m.flops - sum(m.decoding.values()), 0.0, list[str](), None
     for name, (options, _) in config.terms().items():
         own = m.decoding.get(name, 0) * options.probability
         own *= float(counts(options, levels, process).float().mean())
-        if isinstance(options, PixelOptions) and own:
-            cost, lines = surrogates.forecast(config, options, 1 + own / rest)
-            own = (cost - 1) * rest
+        if isinstance(options, PixelOptions) and own and m.making:
+            step = rest / m.making["pictures"]
+            example = step / 3 + surrogates.DECODES * m.making["crop"]  # a forward pass, of forward and backward
+            making = surrogates.Making(m.making["crops"] * example, m.making["fitting"])
+            cost, lines, made_here = surrogates.forecast(config, options, 1 + own / rest, rows, making, step)
+            own, made = (cost - 1) * rest, making if made_here else made
         decoding += own
-    return rest + decoding, decoding, lines
+    return Decoded(rest + decoding, decoding, lines, made)
 
 
 def _phase(name: str, resident: dict[str, int], transient: dict[str, int], device: str, t5: bool) -> Phase:

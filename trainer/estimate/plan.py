@@ -25,7 +25,6 @@ from ..optimizers.names import short
 from ..runs.control import gigabytes
 from ..runs.folder import RunFolder
 from ..training.remedies import CACHING
-from .memory import operations
 
 if TYPE_CHECKING:
     from .report import Estimator, Fit
@@ -303,10 +302,9 @@ class _Search:
         return config.memory.checkpointing_fraction if config.memory.gradient_checkpointing else 0.0
 
     def _seconds(self, fit: Fit) -> float:
-        config, measured = fit.config, fit.measured
         if not self.rate:
             found = self.estimator.rates(fit)
             self.rate = (found[0] * found[1]) ** 0.5 if found else USUAL_RATE[self.device]
-        each = operations(config, measured, self.estimator.found.process)[0] * config.run.accumulation
-        slow = config.optimizer.kind.lower().endswith("8bit")
-        return each / self.rate + slow * SYNCHRONIZATION[self.device] * sum(row[3] for row in measured.trained)
+        slow = fit.config.optimizer.kind.lower().endswith("8bit")
+        waits = slow * SYNCHRONIZATION[self.device] * sum(row[3] for row in fit.measured.trained)
+        return self.estimator.operations(fit) / self.rate + waits

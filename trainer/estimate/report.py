@@ -23,15 +23,18 @@ from ..families.load import Found, configs
 from ..losses.options import DecodeOptions
 from ..losses.pixel import BY_SIZE
 from ..runs import user_cache
+from ..runs.check_report import span
 from ..runs.control import gigabytes
 from ..training import step_time
 from ..training.build import scan
 from ..training.remedies import PARTS, Phase, Remedy, ladder
+from ..training.run_options import total_steps
+from ..training.surrogates import MADE
 from . import fake_model, speed
 from . import plan as planning
 from .fake_model import Shape
 from .gpus import GIB, Gpu
-from .memory import Estimate, decoded, estimate, operations, phases
+from .memory import Decoded, Estimate, decoded, estimate, phases
 
 NAME = "forecasts"
 
@@ -126,14 +129,13 @@ class Estimator:
         dtype = self.gpu.dtype(fit.config.run.precision)
         names = (self.gpu.name, str(dtype).removeprefix("torch."))
         key = step_time.key(fit.config, fit.measured.arch, (at.width, at.height), *names)
-        each, _ = operations(fit.config, fit.measured, self.found.process)
-        return step_time.expect(key, *names, each * fit.config.run.accumulation)
+        return step_time.expect(key, *names, self.operations(fit))
 
     def rates(self, fit: Fit) -> tuple[float, float, str] | None:
         """(least, most) operations a second of its steps on this GPU, and where the numbers come from: remembered
         steps, or a range of what cards reach; None where nothing is known."""
         if found := self.step_time(fit):
-            rate = operations(fit.config, fit.measured, self.found.process)[0] * fit.config.run.accumulation
+            rate = self.operations(fit)
             return rate / found.seconds, rate / found.seconds, found.source
         return speed.rates(self.gpu, self.gpu.dtype(fit.config.run.precision))
 
@@ -161,14 +163,23 @@ class Estimator:
                 total += drawn * (prompt.steps * (1 + (prompt.guidance != 1)) * work["prediction"] + work["decode"])
         return total
 
+    def decoded(self, fit: Fit) -> Decoded:
+        """What its steps compute."""
+        run, dataset = fit.config.run, self.dataset(fit.config)
+        rows = run.steps and run.steps * run.batch * run.accumulation
+        if dataset is not None:
+            steps = total_steps(run, dataset.steps_per_epoch, dataset.batches_per_epoch(run.accumulation))
+            rows = steps * dataset.effective_batch
+        return decoded(fit.config, fit.measured, self.found.process, rows)
+
+    def operations(self, fit: Fit) -> float:
+        """Multiplications and additions of an average step."""
+        return self.decoded(fit).step * fit.config.run.accumulation
+
     def computing(self, fit: Fit) -> float:
         """Operations of an average step, as a multiple of one whose terms decode nothing."""
-        whole, decoding = operations(fit.config, fit.measured, self.found.process)
-        return whole / (whole - decoding)
-
-    def decoding(self, fit: Fit) -> list[str]:
-        """A line on what is estimated instead of decoded."""
-        return decoded(fit.config, fit.measured, self.found.process)[2]
+        found = self.decoded(fit)
+        return found.step / (found.step - found.decoding)
 
     def remedies(self, fit: Fit) -> list[tuple[Remedy, Fit]]:
         """The cheapest changes that make it fit, in their order, each with what it leads to; all that help where none
@@ -261,7 +272,7 @@ def answer(
         "phases": [{"name": one.name, "gb": round(one.total / GIB, 2), "parts": _rounded(one)} for one in fit.phases],
         **_time(estimator, fit, steps),
         "plan": plan.as_json() if plan else None,
-        "computing": round(estimator.computing(fit), 2), "decoding": estimator.decoding(fit),
+        "computing": round(estimator.computing(fit), 2), "decoding": _decoding(estimator, fit),
         "remedies": [
             {"label": one.label, "cost": one.cost, "exact": one.exact, "changes": one.changes,
              "gb": round(after.gb, 2), "fits": after.fits}
@@ -277,14 +288,24 @@ def _time(estimator: Estimator, fit: Fit, steps: int | None) -> dict[str, Any]:
         return {"seconds": None, "seconds_per_step": None, "seconds_per_step_range": None, "seconds_beside": None,
                 "pace": UNKNOWN}  # fmt: skip
     slow, fast, source = found
-    step = operations(fit.config, fit.measured, estimator.found.process)[0] * fit.config.run.accumulation
+    step, making = estimator.operations(fit), estimator.decoded(fit).making
     each, beside = (step / fast, step / slow), estimator.beside(fit, steps or 0)
-    extra, known = (beside / fast, beside / slow), fast == slow
+    extra, known = [beside / rate + (making.seconds(rate) if making else 0) for rate in (fast, slow)], fast == slow
     return {
         "seconds": round(each[0] * steps + extra[0]) if known and steps else None,
         "seconds_per_step": each[0] if known else None, "seconds_per_step_range": list(each),
-        "seconds_beside": list(extra), "pace": source,
+        "seconds_beside": extra, "pace": source,
     }  # fmt: skip
+
+
+def _decoding(estimator: Estimator, fit: Fit) -> list[str]:
+    """A line on what is estimated instead of decoded, with the time that making its surrogate takes."""
+    found, rates = estimator.decoded(fit), estimator.rates(fit)
+    if not found.making or not rates:
+        return found.lines
+    slow, fast, _ = rates
+    time = span(found.making.seconds(fast), found.making.seconds(slow))
+    return [f"{line} ({time})" if line.endswith(MADE) else line for line in found.lines]
 
 
 UNKNOWN = "nothing is known of this device's speed; give --card, or --calibrate, or train"

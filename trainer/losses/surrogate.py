@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -151,6 +151,26 @@ def _relative(mine: Tensor, wanted: Tensor) -> Tensor:
     return (_squares(mine - wanted) / size.clamp(min=1e-30) * (size > 0)).mean()
 
 
+def percents(progress: Progress, text: str, done: Callable[[], float]) -> Iterator[None]:
+    """Yields while ``done``, the share of some work that is done, is below 1; a bar shows it in percent."""
+    for percent in progress(range(1, 101), f"{text}, percent", 100):
+        while done() < percent / 100:
+            yield
+
+
+def steps_for(examples: int) -> int:
+    """Steps of a fit to so many examples."""
+    return min(STEPS, -(-EPOCHS * examples // BATCH))
+
+
+def fitting_operations(channels: int, factor: int, cells: int, examples: int) -> int:
+    """Multiplications and additions of a whole fit to so many examples of so many cells: of a step six forward passes,
+    as the loss holds a gradient."""
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in Surrogate(channels, factor).parameters() if p.ndim > 1)
+    return steps_for(examples) * min(BATCH, examples) * cells * 6 * 2 * weights
+
+
 def fit(
     examples: Examples, factor: int, device: torch.device, progress: Progress = lambda rows, *_: rows,
     steps: int | None = None, seconds: float = SECONDS, width: int | None = None, seed: int = 0,
@@ -161,7 +181,7 @@ def fit(
     count alike. Raises UserError where the examples cannot be fitted (they are not finite, or of one picture).
     """
     train = (~examples.held).nonzero().flatten()
-    steps = steps or min(STEPS, -(-EPOCHS * len(train) // BATCH))
+    steps = steps or steps_for(len(train))
     if not len(train) or not bool(examples.held.any()):
         raise UserError("surrogate: it needs at least two pictures, one to fit and one to measure with; add pictures")
     if not all(bool(x.isfinite().all()) for x in (examples.pixels, examples.gradient)):
@@ -175,11 +195,13 @@ def fit(
         size = made(examples.predicted[some].to(device), examples.true[some].to(device)).square().mean().sqrt()
         made.pixels.weight *= examples.pixels[some].float().square().mean().sqrt() / size.clamp(min=1e-12)
     optimizer = _Muon(made)
-    began = time.monotonic()
-    for step in progress(range(steps), "fitting the pixel surrogate", steps):
-        at = max(step / steps, (time.monotonic() - began) / seconds)
-        if at >= 1:
-            break
+    began, step = time.monotonic(), 0
+
+    def done() -> float:
+        return max(step / steps, (time.monotonic() - began) / seconds)
+
+    for _ in percents(progress, "fitting the pixel surrogate", done):
+        at = min(done(), 1.0)
         rows = train[torch.randint(len(train), (min(BATCH, len(train)),), generator=generator)]
         predicted, true, pixels, wanted = (
             x[rows].to(device, torch.float32)
@@ -189,6 +211,7 @@ def fit(
         made.zero_grad()
         (_relative(difference, pixels) + _relative(gradient, wanted)).backward()
         optimizer.step(min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * at)))
+        step += 1
     made = made.cpu().requires_grad_(False).eval()
     made.quality = measure(made, examples)
     return made

@@ -103,31 +103,20 @@ class Host:
         if tensor.is_leaf or tensor.numel() * tensor.element_size() < self.small:
             return tensor
         self.kept += 1
-        if not tensor.is_cuda:
-            return tensor.to("cpu"), tensor.device
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(tensor.device)
-        self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
-        with torch.cuda.stream(self._stream):
-            away = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            away.copy_(tensor, non_blocking=True)
-        tensor.record_stream(self._stream)
-        kept = _Kept(away, tensor.device, self._group)
+        kept = _Kept(self._sent(tensor), tensor.device, self._group)
         self._group.kept.append(weakref.ref(kept))
         return kept
 
     def _back(self, kept: Any) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        if isinstance(kept, tuple):
-            away, device = kept
-            return away.to(device)
         here, ready = kept.here or self._copied(kept)
         kept.here, kept.group.asked_for = None, True
-        now = torch.cuda.current_stream(kept.device)
-        now.wait_event(ready)
-        here.record_stream(now)
-        before = kept.group.before() if kept.group.before else None
+        if ready is not None:
+            now = torch.cuda.current_stream(kept.device)
+            now.wait_event(ready)
+            here.record_stream(now)
+        before = kept.group.before() if kept.group.before and self._comes_ahead(kept.device) else None
         if before is not None and not before.asked_for:
             before.asked_for = True
             for one in (found for reference in before.kept if (found := reference()) is not None):
@@ -135,8 +124,29 @@ class Host:
                 self.ahead += 1
         return here
 
+    # what depends on the device, and what an estimate puts something else in the place of
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """In the host's memory, or on its way there."""
+        if not tensor.is_cuda:
+            return tensor.to("cpu")
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(tensor.device)
+        self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        with torch.cuda.stream(self._stream):
+            away = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            away.copy_(tensor, non_blocking=True)
+        tensor.record_stream(self._stream)
+        return away
+
+    def _comes_ahead(self, device: torch.device) -> bool:
+        """Only beside a stream of their own would copies save time."""
+        return device.type == "cuda"
+
     def _copied(self, kept: _Kept) -> tuple[Tensor, Any]:
-        """On the stream that took it away, so after it has gone."""
+        """On the stream that took it away, so after it has gone; with the event after which it is there."""
+        if kept.device.type != "cuda":
+            return kept.away.to(kept.device), None
         with torch.cuda.stream(self._stream):
             return kept.away.to(kept.device, non_blocking=True), self._stream.record_event()
 

@@ -21,6 +21,7 @@ from ..data.progress import Progress
 from ..diffusion.types import Step
 from ..errors import UserError
 from ..losses import surrogate as metric
+from ..losses.decode import Plan
 from ..losses.options import PixelOptions
 from ..losses.pixel import PixelLoss, plan_for
 from ..losses.surrogate import Collector, Surrogate
@@ -40,10 +41,14 @@ pictures as many more as have as many cells."""
 FEWEST = 64
 HELD = 8
 """One picture of so many is kept to measure with."""
-PAYS = 4
-"""``auto`` makes a surrogate for a run that decodes this many times as many pictures as making it does."""
+PAYS = 2
+"""``auto`` makes a surrogate for a run that saves by it this many times as many operations as making it takes; later
+runs, for which it is kept, are not counted."""
 TYPICAL = 0.2
 """Residual energy that is assumed of a surrogate before it is made."""
+MADE = "its surrogate is made at the start, once for this autoencoder"
+DECODES = 3.5
+"""Decoding's forward passes for one picture of a loss: target, prediction, and the gradient of that."""
 SEED = 1 << 40
 """Added to a run's seed, so that examples are drawn apart from its steps."""
 PLANS = ("surrogate", "corrected")
@@ -82,26 +87,62 @@ def _place(config: Config, options: PixelOptions) -> str:
     return f"{path} {changed} {options.mode}"
 
 
-def forecast(config: Config, options: PixelOptions, full: float) -> tuple[float, list[str]]:
+@dataclass(frozen=True)
+class Making:
+    """Multiplications and additions of making a surrogate."""
+
+    decoding: float
+    """Of the network's predictions and of decoding crops of them."""
+    fitting: float
+
+    def seconds(self, rate: float) -> float:
+        """At so many operations a second; both parts end early on a slow device."""
+        return min(self.decoding / rate, SECONDS) + min(self.fitting / rate, metric.SECONDS)
+
+    def pays(self, rows: int, step: float, full: float) -> bool:
+        """Whether a run that sees so many pictures should make one by itself. step: operations for one picture that is
+        not decoded; full: decoding all, as a multiple of that."""
+        saved = full - metric.relative_cost("corrected", full, metric.share_for(full, TYPICAL))
+        return rows * saved * step >= PAYS * (self.decoding + self.fitting)
+
+
+def examples_of(h: int, w: int) -> tuple[int, int, int]:
+    """(How many crops a surrogate is made from, their height and width in cells) of latents of that size."""
+    height, width = min(CROP, h), min(CROP, w)
+    return EXAMPLES * CROP**2 // (height * width), height, width
+
+
+def forecast(
+    config: Config, options: PixelOptions, full: float, rows: int | None, made: Making, step: float,
+) -> tuple[float, list[str], bool]:  # fmt: skip
     """What a pixel term will decode, before its run: the operations of a step as a multiple of one that decodes
-    nothing, and a line for people. ``full``: the same, decoding all."""
+    nothing, a line for people, and whether a surrogate is made at the start.
+
+    full: the same, decoding all. rows: pictures that the run sees; None where that is not known. step: operations for
+    one of them that is not decoded.
+    """
     if options.decode not in ("auto", *PLANS):
-        return full, []
-    run = config.run
-    rows = (run.steps or PAYS * EXAMPLES) * run.batch * run.accumulation
+        return full, [], False
     kept = user_cache.known(NAME).get(_place(config, options))
     quality = metric.Quality(**kept) if kept else None
+    if options.surrogate is not None:
+        quality = metric.load(options.surrogate).quality
     automatic = options.decode == "auto"
-    if automatic and (options.distance != "l2" or full <= metric.LIMIT or (not quality and rows < PAYS * EXAMPLES)):
-        return full, []
+    if automatic and (
+        options.distance != "l2" or full <= metric.LIMIT
+        or not (quality or rows is None or made.pays(rows, step, full))
+    ):  # fmt: skip
+        return full, [], False
     if quality and quality.cosine < metric.LOWEST:
-        return full, [f"loss.pixel: decoding by size, as the autoencoder's surrogate has only {quality.text()}"]
+        line = f"loss.pixel: decoding by size, as the autoencoder's surrogate has only {quality.text()}"
+        return full, [line], False
     plan = "corrected" if automatic else options.decode
     share = options.corrected_share or metric.share_for(full, quality.residual if quality else TYPICAL)
     cost = metric.relative_cost(plan, full, share)
     how = f", {share:.1%} of the samples decoded" if plan == "corrected" else ", biased"
-    known = f"its surrogate has {quality.text()}" if quality else "its surrogate is made at the start"
-    return cost, [f"loss.pixel: {plan}{how}: {cost:.2f} times a latent step, decoding all {full:.2f}; {known}"]
+    known = f"its surrogate has {quality.text()}" if quality else MADE
+    line = f"loss.pixel: {plan}{how}: {cost:.2f} times a latent step, decoding all {full:.2f}; {known}"
+    return cost, [line], not quality
 
 
 def attach(session: Session) -> None:
@@ -158,10 +199,10 @@ class Settler:
         if automatic and (options.distance != "l2" or not loss.decoder.by_parts):
             return by_size
         found = self._find(options)
-        if automatic and found is None and not self._pays():
+        if automatic and found is None and not self._may_pay(options, loss):
             return by_size
         full = cost_of_decoding(self.session, loss)
-        if automatic and full <= metric.LIMIT:
+        if automatic and (full <= metric.LIMIT or (found is None and not self._pays(loss, full))):
             return by_size
         try:
             found = found or self._make(options, loss)
@@ -209,9 +250,25 @@ class Settler:
 
         return distributed.broadcast(read)
 
-    def _pays(self) -> bool:
-        session = self.session
-        return session.total * session.dataset.effective_batch >= PAYS * EXAMPLES
+    @property
+    def _rows(self) -> int:
+        return self.session.total * self.session.dataset.effective_batch
+
+    def _may_pay(self, options: PixelOptions, loss: PixelLoss) -> bool:
+        """Whether a run decodes more cells than making a surrogate does, without which it cannot pay; known without
+        running the network."""
+        width, height = self.session.dataset.plan.largest[0]
+        cells = width * height // loss.decoder.factor**2
+        return self._rows * counted(options) * cells >= PAYS * EXAMPLES * CROP**2
+
+    def _pays(self, loss: PixelLoss, full: float) -> bool:
+        session, decoder = self.session, loss.decoder
+        network, size = _network(session)
+        count, h, w = examples_of(*size)
+        crop = _decoder(session, loss, Plan().view, h, w)
+        fitting = metric.fitting_operations(session.model.family.channels, decoder.factor, h * w, count - count // HELD)
+        made = Making(count * (network + DECODES * crop), fitting)
+        return made.pays(self._rows, network * _passes(session), full)
 
     def _make(self, options: PixelOptions, loss: PixelLoss) -> Surrogate:
         def made() -> Surrogate:
@@ -239,21 +296,42 @@ def digests(session: Session) -> dict[str, str]:
     return {term.name: session.surrogates[term.name].digest for term in session.terms.terms if term.estimate}
 
 
-@torch.no_grad()
 def cost_of_decoding(session: Session, loss: PixelLoss) -> float:
     """Operations of a step that decodes every row by size, as a multiple of one that decodes nothing: counted in one
-    forward pass of the network and of the decoder. A step of an adapter takes 2.3 forward passes of the network, or 3
-    with recomputation; a decoded row 3.5 of the decoder: target, prediction, and the gradient of that."""
-    step = _step(session, 0, rows=1)
-    with FlopCounterMode(display=False) as network:
-        forward(session.model, step[0], step[1])
-    z = step[0].latents
-    plan = plan_for(loss.options, loss.decoder, *z.shape[-2:])
-    with FlopCounterMode(display=False) as decoder:
-        plan.view(loss.decoder, z, torch.full((1, 2), 0.5)).decode(z)
-    passes = 3.0 if session.config.memory.gradient_checkpointing else 2.3
-    counted = loss.options.probability * (loss.options.max_level - loss.options.min_level)
-    return 1 + counted * 3.5 * decoder.get_total_flops() / (passes * max(network.get_total_flops(), 1))
+    forward pass of the network and of the decoder."""
+    network, (h, w) = _network(session)
+    plan = plan_for(loss.options, loss.decoder, h, w)
+    decoding = _decoder(session, loss, plan.view, h, w)
+    return 1 + counted(loss.options) * DECODES * decoding / (_passes(session) * max(network, 1))
+
+
+def counted(options: PixelOptions) -> float:
+    """The share of pictures that a term decodes, by its probability and its noise levels."""
+    return options.probability * (options.max_level - options.min_level)
+
+
+def _passes(session: Session) -> float:
+    """Forward passes of the network that a step of an adapter takes, recomputed or not."""
+    return 3.0 if session.config.memory.gradient_checkpointing else 2.3
+
+
+@torch.no_grad()
+def _network(session: Session) -> tuple[int, tuple[int, int]]:
+    """Operations of a forward pass for one picture, and the size of its latents."""
+    batch, drawn = _step(session, 0, rows=1)
+    with FlopCounterMode(display=False) as counter:
+        forward(session.model, batch, drawn)
+    h, w = batch.latents.shape[-2:]
+    return counter.get_total_flops(), (h, w)
+
+
+@torch.no_grad()
+def _decoder(session: Session, loss: PixelLoss, view: Callable[..., Any], h: int, w: int) -> int:
+    """Operations of decoding latents of that size by a plan's view."""
+    z = torch.zeros(1, session.model.family.channels, h, w, device=session.model.device)
+    with FlopCounterMode(display=False) as counter:
+        view(loss.decoder, z, torch.full((1, 2), 0.5)).decode(z)
+    return counter.get_total_flops()
 
 
 def _step(session: Session, number: int, rows: int | None = None) -> tuple[Any, Any]:
@@ -288,11 +366,13 @@ def make(
     for a single picture."""
     began, generator = time.monotonic(), torch.Generator().manual_seed(session.config.run.seed)
     collector, pictures = Collector(loss.decoder, []), dict[str, int]()
-    h, w = _step(session, 0)[0].latents.shape[-2:]
-    wanted = EXAMPLES * CROP**2 // (min(CROP, h) * min(CROP, w))
-    for at in progress(range(wanted), "decoding examples for the pixel surrogate", wanted):
-        if collector.count >= wanted or (collector.count >= FEWEST and time.monotonic() - began > SECONDS):
-            break
+    wanted = examples_of(*_step(session, 0)[0].latents.shape[-2:])[0]
+
+    def done() -> float:
+        late = min((time.monotonic() - began) / SECONDS, collector.count / FEWEST)
+        return max(collector.count / wanted, late)
+
+    for at, _ in enumerate(metric.percents(progress, "decoding examples for the pixel surrogate", done)):
         batch, drawn = _step(session, at)
         for row in torch.arange(len(batch)).split(1):
             step = _forward(session, batch.pick(row), drawn.pick(row))
