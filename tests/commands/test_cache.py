@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -14,7 +15,7 @@ from pixelkiln.trainer.cli import main
 from pixelkiln.trainer.commands import cache
 from pixelkiln.trainer.data.cache import Store
 from pixelkiln.trainer.data.options import DataOptions
-from pixelkiln.trainer.data.prune import prune
+from pixelkiln.trainer.data.prune import entries, prune, remove
 from pixelkiln.trainer.runs.control import DONE, USER_ERROR, Run, Status
 
 
@@ -88,10 +89,72 @@ def test_a_run_removes_what_no_run_used_and_never_what_one_may_need(folder: Path
         DataOptions(path="x", cache_days=1)
 
 
+def test_entries_say_of_which_family_they_are_and_one_can_go(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of earlier versions, and torn ones, say nothing."""
+    store = filled(folder, {"old": 3})
+    for family, key in (("sdxl", "a"), ("sd15", "b")):
+        store.family = family
+        store.put(key, {"latents": torch.zeros(1000)})
+    store.put("torn", {"latents": torch.zeros(9)})
+    store.path("torn").write_bytes(b"\xff" * 40)
+    row = latents(capsys, str(folder))
+    assert row["entries"] == 4 and row["families"].keys() == {"sdxl", "sd15"}  # pyright: ignore
+    assert latents(capsys, str(folder), "--family", "sdxl")["entries"] == 1
+    assert main(["cache", str(folder), "--family", "sd3-medium", "--clear"]) == USER_ERROR
+    assert "no entries of sd3-medium; it has those of sd15, sdxl" in capsys.readouterr().err
+    assert main(["cache", str(folder), "--family", "sdxl", "--clear"]) == DONE
+    assert there(store, "old", "a", "b", "torn") == ["old", "b", "torn"]
+    capsys.readouterr()
+    assert main(["cache", str(folder)]) == DONE
+    assert "(sd15 0.000 GB)" in capsys.readouterr().out and store.get("b") is not None
+
+
+def test_everything_is_listed_and_goes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is kept by other names too, and what a killed process left."""
+    store = filled(folder, {"a": 3})
+    left = store.path("a").with_name(".a.safetensors.0123abcd.tmp")
+    others = [folder / "compiled" / "x" / "code.so", folder / "references" / "r.json", folder / "files" / "f.json"]
+    for path in (left, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(2000))
+    assert main(["cache", str(folder), "--keep", "0"]) == DONE
+    out = capsys.readouterr().out
+    assert "compiled         1 entries     0.000 GB" in out and "(entries: 2)" in out
+    assert not left.exists() and all(path.exists() for path in others)
+    assert main(["cache", str(folder), "--clear"]) == DONE
+    assert "(entries: 3)" in capsys.readouterr().out and not any(path.exists() for path in others)
+
+
+def test_a_disk_that_may_not_be_written_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed all the same; a mounted disk says EROFS, which is no PermissionError."""
+    store = filled(folder, {"a": 3})
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert latents(capsys, str(folder))["entries"] == 1
+    assert main(["cache", str(folder), "--clear"]) == USER_ERROR
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "it cannot be removed (read-only file system)" in error
+    assert prune(folder, 2, None, time.time()) == [] and there(store, "a")
+
+
+def test_what_another_process_removes_meanwhile_is_gone(folder: Path) -> None:
+    filled(folder, {"a": 3, "b": 3})
+    first, second = entries(folder), entries(folder)
+    remove(first)
+    remove(second)
+    assert entries(folder) == []
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["nowhere"], "there is no such folder"), ([".", "--older-than", "0"], "--older-than: 0 is below 2"),
-     ([".", "--keep", "-1"], "--keep: -1 is below 0")],
+     ([".", "--keep", "-1"], "--keep: -1 is below 0"), ([".", "--clear", "--keep", "1"], "leave it out with"),
+     (["."], "this is no cache")],
 )  # fmt: skip
 def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", *words]) == USER_ERROR

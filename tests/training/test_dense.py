@@ -16,12 +16,14 @@ import torch
 from PIL import Image
 
 from pixelkiln.trainer.adapters import convert
+from pixelkiln.trainer.commands.check import check
 from pixelkiln.trainer.config import Config, parse
 from pixelkiln.trainer.data.progress import silent
 from pixelkiln.trainer.dense import maps
 from pixelkiln.trainer.dense.header import TIMESTEP
 from pixelkiln.trainer.dense.options import DenseOptions
 from pixelkiln.trainer.errors import UserError
+from pixelkiln.trainer.estimate import gpus
 from pixelkiln.trainer.training import checkpoint
 from pixelkiln.trainer.training.build import build_model, build_session, scan
 from pixelkiln.trainer.training.dense import DensePrediction, Predictor, predict_latents
@@ -278,12 +280,13 @@ def test_sparse_maps_are_left_to_the_loss_on_pixels(tmp_path: Path) -> None:
         np.save(path, depth)
     flags = {"dense.task": "depth", "data.targets": str(folder), "dense.detail": 0.0, "loss.dense.weight": "auto"}
     c = runs.config(tmp_path, {**flags, "run.steps": 3})
+    (foreseen,) = (line for line in check(c, gpus.with_memory("8GB"))["warnings"] if "hardly a latent cell" in line)
     assert train(c) == 0
     steps = [event for event in runs.events(c) if event["kind"] == "step"]
     assert all(step["terms"]["mse/error"] == 0 and step["terms"]["dense/error"] > 0 for step in steps)
     assert all(step["grad_norm"] > 0 for step in steps[1:]), "the automatic weight needs one step"
     warnings = [event["message"] for event in runs.events(c) if event["kind"] == "warning"]
-    assert any("hardly a latent cell" in line for line in warnings)
+    assert foreseen in warnings
 
 
 BAD: dict[str, tuple[np.ndarray, str]] = {
@@ -302,9 +305,28 @@ def test_a_bad_target_ends_the_run_with_one_line(tmp_path: Path, name: str) -> N
     values, line = BAD[name]
     session = build_session(config(tmp_path), lambda text: None)
     np.save(tmp_path / "depth" / "p03.npy", values)
-    with pytest.raises(UserError, match=line) as found:
-        session.dataset.prepare(silent)
-    assert "\n" not in str(found.value) and "p03.npy: " in str(found.value)
+    for look in (session.dataset.look_at_targets, session.dataset.prepare):  # of a check, and of the run
+        with pytest.raises(UserError, match=line) as found:
+            look(silent)
+        assert "\n" not in str(found.value) and "p03.npy: " in str(found.value)
+
+
+def test_a_check_counts_whole_cells_as_the_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where masks hide them too; a file is read once."""
+    c = config(tmp_path, {"data.masks": str(tmp_path / "masks")})
+    (tmp_path / "masks").mkdir()
+    for i in range(8):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[: max(1, 8 * i), :32] = 255  # 4 i of 64 cells; 5 % of them are 3.2
+        Image.fromarray(mask).save(tmp_path / "masks" / f"p{i:02d}.png")
+    of_check, of_run = (build_session(c, lambda text: None).dataset for _ in range(2))
+    reads, read = [], of_check.shelf._read_target
+    monkeypatch.setattr(of_check.shelf, "_read_target", lambda *given: reads.append(given[0].name) or read(*given))
+    of_check.look_at_targets(silent)
+    of_check.look_at_targets(silent)
+    of_run.prepare(silent)
+    assert len(reads) == 8
+    assert of_check.scan.notes.names("sparse target") == of_run.scan.notes.names("sparse target") == ["p00.png"]
 
 
 def test_pictures_without_a_target_are_left_out_and_named(tmp_path: Path) -> None:

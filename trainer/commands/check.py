@@ -122,6 +122,8 @@ def check(
     estimator = report.Estimator(config, found, dataset, card, say)
     fit = report.answer(estimator, config, total, _kept(config, False))
     _schedule(config, total)
+    if dataset is not None and config.dense:
+        dataset.look_at_targets()
     warnings = [*dataset.warnings] if dataset else ["no data is given; the configured resolution is taken"]
     for name, (options, _) in config.terms().items():
         warnings += [f"loss.{name}.{line}" for line in options.warnings()]

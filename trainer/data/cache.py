@@ -46,6 +46,8 @@ class Store:
         self.folder = folder
         self.keep = keep
         self.limit = limit
+        self.family = ""
+        """Of the model whose entries are put here; written into them for people."""
         self.remade = 0
         """Entries on disk that were damaged."""
         self._memory: OrderedDict[str, Entry] = OrderedDict()
@@ -80,7 +82,7 @@ class Store:
             self._remember(key, entry)
         if self.keep == "disk":
             crc = str(zlib.crc32(_payload(safetensors.torch.save(entry))))
-            _write(self.path(key), safetensors.torch.save(entry, {"key": key, "crc": crc}))
+            _write(self.path(key), safetensors.torch.save(entry, {"key": key, "crc": crc, "family": self.family}))
         return entry
 
     def _remember(self, key: str, entry: Entry) -> None:
@@ -105,6 +107,16 @@ class Store:
             pass
         self.remade += 1
         return None
+
+
+def family(path: Path) -> str:
+    """Of the model that an entry was made by; empty where it does not say."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), 2**20))
+        return str(json.loads(header)["__metadata__"].get("family", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""
 
 
 def _used(path: Path) -> None:
@@ -195,6 +207,14 @@ class Index:
             facts[name] = bounds(path.read_bytes(), alpha)
             self._new = True
         return tuple(facts[name]) if facts[name] else None  # pyright: ignore[reportReturnType]
+
+    def once(self, path: Path, name: str, key: str, make: Callable[[], bool]) -> bool:
+        """Whether something holds of the file's content and a ``key``, the last one of which is remembered."""
+        facts = self._of(path)
+        if facts.get(name, [None])[0] != key:
+            facts[name] = [key, make()]
+            self._new = True
+        return bool(facts[name][1])
 
     def bytes(self, path: Path) -> int:
         return int(self._of(path)["stamp"][0])

@@ -104,6 +104,7 @@ class Dataset:
         self.cache_root = Path(root) if root else None
         self.shelf = Shelf(options, self.cache_root, dense)
         self.scan = scan(options, native, self.shelf.index, progress, dense)
+        self._sparse: set[Path] = set()
         if remember:
             self.shelf.index.save()
         for one in self.scan.sets:
@@ -132,6 +133,7 @@ class Dataset:
         dtype: torch.dtype = torch.float32,
         sd_scripts: SdScriptsLatents | None = None,
         total_steps: int = 0,
+        family: str = "",
     ) -> None:
         """Say how pictures and captions are encoded.
 
@@ -141,8 +143,9 @@ class Dataset:
         :param dtype: of kept latents.
         :param sd_scripts: how latents that sd-scripts cached are read.
         :param total_steps: of the run, for a tag warm-up that is a fraction of it.
+        :param family: of the model, which cached entries name.
         """
-        self.shelf.attach(encode, encode_text, fingerprints, dtype, sd_scripts)
+        self.shelf.attach(encode, encode_text, fingerprints, dtype, sd_scripts, family)
         self.total_steps = total_steps
         self._next = None
 
@@ -460,7 +463,29 @@ class Dataset:
             for flip in job.flips:
                 entry, _ = self.shelf.target(job.picture, job.options, place, flip, make=True)
                 if not flip and not entry["cells"].any():
-                    self.scan.notes.add("sparse target", job.picture.path.name)
+                    self._note_sparse(job.picture)
+
+    def look_at_targets(self, progress: Progress | None = None) -> None:
+        """Read the maps of a dense run, and note the pictures that the losses on latents leave out, as ``prepare``
+        does, but without an autoencoder. What was seen of a file is remembered.
+
+        :raises UserError: a map cannot be used.
+        """
+        jobs = self._jobs()
+
+        def look(job: Job) -> bool:
+            place = window(job.picture.path, job.picture.size, job.picture.fit, job.options, None)
+            return self.shelf.is_sparse(job.picture, job.options, place)
+
+        for job, sparse in (progress or silent)(in_parallel(look, jobs), "targets", len(jobs)):
+            if sparse:
+                self._note_sparse(job.picture)
+        self.shelf.index.save()
+
+    def _note_sparse(self, picture: Picture) -> None:
+        if picture.path not in self._sparse:
+            self._sparse.add(picture.path)
+            self.scan.notes.add("sparse target", picture.path.name)
 
     def _leave_out(self, broken: Mapping[Path, str]) -> None:
         kept = []

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from .cache import family
 
 KINDS = ("latents", "masks", "targets", "text")
 """Folders of a cache whose entries are named by their content: what is missing is made again."""
+OTHERS = ("references", "compiled", "files")
+"""The rest of a cache: errors of the reference network, compiled code, facts about files. Their use is not noted, so
+they go with all the rest only."""
 DAY, GB = 86400.0, 10**9
 IN_USE_DAYS = 2.0
 """Entries used so lately may be those of a run that trains now: uses are noted once a day."""
@@ -26,17 +30,24 @@ class Entry:
     used: float
     """When a run last read or wrote it, in seconds since 1970, to within a day."""
 
+    @property
+    def family(self) -> str:
+        """Of the model that it was made by; empty where it does not say, as those of earlier versions."""
+        return family(self.path)
 
-def entries(folder: Path) -> list[Entry]:
-    """All entries, those used longest ago first. UserError where there is no such folder."""
+
+def entries(folder: Path, kinds: Collection[str] = KINDS) -> list[Entry]:
+    """All entries of these kinds, those used longest ago first, with what killed processes left of some. UserError
+    where there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the cache folder of your runs, such as runs/cache")
     found = []
-    for kind in KINDS:
-        for path in (folder / kind).glob("??/*.safetensors"):
+    for kind in kinds:
+        for path in (folder / kind).glob("**/*" if kind in OTHERS else "??/*"):
             with suppress(OSError):  # another process has removed it
                 facts = path.stat()
-                found.append(Entry(path, kind, facts.st_size, facts.st_mtime))
+                if path.is_file():
+                    found.append(Entry(path, kind, facts.st_size, facts.st_mtime))
     return sorted(found, key=lambda entry: entry.used)
 
 
@@ -58,13 +69,11 @@ def chosen(all_of_them: list[Entry], older: float | None, keep: float | None, cl
 def remove(gone: Collection[Entry]) -> None:
     """UserError for one that may not be removed."""
     for entry in gone:
-        with suppress(FileNotFoundError):
-            try:
-                entry.path.unlink()
-            except PermissionError as error:
-                raise UserError(
-                    f"{entry.path}: it cannot be removed: {error.strerror}; check its permissions"
-                ) from None
+        try:
+            entry.path.unlink(missing_ok=True)
+        except OSError as error:
+            reason = (error.strerror or "no reason is given").lower()
+            raise UserError(f"{entry.path}: it cannot be removed ({reason}); may you write to its folder?") from None
 
 
 def prune(root: Path, days: float, most_gb: float | None, now: float) -> list[str]:

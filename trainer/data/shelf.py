@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ..dense import maps, targets
-from ..dense.options import WHOLE_CELLS, DenseOptions
+from ..dense.options import CELL, WHOLE_CELLS, DenseOptions
 from ..diffusion.types import Conditioning
 from ..errors import UserError
 from . import pictures
 from .augment import Window
 from .buckets import Size
-from .cache import Entry, Index, SdScriptsLatents, Store, find_npz, read_npz
+from .cache import Entry, Index, SdScriptsLatents, Store, digest, find_npz, read_npz
 from .items import Picture
 from .options import DataOptions, Keep, SetOptions
 from .pictures import Unreadable
@@ -65,10 +65,13 @@ class Shelf:
         fingerprints: Mapping[str, str] | None,
         dtype: torch.dtype = torch.float32,
         sd_scripts: SdScriptsLatents | None = None,
+        family: str = "",
     ) -> None:
         """See ``Dataset.attach``."""
         self.encode, self.encode_text = encode, encode_text
         self.fingerprints = dict(fingerprints or {})
+        for store in (self.latents, self.targets, self.text):
+            store.family = family
         self.dtype = dtype
         self.sd_scripts = sd_scripts if self._use_npz else None
         assert encode is None or "vae" in self.fingerprints, "encode needs the autoencoder's fingerprint"
@@ -135,12 +138,8 @@ class Shelf:
 
         :raises UserError: the mask is broken or gone.
         """
-        sources = [(picture.mask, False)] if picture.mask else []
-        if alpha and picture.alpha:
-            sources.append((picture.path, True))
         found, keys = None, list[str]()
-        for path, own in sources:
-            key = json.dumps([self.index.sha(path), own, picture.fit.bucket, place, options.interpolation])
+        for path, own, key in self._masks(picture, options, place, alpha):
             entry = self.masks.get(key) or self.masks.put(
                 key, self._mask(path, own, picture.fit.bucket, options, place)
             )
@@ -148,6 +147,14 @@ class Shelf:
             found = weight if found is None else found * weight
             keys.append(key)
         return found, keys
+
+    def _masks(self, picture: Picture, options: SetOptions, place: Window, alpha: bool) -> list[tuple[Path, bool, str]]:
+        """The file of each mask, whether it is an alpha channel, and the key of it in that window."""
+        sources = [(picture.mask, False)] if picture.mask else []
+        if alpha and picture.alpha:
+            sources.append((picture.path, True))
+        where = (picture.fit.bucket, place, options.interpolation)
+        return [(path, own, json.dumps([self.index.sha(path), own, *where])) for path, own in sources]
 
     def _mask(self, path: Path, own: bool, bucket: Size, options: SetOptions, place: Window) -> Entry:
         try:
@@ -183,6 +190,25 @@ class Shelf:
             entry = self.targets.put(key, self._encode_target(targets.flip(found, dense.task) if flip else found))
         return entry, key
 
+    def is_sparse(self, picture: Picture, options: SetOptions, place: Window) -> bool:
+        """Whether the losses on latents leave a picture out, as hardly a cell of its map is valid: found without an
+        autoencoder, once for each state of the files. UserError as ``target``."""
+        dense, path = self.dense, picture.target
+        assert dense is not None and path is not None
+        masks = self._masks(picture, options, place, options.alpha_mask)
+        key = digest(
+            json.dumps([picture.fit.bucket, place, options.unit, options.valid, dense.task, [key for *_, key in masks]])
+        )
+
+        def look() -> bool:
+            weight = torch.ones(picture.fit.bucket[::-1])
+            for file, own, _ in masks:
+                weight = weight * (self._mask(file, own, picture.fit.bucket, options, place)["mask"].float() / 255)
+            found = self._read_target(path, picture, options, place, weight.numpy() >= 0.5 if masks else None)
+            return _is_sparse(maps.cell_validity(torch.from_numpy(found.valid), CELL).float())
+
+        return self.index.once(path, "sparse", key, look)
+
     def _read_target(
         self, path: Path, picture: Picture, options: SetOptions, place: Window, mask: np.ndarray | None
     ) -> targets.Target:
@@ -209,7 +235,7 @@ class Shelf:
         valid = torch.from_numpy(found.valid)
         whole = maps.cell_validity(valid, valid.shape[-1] // latents.shape[-1])[None].float()
         share = float(whole.mean())
-        cells = whole / share if share >= WHOLE_CELLS else torch.zeros_like(whole)
+        cells = torch.zeros_like(whole) if _is_sparse(whole) else whole / share
         return {
             "latents": latents, "values": values, "truth": truth[None] if truth.ndim == 2 else truth,
             "valid": valid[None], "cells": cells,
@@ -254,11 +280,18 @@ class Shelf:
         return json.dumps([word, self.fingerprints["text"]])
 
 
+def _is_sparse(whole: Tensor) -> bool:
+    """Of the share of valid cells, float32."""
+    return float(whole.mean()) < WHOLE_CELLS
+
+
 def _parts(made: Conditioning) -> Entry:
-    """As it is kept, in the text encoders' own dtype, less what ``_whole`` gives back exactly: of ``hidden`` [1,
-    tokens, width], rows that repeat the one before them (zeros in the place of a T5 that is not there, the end of a padding that
-    is hidden from T5), and zeros that the first rows end in (SD3 widens its CLIPs' states to T5's width). The states of
-    a padding that T5 sees all differ, and SD3's network reads them: they stay."""
+    """As it is kept, in the text encoders' own dtype, less what ``_whole`` gives back exactly.
+
+    Of ``hidden`` [1, tokens, width] it leaves out the rows that repeat the one before them (zeros in place of a missing
+    T5, the end of a padding that T5 does not see), and the zeros that the first rows end in (SD3 widens its CLIPs'
+    states to T5's). The states of a padding that T5 sees all differ, and SD3's network reads them: they stay.
+    """
     hidden = made.hidden
     entry = {name: part for name, part in (("pooled", made.pooled), ("mask", made.mask)) if part is not None}
     new = torch.cat([hidden.new_ones(1, dtype=torch.bool), (hidden[0, 1:] != hidden[0, :-1]).any(1)])

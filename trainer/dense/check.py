@@ -15,15 +15,13 @@ from ..errors import UserError
 from .files import EXTENSIONS
 from .header import Task
 from .maps import cell_validity
-from .options import WHOLE_CELLS
+from .options import CELL, WHOLE_CELLS
 from .targets import Target, find_target, read_target, resize, same_shape
 from .tiles import fitted
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 LEVELS = 256
 """Depth with no more different values was 8-bit once."""
-CELL = 8
-"""Side in pixels of a latent cell."""
 MOSTLY = 0.8
 """The share of targets that must look wrong before the folder is called so."""
 

@@ -10,6 +10,8 @@ from ..errors import UserError
 from ..registry import Options, option
 from .header import Space, Task
 
+CELL = 8
+"""Side in pixels of a latent cell."""
 WHOLE_CELLS = 0.05
 """Share of latent cells with no invalid pixel under them; a picture with fewer is left to [loss.dense]."""
 

@@ -148,7 +148,10 @@ def build_session(
     def attach(family: Family, trains_text: bool) -> None:
         encode = None if trains_text else family.encode_text
         sd_scripts = _sd_scripts(config, family)
-        dataset.attach(family.encode_pixels, encode, family.fingerprints, sd_scripts=sd_scripts, total_steps=total)
+        dataset.attach(
+            family.encode_pixels, encode, family.fingerprints, sd_scripts=sd_scripts, total_steps=total,
+            family=family.name,
+        )  # fmt: skip
 
     def captions(family: Family, device: torch.device) -> None:
         attach(family, False)
