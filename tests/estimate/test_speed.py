@@ -8,7 +8,9 @@ from estimate_checks import wanted
 
 from pixelkiln.trainer.commands.check import check
 from pixelkiln.trainer.estimate import gpus, speed
+from pixelkiln.trainer.losses import surrogate as metric
 from pixelkiln.trainer.runs.check_report import duration
+from pixelkiln.trainer.training import surrogates
 
 
 def test_every_card_whose_memory_is_known_has_a_peak():
@@ -56,3 +58,28 @@ def test_a_run_on_a_card_has_a_range_of_minutes(tmp_path):
     assert fit["seconds_beside"][0] > without["seconds_beside"][0] > 0, "previews, and caches"
     unknown = check(plain, gpus.with_memory("8GB"))["fit"]
     assert unknown["seconds_per_step_range"] is None and "--card" in unknown["pace"] and duration(unknown, 50) == ""
+
+
+@pytest.mark.slow
+def test_the_time_of_making_a_surrogate_is_counted_where_a_run_makes_one(tmp_path, monkeypatch):
+    """A short run decodes instead; a kept surrogate takes no time. The line and the seconds agree."""
+    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path / "cache"))
+    card = gpus.named("4090")
+
+    def asked(**flags) -> tuple[list[str], list[float]]:
+        config = wanted(tmp_path, "sd15", {"loss.pixel.mode": "mixed", "sample.prompts": [], **flags})
+        answer = check(config, card)
+        notes = [line for line in answer["notes"] if line.startswith("loss.pixel: corrected")]
+        return notes, answer["fit"]["seconds_beside"]
+
+    notes, plain = asked(**{"run.steps": 10})
+    assert not notes
+    (line,), making = asked(**{"run.steps": 1_000_000})
+    assert "its surrogate is made at the start, once for this autoencoder (" in line and line.endswith(" s)")
+    assert making[0] > plain[0] and making[1] - plain[1] < 240
+    config = wanted(tmp_path, "sd15", {"loss.pixel.mode": "mixed"})
+    made = metric.Surrogate(4, 8)
+    made.quality = metric.Quality(0.9, 0.15, [])
+    surrogates.remember(config, config.terms()["pixel"][0], made)
+    (line,), known = asked(**{"run.steps": 10})
+    assert "its surrogate has cosine 0.90" in line and known == plain
