@@ -109,16 +109,6 @@ class Store:
         return None
 
 
-def family(path: Path) -> str:
-    """Of the model that an entry was made by; empty where it does not say."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(min(int.from_bytes(file.read(8), "little"), 2**20))
-        return str(json.loads(header)["__metadata__"].get("family", ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return ""
-
-
 def _used(path: Path) -> None:
     """Note on a file that it is in use, once a day: ``cache --older-than`` goes by its time of change."""
     with suppress(OSError):  # it is read from a disk that may not be written

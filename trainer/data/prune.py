@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .cache import family
 
 KINDS = ("latents", "masks", "targets", "text")
 """Folders of a cache whose entries are named by their content: what is missing is made again."""
@@ -33,7 +33,12 @@ class Entry:
     @property
     def family(self) -> str:
         """Of the model that it was made by; empty where it does not say, as those of earlier versions."""
-        return family(self.path)
+        try:
+            with self.path.open("rb") as file:
+                header = file.read(min(int.from_bytes(file.read(8), "little"), 2**20))
+            return str(json.loads(header)["__metadata__"].get("family", ""))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return ""
 
 
 def entries(folder: Path, kinds: Collection[str] = KINDS) -> list[Entry]:
