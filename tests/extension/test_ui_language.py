@@ -81,6 +81,24 @@ def test_spaces_at_the_ends_are_the_same() -> None:
     assert not [name for name in ENGLISH if ends(ENGLISH[name]) != ends(GERMAN.get(name, ""))]
 
 
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """What is evaluated when a module is imported: all but the bodies of functions."""
+    yield node
+    inside = node.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else None
+    for one in ast.iter_child_nodes(node):
+        if one is not inside and not (isinstance(inside, list) and one in inside):
+            yield from at_import(one)
+
+
+def test_no_word_is_taken_before_it_is_known_who_reads_it() -> None:
+    wrong = []
+    for path in sorted(Path(words.__file__).parent.glob("*.py")):
+        for node in at_import(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "words":
+                wrong.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    assert not wrong
+
+
 def test_errors_of_the_page_stand_in_the_table() -> None:
     """But for what is said in the terminal, before there is a page."""
     wrong = []
