@@ -332,7 +332,8 @@ def problems(text: str, path: Path, folders: Folders = BUNDLED) -> list[Problem]
     try:
         own = config.renamed(tomlkit.parse(text).unwrap())
     except TOMLKitError as error:
-        return [Problem(*words.NOT_TOML.format(words.THE_RECIPE, error).split(": ", 1))]
+        where, what = words.NOT_TOML.format(words.THE_RECIPE, error).split(": ", 1)
+        return [Problem(where, what)]
     except config.ConfigError as error:
         return [Problem(where, what) for where, what in error.problems]
     try:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..adapters import files
 from ..config import Config
-from ..dense import header, maps
+from ..dense import colours, header, maps
 from ..dense.options import DenseOptions
 from ..errors import UserError
 from ..training.build import build_model, scan
@@ -70,9 +70,9 @@ def measured(
         if number in shown:
             assert batch.maps is not None
             true = batch.maps.truth[0]
-            _save(maps.colour(maps.decode(pixels, options.task)[0], options.task, options.space), folder, number)
+            _save(colours.colour(maps.decode(pixels, options.task)[0], options.task, options.space), folder, number)
             true = true[0] if len(true) == 1 else true
-            _save(maps.colour(true, options.task, options.space, batch.maps.valid[0, 0]), truth, number)
+            _save(colours.colour(true, options.task, options.space, batch.maps.valid[0, 0]), truth, number)
     return rows
 
 
