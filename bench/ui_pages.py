@@ -27,13 +27,17 @@ from pixelkiln.extension.store import Home
 READY = """([where, text]) => {
   const shown = document.querySelector(where);
   if (!shown || shown.offsetParent === null || !shown.innerText.includes(text)) return false;
-  const grid = document.querySelector("#grid .pictures")?.getBoundingClientRect();
-  const seen = (one) => {
+  const within = (one, top, bottom) => {
     const box = one.getBoundingClientRect();
-    const [top, bottom] = one.closest("#grid") ? [grid.top, grid.bottom] : [0, innerHeight];
     return box.bottom > Math.max(0, top) && box.top < Math.min(innerHeight, bottom);
   };
-  const pictures = [...document.querySelectorAll("img")].filter((one) => one.offsetParent !== null && seen(one));
+  // The cells first: to ask for the place of a picture in a cell out of view makes the browser lay that cell out.
+  const grid = document.querySelector("#grid .pictures");
+  const box = grid && grid.offsetParent ? grid.getBoundingClientRect() : null;
+  const cells = box ? [...grid.children].filter((one) => within(one, box.top, box.bottom)) : [];
+  const others = [...document.querySelectorAll("img:not(#grid img)")];
+  const seen = others.filter((one) => one.offsetParent !== null && within(one, 0, innerHeight));
+  const pictures = [...cells.flatMap((one) => [...one.querySelectorAll("img")]), ...seen];
   return pictures.every((one) => one.complete && one.naturalWidth > 0);
 }"""
 TO_THE_END = "() => { const all = document.querySelector('#grid .pictures'); all.scrollTop = all.scrollHeight; }"
@@ -98,7 +102,7 @@ class Watch:
     def time(self, what: str, act: Callable[[], object], where: str, text: str = "") -> None:
         begun = time.perf_counter()
         act()
-        self.page.wait_for_function(READY, arg=[where, text], polling="raf")
+        self.page.wait_for_function(READY, arg=[where, text], polling=50)
         self.taken.setdefault(what, []).append(time.perf_counter() - begun)
 
     def step(self, label: str, where: str) -> None:
@@ -109,7 +113,8 @@ class Watch:
         self.time("load the page", lambda: self.page.goto(self.address), "#pictures-summary", "pictures,")
         self.time("scroll to the last picture", lambda: self.page.evaluate(TO_THE_END), "#grid .one:last-child")
         self.time("open a picture", lambda: self.page.click("#grid .one:last-child .frame"), "#card figure", ".jpg")
-        self.step("2 Recipe", "#recipe-status .note, #recipe-status .problems")
+        self.time("first verdict", self.page.get_by_role("tab", name="2 Recipe").click, "#check-report .verdict")
+        self.time("and the form", lambda: None, "#recipe-status .note, #recipe-status .problems")
         self.step("3 Train", "#gallery table")
         chosen = self.page.locator("#run label", has_text=run).first
         self.time("choose another run", chosen.click, "#run-state", run)

@@ -58,21 +58,17 @@ def page(context: Context) -> gr.Blocks:
                             following[name] = gr.Button(
                                 words.NEXT[name], variant="primary", scale=0, min_width=220, elem_id=f"next-{name}"
                             )
-        current, clock = gr.State("pictures"), gr.Timer(train.REST)
+        clock, train_clock = gr.Timer(train.REST), gr.Timer(train.TICK, active=False)
 
+        screens["recipe"].parts["check"].on_arrival(tabs_of["recipe"])
         screens["train"].parts["redraw"](dark.click(None, None, None, js=SWITCH, **EVENT))
         other.click(None, None, None, js=look.other_language(), **EVENT)
         for name, screen in screens.items():
-            pace = train.TICK if name == "train" else train.REST
-            shown = (
-                tabs_of[name]
-                .select(lambda name=name, pace=pace: (name, gr.Timer(pace)), None, [current, clock], **EVENT)
-                .then(newest(context, screen.show), screen.inputs, screen.outputs, **EVENT)
-            )
+            shown = tabs_of[name].select(newest(context, screen.show), screen.inputs, screen.outputs, **EVENT)
+            watched = name == "train"
+            tabs_of[name].select(lambda on=watched: gr.Timer(active=on), None, [train_clock], **EVENT)
             if name == "train":
                 screen.parts["redraw"](shown)
-            if name == "recipe":
-                screen.parts["check"].on_change(shown)
             if name == "pictures":
                 shown.success(*screen.parts["more"], **EVENT)
         order = list(screens)
@@ -89,13 +85,9 @@ def page(context: Context) -> gr.Blocks:
         loaded.success(*first.parts["more"], **EVENT)
         blocks.load(lambda: train.headline(context), None, [headline], **EVENT)
 
-        screen = screens["train"]
-
-        def tick(where: str, *view: Any) -> list[Any]:
-            shown = screen.show(*view) if where == "train" else [gr.skip()] * len(screen.outputs)
-            return [train.headline(context), *shown]
-
-        clock.tick(tick, [current, *screen.inputs], [headline, *screen.outputs], **EVENT)
+        screen = screens["train"]  # only while it is seen: its many outputs would hold up the other screens
+        train_clock.tick(screen.show, screen.inputs, screen.outputs, **EVENT)
+        clock.tick(lambda: train.headline(context), None, [headline], **EVENT)
     return blocks
 
 

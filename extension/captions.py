@@ -43,11 +43,11 @@ def scan(folder: Path) -> Listing:
     except OSError as error:
         raise UserError(words.FOLDER_UNREADABLE.format("data.path", folder, error.strerror)) from None
     files = [name for name, is_folder in both if not is_folder]
-    pictures = sorted(name for name in files if Path(name).suffix.lower() in images.ENDINGS)
-    known, stems = set(pictures), {Path(name).stem for name in pictures}
-    others = sorted(
-        n for n in files if n not in known and not (n.endswith((".txt", ".caption", ".npz")) and Path(n).stem in stems)
-    )
+    parts = {name: Path(name) for name in files}
+    pictures = sorted(name for name, path in parts.items() if path.suffix.lower() in images.ENDINGS)
+    known, stems = set(pictures), {parts[name].stem for name in pictures}
+    captions = (".txt", ".caption", ".npz")
+    others = sorted(n for n in files if n not in known and not (n.endswith(captions) and parts[n].stem in stems))
     kohya = sorted(name for name, is_folder in both if is_folder and KOHYA_FOLDER.fullmatch(name))
     return Listing(folder, tuple(pictures), tuple(others), tuple(kohya), stamps)
 

@@ -57,9 +57,10 @@ class Card:
                     "", label=words.FRAME, info=words.FRAME_INFO, max_lines=1, elem_id="crop-frame", scale=3
                 )
                 self.crop = gr.Button(words.CROP, size="sm", scale=1, min_width=70, elem_id="crop-picture")
+            self.wrong = gr.HTML(elem_id="card-error")
         self.outputs = [
             self.name, self.column, self.picture, self.token, self.box, self.status, self.leave, self.take, self.turn,
-            self.paint, self.original, self.cropping, self.frame,
+            self.paint, self.original, self.cropping, self.frame, self.wrong,
         ]  # fmt: skip
         typed = functools.partial(self.save, leaving=False)
         self.box.input(typed, [self.box, self.token], [self.status], trigger_mode="always_last", **EVENT)
@@ -81,6 +82,7 @@ class Card:
                     words.SAVE_MASK, variant="primary", scale=0, min_width=150, elem_id="save-mask"
                 )
                 self.end_paint = gr.Button(words.CANCEL, scale=0, min_width=90, elem_id="end-mask")
+            self.not_saved = gr.HTML(elem_id="mask-error")
 
     def shown(self, folder: Path | None, name: str, marks: list[str], recipe: dict[str, Any]) -> list[Any]:
         """The card of a picture, of one that was left out too; closed for a name that is none."""
@@ -96,7 +98,7 @@ class Card:
             self.saved.token(path, text), gr.update(value=text, visible=not dense),
             "" if dense else self.length(text), gr.update(visible=not out), gr.update(visible=out),
             gr.update(visible=whole), gr.update(visible=not out),
-            gr.update(visible=whole and edits.has_original(path)), gr.update(visible=whole), "",
+            gr.update(visible=whole and edits.has_original(path)), gr.update(visible=whole), "", "",
         ]  # fmt: skip
 
     def _picture(self, path: Path, marks: list[str], recipe: dict[str, Any], target: Path | None) -> str:

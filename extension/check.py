@@ -40,7 +40,7 @@ FIX_JS = """element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-fix]");
   if (button) trigger("select", { fix: button.dataset.fix });
 });"""
-LOOK_SECONDS = 1.0
+LOOK_SECONDS, FIRST_LOOK = 1.0, 0.3
 """How long the sizes of pictures may be looked at before the rest is left for the next look."""
 
 
@@ -129,9 +129,19 @@ class Check:
         self.cancel.click(self.stop, None, None, **EVENT)
         self.start.click(self.begin, [self.accepted], [*self.outputs, self.accepted, self.started], **EVENT)
 
+    def on_arrival(self, tab: gr.Tab) -> None:
+        """When somebody comes to the screen: the verdict, beside the form, whose answer it does not need."""
+        first = tab.select(self.verdict, None, self.outputs[:2], **EVENT)
+        first.success(self.settle, None, self.outputs, **EVENT)
+
     def on_change(self, event: Any) -> None:
         """After an event that may change the recipe: what is known of it, and after a pause the trainer's check."""
         event.success(self.settle, None, self.outputs, **EVENT)
+
+    def verdict(self) -> list[Any]:
+        """What is known at once, for the first two of the outputs: gradio's work in the browser grows with the number
+        of an event's outputs, and a person who comes to the screen waits for it."""
+        return self._view(self.known(draft.read(self.home), seconds=FIRST_LOOK))[:2]
 
     def settle(self) -> Iterator[list[Any]]:
         """What is known at once; the rest when nothing has changed for a moment."""
@@ -184,9 +194,9 @@ class Check:
         _remember(self.context, key, asking)
         return self.known(text, key=key)
 
-    def known(self, text: str, remembered: bool = True, key: str = "") -> Report:
-        """What the page knows of a recipe without asking: its own look, and an answer that still holds; ``key`` is that
-        of an answer that has just come, whatever has ended meanwhile."""
+    def known(self, text: str, remembered: bool = True, key: str = "", seconds: float = LOOK_SECONDS) -> Report:
+        """What the page knows of a recipe without asking: its own look, at the pictures for at most ``seconds``, and an
+        answer that still holds; ``key`` is that of an answer that has just come, whatever has ended meanwhile."""
         folders = self.context.folders
         problems = draft.problems(text, self.home.draft, folders)
         values = draft.values(text, folders)
@@ -199,7 +209,7 @@ class Check:
         found = [*findings.of_recipe(values), *findings.of_pairs(values)]
         found += findings.of_answer(values, answer, self.home.runs) if answer else []
         if isinstance(size := draft.get(values, "data.resolution", 512), int):
-            found += findings.of_pictures(values, data_folders(values), size, LOOK_SECONDS)
+            found += findings.of_pictures(values, data_folders(values), size, seconds)
         return Report(key, tuple(problems), tuple(found), answer)
 
     def _view(self, report: Report, asking: bool = False, accepted: bool = False) -> list[Any]:

@@ -35,6 +35,7 @@ from .page import (
     kindly,
     lora_hosts,
     note,
+    placed,
 )
 from .store import read_text
 from .tables import Column, Table
@@ -145,6 +146,7 @@ class Compare:
         with gr.Row(elem_classes="align-end"):
             self.host_folder = gr.Textbox("", label=words.OTHER_HOST, scale=4, elem_id="host-folder")
             self.add_host = gr.Button(words.ADD_HOST, scale=1, min_width=150, elem_id="add-host")
+        self.not_known = gr.HTML(elem_id="host-error")
 
     def _wire(self) -> None:
         self.run.input(self.show, [self.run, self.shown, self.of, self.picked], self.outputs, **EVENT)
@@ -171,7 +173,8 @@ class Compare:
         self.end.click(self.end_vote, [self.run, self.of], ended, **EVENT)
         self.use_it.click(self.use_winner, [self.run, self.of, self.where], [self.used, self.using], **EVENT)
         self.use.click(self.give, [self.used, self.where], None, **EVENT)
-        self.add_host.click(self.remember_host, [self.host_folder], [self.where], **EVENT)
+        known = [self.where, self.not_known]
+        self.add_host.click(placed(self.remember_host, known), [self.host_folder], known, **EVENT)
 
     def show(
         self, chosen: str | None, before: str = "", of: str | None = None, picked: list[Any] | None = None
@@ -406,9 +409,9 @@ class Compare:
         gr.Info(words.COPIED.format(escape(str(hosts.give(Path(str(adapter)), found)))))
 
     @kindly
-    def remember_host(self, folder: str) -> Any:
+    def remember_host(self, folder: str) -> list[Any]:
         hosts.add(self.home, self.context.folders.check(words.WHERE_FOLDER, folder))
-        return _where(self.home)
+        return [_where(self.home)]
 
 
 def build(context: Context) -> Screen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -95,6 +95,21 @@ def in_place(function: Callable[P, list[Any]], skipped: int) -> Callable[P, list
             return [alert(str(error)), *[gr.skip()] * skipped]
 
     return kindly(inner)
+
+
+def placed(function: Callable[P, list[Any]], outputs: Sequence[Any]) -> Callable[P, list[Any]]:
+    """A ``kindly`` function whose line is shown in the last of its ``outputs``, and not as a toast, until the next that
+    goes right; the other outputs stay as they are. An answer that is one short empties the line."""
+
+    @functools.wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> list[Any]:
+        try:
+            answer = function(*args, **kwargs)
+            return [*answer, ""] if len(answer) < len(outputs) else answer
+        except gr.Error as error:
+            return [*[gr.skip()] * (len(outputs) - 1), f'<p class="note bad" role="alert">{error.message}</p>']
+
+    return inner
 
 
 def alert(line: str) -> str:

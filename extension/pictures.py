@@ -17,7 +17,7 @@ from ..trainer import config
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
 from . import captioner, captions, card, crops, draft, edits, fetch, grid, images, tagger, targets, tokens, words
-from .page import EVENT, SLOW, Context, Screen, changing, kindly, note, notes
+from .page import EVENT, SLOW, Context, Screen, alert, changing, kindly, note, notes, placed
 from .recipe import fetching, read_import
 from .store import ROOT, write_json
 
@@ -58,6 +58,7 @@ class Pictures:
             self.which = changing(gr.Dropdown([], label=words.SET, visible=False, scale=2, elem_id="which-set"))
             self.summary = gr.HTML(elem_id="pictures-summary")
             self.convert = gr.Button("", visible=False, size="sm", scale=0, min_width=180, elem_id="convert-pictures")
+        self.wrong = gr.HTML(elem_id="pictures-error")
         with gr.Row(elem_classes="with-side", visible=False) as self.whole:
             with gr.Column(scale=4):
                 self._middle()
@@ -69,7 +70,7 @@ class Pictures:
         self.outputs = [
             self.folder, self.which, self.summary, self.grid, self.filter, self.trigger, self.counted, self.tagging,
             self.no_tagger, self.trigger_shown, self.folder_shown, self.foot, self.whole, self.demo, self.more,
-            self.upload, self.convert, *self.card.outputs,
+            self.upload, self.convert, *self.card.outputs, self.wrong,
         ]  # fmt: skip
         self.view = [self.which, self.filter, self.holds, self.card.name]
         self.looked = [self.summary, self.filter, self.counted, self.foot]
@@ -135,17 +136,17 @@ class Pictures:
         with self.editor_place:
             self.card.build_editor()
         for event in (
-            self.opened.click(self.choose, [self.folder], self.outputs, **EVENT),
-            self.folder.submit(self.choose, [self.folder], self.outputs, **EVENT),
-            self.demo.click(self.choose_demo, None, self.outputs, **EVENT),
+            self.opened.click(self._placed(self.choose), [self.folder], self.outputs, **EVENT),
+            self.folder.submit(self._placed(self.choose), [self.folder], self.outputs, **EVENT),
+            self.demo.click(self._placed(self.choose_demo), None, self.outputs, **EVENT),
         ):
             event.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
         for part in (self.upload, self.more):
-            added = part.upload(self.add, [part, self.folder], self.outputs, **SLOW)
+            added = part.upload(self._placed(self.add), [part, self.folder], self.outputs, **SLOW)
             added.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
             added.then(lambda: None, None, [part], **EVENT)
         page = [*self.view, *self.boxes, *self.tokens]
-        self.convert.click(self.convert_others, page, self.outputs, **SLOW)
+        self.convert.click(self._placed(self.convert_others), page, self.outputs, **SLOW)
         self._wire_tagging()
         for changed in (self.trigger.blur, self.trigger.submit):
             changed(self.set_trigger, [self.trigger, self.trigger_shown], [self.trigger_shown], **EVENT)
@@ -156,12 +157,13 @@ class Pictures:
         chosen: dict[str, Any] = {**EVENT, "js": grid.CHOSEN}
         for button, how in ((self.first, "first"), (self.last, "last"), (self.remove, "remove")):
             given = [self.chosen, self.tag_text, *page]
-            button.click(functools.partial(self.change_tags, how), given, self.outputs, **chosen)
+            button.click(self._placed(functools.partial(self.change_tags, how)), given, self.outputs, **chosen)
         for button, move in ((self.aside, edits.leave_out), (self.returned, edits.take_back)):
-            button.click(functools.partial(self.move, move), [self.chosen, *page], self.outputs, **chosen)
+            moved = self._placed(functools.partial(self.move, move))
+            button.click(moved, [self.chosen, *page], self.outputs, **chosen)
         replaced = [self.chosen, self.find, self.by, self.whole_tags, *page]
-        self.replace.click(self.replace_all, replaced, self.outputs, **chosen)
-        self.undo.click(self.undo_replace, page, self.outputs, **EVENT)
+        self.replace.click(self._placed(self.replace_all), replaced, self.outputs, **chosen)
+        self.undo.click(self._placed(self.undo_replace), page, self.outputs, **EVENT)
         self.all.click(None, None, None, js=ALL_JS, **EVENT)
         self.none.click(None, None, None, js=NONE_JS, **EVENT)
         self._wire_card(page)
@@ -179,24 +181,35 @@ class Pictures:
         got.success(lambda: _tagger(self.home), None, [self.tagging, self.no_tagger], **EVENT)
         self.end_get.click(functools.partial(fetch.stop, self.home, "tagger"), None, None, **EVENT)
 
+    def _placed(self, function: Any) -> Any:
+        """What goes wrong is said above the grid."""
+        return placed(function, self.outputs)
+
     def _wire_card(self, page: list[Any]) -> None:
         one = self.card
+        # What goes wrong with the open picture is said in its card.
+        beside = [*(part for part in self.outputs if part is not one.wrong), one.wrong]
         self.grid.select(self.open_chosen, page, one.outputs, **EVENT)
         for happened, by in ((one.back.click, -1), (one.forward.click, 1), (one.box.submit, 1)):
             happened(functools.partial(self.step, by), page, one.outputs, **EVENT)
         one.close.click(functools.partial(self.open, ""), page, one.outputs, **EVENT)
         one.left.success(self.look, self.view, self.looked, **EVENT)
         for button, move in ((one.leave, edits.leave_out), (one.take, edits.take_back)):
-            button.click(functools.partial(self.move_one, move), page, self.outputs, **EVENT)
+            button.click(placed(functools.partial(self.move_one, move), beside), page, beside, **EVENT)
         for button, change in ((one.turn, edits.rotate), (one.original, edits.bring_back)):
-            button.click(functools.partial(self.change_one, change), page, self.outputs, **EVENT)
-        one.crop.click(self.crop_one, [one.frame, *page], self.outputs, **EVENT)
-        editor = [one.painting, one.editor]
-        begun = one.paint.click(self.paint, page, editor, **SLOW)
-        begun.success(lambda: gr.update(visible=False), None, [self.grid_column], **EVENT)
-        saved = one.save_mask.click(self.save_mask, [one.editor, *page], self.outputs, **SLOW)
-        for ended in (saved, one.end_paint.click(lambda: None, None, None, **EVENT)):
-            ended.success(_grid_again, None, [one.painting, self.grid_column, one.editor], **EVENT)
+            button.click(placed(functools.partial(self.change_one, change), beside), page, beside, **EVENT)
+        one.crop.click(placed(self.crop_one, beside), [one.frame, *page], beside, **EVENT)
+        begun = [one.painting, one.editor, self.grid_column, one.not_saved, one.wrong]
+        one.paint.click(placed(self.paint, begun), page, begun, **SLOW)
+        ended = [one.painting, self.grid_column, one.editor, one.not_saved]
+        saved = [*self.outputs, *ended]
+        one.save_mask.click(placed(self.save_mask, saved), [one.editor, *page], saved, **SLOW)
+        one.end_paint.click(_grid_again, None, ended, **EVENT)
+
+    def _beside(self, shown: list[Any]) -> list[Any]:
+        """An answer for all outputs, with that of the card's line at its end."""
+        at = self.outputs.index(self.card.wrong)
+        return [*shown[:at], *shown[at + 1 :], shown[at]]
 
     # ------------------------------------------------------------------------------------------------- what is shown
 
@@ -246,7 +259,7 @@ class Pictures:
             _foot(view), gr.update(visible=there), gr.update(visible=not there), gr.update(visible=there),
             gr.update(visible=not there),
             gr.update(visible=bool(others), value=words.CONVERT.format(words.number(len(others), words.PICTURES))),
-            *self.card.shown(folder, name, view.wrong.get(name, []), recipe),
+            *self.card.shown(folder, name, view.wrong.get(name, []), recipe), "",
         ]  # fmt: skip
 
     def look(self, chosen: str | None, *_: Any) -> list[Any]:
@@ -288,7 +301,7 @@ class Pictures:
         return [
             gr.update(value=folder, info=words.FOLDER_INFO) if folder else gr.skip(), hidden, note(text, kind), "",
             gr.skip(), trigger, "", *_tagger(self.home), trigger, folder, "", hidden, seen, hidden, seen, hidden,
-            *self.card.shown(None, "", [], recipe),
+            *self.card.shown(None, "", [], recipe), "",
         ]  # fmt: skip
 
     @kindly
@@ -343,13 +356,13 @@ class Pictures:
     def move_one(self, move: Any, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
         self.card.keep(*box)
         move(_current(self.context, chosen), [name])
-        return self.show(chosen, filtered, held, name)
+        return self._beside(self.show(chosen, filtered, held, name))
 
     @kindly
     def change_one(self, change: Any, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
         self.card.keep(*box)
         self.card.change(change, _current(self.context, chosen), name)
-        return self.show(chosen, filtered, held, name)
+        return self._beside(self.show(chosen, filtered, held, name))
 
     @kindly
     def crop_one(self, frame: str, *page: Any) -> list[Any]:
@@ -359,14 +372,14 @@ class Pictures:
     @kindly
     def paint(self, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
         self.card.keep(*box)
-        return self.card.open_editor(_current(self.context, chosen), name)
+        return [*self.card.open_editor(_current(self.context, chosen), name), gr.update(visible=False), "", ""]
 
     @kindly
     def save_mask(self, painted: dict[str, Any] | None, chosen: str, filtered: str, held: str, name: str, *box: Any
     ) -> list[Any]:  # fmt: skip
         self.card.keep(*box)
         self.card.paint_over(_current(self.context, chosen), name, painted)
-        return self.show(chosen, filtered, held, name)
+        return [*self.show(chosen, filtered, held, name), *_grid_again()]
 
     # ---------------------------------------------------------------------------------------------------- many at once
 
@@ -409,27 +422,26 @@ class Pictures:
     def convert_others(self, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
         self.card.keep(*box)
         done, refused = edits.convert(captions.scan(_current(self.context, chosen)))
-        for line in refused[:5]:
-            gr.Warning(escape(line))
         gr.Info(words.CONVERTED.format(words.number(done, words.PICTURES)))
-        return self.show(chosen, filtered, held, name)
+        return self._refused(self.show(chosen, filtered, held, name), refused)
 
     @kindly
     def add(self, files: list[str], given: str) -> list[Any]:
         own = self.home.data / "pictures"
         target = self.context.folders.check(words.WHERE_FOLDER, given) if given.strip() else own
         done, written, refused = captions.import_pictures(target, [Path(one) for one in files or []])
-        for line in refused[:5]:
-            gr.Warning(escape(line))
-        if len(refused) > 5:
-            gr.Warning(words.MORE_REFUSED.format(len(refused) - 5))
         gr.Info(
             words.ADDED.format(
                 words.number(done, words.PICTURES), words.number(written, words.CAPTIONS), escape(str(target))
             )
         )
         _use(self.context, captions.scan(target))
-        return self.show()
+        return self._refused(self.show(), refused)
+
+    def _refused(self, shown: list[Any], lines: list[str]) -> list[Any]:
+        """An answer for all outputs, with what could not be read or saved as lines above the grid."""
+        more = [words.MORE_REFUSED.format(len(lines) - 5)] if len(lines) > 5 else []
+        return [*shown[:-1], "".join(map(alert, [*lines[:5], *more]))]
 
     @kindly
     def replace_all(self, names: str, old: str, new: str, tags: bool, chosen: str, filtered: str, held: str, name: str,
@@ -600,7 +612,7 @@ def _with_trigger(prompt: str) -> str:
 
 def _grid_again() -> tuple[Any, ...]:
     """The grid in the place of the editor."""
-    return gr.update(visible=False), gr.update(visible=True), None
+    return gr.update(visible=False), gr.update(visible=True), None, ""
 
 
 def _names(chosen: str) -> list[str]:

@@ -21,7 +21,7 @@ from ..trainer.runs import control
 from ..trainer.runs.check_report import duration
 from ..trainer.runs.events import read_object
 from . import check, draft, fetch, fields, hosts, models, words
-from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, kindly, note, problem_list
+from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, kindly, note, placed, problem_list
 from .security import ANYWHERE, Folders
 from .store import read_text, write, write_json
 
@@ -130,6 +130,7 @@ class Recipe:
             self.folder = gr.Textbox(label=words.MODEL_FOLDER, elem_id="model-folder", scale=4)
             self.inside = changing(gr.Dropdown([], label=words.BROWSE, elem_id="browse", scale=3))
             self.add_folder = gr.Button(words.ADD_FOLDER, scale=0, min_width=170, elem_id="add-models")
+        self.not_added = gr.HTML(elem_id="get-model-error")
 
     def _more(self) -> gr.Column:
         """Every other option, and where the search puts what it finds."""
@@ -153,6 +154,7 @@ class Recipe:
         """The text of the recipe, others to take in, and those that were here before."""
         self.toml = gr.Code(label=words.TOML, lines=12, max_lines=30, elem_id="toml", buttons=["copy"], wrap_lines=True)
         self.apply = gr.Button(words.APPLY_TOML, elem_id="apply-toml")
+        self.not_taken = gr.HTML(elem_id="recipe-files-error")
         self.imported = gr.File(label=words.IMPORT, file_types=[".toml", ".json"], height=120, elem_id="import")
         with gr.Row(visible=False, elem_id="import-question") as self.question:
             self.asked = gr.HTML()
@@ -187,6 +189,8 @@ class Recipe:
 
     def _wire(self) -> None:
         once: dict[str, Any] = {**EVENT}
+        told = [*self.outputs, self.not_taken]
+        taken = [*self.outputs, self.question, self.pending, self.not_taken]
         for event in (
             self.preset.input(self.choose_preset, [self.preset, *self.view], self.outputs, **once),
             self.goal.input(self.choose_goal, [self.goal, self.gpu, *self.view], self.outputs, **once),
@@ -195,10 +199,10 @@ class Recipe:
             self.length.release(self.set_length, [self.length, *self.view], self.outputs, **once),
             self.pixel.input(self.set_pixel, [self.pixel, *self.view], self.outputs, **once),
             self.objective.input(self.set_objective, [self.objective, *self.view], self.outputs, **once),
-            self.apply.click(self.apply_text, [self.toml, self.based_on], self.outputs, **once),
+            self.apply.click(placed(self.apply_text, told), [self.toml, self.based_on], told, **once),
             self.undo.click(self.undo_replaced, None, self.outputs, **once),
-            self.restore.click(self.restore_earlier, [self.earlier], self.outputs, **once),
-            self.take.click(self.take_import, [self.pending], [*self.outputs, self.question, self.pending], **once),
+            self.restore.click(placed(self.restore_earlier, told), [self.earlier], told, **once),
+            self.take.click(placed(self.take_import, taken), [self.pending], taken, **once),
         ):
             self.check.on_change(event)
         for number, button in enumerate(self.check.buttons):
@@ -209,18 +213,22 @@ class Recipe:
             fetched = get.click(functools.partial(fetching, self.home, name), None, [line], **EVENT)
             fetched.success(self.show, self.view, self.outputs, **EVENT)
             end.click(functools.partial(fetch.stop, self.home, name), None, None, **EVENT)
+        listed = [self.inside, self.not_added]
         for happened in (self.inside.focus, self.folder.submit):
-            happened(self.browse, [self.folder], [self.inside], **EVENT)
+            happened(placed(self.browse, listed), [self.folder], listed, **EVENT)
         entered = self.inside.input(lambda path: path, [self.inside], [self.folder], **EVENT)
-        entered.success(self.browse, [self.folder], [self.inside], **EVENT)
-        added = self.add_folder.click(self.add_models, [self.folder], None, **EVENT)
+        entered.success(placed(self.browse, listed), [self.folder], listed, **EVENT)
+        added = self.add_folder.click(placed(self.add_models, listed), [self.folder], listed, **EVENT)
         added.success(self.show, self.view, self.outputs, **EVENT)
-        asked = [self.question, self.asked, self.pending]
-        read = self.imported.upload(self.read_file, [self.imported], asked, show_progress_on=[self.imported], **SLOW)
+        asked = [self.question, self.asked, self.pending, self.not_taken]
+        read = self.imported.upload(
+            placed(self.read_file, asked), [self.imported], asked, show_progress_on=[self.imported], **SLOW
+        )
         for ended in (read.success, read.failure):  # so that another can be dropped
             ended(lambda: None, None, [self.imported], **EVENT)
         self.leave.click(lambda: (gr.update(visible=False), None), None, [self.question, self.pending], **EVENT)
-        self.keep.click(self.save_preset, [self.own_name], [self.preset], **EVENT)
+        kept = [self.preset, self.not_taken]
+        self.keep.click(placed(self.save_preset, kept), [self.own_name], kept, **EVENT)
         self.made["sample.prompts"].input(
             self.filled, [self.made["sample.prompts"]], [self.prompts_note], trigger_mode="always_last", **EVENT
         )
@@ -257,7 +265,7 @@ class Recipe:
             gr.update(value=_pixel_on(values), info=_pixel_info(self.home), visible=not _dense(values)),
             _difference(text, self.context.folders),
             gr.skip() if writing else text, gr.skip() if writing else mark, mark, shown,
-            gr.update(value=self._goal(parts[1] if parts else "", kind)), self._tiles(path),
+            gr.update(value=self._goal(preset, parts[1] if parts else "", kind)), self._tiles(path),
             gr.update(value=_length(values, self._preset_steps())), self._length_note(values), self.filled(prompts),
             note(words.REPLACED_BY.format(because), "warn") if because is not None else "",
             gr.update(visible=because is not None), gr.update(choices=_earlier(self.home), value=None),
@@ -329,12 +337,15 @@ class Recipe:
         self._fit_preset(goal, gb)
         return self.show(typed, based_on)
 
-    def _goal(self, of_preset: str, kind: str) -> str | None:
+    def _goal(self, preset: str, of_preset: str, kind: str) -> str | None:
         """What it learns: as the preset says, else as it was chosen."""
         chosen = read_object(self.home.settings).get("goal")
         if kind != OBJECTIVE:
             return "preference"
-        return of_preset or (chosen if chosen in models.GOALS and chosen != "preference" else None)
+        if of_preset or preset == "demo_dense":
+            return of_preset or "depth"
+        usual = "style" if preset == "demo" else None  # what the demo's pictures teach
+        return chosen if chosen in models.GOALS and chosen not in ("preference", "depth", "normal") else usual
 
     def _fit_preset(self, goal: str | None, gb: int) -> None:
         """The preset that the three choices ask for; the one that is there stays where none does."""
@@ -414,7 +425,7 @@ class Recipe:
         return [*self.show(), gr.update(visible=False), None]
 
     @kindly
-    def save_preset(self, name: str) -> Any:
+    def save_preset(self, name: str) -> list[Any]:
         """The recipe as a preset of one's own, without what is of this folder of pictures alone."""
         own = draft.values_of(draft.read(self.home))
         path = own_presets(self.home) / f"{control_name(name)}.toml"
@@ -428,22 +439,22 @@ class Recipe:
             raise UserError(words.PRESET_THERE.format(path.stem))
         write(path, f"# {own.get('preset') or words.NO_PRESET}, {time.strftime('%Y-%m-%d')}\n" + draft.dumps(whole))
         gr.Info(words.PRESET_SAVED.format(escape(path.stem)))
-        return gr.update(choices=presets(self.home))
+        return [gr.update(choices=presets(self.home))]
 
     @kindly
-    def browse(self, folder: str) -> Any:
+    def browse(self, folder: str) -> list[Any]:
         """What lies in a folder of this machine: folders to go into, and models to choose."""
         given = folder.strip() or str(Path.home())
         path = self.context.folders.check(words.WHERE_FOLDER, given)
         inside = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")]
         folders = [(f"{one.name}/", str(one)) for one in inside if one.is_dir()]
-        return gr.update(
-            choices=[(words.UP, str(path.parent)), *folders], label=words.OPEN_FOLDER_IN.format(path), value=None
-        )
+        choices = [(words.UP, str(path.parent)), *folders]
+        return [gr.update(choices=choices, label=words.OPEN_FOLDER_IN.format(path), value=None)]
 
     @kindly
-    def add_models(self, folder: str) -> None:
+    def add_models(self, folder: str) -> list[Any]:
         hosts.add_models(self.home, self.context.folders.check(words.WHERE_FOLDER, folder))
+        return [gr.skip()]
 
     def _searched(self) -> str:
         places = [str(folder) for host in hosts.find(self.home) for folder in host.checkpoints]

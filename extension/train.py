@@ -38,6 +38,7 @@ from .page import (
     lora_hosts,
     note,
     notes,
+    placed,
     plain_message,
     short,
 )
@@ -48,7 +49,7 @@ COLOURS = {
     "measured": "#9db4c8", "smoothed": "#3f86b8", "held out": "#c77d2e", "prior": "#8a94a0", "floor": "#3a9a5c",
 }  # fmt: skip
 TICK, REST = 3.0, 6.0
-"""Seconds between looks at the runs, on this screen and on others; each is some tenths of one of the browser's work."""
+"""Seconds between looks at the runs on this screen, and those of the line on top; each is work for the browser."""
 SPIKES = 5
 """Losses that stood out, above the log; the newest."""
 REPORTED = 25
@@ -92,6 +93,7 @@ class Train:
             with gr.Row(elem_classes="tight"):
                 self.rename = gr.Button(words.RENAME_RUN, size="sm", elem_id="rename-run", min_width=80)
                 self.delete = gr.Button(words.DELETE_RUN, size="sm", variant="stop", elem_id="delete-run", min_width=80)
+            self.not_managed = gr.HTML(elem_id="manage-error")
 
     def _run(self) -> None:
         self.state = gr.HTML(elem_id="run-state")
@@ -194,9 +196,10 @@ class Train:
         for added in (self.add_host.click, self.host.submit):
             added(in_place(self.remember_host, 1), [self.host], [self.host_line, self.host], **EVENT).success(**after)
         self.open_folder.click(self.show_folder, [self.run], None, **EVENT)
-        self.rename.click(self.rename_run, [self.run, self.new_name], [self.run, self.new_name], **EVENT).then(**after)
-        question = _confirm(words.DELETE_QUESTION)
-        self.delete.click(self.delete_run, [self.run], [self.run], js=question, **EVENT).then(**after)
+        named = [self.run, self.new_name, self.not_managed]
+        self.rename.click(placed(self.rename_run, named), named[:2], named, **EVENT).then(**after)
+        question, gone = _confirm(words.DELETE_QUESTION), [self.run, self.not_managed]
+        self.delete.click(placed(self.delete_run, gone), [self.run], gone, js=question, **EVENT).then(**after)
         self.smooth.release(**after)
         for changed in (self.prompt.input, self.at.input):  # by mouse and by keys
             scrub = {**EVENT, "trigger_mode": "always_last"}
@@ -331,15 +334,15 @@ class Train:
         open_in_files(folder_of(self.home, name))
 
     @kindly
-    def rename_run(self, name: str, new: str) -> tuple[Any, str]:
+    def rename_run(self, name: str, new: str) -> list[Any]:
         made = runs.rename(self.home, folder_of(self.home, name), new.strip())
         gr.Info(words.RENAMED.format(escape(name), escape(made.name)))
-        return gr.update(choices=[made.name], value=made.name), ""
+        return [gr.update(choices=[made.name], value=made.name), "", ""]
 
     @kindly
-    def delete_run(self, name: str) -> Any:
+    def delete_run(self, name: str) -> list[Any]:
         gr.Info(words.IN_BIN.format(escape(str(runs.to_bin(self.home, folder_of(self.home, name))))))
-        return gr.update(value=None)
+        return [gr.update(value=None), ""]
 
     @kindly
     def use_recipe(self, name: str) -> None:

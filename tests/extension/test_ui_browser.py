@@ -185,6 +185,32 @@ def test_the_demo_from_pictures_to_training(server: Server, page) -> None:
     # The page is closed here, in the middle, and opened again by what follows.
 
 
+SYNONYMS = {"vram": "option-memory-", "mirror": "option-data-flip", "lr": "option-optimizer-learning_rate"}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_more_options_are_found_by_what_people_call_them(server: Server, page, theme: str) -> None:
+    page.evaluate("(dark) => document.body.classList.toggle('dark', dark)", theme == "dark")
+    step(page, "2 Recipe")
+    page.wait_for_selector("#recipe-status .note, #recipe-status .problems")
+    assert page.locator("#goal input:checked").count() == page.locator("#models input:checked").count() == 1
+    page.click("#all-options > button")
+    for asked, found in SYNONYMS.items():
+        page.fill("#search-options input, #search-options textarea", asked)
+        page.wait_for_selector(f"[id^={found}]")
+    for width in (375, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "the screen is wider than the window"
+        page.evaluate("scrollTo(0, 0)")
+        begin = page.locator("#start-training").bounding_box()
+        assert begin and begin["y"] + begin["height"] <= 901, "the next button lies below the window"
+        fields = page.locator("[id^=option-]:visible").evaluate_all(
+            "all => all.map(one => one.getBoundingClientRect()).map(box => [box.left, box.right, box.width])"
+        )
+        assert fields and all(left >= 0 and right <= width and across > 150 for left, right, across in fields)
+
+
 def test_captions_and_a_mistake_beside_its_field(server: Server, page, place: Path) -> None:
     (server.runs / ".ui" / "draft.toml").unlink()
     page.reload()
@@ -228,9 +254,15 @@ def test_many_pictures_at_once_and_one_by_mouse_and_keyboard(server: Server, pag
     page.click("#grid .one >> nth=0 >> .tick")
     page.click("#grid .one >> nth=2", modifiers=["Shift"])
     assert page.inner_text(".chosen-count") == "3"
+    page.click("#add-first")  # without a tag
+    page.wait_for_selector("#pictures-error [role=alert]")
+    assert page.locator(".toast-body").count() == 0
+    page.wait_for_timeout(1500)
+    assert page.locator("#pictures-error [role=alert]").is_visible() and page.inner_text(".chosen-count") == "3"
     page.fill("#bulk-tag input, #bulk-tag textarea", "sks")
     page.click("#add-first")
     until(lambda: page.locator("#grid .one").count() == 2)  # three have a caption now
+    assert page.locator("#pictures-error [role=alert]").count() == 0
     assert [one.read_text(encoding="utf-8").strip() for one in sorted(folder.glob("m0[0-2].txt"))] == ["sks"] * 3
     assert not page.locator("#bulk").is_visible()  # nobody changes what is not seen
     page.get_by_label("all 40").check()
@@ -253,6 +285,9 @@ def test_a_picture_is_cropped_rotated_masked_and_left_out(server: Server, page, 
     folder = place / "many"
     page.click("#grid [data-name='m01.jpg']")
     page.wait_for_selector("#card figure[data-name='m01.jpg']")
+    page.click("#crop-picture")  # without a frame
+    page.wait_for_selector("#card-error >> text=there is no frame")
+    assert page.locator(".toast-body").count() == 0
     seen = page.locator("#card .whole").bounding_box()
     page.mouse.move(seen["x"] + seen["width"] / 2, seen["y"] + 1)
     page.mouse.down()
@@ -260,6 +295,7 @@ def test_a_picture_is_cropped_rotated_masked_and_left_out(server: Server, page, 
     page.mouse.up()
     page.click("#crop-picture")
     until(lambda: Image.open(folder / "m01.jpg").size[0] in range(295, 306))
+    page.wait_for_selector("#card-error [role=alert]", state="detached")
     page.click("#rotate-picture")
     until(lambda: Image.open(folder / "m01.jpg").size[1] in range(295, 306))
     page.click("#original-picture")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 pytest.importorskip("gradio", reason="the interface's own extra is not installed")
 
 from pixelkiln.extension import captioner, captions, crops, draft, edits, grid, pictures, tagger, targets, words
-from pixelkiln.extension.page import Context
+from pixelkiln.extension.page import Context, placed
 from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home
 
@@ -375,8 +377,36 @@ def test_a_picture_is_rotated_and_cropped_with_its_mask_and_comes_back(
     for wrong, line in (("50, 0", "there is no frame"), ("0, 0, 1, 100", "less than 16 pixels")):
         with pytest.raises(Exception, match=line):
             screen.crop_one(wrong, *VIEW[:3], "0.png", "", "")
+    shown = placed(screen.crop_one, screen.outputs)("50, 0", *VIEW[:3], "0.png", "", "")
+    assert len(shown) == len(screen.outputs) and "there is no frame" in shown[-1] and 'role="alert"' in shown[-1]
     screen.change_one(edits.bring_back, *VIEW[:3], "0.png", "", "")
     assert (folder / "0.png").read_bytes() == before and not edits.has_original(folder / "0.png")
+
+
+def test_a_heic_file_is_converted_by_the_package_that_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pillow-heif is no dependency; what stands for it gives Pillow an opener, as the package does."""
+
+    class Phone(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self) -> None:
+            assert self.fp is not None
+            self._size, self._mode = (6, 4), "RGB"
+            self.tile = [ImageFile._Tile("raw", (0, 0, 6, 4), 12, "RGB")]
+
+    def register() -> None:
+        Image.register_open("HEIF", Phone, lambda data: data[4:12] == b"ftypheic")
+
+    package = types.ModuleType("pillow_heif")
+    package.register_heif_opener = register  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes((200, 10, 30)) * 24)
+    assert edits.others(captions.scan(tmp_path)) == ["phone.heic"]
+    assert edits.convert(captions.scan(tmp_path)) == (1, [])
+    with Image.open(tmp_path / "phone.png") as made:
+        assert made.size == (6, 4) and made.getpixel((5, 3)) == (200, 10, 30)
 
 
 def test_a_painted_mask_is_what_the_trainer_reads(screen: pictures.Pictures, tmp_path: Path) -> None:

@@ -274,12 +274,13 @@ def test_depth_is_a_choice_like_others_and_asks_for_targets(
     def seen(updates: list[Any], part: Any) -> Any:
         return updates[where(part)]["visible"]
 
-    draft.change(context.home, {"model.path": str(models.BUNDLED)})
+    draft.change(context.home, {"model.path": str(models.BUNDLED), "preset": "demo"})
+    assert form.show()[where(form.goal)]["value"] == "style", "the demo's pictures are of a style"
     shown = form.choose_goal("style", 8)
     assert not seen(shown, form.made["data.targets"]) and seen(shown, form.made["sample.prompts"])
     assert seen(shown, form.pixel)
     shown = form.choose_goal("depth", 8)
-    assert draft.get(context.recipe(), "preset") == "demo_dense"
+    assert draft.get(context.recipe(), "preset") == "demo_dense" and shown[where(form.goal)]["value"] == "depth"
     assert seen(shown, form.made["data.targets"]) and not seen(shown, form.made["sample.prompts"])
     assert not seen(shown, form.pixel)
     draft.change(context.home, {"model.path": str(tmp_path / "xl.safetensors"), "data.targets": str(tmp_path / "none")})
