@@ -64,9 +64,8 @@ def page(context: Context) -> gr.Blocks:
         screens["train"].parts["redraw"](dark.click(None, None, None, js=SWITCH, **EVENT))
         other.click(None, None, None, js=look.other_language(), **EVENT)
         for name, screen in screens.items():
-            shown = tabs_of[name].select(newest(context, screen.show), screen.inputs, screen.outputs, **EVENT)
-            watched = name == "train"
-            tabs_of[name].select(lambda on=watched: gr.Timer(active=on), None, [train_clock], **EVENT)
+            arrived = tabs_of[name].select(lambda on=name == "train": gr.Timer(active=on), None, [train_clock], **EVENT)
+            shown = arrived.then(newest(context, screen.show), screen.inputs, screen.outputs, **EVENT)
             if name == "train":
                 screen.parts["redraw"](shown)
             if name == "pictures":
