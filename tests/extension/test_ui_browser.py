@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from pixelkiln.extension import draws, words
+from pixelkiln.extension import draws, queue, words
+from pixelkiln.extension.store import Home
 from pixelkiln.trainer.runs import control
 
 pytestmark = pytest.mark.browser
@@ -395,6 +396,33 @@ def test_previews_are_gone_through_by_keys(server: Server, page) -> None:
     page.keyboard.press("Escape")
     assert not line.is_visible()
     assert "t-rex" in page.evaluate("document.activeElement.title")
+
+
+def test_a_waiting_run_a_foreign_file_and_a_prompt_without_its_trigger(server: Server, page, place: Path) -> None:
+    home = Home(server.runs)
+    write_recipe(server, "tripped", 4)
+    with (server.runs / ".ui" / "draft.toml").open("a", encoding="utf-8") as file:
+        file.write('[data]\ntrigger = "sks"\n')
+    step(page, "2 Recipe")
+    page.wait_for_selector("#prompts-note >> text=lack the trigger word 'sks'")
+    page.click("#check-report button >> text=Put the trigger word into the prompts")
+    until(lambda: "[trigger], beer mug" in draft(server))
+    page.wait_for_selector("#prompts-note >> text=drawn as: sks, beer mug")
+    before = draft(server)
+    (place / "other.json").write_text('{"colour": "red"}', encoding="utf-8")
+    page.click("#recipe-files > button")
+    page.locator("#import input[type=file]").set_input_files(str(place / "other.json"))
+    page.wait_for_selector("#recipe-files-error >> text=no option in it is known")
+    assert draft(server) == before and page.locator(".toast-body").count() == 0
+    queue.pause(home, True)
+    added = queue.add(home, "later", before)
+    step(page, "3 Train")
+    page.click("#run label >> text=later")
+    page.wait_for_selector("#run-state >> text=later waits: number 1 in the queue; the queue is paused")
+    page.wait_for_selector("#resume-queue")
+    assert not page.locator("#gallery img:visible, #finished:visible").count(), "another run's results"
+    queue.remove(home, added.id)
+    queue.pause(home, False)
 
 
 def test_any_two_previews_lie_side_by_side_by_mouse_and_keys(server: Server, page) -> None:
