@@ -191,9 +191,10 @@ SYNONYMS = {"vram": "option-memory-", "mirror": "option-data-flip", "lr": "optio
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_more_options_are_found_by_what_people_call_them(server: Server, page, theme: str) -> None:
+    write_recipe(server, "options", 4)
     page.evaluate("(dark) => document.body.classList.toggle('dark', dark)", theme == "dark")
     step(page, "2 Recipe")
-    page.wait_for_selector("#recipe-status .note, #recipe-status .problems")
+    page.wait_for_selector("#recipe-status .good")
     assert page.locator("#goal input:checked").count() == page.locator("#models input:checked").count() == 1
     page.click("#all-options > button")
     for asked, found in SYNONYMS.items():
