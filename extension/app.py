@@ -184,19 +184,21 @@ def application(context: Context, login: Login | None) -> Any:
             max_file_size=UPLOAD_BYTES, show_error=False, ssr_mode=False, allowed_paths=[], enable_monitoring=False,
             pwa=False, mcp_server=False,
         )  # fmt: skip
-    return Guard(to_the_language(web), login)
+    return Guard(ToTheLanguage(web), login)
 
 
-def to_the_language(web: Any) -> Any:
+class ToTheLanguage:
     """Before the application: sends who asks for no language's page to the one that is wanted."""
 
-    async def sent(scope: Any, receive: Any, send: Any) -> None:
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         asked, to = scope["path"] if scope["type"] == "http" else "", ""
         if asked == "/":
             to = language.PATHS[language.wanted(Headers(scope=scope))]
         elif asked in language.PATHS.values():
             to = asked
-        answer = RedirectResponse(f"{to}/?{scope['query_string'].decode('latin-1')}") if to.strip("/") else web
+        query = scope["query_string"].decode("latin-1") if to else ""
+        answer = RedirectResponse(f"{to}/?{query}") if to.strip("/") else self.app
         await answer(scope, receive, send)
-
-    return sent

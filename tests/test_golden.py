@@ -285,7 +285,9 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     with TestClient(served[0], base_url="http://127.0.0.1") as client:
         alive, config = client.get("/alive").json(), client.get("/config").json()
         refused = client.get("/picture/x/0/y").status_code
-    routes = sorted(f"{'/'.join(sorted(r.methods))} {r.path}" for r in served[0].app.routes if hasattr(r, "methods"))
+    routes = sorted(
+        f"{'/'.join(sorted(r.methods))} {r.path}" for r in served[0].app.app.routes if hasattr(r, "methods")
+    )
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     page = shape(json.loads((tmp_path / ".ui" / "page.json").read_text("utf-8")))
     golden("page", {"alive": alive, "title": config["title"], "prefix": config["api_prefix"], "routes": routes,
