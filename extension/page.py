@@ -117,12 +117,25 @@ def alert(line: str) -> str:
     return f'<p class="note bad" role="alert">{escape(line)}</p>'
 
 
+CHANGING: set[str] = set()
+"""The ids of lists whose choices come and go."""
+
+
 def changing(component: Choice) -> Choice:
     """A list whose choices come and go. What was chosen may have left it on its way to the server, as when runs change
     between two looks: gradio's own check would end that in a traceback, and what receives it knows what is there."""
     any_list: Any = component
-    any_list.preprocess = lambda payload: payload
+    assert any_list.elem_id, "it is known by its id, as gradio makes it anew with each new list of choices"
+    CHANGING.add(any_list.elem_id)
     return component
+
+
+def _unchecked(checked: Any) -> Any:
+    return lambda self, payload: payload if self.elem_id in CHANGING else checked(self, payload)
+
+
+for _kind in (gr.Dropdown, gr.Radio):
+    _kind.preprocess = _unchecked(_kind.preprocess)
 
 
 def newest(context: Context, show: Callable[P, T]) -> Callable[P, T]:

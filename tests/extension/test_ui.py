@@ -711,3 +711,16 @@ def test_time_is_not_wasted() -> None:
     for _ in range(20):
         fields.search(ROWS, "rate", None, "sft")
     assert time.perf_counter() - begun < 2
+
+
+def test_a_choice_that_has_just_left_its_list_reaches_what_receives_it():
+    """Of a list as gradio makes it anew for a session, when an answer changes its choices."""
+    import gradio as gr
+
+    from pixelkiln.extension.page import changing
+
+    for kind in (gr.Dropdown, gr.Radio):
+        made = changing(kind(["a"], elem_id=f"changing-{kind.__name__}", render=False))
+        assert kind(**{**made.constructor_args, "choices": ["b"]}).preprocess("a") == "a"
+        with pytest.raises(gr.Error, match="not in the list"):
+            kind(["b"], render=False).preprocess("a")
