@@ -288,12 +288,21 @@ class Pictures:
         names = view.kept(filtered, held)
         yield [grid.drawn(view, names, current, self.address, crops.rules(recipe, str(current))), *self.look(chosen)]
 
-    def again(self, typed: str, shown: str, *view: Any) -> list[Any]:
-        """The screen when somebody comes back to it: a path that is typed and not opened yet stays."""
+    def again(self, *view: Any) -> list[Any]:
+        """The screen when somebody comes to it, but for the folder's field: see ``field``."""
         now = self.show(*view)
-        if typed.strip() and typed != shown:
-            now[0] = gr.skip()
+        now[0] = {key: value for key, value in now[0].items() if key != "value"}
+        now[self.outputs.index(self.folder_shown)] = gr.skip()
         return now
+
+    def field(self, typed: str, shown: str, chosen: str | None) -> list[Any]:
+        """The folder's field and what it shows, asked for once the screen is there: a path that was typed meanwhile,
+        and is not opened yet, stays."""
+        folders = _folders(self.context.recipe())
+        if not folders or (typed.strip() and typed != shown):
+            return [gr.skip(), gr.skip()]
+        now = _folder_shown(folders, chosen if chosen in folders else folders[0])
+        return [now, now]
 
     def _nothing(self, text: str, recipe: dict[str, Any], folder: str = "", kind: str = "quiet") -> list[Any]:
         trigger, hidden, seen = draft.get(recipe, "data.trigger", ""), gr.update(visible=False), gr.update(visible=True)
@@ -539,10 +548,11 @@ class Pictures:
 
 def build(context: Context) -> Screen:
     screen = Pictures(context)
-    shown = [screen.folder, screen.folder_shown, *screen.view]
+    field = [screen.folder, screen.folder_shown]
     parts: dict[str, Any] = {"foot": screen.foot, "filter": screen.filter, "holds": screen.holds}
+    parts["field"] = screen.field, [*field, screen.which], field
     parts["more"] = screen.look_on, screen.view, [screen.grid, *screen.looked]
-    return Screen(screen.again, screen.outputs, shown, parts)
+    return Screen(screen.again, screen.outputs, screen.view, parts)
 
 
 def _folders(recipe: dict[str, Any]) -> list[str]:

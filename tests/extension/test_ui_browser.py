@@ -570,6 +570,17 @@ def test_nothing_typed_before_a_screens_first_answer_is_replaced(server: Server,
         assert page.input_value(f"{field} textarea, {field} input") == f"typed into {field}"
 
 
+def test_a_folder_typed_while_the_page_loads_stays(server: Server, page) -> None:
+    page.add_init_script(SLOWLY + "; window.slowly = true")
+    page.reload()
+    page.wait_for_selector("#open-folder")
+    page.fill("#folder textarea, #folder input", "/typed/early")
+    assert page.locator("#grid .one").count() == 0, "the answer came before anything was typed"
+    until(lambda: page.locator("#grid .one").count() > 0)
+    page.wait_for_timeout(1500)
+    assert page.input_value("#folder textarea, #folder input") == "/typed/early"
+
+
 STUDY = """
 name = "tiny"
 preset = "demo"
