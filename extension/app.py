@@ -69,7 +69,7 @@ def page(context: Context) -> gr.Blocks:
             if name == "train":
                 screen.parts["redraw"](shown)
             if name == "pictures":
-                shown.success(*screen.parts["field"], **EVENT)
+                shown.success(**screen.parts["field"], **EVENT)
                 shown.success(*screen.parts["more"], **EVENT)
         order = list(screens)
         for name, button in following.items():
@@ -82,7 +82,7 @@ def page(context: Context) -> gr.Blocks:
         _go(again["again"].click(again["use_recipe"], [again["run"]], None, **EVENT), tabs, "recipe")
         first = screens["pictures"]
         loaded = blocks.load(newest(context, first.show), first.inputs, first.outputs, **EVENT)
-        loaded.success(*first.parts["field"], **EVENT)
+        loaded.success(**first.parts["field"], **EVENT)
         loaded.success(*first.parts["more"], **EVENT)
         blocks.load(lambda: train.headline(context), None, [headline], **EVENT)
 

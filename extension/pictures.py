@@ -36,13 +36,18 @@ TAG_JS = """element.addEventListener("click", (event) => {
 });"""
 
 
+FIELD = "(typed, shown, now) => [typed.trim() && typed !== shown ? typed : now, now]"
+"""In the browser, where nothing can be typed meanwhile: a path that was typed and is not opened yet stays."""
+
+
 class Pictures:
     """The screen: its parts as they lie on the page, and what they do."""
 
     def __init__(self, context: Context):
         self.context, self.home, self.address = context, context.home, context.addresses
         self.undo_file = self.home.own / "captions-replaced.json"
-        self.trigger_shown, self.folder_shown = gr.State(""), gr.State("")
+        self.trigger_shown = gr.State("")
+        self.folder_now, self.folder_shown = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
         with gr.Row(elem_classes="align-end"):
             self.folder = gr.Textbox(label=words.FOLDER, info=words.FOLDER_INFO, elem_id="folder", scale=6)
             self.opened = gr.Button(words.OPEN, elem_id="open-folder", variant="primary", scale=0, min_width=110)
@@ -70,7 +75,7 @@ class Pictures:
         self.outputs = [
             self.folder, self.which, self.summary, self.grid, self.filter, self.trigger, self.counted, self.tagging,
             self.no_tagger, self.trigger_shown, self.folder_shown, self.foot, self.whole, self.demo, self.more,
-            self.upload, self.convert, *self.card.outputs, self.wrong,
+            self.upload, self.convert, *self.card.outputs, self.folder_now, self.wrong,
         ]  # fmt: skip
         self.view = [self.which, self.filter, self.holds, self.card.name]
         self.looked = [self.summary, self.filter, self.counted, self.foot]
@@ -259,7 +264,7 @@ class Pictures:
             _foot(view), gr.update(visible=there), gr.update(visible=not there), gr.update(visible=there),
             gr.update(visible=not there),
             gr.update(visible=bool(others), value=words.CONVERT.format(words.number(len(others), words.PICTURES))),
-            *self.card.shown(folder, name, view.wrong.get(name, []), recipe), "",
+            *self.card.shown(folder, name, view.wrong.get(name, []), recipe), _folder_shown(folders, current), "",
         ]  # fmt: skip
 
     def look(self, chosen: str | None, *_: Any) -> list[Any]:
@@ -289,20 +294,11 @@ class Pictures:
         yield [grid.drawn(view, names, current, self.address, crops.rules(recipe, str(current))), *self.look(chosen)]
 
     def again(self, *view: Any) -> list[Any]:
-        """The screen when somebody comes to it, but for the folder's field: see ``field``."""
+        """The screen when somebody comes to it, but for the folder's field, which ``FIELD`` sets."""
         now = self.show(*view)
         now[0] = {key: value for key, value in now[0].items() if key != "value"}
         now[self.outputs.index(self.folder_shown)] = gr.skip()
         return now
-
-    def field(self, typed: str, shown: str, chosen: str | None) -> list[Any]:
-        """The folder's field and what it shows, asked for once the screen is there: a path that was typed meanwhile,
-        and is not opened yet, stays."""
-        folders = _folders(self.context.recipe())
-        if not folders or (typed.strip() and typed != shown):
-            return [gr.skip(), gr.skip()]
-        now = _folder_shown(folders, chosen if chosen in folders else folders[0])
-        return [now, now]
 
     def _nothing(self, text: str, recipe: dict[str, Any], folder: str = "", kind: str = "quiet") -> list[Any]:
         trigger, hidden, seen = draft.get(recipe, "data.trigger", ""), gr.update(visible=False), gr.update(visible=True)
@@ -310,7 +306,7 @@ class Pictures:
         return [
             gr.update(value=folder, info=words.FOLDER_INFO) if folder else gr.skip(), hidden, note(text, kind), "",
             gr.skip(), trigger, "", *_tagger(self.home), trigger, folder, "", hidden, seen, hidden, seen, hidden,
-            *self.card.shown(None, "", [], recipe), "",
+            *self.card.shown(None, "", [], recipe), folder, "",
         ]  # fmt: skip
 
     @kindly
@@ -548,9 +544,9 @@ class Pictures:
 
 def build(context: Context) -> Screen:
     screen = Pictures(context)
-    field = [screen.folder, screen.folder_shown]
     parts: dict[str, Any] = {"foot": screen.foot, "filter": screen.filter, "holds": screen.holds}
-    parts["field"] = screen.field, [*field, screen.which], field
+    field = [screen.folder, screen.folder_shown]
+    parts["field"] = {"fn": None, "inputs": [*field, screen.folder_now], "outputs": field, "js": FIELD}
     parts["more"] = screen.look_on, screen.view, [screen.grid, *screen.looked]
     return Screen(screen.again, screen.outputs, screen.view, parts)
 

@@ -84,13 +84,14 @@ def test_what_is_typed_to_compare_stays_when_the_screen_is_left(context: Context
     assert all("value" not in one for one in (first[prompts], again[prompts]))
 
 
-def test_a_path_that_is_typed_and_not_opened_stays(context: Context, tmp_path: Path) -> None:
+def test_coming_back_leaves_the_folders_field_to_the_browser(context: Context, tmp_path: Path) -> None:
     screen = built(pictures.Pictures, context)
     shown = screen.choose(str(folder(tmp_path / "a", "a cat")))
     opened = shown[screen.outputs.index(screen.folder_shown)]
-    assert "value" not in screen.again("", words.ALL, "", "")[0]
-    assert screen.field("/half/typed", opened, "") == [gr.skip(), gr.skip()]
-    assert screen.field(opened, opened, "") == [str(tmp_path / "a")] * 2
+    assert opened == shown[screen.outputs.index(screen.folder_now)] == str(tmp_path / "a")
+    again = screen.again("", words.ALL, "", "")
+    assert "value" not in again[0] and again[screen.outputs.index(screen.folder_shown)] == gr.skip()
+    assert again[screen.outputs.index(screen.folder_now)] == opened
 
 
 # ----------------------------------------------------------------------------------------------------- trigger, prompts
