@@ -283,6 +283,17 @@ def test_many_pictures_at_once_and_one_by_mouse_and_keyboard(server: Server, pag
     page.wait_for_selector("#grid [data-name='m01.jpg'] >> text=sks, a hat")
 
 
+def test_a_folder_typed_while_the_page_loads_stays(server: Server, page) -> None:
+    page.add_init_script(SLOWLY + "; window.slowly = true")
+    page.reload()
+    page.wait_for_selector("#open-folder")
+    page.fill("#folder textarea, #folder input", "/typed/early")
+    assert page.locator("#grid .one").count() == 0, "the answer came before anything was typed"
+    until(lambda: page.locator("#grid .one").count() > 0)
+    page.wait_for_timeout(1500)
+    assert page.input_value("#folder textarea, #folder input") == "/typed/early"
+
+
 def test_a_picture_is_cropped_rotated_masked_and_left_out(server: Server, page, place: Path) -> None:
     folder = place / "many"
     page.click("#grid [data-name='m01.jpg']")
@@ -290,6 +301,7 @@ def test_a_picture_is_cropped_rotated_masked_and_left_out(server: Server, page, 
     page.click("#crop-picture")  # without a frame
     page.wait_for_selector("#card-error >> text=there is no frame")
     assert page.locator(".toast-body").count() == 0
+    page.locator("#card .whole").scroll_into_view_if_needed()
     seen = page.locator("#card .whole").bounding_box()
     page.mouse.move(seen["x"] + seen["width"] / 2, seen["y"] + 1)
     page.mouse.down()
@@ -568,17 +580,6 @@ def test_nothing_typed_before_a_screens_first_answer_is_replaced(server: Server,
     page.wait_for_timeout(1000)
     for field in fields:
         assert page.input_value(f"{field} textarea, {field} input") == f"typed into {field}"
-
-
-def test_a_folder_typed_while_the_page_loads_stays(server: Server, page) -> None:
-    page.add_init_script(SLOWLY + "; window.slowly = true")
-    page.reload()
-    page.wait_for_selector("#open-folder")
-    page.fill("#folder textarea, #folder input", "/typed/early")
-    assert page.locator("#grid .one").count() == 0, "the answer came before anything was typed"
-    until(lambda: page.locator("#grid .one").count() > 0)
-    page.wait_for_timeout(1500)
-    assert page.input_value("#folder textarea, #folder input") == "/typed/early"
 
 
 STUDY = """
