@@ -32,6 +32,7 @@ def theme() -> gr.Theme:
         block_label_text_size="*text_sm",
         block_info_text_size="*text_xs",
         block_title_text_weight="600",
+        block_title_text_color="*neutral_600",  # 4.5 to 1 on the page's grey too
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_500",
