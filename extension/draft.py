@@ -81,7 +81,7 @@ def replace(home: Home, text: str, based_on: str | None = None) -> None:
     try:
         tomlkit.parse(text)
     except TOMLKitError as error:
-        raise UserError(words.NOT_TOML.format(words.THE_RECIPE, error)) from None
+        raise UserError(f"{words.THE_RECIPE}: {words.NOT_TOML.format(error)}") from None
     with locked(home.draft):
         if based_on is not None and based_on != mark(read(home)):
             raise UserError(words.CHANGED_ELSEWHERE)
@@ -332,8 +332,7 @@ def problems(text: str, path: Path, folders: Folders = BUNDLED) -> list[Problem]
     try:
         own = config.renamed(tomlkit.parse(text).unwrap())
     except TOMLKitError as error:
-        where, what = words.NOT_TOML.format(words.THE_RECIPE, error).split(": ", 1)
-        return [Problem(where, what)]
+        return [Problem(words.THE_RECIPE, words.NOT_TOML.format(error))]
     except config.ConfigError as error:
         return [Problem(where, what) for where, what in error.problems]
     try:

@@ -187,12 +187,12 @@ class Pictures:
         self.end_get.click(functools.partial(fetch.stop, self.home, "tagger"), None, None, **EVENT)
 
     def _placed(self, function: Any) -> Any:
-        """What goes wrong is said above the grid."""
+        """``function`` with its errors shown above the grid."""
         return placed(function, self.outputs)
 
     def _wire_card(self, page: list[Any]) -> None:
         one = self.card
-        # What goes wrong with the open picture is said in its card.
+        # Errors of the open picture are shown in its card.
         beside = [*(part for part in self.outputs if part is not one.wrong), one.wrong]
         self.grid.select(self.open_chosen, page, one.outputs, **EVENT)
         for happened, by in ((one.back.click, -1), (one.forward.click, 1), (one.box.submit, 1)):

@@ -26,9 +26,9 @@ class History:
     """Step -> what validation measured beside the loss, such as a depth's ``absrel``, with its ``prior_absrel`` (the
     mean map, which knows nothing of the picture) and ``floor_absrel`` (the true map after the autoencoder)."""
     warnings: list[tuple[int, str]] = field(default_factory=list)
-    """(step, what was said)."""
+    """(step, message)."""
     spikes: list[tuple[int, float, float]] = field(default_factory=list)
-    """(step, loss, what was usual before)."""
+    """(step, loss, usual loss before)."""
     prompts: dict[int, str] = field(default_factory=dict)
     seeds: dict[int, int] = field(default_factory=dict)
 

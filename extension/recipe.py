@@ -189,8 +189,8 @@ class Recipe:
 
     def _wire(self) -> None:
         once: dict[str, Any] = {**EVENT}
-        told = [*self.outputs, self.not_taken]
-        taken = [*self.outputs, self.question, self.pending, self.not_taken]
+        with_error = [*self.outputs, self.not_taken]
+        import_with_error = [*self.outputs, self.question, self.pending, self.not_taken]
         for event in (
             self.preset.input(self.choose_preset, [self.preset, *self.view], self.outputs, **once),
             self.goal.input(self.choose_goal, [self.goal, self.gpu, *self.view], self.outputs, **once),
@@ -199,10 +199,10 @@ class Recipe:
             self.length.release(self.set_length, [self.length, *self.view], self.outputs, **once),
             self.pixel.input(self.set_pixel, [self.pixel, *self.view], self.outputs, **once),
             self.objective.input(self.set_objective, [self.objective, *self.view], self.outputs, **once),
-            self.apply.click(placed(self.apply_text, told), [self.toml, self.based_on], told, **once),
+            self.apply.click(placed(self.apply_text, with_error), [self.toml, self.based_on], with_error, **once),
             self.undo.click(self.undo_replaced, None, self.outputs, **once),
-            self.restore.click(placed(self.restore_earlier, told), [self.earlier], told, **once),
-            self.take.click(placed(self.take_import, taken), [self.pending], taken, **once),
+            self.restore.click(placed(self.restore_earlier, with_error), [self.earlier], with_error, **once),
+            self.take.click(placed(self.take_import, import_with_error), [self.pending], import_with_error, **once),
         ):
             self.check.on_change(event)
         for number, button in enumerate(self.check.buttons):

@@ -509,7 +509,7 @@ NO_NUMBERS = "Stärken: '{}' sind keine Zahlen; schreiben Sie zum Beispiel 0.6, 
 NO_CHECKPOINTS = "Checkpoints: keiner ist gewählt; wählen Sie mindestens einen"
 MANY_COLUMNS = "Checkpoints: {} Spalten sind zu viele zum Ansehen; behalten Sie {} oder weniger"
 THE_RECIPE = "Rezept"
-NOT_TOML = "{}: das ist kein TOML ({}); berichtigen Sie die Zeile"
+NOT_TOML = "das ist kein TOML ({}); berichtigen Sie die Zeile"
 CHANGED_ELSEWHERE = (
     "Rezept: es wurde inzwischen in einem anderen Fenster geändert; sehen Sie es noch einmal an, dann übernehmen"
 )

@@ -10,10 +10,11 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -76,13 +77,11 @@ def _loss_table() -> type[LossTable]:
 @cache
 def _objective_table() -> Any:
     """[objective]: a union on ``kind``; [objective.NAME] is the objective of the loss term NAME instead."""
-    plain = Union[tuple(objectives.tables().values())]  # noqa: UP007
-    one = Annotated[plain, Field(discriminator="kind")]
-    per_term: dict[str, Any] = {name: (Optional[one], option(None)) for name in losses.tables()}  # noqa: UP045
-    tables = tuple(
-        create_model(f"{kind}_objective", __base__=table, **per_term) for kind, table in objectives.tables().items()
-    )
-    return Annotated[Union[tables], Field(discriminator="kind")]  # noqa: UP007
+    plain = objectives.tables()
+    one: Any = Annotated[reduce(or_, plain.values()), Field(discriminator="kind")]
+    per_term: dict[str, Any] = {name: (one | None, option(None)) for name in losses.tables()}
+    tables = [create_model(f"{kind}_objective", __base__=table, **per_term) for kind, table in plain.items()]
+    return Annotated[reduce(or_, tables), Field(discriminator="kind")]
 
 
 class _Tables(Options):
