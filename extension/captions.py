@@ -206,20 +206,20 @@ def restore(folder: Path, changed: Mapping[str, Sequence[str]]) -> int:
 def import_pictures(folder: Path, uploads: Sequence[Path]) -> tuple[int, int, list[str]]:
     """Copy uploads in, beside what is there: how many pictures, how many captions, and what was refused and why."""
     folder.mkdir(parents=True, exist_ok=True)
-    placed: dict[str, list[Path]] = {}
+    in_place: dict[str, list[Path]] = {}
     written, refused = 0, []
     texts = [path for path in uploads if path.suffix.lower() == ".txt"]
     for path in (one for one in uploads if one not in texts):
         try:
-            placed.setdefault(path.stem, []).append(_place(folder, path))
+            in_place.setdefault(path.stem, []).append(_place(folder, path))
         except UserError as error:
             refused.append(f"{path.name}: {error}")
     for path in texts:
         try:
-            written += _caption(placed.get(path.stem) or _pictures(folder, path.stem), path.read_bytes())
+            written += _caption(in_place.get(path.stem) or _pictures(folder, path.stem), path.read_bytes())
         except UserError as error:
             refused.append(f"{path.name}: {error}")
-    return sum(map(len, placed.values())), written, refused
+    return sum(map(len, in_place.values())), written, refused
 
 
 def _plain(stem: str) -> str:

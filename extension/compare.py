@@ -32,10 +32,10 @@ from .page import (
     changing,
     choice_buttons,
     folder_of,
+    in_place,
     kindly,
     lora_hosts,
     note,
-    placed,
 )
 from .store import read_text
 from .tables import Column, Table
@@ -174,7 +174,7 @@ class Compare:
         self.use_it.click(self.use_winner, [self.run, self.of, self.where], [self.used, self.using], **EVENT)
         self.use.click(self.give, [self.used, self.where], None, **EVENT)
         known = [self.where, self.not_known]
-        self.add_host.click(placed(self.remember_host, known), [self.host_folder], known, **EVENT)
+        self.add_host.click(in_place(self.remember_host, known), [self.host_folder], known, **EVENT)
 
     def show(
         self, chosen: str | None, before: str = "", of: str | None = None, picked: list[Any] | None = None

@@ -7,7 +7,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -83,31 +83,20 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
     return inner
 
 
-def in_place(function: Callable[P, list[Any]], skipped: int) -> Callable[P, list[Any]]:
-    """As ``kindly``, but the line of a UserError is shown in the place of the answer's first part, until the next
-    answer; the ``skipped`` parts after it stay as they are."""
+def in_place(function: Callable[P, list[Any]], outputs: Sequence[Any], at: int = -1) -> Callable[P, list[Any]]:
+    """As ``kindly``, but the error's line is shown in ``outputs[at]`` and not as a toast, until the next answer; the
+    other outputs stay as they are. An answer that is one short ends in an empty line."""
+    guarded = kindly(function)
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> list[Any]:
         try:
-            return function(*args, **kwargs)
-        except UserError as error:
-            return [alert(str(error)), *[gr.skip()] * skipped]
-
-    return kindly(inner)
-
-
-def placed(function: Callable[P, list[Any]], outputs: Sequence[Any]) -> Callable[P, list[Any]]:
-    """A ``kindly`` function whose line is shown in the last of its ``outputs``, and not as a toast, until the next that
-    goes right; the other outputs stay as they are. An answer that is one short empties the line."""
-
-    @functools.wraps(function)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> list[Any]:
-        try:
-            answer = function(*args, **kwargs)
-            return [*answer, ""] if len(answer) < len(outputs) else answer
+            answer = guarded(*args, **kwargs)
         except gr.Error as error:
-            return [*[gr.skip()] * (len(outputs) - 1), f'<p class="note bad" role="alert">{error.message}</p>']
+            shown: list[Any] = [gr.skip()] * len(outputs)
+            shown[at] = alert(unescape(error.message))
+            return shown
+        return [*answer, ""] if len(answer) < len(outputs) else answer
 
     return inner
 

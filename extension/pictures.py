@@ -17,7 +17,7 @@ from ..trainer import config
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
 from . import captioner, captions, card, crops, draft, edits, fetch, grid, images, tagger, targets, tokens, words
-from .page import EVENT, SLOW, Context, Screen, alert, changing, kindly, note, notes, placed
+from .page import EVENT, SLOW, Context, Screen, alert, changing, in_place, kindly, note, notes
 from .recipe import fetching, read_import
 from .store import ROOT, write_json
 
@@ -141,17 +141,17 @@ class Pictures:
         with self.editor_place:
             self.card.build_editor()
         for event in (
-            self.opened.click(self._placed(self.choose), [self.folder], self.outputs, **EVENT),
-            self.folder.submit(self._placed(self.choose), [self.folder], self.outputs, **EVENT),
-            self.demo.click(self._placed(self.choose_demo), None, self.outputs, **EVENT),
+            self.opened.click(self._in_place(self.choose), [self.folder], self.outputs, **EVENT),
+            self.folder.submit(self._in_place(self.choose), [self.folder], self.outputs, **EVENT),
+            self.demo.click(self._in_place(self.choose_demo), None, self.outputs, **EVENT),
         ):
             event.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
         for part in (self.upload, self.more):
-            added = part.upload(self._placed(self.add), [part, self.folder], self.outputs, **SLOW)
+            added = part.upload(self._in_place(self.add), [part, self.folder], self.outputs, **SLOW)
             added.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
             added.then(lambda: None, None, [part], **EVENT)
         page = [*self.view, *self.boxes, *self.tokens]
-        self.convert.click(self._placed(self.convert_others), page, self.outputs, **SLOW)
+        self.convert.click(self._in_place(self.convert_others), page, self.outputs, **SLOW)
         self._wire_tagging()
         for changed in (self.trigger.blur, self.trigger.submit):
             changed(self.set_trigger, [self.trigger, self.trigger_shown], [self.trigger_shown], **EVENT)
@@ -162,13 +162,13 @@ class Pictures:
         chosen: dict[str, Any] = {**EVENT, "js": grid.CHOSEN}
         for button, how in ((self.first, "first"), (self.last, "last"), (self.remove, "remove")):
             given = [self.chosen, self.tag_text, *page]
-            button.click(self._placed(functools.partial(self.change_tags, how)), given, self.outputs, **chosen)
+            button.click(self._in_place(functools.partial(self.change_tags, how)), given, self.outputs, **chosen)
         for button, move in ((self.aside, edits.leave_out), (self.returned, edits.take_back)):
-            moved = self._placed(functools.partial(self.move, move))
+            moved = self._in_place(functools.partial(self.move, move))
             button.click(moved, [self.chosen, *page], self.outputs, **chosen)
         replaced = [self.chosen, self.find, self.by, self.whole_tags, *page]
-        self.replace.click(self._placed(self.replace_all), replaced, self.outputs, **chosen)
-        self.undo.click(self._placed(self.undo_replace), page, self.outputs, **EVENT)
+        self.replace.click(self._in_place(self.replace_all), replaced, self.outputs, **chosen)
+        self.undo.click(self._in_place(self.undo_replace), page, self.outputs, **EVENT)
         self.all.click(None, None, None, js=ALL_JS, **EVENT)
         self.none.click(None, None, None, js=NONE_JS, **EVENT)
         self._wire_card(page)
@@ -186,9 +186,9 @@ class Pictures:
         got.success(lambda: _tagger(self.home), None, [self.tagging, self.no_tagger], **EVENT)
         self.end_get.click(functools.partial(fetch.stop, self.home, "tagger"), None, None, **EVENT)
 
-    def _placed(self, function: Any) -> Any:
+    def _in_place(self, function: Any) -> Any:
         """``function`` with its errors shown above the grid."""
-        return placed(function, self.outputs)
+        return in_place(function, self.outputs)
 
     def _wire_card(self, page: list[Any]) -> None:
         one = self.card
@@ -200,15 +200,15 @@ class Pictures:
         one.close.click(functools.partial(self.open, ""), page, one.outputs, **EVENT)
         one.left.success(self.look, self.view, self.looked, **EVENT)
         for button, move in ((one.leave, edits.leave_out), (one.take, edits.take_back)):
-            button.click(placed(functools.partial(self.move_one, move), beside), page, beside, **EVENT)
+            button.click(in_place(functools.partial(self.move_one, move), beside), page, beside, **EVENT)
         for button, change in ((one.turn, edits.rotate), (one.original, edits.bring_back)):
-            button.click(placed(functools.partial(self.change_one, change), beside), page, beside, **EVENT)
-        one.crop.click(placed(self.crop_one, beside), [one.frame, *page], beside, **EVENT)
+            button.click(in_place(functools.partial(self.change_one, change), beside), page, beside, **EVENT)
+        one.crop.click(in_place(self.crop_one, beside), [one.frame, *page], beside, **EVENT)
         begun = [one.painting, one.editor, self.grid_column, one.not_saved, one.wrong]
-        one.paint.click(placed(self.paint, begun), page, begun, **SLOW)
+        one.paint.click(in_place(self.paint, begun), page, begun, **SLOW)
         ended = [one.painting, self.grid_column, one.editor, one.not_saved]
         saved = [*self.outputs, *ended]
-        one.save_mask.click(placed(self.save_mask, saved), [one.editor, *page], saved, **SLOW)
+        one.save_mask.click(in_place(self.save_mask, saved), [one.editor, *page], saved, **SLOW)
         one.end_paint.click(_grid_again, None, ended, **EVENT)
 
     def _beside(self, shown: list[Any]) -> list[Any]:

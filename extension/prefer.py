@@ -108,14 +108,13 @@ class Prefer:
             rated = [self.kept, self.rest, self.acts, self.run]
             button.click(functools.partial(self.thumb, side, liked), rated, [self.counted, self.train], **keys)
         drawing = [self.kept, self.run, self.prompts, self.many]
-        begun = self.generate.click(
-            in_place(self.draw, 3), drawing, [self.message, self.clock, self.source, self.halt], **SLOW
-        )
+        drawn = [self.message, self.clock, self.source, self.halt]
+        begun = self.generate.click(in_place(self.draw, drawn, at=0), drawing, drawn, **SLOW)
         look = (self.watch, [self.kept, self.rest, *where, self.acts], self.laid)
         begun.success(*look, **keys)
         self.clock.tick(*look, **{**keys, "trigger_mode": "once"})
         opened = [self.kept, self.outside, self.run, self.kind, self.acts]
-        self.load.click(in_place(self.from_folder, len(self.laid) - 1), opened, self.laid, **SLOW)
+        self.load.click(in_place(self.from_folder, self.laid, at=0), opened, self.laid, **SLOW)
         self.run.input(self.of_run, self.inputs, self.outputs, **EVENT)
         self.many.change(self.named, [self.run, self.many], [self.generate], **EVENT)
         kinds = [self.alone, *(self.buttons[one] for one in ("left", "tie", "right")), self.counted, self.train]

@@ -21,7 +21,7 @@ from ..trainer.runs import control
 from ..trainer.runs.check_report import duration
 from ..trainer.runs.events import read_object
 from . import check, draft, fetch, fields, hosts, models, words
-from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, kindly, note, placed, problem_list
+from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, in_place, kindly, note, problem_list
 from .security import ANYWHERE, Folders
 from .store import read_text, write, write_json
 
@@ -199,10 +199,10 @@ class Recipe:
             self.length.release(self.set_length, [self.length, *self.view], self.outputs, **once),
             self.pixel.input(self.set_pixel, [self.pixel, *self.view], self.outputs, **once),
             self.objective.input(self.set_objective, [self.objective, *self.view], self.outputs, **once),
-            self.apply.click(placed(self.apply_text, with_error), [self.toml, self.based_on], with_error, **once),
+            self.apply.click(in_place(self.apply_text, with_error), [self.toml, self.based_on], with_error, **once),
             self.undo.click(self.undo_replaced, None, self.outputs, **once),
-            self.restore.click(placed(self.restore_earlier, with_error), [self.earlier], with_error, **once),
-            self.take.click(placed(self.take_import, import_with_error), [self.pending], import_with_error, **once),
+            self.restore.click(in_place(self.restore_earlier, with_error), [self.earlier], with_error, **once),
+            self.take.click(in_place(self.take_import, import_with_error), [self.pending], import_with_error, **once),
         ):
             self.check.on_change(event)
         for number, button in enumerate(self.check.buttons):
@@ -215,20 +215,20 @@ class Recipe:
             end.click(functools.partial(fetch.stop, self.home, name), None, None, **EVENT)
         listed = [self.inside, self.not_added]
         for happened in (self.inside.focus, self.folder.submit):
-            happened(placed(self.browse, listed), [self.folder], listed, **EVENT)
+            happened(in_place(self.browse, listed), [self.folder], listed, **EVENT)
         entered = self.inside.input(lambda path: path, [self.inside], [self.folder], **EVENT)
-        entered.success(placed(self.browse, listed), [self.folder], listed, **EVENT)
-        added = self.add_folder.click(placed(self.add_models, listed), [self.folder], listed, **EVENT)
+        entered.success(in_place(self.browse, listed), [self.folder], listed, **EVENT)
+        added = self.add_folder.click(in_place(self.add_models, listed), [self.folder], listed, **EVENT)
         added.success(self.show, self.view, self.outputs, **EVENT)
         asked = [self.question, self.asked, self.pending, self.not_taken]
         read = self.imported.upload(
-            placed(self.read_file, asked), [self.imported], asked, show_progress_on=[self.imported], **SLOW
+            in_place(self.read_file, asked), [self.imported], asked, show_progress_on=[self.imported], **SLOW
         )
         for ended in (read.success, read.failure):  # so that another can be dropped
             ended(lambda: None, None, [self.imported], **EVENT)
         self.leave.click(lambda: (gr.update(visible=False), None), None, [self.question, self.pending], **EVENT)
         kept = [self.preset, self.not_taken]
-        self.keep.click(placed(self.save_preset, kept), [self.own_name], kept, **EVENT)
+        self.keep.click(in_place(self.save_preset, kept), [self.own_name], kept, **EVENT)
         self.made["sample.prompts"].input(
             self.filled, [self.made["sample.prompts"]], [self.prompts_note], trigger_mode="always_last", **EVENT
         )

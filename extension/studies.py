@@ -217,7 +217,8 @@ class Studies:
 
     def _wire(self) -> None:
         asked = [self.ready, self.file, self.model, self.pictures, self.budget]
-        self.plan.click(in_place(self.look_at_plan, 2), asked, [self.planned, self.start, self.asked], **SLOW)
+        planned = [self.planned, self.start, self.asked]
+        self.plan.click(in_place(self.look_at_plan, planned, at=0), asked, planned, **SLOW)
         for field in asked:  # what is started is what was looked at
             field.change(lambda: gr.update(visible=False), None, [self.start], **EVENT)
         begun = self.start.click(self.begin_study, [self.asked], [self.study, self.start, self.planned], **SLOW)

@@ -38,7 +38,6 @@ from .page import (
     lora_hosts,
     note,
     notes,
-    placed,
     plain_message,
     short,
 )
@@ -193,13 +192,14 @@ class Train:
         self.resume_queue.click(self.go, None, None, **EVENT).then(**after)
         self.kill.click(self.end, [self.run], None, js=_confirm(words.KILL_QUESTION), **EVENT).then(**after)
         self.give.click(self.copy_to, [self.run, self.where], None, **EVENT)
+        known = [self.host_line, self.host]
         for added in (self.add_host.click, self.host.submit):
-            added(in_place(self.remember_host, 1), [self.host], [self.host_line, self.host], **EVENT).success(**after)
+            added(in_place(self.remember_host, known, at=0), [self.host], known, **EVENT).success(**after)
         self.open_folder.click(self.show_folder, [self.run], None, **EVENT)
         named = [self.run, self.new_name, self.not_managed]
-        self.rename.click(placed(self.rename_run, named), named[:2], named, **EVENT).then(**after)
+        self.rename.click(in_place(self.rename_run, named), named[:2], named, **EVENT).then(**after)
         question, gone = _confirm(words.DELETE_QUESTION), [self.run, self.not_managed]
-        self.delete.click(placed(self.delete_run, gone), [self.run], gone, js=question, **EVENT).then(**after)
+        self.delete.click(in_place(self.delete_run, gone), [self.run], gone, js=question, **EVENT).then(**after)
         self.smooth.release(**after)
         for changed in (self.prompt.input, self.at.input):  # by mouse and by keys
             scrub = {**EVENT, "trigger_mode": "always_last"}

@@ -331,7 +331,7 @@ def test_a_study_is_started_as_it_was_planned(context: Context, asked: list[list
     screen.begin_study(plan)
     wanted = ["study", str(file), "-o", str(context.home.runs / "studies"), "--data.path=/pictures", "--budget", "8h"]
     assert asked == [[*wanted, "--plan"], wanted]
-    look = in_place(screen.look_at_plan, 2)
+    look = in_place(screen.look_at_plan, [screen.planned, screen.start, screen.asked], at=0)
     for given, line in (("", "choose a ready one"), ("/no.toml", "no file")):
         told, *rest = look(None, given, "", "", "")
         assert line in told and 'role="alert"' in told and rest == [gr.skip()] * 2

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 pytest.importorskip("gradio", reason="the interface's own extra is not installed")
 
 from pixelkiln.extension import captioner, captions, crops, draft, edits, grid, pictures, tagger, targets, words
-from pixelkiln.extension.page import Context, placed
+from pixelkiln.extension.page import Context, in_place
 from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home
 
@@ -377,7 +377,7 @@ def test_a_picture_is_rotated_and_cropped_with_its_mask_and_comes_back(
     for wrong, line in (("50, 0", "there is no frame"), ("0, 0, 1, 100", "less than 16 pixels")):
         with pytest.raises(Exception, match=line):
             screen.crop_one(wrong, *VIEW[:3], "0.png", "", "")
-    shown = placed(screen.crop_one, screen.outputs)("50, 0", *VIEW[:3], "0.png", "", "")
+    shown = in_place(screen.crop_one, screen.outputs)("50, 0", *VIEW[:3], "0.png", "", "")
     assert len(shown) == len(screen.outputs) and "there is no frame" in shown[-1] and 'role="alert"' in shown[-1]
     screen.change_one(edits.bring_back, *VIEW[:3], "0.png", "", "")
     assert (folder / "0.png").read_bytes() == before and not edits.has_original(folder / "0.png")
