@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
+import bz2
 import re
 from functools import cache, lru_cache
 
 from .store import ROOT
 
-MERGES = ROOT / "trainer" / "families" / "clip" / "merges.txt.gz"
+MERGES = ROOT / "trainer" / "families" / "clip" / "merges.txt.bz2"
 LIMIT = 75
 """Tokens of text that CLIP sees at a time: 77 less the marks of start and end."""
 WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_+", re.IGNORECASE)
@@ -16,7 +16,7 @@ WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_+", re.IGNORE
 
 @cache
 def _ranks() -> dict[tuple[str, str], int]:
-    lines = gzip.decompress(MERGES.read_bytes()).decode().split("\n")
+    lines = bz2.decompress(MERGES.read_bytes()).decode().split("\n")
     pairs = (line.split(" ") for line in lines if line.count(" ") == 1 and not line.startswith("#"))
     return {(first, second): rank for rank, (first, second) in enumerate(pairs)}
 

@@ -113,8 +113,8 @@ def bundle(args: argparse.Namespace) -> None:
     lines = []
     for name in pairs:
         for suffix, role in ((".outline", "chosen"), ("", "rejected")):
-            small(WORK / "pictures" / f"{name}{suffix}.png", home / "pairs" / f"{name}_{role}.png")
-        row = {"prompt": captions[name], "chosen": f"{name}_chosen.png", "rejected": f"{name}_rejected.png"}
+            small(WORK / "pictures" / f"{name}{suffix}.png", home / "pairs" / f"{name}_{role}.webp")
+        row = {"prompt": captions[name], "chosen": f"{name}_chosen.webp", "rejected": f"{name}_rejected.webp"}
         lines.append(json.dumps(row, ensure_ascii=False))
     (home / "pairs" / "pairs.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     size = sum(p.stat().st_size for p in home.rglob("*") if p.is_file())
@@ -124,7 +124,11 @@ def bundle(args: argparse.Namespace) -> None:
 def small(source: Path, target: Path) -> None:
     """The same picture with at most 128 colours: a fraction of the bytes."""
     with Image.open(source) as picture:
-        picture.quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
+        few = picture.quantize(128, dither=Image.Dither.NONE)
+    if target.suffix == ".webp":
+        few.convert("RGB").save(target, lossless=True, quality=100, method=6)
+    else:
+        few.save(target, optimize=True)
 
 
 def load_pictures(suffix: str = ".png") -> tuple[list[str], list[str], torch.Tensor]:

@@ -129,19 +129,19 @@ def photograph(page: Any, name: str, right: int, bottom: int) -> None:
     if os.environ.get("COMFYUI_SCREENS"):
         part = {"x": 396, "y": 40, "width": right - 396, "height": bottom - 40}
         seen = Image.open(io.BytesIO(page.screenshot(clip=part))).convert("RGB")
-        few = seen.quantize(128, dither=Image.Dither.NONE)
-        few.save(Path(os.environ["COMFYUI_SCREENS"]) / f"comfyui-{name}.png", optimize=True)
+        few = seen.quantize(128, dither=Image.Dither.NONE).convert("RGB")
+        few.save(Path(os.environ["COMFYUI_SCREENS"]) / f"comfyui-{name}.webp", lossless=True, method=6)
 
 
 def test_a_click_on_a_picture_writes_a_pair(server, page, request):
     renderer = request.node.callspec.params["page"]
     for name in ("chosen", "rejected"):
-        shutil.copy(ROOT / f"presets/pictures/pairs/1f94d_{name}.png", server.base / "input" / f"{name}.png")
+        shutil.copy(ROOT / f"presets/pictures/pairs/1f94d_{name}.webp", server.base / "input" / f"{name}.webp")
     page.evaluate(
         f"""dataset => {{ {ADD}
         const one = add('LoadImage', [40, 40]), two = add('LoadImage', [40, 400]);
         const ask = add('PixelkilnPreference', [400, 40]);
-        one.widgets[0].value = 'chosen.png'; two.widgets[0].value = 'rejected.png';
+        one.widgets[0].value = 'chosen.webp'; two.widgets[0].value = 'rejected.webp';
         one.connect(0, ask, 0); two.connect(0, ask, ask.inputs.findIndex(i => i.name === 'images_b'));
         const set = (name, value) => ask.widgets.find(w => w.name === name).value = value;
         set('dataset', dataset); set('prompt', 'a lacrosse stick and a ball');

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import bz2
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import UserError
 from .family import Encoder
 
-_MERGES = Path(__file__).parent / "clip" / "merges.txt.gz"
+_MERGES = Path(__file__).parent / "clip" / "merges.txt.bz2"
 _COMFYUI = ("comfy/text_encoders/t5_tokenizer", "comfy/t5_tokenizer")
 _FORGE = ("backend/huggingface/stabilityai/stable-diffusion-3-medium-diffusers/tokenizer_3",)
 
@@ -40,7 +40,7 @@ def clip(pad: str | None = None) -> Any:
     """CLIP's tokenizer from the built-in merges; ``pad`` where padding is not the end mark (OpenCLIP: ``!``)."""
     from transformers import CLIPTokenizer
 
-    lines = gzip.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines()
+    lines = bz2.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines()
     merges: list[Any] = [tuple(line.split(" ")) for line in lines]
     # The order of the bytes is CLIP's own: printable ones first, the others moved up to code points from 256 on.
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
