@@ -254,7 +254,7 @@ def test_the_command_finds_ready_studies_and_plans_without_loading(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert cli.main(["study", "demo-pixel", "--plan", "--run.steps=7"]) == 0
     printed = capsys.readouterr().out
-    assert "8 arms x 10 seeds = 80 cells" in printed and str(tmp_path / "studies" / "demo-pixel") in printed
+    assert "9 arms x 10 seeds = 90 cells" in printed and str(tmp_path / "studies" / "demo-pixel") in printed
     assert printed.endswith("time: 1 min 0 s to 1 h 0 min (guessed)\n")
     assert not tree(tmp_path)
     assert cli.main(["study", "demo-pixl", "--plan"]) == 2
