@@ -15,7 +15,7 @@ from ..trainer.errors import UserError
 from . import captions, crops, draft, edits, images, targets, tokens, words
 from .boxes import Boxes
 from .look import HERE
-from .page import EVENT, Context, kindly, note
+from .page import EVENT, Context, in_place, kindly, note
 
 SIDE = 720
 TYPED = """(text) => {
@@ -62,11 +62,12 @@ class Card:
             self.name, self.column, self.picture, self.token, self.box, self.status, self.leave, self.take, self.turn,
             self.paint, self.original, self.cropping, self.frame, self.wrong,
         ]  # fmt: skip
-        typed = functools.partial(self.save, leaving=False)
-        self.box.input(typed, [self.box, self.token], [self.status], trigger_mode="always_last", **EVENT)
+        line = [self.status]
+        typed = in_place(functools.partial(self.save, leaving=False), line)
+        self.box.input(typed, [self.box, self.token], line, trigger_mode="always_last", **EVENT)
         self.box.input(None, [self.box], None, js=TYPED, **EVENT)
         # What was pasted or dropped is no ``input``.
-        self.left = self.box.blur(self.save, [self.box, self.token], [self.status], **EVENT)
+        self.left = self.box.blur(in_place(self.save, line), [self.box, self.token], line, **EVENT)
 
     def build_editor(self) -> None:
         """Where a mask is painted, in the place of the grid."""

@@ -27,7 +27,6 @@ from .page import (
     SLOW,
     Context,
     Screen,
-    alert,
     bar,
     changing,
     choice_buttons,
@@ -36,6 +35,7 @@ from .page import (
     kindly,
     lora_hosts,
     note,
+    said,
 )
 from .store import read_text
 from .tables import Column, Table
@@ -129,7 +129,7 @@ class Compare:
                 "", label=words.COMPARE_PROMPTS, lines=3, max_lines=4, scale=4, elem_id="compare-prompts"
             )
             self.drawing = gr.Button(words.DRAW, variant="primary", elem_id="draw", scale=1, min_width=150)
-            stop_button(self.home, "stop-drawing")
+            self.halt = stop_button("stop-drawing")
 
     def _vote(self) -> None:
         self.asked = gr.HTML(elem_id="vote-prompt")
@@ -146,7 +146,7 @@ class Compare:
         with gr.Row(elem_classes="align-end"):
             self.host_folder = gr.Textbox("", label=words.OTHER_HOST, scale=4, elem_id="host-folder")
             self.add_host = gr.Button(words.ADD_HOST, scale=1, min_width=150, elem_id="add-host")
-        self.not_known = gr.HTML(elem_id="host-error")
+        self.given = gr.HTML(elem_id="use-line")
 
     def _wire(self) -> None:
         self.run.input(self.show, [self.run, self.shown, self.of, self.picked], self.outputs, **EVENT)
@@ -159,21 +159,28 @@ class Compare:
         while_drawn, then = [self.message, self.grid, self.of], (self.turn, [self.run, self.of])
         asked = [self.run, self.which, self.strengths, self.prompts]
         for event in (
-            self.drawing.click(self.draw, asked, while_drawn, **SLOW),
-            self.several.click(self.draw_several, [self.run, self.of, self.picked, self.prompts], while_drawn, **SLOW),
-        ):  # the last values of a generator come twice: what is picked from is laid by an event of its own
+            self.drawing.click(in_place(self.draw, while_drawn, at=0), asked, while_drawn, **SLOW),
+            self.several.click(
+                in_place(self.draw_several, while_drawn, at=0), [self.run, self.of, self.picked, self.prompts],
+                while_drawn, **SLOW,
+            ),
+        ):  # fmt: skip  # the last values of a generator come twice: what is picked from is laid by an event of its own
             event.success(*then, [*self.pair, *self.outcome], **EVENT)
-        begun = [self.begin, self.voting, self.looking, *self.table]
-        self.begin.click(self.start_vote, [self.run, self.of], begun, **EVENT)
+        begun = [self.begin, self.voting, self.looking, *self.table, self.message]
+        self.begin.click(in_place(self.start_vote, begun), [self.run, self.of], begun, **EVENT)
         # A quick key is not dropped while the last one is under way: one after another, each for what was seen.
         keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "vote"}
         for name, button in self.buttons.items():
             button.click(functools.partial(self.vote, name), [self.run, self.of, self.left], self.table, **keys)
         ended = [self.begin, self.voting, self.looking, *self.outcome]
         self.end.click(self.end_vote, [self.run, self.of], ended, **EVENT)
-        self.use_it.click(self.use_winner, [self.run, self.of, self.where], [self.used, self.using], **EVENT)
-        self.use.click(self.give, [self.used, self.where], None, **EVENT)
-        known = [self.where, self.not_known]
+        taken = [self.used, self.using, self.given]
+        self.use_it.click(in_place(self.use_winner, taken), [self.run, self.of, self.where], taken, **EVENT)
+        self.use.click(in_place(self.give, [self.given]), [self.used, self.where], [self.given], **EVENT)
+        self.halt.click(
+            in_place(functools.partial(stop_drawing, self.home), [self.message]), None, [self.message], **EVENT
+        )
+        known = [self.where, self.given]
         self.add_host.click(in_place(self.remember_host, known), [self.host_folder], known, **EVENT)
 
     def show(
@@ -284,18 +291,14 @@ class Compare:
 
     def draw(self, name: str, adapters: list[str] | None, weights: str, text: str) -> Iterator[list[Any]]:
         """Draw what is missing, and fill the grid while it comes."""
-        try:
-            sheet = self._begin(name, adapters, weights, text)
-        except UserError as error:
-            yield [alert(str(error)), gr.skip(), gr.skip()]
-            return
+        sheet = self._begin(name, adapters, weights, text)
         before = -1
         while draws.busy(sheet):
             if sheet.done() != before:
                 before = sheet.done()
                 yield self._drawn(sheet, note(words.DRAWING.format(before, sheet.total)))
             time.sleep(0.5)
-        yield self._drawn(sheet, note(draws.trouble(sheet), "bad"))
+        yield self._drawn(sheet, note(*draws.ended(sheet.folder)))
 
     def draw_several(self, name: str, of: str | None, picked: list[Any], text: str) -> Iterator[list[Any]]:
         """The base and the second picture's file at several strengths."""
@@ -393,20 +396,17 @@ class Compare:
         winner = tables.result(self._table(name, of), given).winner
         if winner is None or not winner.adapter:
             raise UserError(words.NO_WINNER)
-        if lora_hosts(self.home):
-            self._give(winner.adapter, target)
-        return [gr.update(value=winner.adapter), gr.update(open=True)]
+        line = self.give(winner.adapter, target) if lora_hosts(self.home) else ""
+        return [gr.update(value=winner.adapter), gr.update(open=True), line]
 
     @kindly
-    def give(self, adapter: str | None, target: str | None) -> None:
-        self._give(adapter, target)
-
-    def _give(self, adapter: str | None, target: str | None) -> None:
+    def give(self, adapter: str | None, target: str | None) -> str:
+        """Copy a checkpoint to where it is used; gives the line that says where it lies then."""
         known = {str(c.path) for one in control.list_runs(self.home.runs) for c in control.checkpoints(one.path)}
         found = next((one for one in lora_hosts(self.home) if str(one.root) == target), None)
         if adapter not in known or found is None:
             raise UserError(words.USE_WHAT)
-        gr.Info(words.COPIED.format(escape(str(hosts.give(Path(str(adapter)), found)))))
+        return said(words.COPIED.format(hosts.give(Path(str(adapter)), found)))
 
     @kindly
     def remember_host(self, folder: str) -> list[Any]:
@@ -437,17 +437,14 @@ def build(context: Context) -> Screen:
     return Screen(show, [*screen.outputs, *studied.outputs, *predicted.outputs], inputs)
 
 
-def stop_button(home: Any, elem_id: str, visible: bool = True) -> gr.Button:
-    """Ends whatever is being drawn, also by another page or before a restart."""
+def stop_button(elem_id: str, visible: bool = True) -> gr.Button:
+    return gr.Button(words.STOP_DRAWING, elem_id=elem_id, scale=0, min_width=80, visible=visible)
 
-    @kindly
-    def stop() -> None:
-        draws.stop(home.runs)
-        gr.Info(words.STOPPED)
 
-    button = gr.Button(words.STOP_DRAWING, elem_id=elem_id, scale=0, min_width=80, visible=visible)
-    button.click(stop, None, None, **EVENT)
-    return button
+def stop_drawing(home: Any) -> str:
+    """End whatever is being drawn, also by another page or before a restart; gives the line that says so."""
+    draws.stop(home.runs)
+    return said(words.STOPPED)
 
 
 def votes_of(run_dir: Path) -> Path:

@@ -203,13 +203,9 @@ def progress(folder: Path) -> tuple[int, int]:
     return len([*folder.glob("*/*.png")]), len(cells) * len(prompts)
 
 
-def ended_early(folder: Path) -> str:
-    """Why drawing ended early; empty when it did not, or was stopped."""
+def ended(folder: Path) -> tuple[str, str]:
+    """Why drawing ended early, as a line and its kind; empty when it did not."""
     now, (done, total) = control.status(folder), progress(folder)
-    return now.message if now.state == "failed" and done < total else ""
-
-
-def trouble(one: Sheet) -> str:
-    """Why drawing ended early; empty when it did not, or was stopped."""
-    now = control.status(one.folder)
-    return now.message if now.state == "failed" and one.done() < one.total else ""
+    if done >= total:
+        return "", "quiet"
+    return (now.message, "bad") if now.state == "failed" else (words.STOPPED, "quiet")

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from ..trainer.errors import UserError
 from ..trainer.runs import control
 from . import draft, images, words
-from .page import SLOW, Context, changing, folder_of, kindly, note
+from .page import SLOW, Context, changing, folder_of, in_place, kindly, note, said
 from .store import read_text
 
 MOST_POINTS = 160
@@ -64,7 +64,8 @@ class Maps:
         self.relief = gr.Model3D(label=words.RELIEF, height=420, elem_id="map-relief")
         self.outputs = [self.run, self.message]
         result = [self.message, self.slider, self.relief]
-        self.predict.click(self.draw, [self.run, self.picture, self.tiles], result, **SLOW)
+        asked = [self.run, self.picture, self.tiles]
+        self.predict.click(in_place(self.draw, result, at=0), asked, result, **SLOW)
 
     def show(self, chosen: str | None) -> list[Any]:
         """The runs to choose from; what was predicted stays."""
@@ -93,7 +94,7 @@ class Maps:
         if answer["task"] == "depth":
             solid = relief(np.load(written["npy"]), pair[0], answer.get("space") == "disparity", out / "relief.glb")
         near = words.NEAR_IS if answer["task"] == "depth" else ""
-        line = note(words.MAP_DONE.format(answer["task"], out) + near, "good")
+        line = said(words.MAP_DONE.format(answer["task"], out) + near)
         return [line, pair, str(solid) if solid else None]
 
 

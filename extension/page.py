@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape, unescape
 from pathlib import Path
@@ -83,27 +84,55 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
     return inner
 
 
-def in_place(function: Callable[P, list[Any]], outputs: Sequence[Any], at: int = -1) -> Callable[P, list[Any]]:
+def in_place(function: Callable[P, Any], outputs: Sequence[Any], at: int = -1) -> Callable[P, Any]:
     """As ``kindly``, but the error's line is shown in ``outputs[at]`` and not as a toast, until the next answer; the
-    other outputs stay as they are. An answer that is one short ends in an empty line."""
+    other outputs stay as they are. An answer that is one short ends in an empty line; None is an answer to no output.
+    What went well is said at the same place: the answer then has its line, made by ``said``. A generator's answers are
+    taken one by one."""
+
+    def whole(answer: Any) -> Any:
+        found = [] if answer is None else answer if isinstance(answer, list) else [answer]
+        found = [*found, ""] if len(found) < len(outputs) else found
+        return found[0] if len(outputs) == 1 else found
+
+    def wrong(error: gr.Error) -> Any:
+        shown: list[Any] = [gr.skip()] * len(outputs)
+        shown[at] = alert(unescape(error.message))
+        return whole(shown)
+
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def each(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
+            answers = function(*args, **kwargs)
+            step = kindly(lambda: next(answers, answers))
+            try:
+                while (answer := step()) is not answers:
+                    yield whole(answer)
+            except gr.Error as error:
+                yield wrong(error)
+
+        return each
     guarded = kindly(function)
 
     @functools.wraps(function)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> list[Any]:
+    def once(*args: P.args, **kwargs: P.kwargs) -> Any:
         try:
-            answer = guarded(*args, **kwargs)
+            return whole(guarded(*args, **kwargs))
         except gr.Error as error:
-            shown: list[Any] = [gr.skip()] * len(outputs)
-            shown[at] = alert(unescape(error.message))
-            return shown
-        return [*answer, ""] if len(answer) < len(outputs) else answer
+            return wrong(error)
 
-    return inner
+    return once
 
 
 def alert(line: str) -> str:
     """The line of an error, to show where it arose; screen readers announce it."""
     return f'<p class="note bad" role="alert">{escape(line)}</p>'
+
+
+def said(line: str) -> str:
+    """The line of what an action did, to show where the action is; screen readers announce it."""
+    return f'<p class="note good" role="status">{escape(line)}</p>'
 
 
 CHANGING: set[str] = set()

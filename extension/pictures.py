@@ -6,7 +6,7 @@ import functools
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..trainer import config
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
 from . import captioner, captions, card, crops, draft, edits, fetch, grid, images, tagger, targets, tokens, words
-from .page import EVENT, SLOW, Context, Screen, alert, changing, in_place, kindly, note, notes
+from .page import EVENT, SLOW, Context, Screen, alert, changing, in_place, kindly, note, notes, said
 from .recipe import fetching, read_import
 from .store import ROOT, write_json
 
@@ -154,11 +154,13 @@ class Pictures:
         self.convert.click(self._in_place(self.convert_others), page, self.outputs, **SLOW)
         self._wire_tagging()
         for changed in (self.trigger.blur, self.trigger.submit):
-            changed(self.set_trigger, [self.trigger, self.trigger_shown], [self.trigger_shown], **EVENT)
+            line = [self.trigger_shown, self.wrong]
+            changed(in_place(self.set_trigger, line), [self.trigger, self.trigger_shown], line, **EVENT)
         for changed in (self.which.input, self.filter.input, self.holds.submit, self.holds.blur):
-            shown = changed(self.again_kept, page, self.outputs, **EVENT)
+            shown = changed(self._in_place(self.again_kept), page, self.outputs, **EVENT)
             shown.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
-        self.counted.select(self.choose_tag, page, [self.holds, *self.outputs], **EVENT)
+        tagged = [self.holds, *self.outputs]
+        self.counted.select(in_place(self.choose_tag, tagged), page, tagged, **EVENT)
         chosen: dict[str, Any] = {**EVENT, "js": grid.CHOSEN}
         for button, how in ((self.first, "first"), (self.last, "last"), (self.remove, "remove")):
             given = [self.chosen, self.tag_text, *page]
@@ -175,29 +177,31 @@ class Pictures:
 
     def _wire_tagging(self) -> None:
         chosen: dict[str, Any] = {**SLOW, "js": grid.CHOSEN}
-        tagged = self.tag.click(self.tag_all, [self.chosen, self.which, self.at_least], [self.tagged], **chosen)
+        line, asked = [self.tagged], [self.chosen, self.which]
+        tagged = self.tag.click(in_place(self.tag_all, line), [*asked, self.at_least], line, **chosen)
         tagged.success(self.show, self.view, self.outputs, **EVENT)
-        described = self.describe.click(self.describe_all, [self.chosen, self.which], [self.tagged], **chosen)
+        described = self.describe.click(in_place(self.describe_all, line), asked, line, **chosen)
         described.success(self.show, self.view, self.outputs, **EVENT)
         for button, event in ((self.end_tag, tagged), (self.end_describe, described)):
             ended = button.click(lambda: note(words.TAGGING_ENDED), None, [self.tagged], cancels=[event], **EVENT)
             ended.then(self.show, self.view, self.outputs, **EVENT)
-        got = self.get_tagger.click(functools.partial(fetching, self.home, "tagger"), None, [self.getting], **EVENT)
+        fetch_it = in_place(functools.partial(fetching, self.home, "tagger"), [self.getting])
+        got = self.get_tagger.click(fetch_it, None, [self.getting], **EVENT)
         got.success(lambda: _tagger(self.home), None, [self.tagging, self.no_tagger], **EVENT)
         self.end_get.click(functools.partial(fetch.stop, self.home, "tagger"), None, None, **EVENT)
 
     def _in_place(self, function: Any) -> Any:
-        """``function`` with its errors shown above the grid."""
+        """``function`` with its errors, and what it did, shown above the grid."""
         return in_place(function, self.outputs)
 
     def _wire_card(self, page: list[Any]) -> None:
         one = self.card
         # Errors of the open picture are shown in its card.
         beside = [*(part for part in self.outputs if part is not one.wrong), one.wrong]
-        self.grid.select(self.open_chosen, page, one.outputs, **EVENT)
+        self.grid.select(in_place(self.open_chosen, one.outputs), page, one.outputs, **EVENT)
         for happened, by in ((one.back.click, -1), (one.forward.click, 1), (one.box.submit, 1)):
-            happened(functools.partial(self.step, by), page, one.outputs, **EVENT)
-        one.close.click(functools.partial(self.open, ""), page, one.outputs, **EVENT)
+            happened(in_place(functools.partial(self.step, by), one.outputs), page, one.outputs, **EVENT)
+        one.close.click(in_place(functools.partial(self.open, ""), one.outputs), page, one.outputs, **EVENT)
         one.left.success(self.look, self.view, self.looked, **EVENT)
         for button, move in ((one.leave, edits.leave_out), (one.take, edits.take_back)):
             button.click(in_place(functools.partial(self.move_one, move), beside), page, beside, **EVENT)
@@ -412,41 +416,39 @@ class Pictures:
         self.card.keep(*box)
         change = captions.without_tags(tag) if how == "remove" else captions.with_tags(tag, how == "first")
         folder = _current(self.context, chosen)
-        self._changed(folder, captions.change_each(captions.scan(folder), _some(names), change))
-        return self.show(chosen, filtered, held, name)
+        changed = self._changed(folder, captions.change_each(captions.scan(folder), _some(names), change))
+        line = words.CHANGED.format(words.number(changed, words.CAPTIONS))
+        return self._after(self.show(chosen, filtered, held, name), line)
 
     @kindly
     def move(self, move: Any, names: str, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
         """Leave out the chosen pictures, or take them back."""
         self.card.keep(*box)
         count = move(_current(self.context, chosen), _some(names))
-        gr.Info(words.MOVED.format(words.number(count, words.PICTURES)))
-        return self.show(chosen, filtered, held, name)
+        line = words.MOVED.format(words.number(count, words.PICTURES))
+        return self._after(self.show(chosen, filtered, held, name), line)
 
     @kindly
     def convert_others(self, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
         self.card.keep(*box)
         done, refused = edits.convert(captions.scan(_current(self.context, chosen)))
-        gr.Info(words.CONVERTED.format(words.number(done, words.PICTURES)))
-        return self._refused(self.show(chosen, filtered, held, name), refused)
+        line = words.CONVERTED.format(words.number(done, words.PICTURES))
+        return self._after(self.show(chosen, filtered, held, name), line, refused)
 
     @kindly
     def add(self, files: list[str], given: str) -> list[Any]:
         own = self.home.data / "pictures"
         target = self.context.folders.check(words.WHERE_FOLDER, given) if given.strip() else own
         done, written, refused = captions.import_pictures(target, [Path(one) for one in files or []])
-        gr.Info(
-            words.ADDED.format(
-                words.number(done, words.PICTURES), words.number(written, words.CAPTIONS), escape(str(target))
-            )
-        )
         _use(self.context, captions.scan(target))
-        return self._refused(self.show(), refused)
+        line = words.ADDED.format(words.number(done, words.PICTURES), words.number(written, words.CAPTIONS), target)
+        return self._after(self.show(), line, refused)
 
-    def _refused(self, shown: list[Any], lines: list[str]) -> list[Any]:
-        """An answer for all outputs, with what could not be read or saved as lines above the grid."""
-        more = [words.MORE_REFUSED.format(len(lines) - 5)] if len(lines) > 5 else []
-        return [*shown[:-1], "".join(map(alert, [*lines[:5], *more]))]
+    def _after(self, shown: list[Any], line: str, refused: Sequence[str] = ()) -> list[Any]:
+        """An answer for all outputs, with what was done, and what could not be read or saved, as lines above the
+        grid."""
+        rest = [words.MORE_REFUSED.format(len(refused) - 5)] if len(refused) > 5 else []
+        return [*shown[:-1], said(line) + "".join(map(alert, [*refused[:5], *rest]))]
 
     @kindly
     def replace_all(self, names: str, old: str, new: str, tags: bool, chosen: str, filtered: str, held: str, name: str,
@@ -454,13 +456,15 @@ class Pictures:
         """Replace in the captions of the chosen pictures, or in all."""
         self.card.keep(*box)
         folder = _current(self.context, chosen)
-        self._changed(folder, captions.replace_in_all(captions.scan(folder), old, new, tags, _names(names)))
-        return self.show(chosen, filtered, held, name)
+        changed = self._changed(folder, captions.replace_in_all(captions.scan(folder), old, new, tags, _names(names)))
+        line = words.CHANGED.format(words.number(changed, words.CAPTIONS))
+        return self._after(self.show(chosen, filtered, held, name), line)
 
-    def _changed(self, folder: Path, changed: dict[str, tuple[str, str]]) -> None:
+    def _changed(self, folder: Path, changed: dict[str, tuple[str, str]]) -> int:
+        """Remember captions as they were, for ``undo_replace``; gives how many."""
         if changed:
             write_json(self.undo_file, {"folder": str(folder), "captions": changed})
-        gr.Info(words.CHANGED.format(words.number(len(changed), words.CAPTIONS)))
+        return len(changed)
 
     @kindly
     def undo_replace(self, chosen: str, filtered: str, held: str, name: str, *box: Any) -> list[Any]:
@@ -471,9 +475,9 @@ class Pictures:
             raise UserError(words.NOTHING_REPLACED)
         done = captions.restore(self.context.folders.check(words.WHERE_UNDO, before["folder"]), changed)
         self.undo_file.unlink(missing_ok=True)
-        left = words.LEFT_AS_EDITED.format(len(changed) - done) if done < len(changed) else ""
-        gr.Info(words.RESTORED.format(words.number(done, words.CAPTIONS)) + left)
-        return self.show(chosen, filtered, held, name)
+        line = words.RESTORED.format(words.number(done, words.CAPTIONS))
+        line += words.LEFT_AS_EDITED.format(len(changed) - done) if done < len(changed) else ""
+        return self._after(self.show(chosen, filtered, held, name), line)
 
     def tag_all(self, names: str, chosen: str, at_least: float) -> Iterator[str]:
         """Tags by the tagger: added to the captions of the chosen pictures, or written for all that have none."""
@@ -511,7 +515,7 @@ class Pictures:
         line = words.TAGGED.format(words.number(written, words.CAPTIONS)) + (
             words.TYPED_MEANWHILE.format(words.number(typed, words.PICTURES)) if typed else ""
         )
-        yield note(line, "good") + notes(refused[:5], "warn")
+        yield said(line) + notes(refused[:5], "warn")
 
     @kindly
     def _tagger(self, chosen: str) -> tuple[captions.Listing, tagger.Tagger]:

@@ -15,7 +15,7 @@ from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.events import read_object
 from . import draft, draws, duels, progress, words
-from .compare import newest, prompts_of, prompts_or_own, stop_button
+from .compare import newest, prompts_of, prompts_or_own, stop_button, stop_drawing
 from .page import (
     EVENT,
     SLOW,
@@ -73,7 +73,7 @@ class Prefer:
             self.generate = gr.Button(
                 words.GENERATE.format(words.USEFUL), variant="primary", elem_id="generate", scale=2, min_width=240
             )
-            self.halt = stop_button(self.home, "stop-pairs", visible=False)
+            self.halt = stop_button("stop-pairs", visible=False)
             self.outside = gr.Textbox("", label=words.OUTPUTS, elem_id="outputs-folder", scale=3, min_width=240)
             self.load = gr.Button(words.LOAD, elem_id="load-pairs", scale=0, min_width=120)
         with gr.Accordion(words.PREFER_OPTIONS, open=False, elem_id="prefer-more"), gr.Row():
@@ -103,16 +103,20 @@ class Prefer:
         # A quick key is not dropped while the last one is under way: one after another, each for what was seen.
         keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "prefer"}
         for name, button in self.buttons.items():
-            button.click(functools.partial(self.choose, name), decided, self.table, **keys)
+            chosen = in_place(functools.partial(self.choose, name), self.table, at=0)
+            button.click(chosen, decided, self.table, **keys)
         for (side, liked), button in self.thumbs.items():
             rated = [self.kept, self.rest, self.acts, self.run]
-            button.click(functools.partial(self.thumb, side, liked), rated, [self.counted, self.train], **keys)
+            counts = [self.counted, self.train, self.message]
+            button.click(in_place(functools.partial(self.thumb, side, liked), counts), rated, counts, **keys)
         drawing = [self.kept, self.run, self.prompts, self.many]
         drawn = [self.message, self.clock, self.source, self.halt]
         begun = self.generate.click(in_place(self.draw, drawn, at=0), drawing, drawn, **SLOW)
         look = (self.watch, [self.kept, self.rest, *where, self.acts], self.laid)
         begun.success(*look, **keys)
         self.clock.tick(*look, **{**keys, "trigger_mode": "once"})
+        self.halt.click(in_place(functools.partial(stop_drawing, self.home), [self.message]), None, [self.message],
+                        **EVENT)  # fmt: skip
         opened = [self.kept, self.outside, self.run, self.kind, self.acts]
         self.load.click(in_place(self.from_folder, self.laid, at=0), opened, self.laid, **SLOW)
         self.run.input(self.of_run, self.inputs, self.outputs, **EVENT)
@@ -292,7 +296,7 @@ class Prefer:
         """How far the drawing is. Two pictures are laid only where none lie."""
         run_dir = _run(self.home, name)
         drawn = self._drawing(run_dir)
-        line = note(words.DRAWING.format(*draws.progress(drawn))) if drawn else note(_trouble(run_dir), "bad")
+        line = note(words.DRAWING.format(*draws.progress(drawn))) if drawn else note(*_ended(run_dir))
         if not rest:
             return self._all(which, name, outside, folder, kind, acts, line)
         kept = [gr.skip()] * (len(self.table) - 1)
@@ -361,10 +365,10 @@ def _take_back(acts: list[duels.Act]) -> str:
     return note((words.TAKEN_BACK if done else words.NOT_THERE).format(what, short(row.prompt)))
 
 
-def _trouble(run_dir: Path | None) -> str:
-    """Why the last drawing of pairs ended early; empty when it did not."""
-    drawn = sorted((run_dir / "candidates").glob(f"*/{draws.MARK}")) if run_dir else []
-    return draws.ended_early(drawn[-1].parent) if drawn else ""
+def _ended(run_dir: Path | None) -> tuple[str, str]:
+    """Why the last drawing of pairs ended early, as a line and its kind; empty when it did not."""
+    drawn = sorted((run_dir / "candidates").glob("*/cells.json")) if run_dir else []
+    return draws.ended(drawn[-1].parent) if drawn else ("", "quiet")
 
 
 def _seconds(run_dir: Path | None, kind: str) -> float | None:

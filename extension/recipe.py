@@ -21,7 +21,7 @@ from ..trainer.runs import control
 from ..trainer.runs.check_report import duration
 from ..trainer.runs.events import read_object
 from . import check, draft, fetch, fields, hosts, models, words
-from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, in_place, kindly, note, problem_list
+from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, in_place, kindly, note, problem_list, said
 from .security import ANYWHERE, Folders
 from .store import read_text, write, write_json
 
@@ -166,6 +166,7 @@ class Recipe:
         with gr.Row(elem_classes="align-end"):
             self.own_name = gr.Textbox(label=words.OWN_PRESET, elem_id="own-preset", scale=3)
             self.keep = gr.Button(words.SAVE_PRESET, scale=0, min_width=130, elem_id="save-preset")
+        self.kept = gr.HTML(elem_id="own-preset-line")
 
     def _field(self, key: str, **more: Any) -> None:
         self.made[key] = _field(self.by_key[key][0], key, **more)
@@ -189,18 +190,21 @@ class Recipe:
 
     def _wire(self) -> None:
         once: dict[str, Any] = {**EVENT}
+        beside = self._beside
         with_error = [*self.outputs, self.not_taken]
         import_with_error = [*self.outputs, self.question, self.pending, self.not_taken]
         for event in (
-            self.preset.input(self.choose_preset, [self.preset, *self.view], self.outputs, **once),
-            self.goal.input(self.choose_goal, [self.goal, self.gpu, *self.view], self.outputs, **once),
-            self.gpu.input(self.choose_gpu, [self.goal, self.gpu, *self.view], self.outputs, **once),
-            self.tiles.input(self.choose_model, [self.tiles, self.goal, self.gpu, *self.view], self.outputs, **once),
-            self.length.release(self.set_length, [self.length, *self.view], self.outputs, **once),
-            self.pixel.input(self.set_pixel, [self.pixel, *self.view], self.outputs, **once),
-            self.objective.input(self.set_objective, [self.objective, *self.view], self.outputs, **once),
+            self.preset.input(beside(self.choose_preset), [self.preset, *self.view], self.outputs, **once),
+            self.goal.input(beside(self.choose_goal), [self.goal, self.gpu, *self.view], self.outputs, **once),
+            self.gpu.input(beside(self.choose_gpu), [self.goal, self.gpu, *self.view], self.outputs, **once),
+            self.tiles.input(
+                beside(self.choose_model), [self.tiles, self.goal, self.gpu, *self.view], self.outputs, **once
+            ),
+            self.length.release(beside(self.set_length), [self.length, *self.view], self.outputs, **once),
+            self.pixel.input(beside(self.set_pixel), [self.pixel, *self.view], self.outputs, **once),
+            self.objective.input(beside(self.set_objective), [self.objective, *self.view], self.outputs, **once),
             self.apply.click(in_place(self.apply_text, with_error), [self.toml, self.based_on], with_error, **once),
-            self.undo.click(self.undo_replaced, None, self.outputs, **once),
+            self.undo.click(beside(self.undo_replaced), None, self.outputs, **once),
             self.restore.click(in_place(self.restore_earlier, with_error), [self.earlier], with_error, **once),
             self.take.click(in_place(self.take_import, import_with_error), [self.pending], import_with_error, **once),
         ):
@@ -210,7 +214,8 @@ class Recipe:
             self.check.on_change(applied.success(self.show, self.view, self.outputs, **EVENT))
         self.check.on_change(self.check.fixed.success(self.show, self.view, self.outputs, **EVENT))
         for name, (get, end, line) in self.fetched.items():
-            fetched = get.click(functools.partial(fetching, self.home, name), None, [line], **EVENT)
+            fetch_it = in_place(functools.partial(fetching, self.home, name), [line])
+            fetched = get.click(fetch_it, None, [line], **EVENT)
             fetched.success(self.show, self.view, self.outputs, **EVENT)
             end.click(functools.partial(fetch.stop, self.home, name), None, None, **EVENT)
         listed = [self.inside, self.not_added]
@@ -227,7 +232,7 @@ class Recipe:
         for ended in (read.success, read.failure):  # so that another can be dropped
             ended(lambda: None, None, [self.imported], **EVENT)
         self.leave.click(lambda: (gr.update(visible=False), None), None, [self.question, self.pending], **EVENT)
-        kept = [self.preset, self.not_taken]
+        kept = [self.preset, self.kept]
         self.keep.click(in_place(self.save_preset, kept), [self.own_name], kept, **EVENT)
         self.made["sample.prompts"].input(
             self.filled, [self.made["sample.prompts"]], [self.prompts_note], trigger_mode="always_last", **EVENT
@@ -239,14 +244,18 @@ class Recipe:
         """Texts are taken when left or entered, the rest at once."""
         texts = isinstance(one, (gr.Textbox, gr.Number))
         for happened in (one.blur, one.submit) if texts else (one.input,):
-            self.check.on_change(happened(function, [*inputs, *self.view], self.outputs, **EVENT))
+            self.check.on_change(happened(self._beside(function), [*inputs, *self.view], self.outputs, **EVENT))
 
-    def show(self, typed: str = "", based_on: str = "") -> list[Any]:
+    def _beside(self, function: Any) -> Any:
+        """``function`` with its errors shown beside the form."""
+        return in_place(function, self.outputs, at=0)
+
+    def show(self, typed: str = "", based_on: str = "", refused: draft.Problem | None = None) -> list[Any]:
         """The form and the text as the file has them. A text that somebody is writing in the box (``typed``, from the
-        version ``based_on``) stays."""
+        version ``based_on``) stays. ``refused``: an edit that was not taken, and why."""
         text = draft.read(self.home)
         values = draft.values(text, self.context.folders)
-        problems = draft.problems(text, self.home.draft, self.context.folders)
+        problems = draft.problems(text, self.home.draft, self.context.folders) + ([refused] if refused else [])
         wrong = {one.where: one.what for one in problems}
         kind, preset = _kind(values), str(draft.get(values, "preset", "") or "")
         rows = {key: _fitting(self.by_key, key, kind) for key in self.made}
@@ -284,8 +293,8 @@ class Recipe:
             if draft.untouched(key, value, *others):
                 return [gr.skip()] * len(self.outputs)
         except UserError as error:
-            gr.Warning(escape(str(error)), duration=12)
-            return self._only(key, {**shown, key: current}, typed, based_on)
+            where, _, what = str(error).partition(": ")
+            return self._only(key, {**shown, key: current}, typed, based_on, draft.Problem(where, what))
         self.context.change({key: None if value == row["default"] and self._inherited(key) is None else value})
         shown[key] = entered
         now = self._only("", shown, typed, based_on)
@@ -296,9 +305,11 @@ class Recipe:
         """As ``edit``, for a field of the search, which is built with what it shows."""
         return self.edit(key, entered, shown, typed, based_on)
 
-    def _only(self, key: str, shown: dict[str, Any], typed: str, based_on: str) -> list[Any]:
+    def _only(
+        self, key: str, shown: dict[str, Any], typed: str, based_on: str, refused: draft.Problem | None = None
+    ) -> list[Any]:
         """The screen, with a new value for one field at most."""
-        now = self.show(typed, based_on)
+        now = self.show(typed, based_on, refused)
         for one in (self.preset, self.version, self.goal, self.tiles, self.length, self.earlier):
             now[self.outputs.index(one)] = gr.skip()
         for one in (self.objective, self.pixel):
@@ -438,8 +449,7 @@ class Recipe:
         if path.exists():
             raise UserError(words.PRESET_THERE.format(path.stem))
         write(path, f"# {own.get('preset') or words.NO_PRESET}, {time.strftime('%Y-%m-%d')}\n" + draft.dumps(whole))
-        gr.Info(words.PRESET_SAVED.format(escape(path.stem)))
-        return [gr.update(choices=presets(self.home))]
+        return [gr.update(choices=presets(self.home)), said(words.PRESET_SAVED.format(path.stem))]
 
     @kindly
     def browse(self, folder: str) -> list[Any]:
@@ -515,12 +525,12 @@ class Recipe:
 def fetching(home: Any, name: str) -> Iterator[str]:
     """Fetch what has this name, and say how far it is."""
     source = fetch.SOURCES[name]
-    kindly(fetch.start)(home, name)
+    fetch.start(home, name)
     while (now := fetch.state(home, name)).live:
         yield bar(now.gb / source.gb, words.FETCHING.format(source.title, now.gb, source.gb))
         time.sleep(1)
     if now.done:
-        yield note(words.FETCHED.format(source.title, fetch.place(home, name)), "good")
+        yield said(words.FETCHED.format(source.title, fetch.place(home, name)))
     else:
         yield note(now.message or words.STOPPED_FETCHING, "warn")
 

@@ -186,6 +186,7 @@ class Studies:
             self.go_on = gr.Button(words.GO_ON, size="sm", variant="primary", elem_id="continue-study", visible=False)
             self.begin = gr.Button(words.VOTE_BLIND, size="sm", elem_id="study-vote", visible=False)
             self.renew = gr.Button(words.TO_REPORT, size="sm", elem_id="study-report-again", visible=False)
+        self.refused = gr.HTML(elem_id="study-error")
         with gr.Column(visible=False, elem_id="study-voting") as self.voting:
             self.duel = gr.HTML(elem_id="study-prompt")
             with gr.Row(elem_classes="duel"):
@@ -221,15 +222,15 @@ class Studies:
         self.plan.click(in_place(self.look_at_plan, planned, at=0), asked, planned, **SLOW)
         for field in asked:  # what is started is what was looked at
             field.change(lambda: gr.update(visible=False), None, [self.start], **EVENT)
-        begun = self.start.click(self.begin_study, [self.asked], [self.study, self.start, self.planned], **SLOW)
+        work = [self.study, self.start, self.planned]
+        begun = self.start.click(in_place(self.begin_study, work), [self.asked], work, **SLOW)
         view: dict[str, Any] = {"fn": self.show, "inputs": self.inputs, "outputs": self.outputs, **EVENT}
         begun.success(**view)
         self.study.input(**view)
         self.where.submit(**view)
         self.clock.tick(**view)
-        self.stop.click(self.end_study, [self.study], None, **EVENT).then(**view)
-        self.go_on.click(self.resume, [self.study], None, **EVENT).then(**view)
-        self.renew.click(self.report_again, [self.study], None, **SLOW).then(**view)
+        for button, act in ((self.stop, self.end_study), (self.go_on, self.resume), (self.renew, self.report_again)):
+            button.click(in_place(act, [self.refused]), [self.study], [self.refused], **SLOW).then(**view)
         table = [self.duel, self.left, self.right]
         self.begin.click(self.lay, [self.study, self.where], [self.voting, *table], **EVENT)
         keys = {**EVENT, "trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "study"}

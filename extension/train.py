@@ -39,6 +39,7 @@ from .page import (
     note,
     notes,
     plain_message,
+    said,
     short,
 )
 from .store import read_text
@@ -77,9 +78,9 @@ class Train:
         self.view = [self.run, self.what, self.smooth, self.log, self.seen, self.prompt, self.at]
         self.outputs = [
             self.run, self.state, self.pause, self.resume, self.sample, self.save, self.kill, self.resume_queue,
-            self.again, self.finished, self.result, self.where, self.give, self.elsewhere, self.managed, self.numbers,
-            self.what, self.plot, self.previews, self.prompt, self.at, self.slider, self.gallery, self.logged,
-            self.queue_mark, self.seen,
+            self.again, self.refused, self.finished, self.result, self.given, self.where, self.give, self.elsewhere,
+            self.managed, self.numbers, self.what, self.plot, self.previews, self.prompt, self.at, self.slider,
+            self.gallery, self.logged, self.queue_mark, self.seen,
         ]  # fmt: skip
         self._wire()
 
@@ -104,6 +105,7 @@ class Train:
             self.save = gr.Button(words.SAVE_NOW, elem_id="save-now", size="sm")
             self.kill = gr.Button(words.KILL, elem_id="kill", size="sm", variant="stop")
             self.again = gr.Button(words.TRAIN_AGAIN, elem_id="train-again", size="sm", scale=0, min_width=180)
+        self.refused = gr.HTML(elem_id="run-error")
 
     def _finished(self) -> None:
         """The file of a run that is done, and where it goes."""
@@ -118,14 +120,14 @@ class Train:
                     gr.Dropdown([], label=words.USE_WHERE, elem_id="finished-where", scale=1, min_width=200)
                 )
                 self.give = gr.Button(words.COPY_THERE, elem_id="finished-copy", size="sm", scale=0, min_width=110)
-            with gr.Accordion(words.COPY_ELSEWHERE, open=False, elem_id="finished-elsewhere") as self.elsewhere:
-                with gr.Row(elem_classes="align-end tight"):
-                    self.host = gr.Textbox(
-                        "", label=words.OTHER_HOST, placeholder=words.HOST_PLACEHOLDER, max_lines=1, scale=4,
-                        elem_id="finished-host",
-                    )  # fmt: skip
-                    self.add_host = gr.Button(words.ADD_HOST, size="sm", scale=0, min_width=170, elem_id="finished-add")
-                self.host_line = gr.HTML(elem_id="finished-line")
+            self.elsewhere = gr.Accordion(words.COPY_ELSEWHERE, open=False, elem_id="finished-elsewhere")
+            with self.elsewhere, gr.Row(elem_classes="align-end tight"):
+                self.host = gr.Textbox(
+                    "", label=words.OTHER_HOST, placeholder=words.HOST_PLACEHOLDER, max_lines=1, scale=4,
+                    elem_id="finished-host",
+                )  # fmt: skip
+                self.add_host = gr.Button(words.ADD_HOST, size="sm", scale=0, min_width=170, elem_id="finished-add")
+            self.given = gr.HTML(elem_id="finished-line")
 
     def _previews(self) -> None:
         with gr.Column(visible=False, scale=3, min_width=320) as self.previews:
@@ -186,16 +188,20 @@ class Train:
 
     def _wire(self) -> None:
         after: dict[str, Any] = {"fn": self.show, "inputs": self.view, "outputs": self.outputs, **EVENT}
+        line = [self.refused]
         for button, request in ((self.pause, "stop"), (self.sample, "sample"), (self.save, "save")):
-            button.click(functools.partial(self.ask, request), [self.run], None, **EVENT).then(**after)
-        self.resume.click(self.resume_run, [self.run], None, **EVENT).then(**after)
-        self.resume_queue.click(self.go, None, None, **EVENT).then(**after)
-        self.kill.click(self.end, [self.run], None, js=_confirm(words.KILL_QUESTION), **EVENT).then(**after)
-        self.give.click(self.copy_to, [self.run, self.where], None, **EVENT)
-        known = [self.host_line, self.host]
+            asked = in_place(functools.partial(self.ask, request), line)
+            button.click(asked, [self.run], line, **EVENT).then(**after)
+        self.resume.click(in_place(self.resume_run, line), [self.run], line, **EVENT).then(**after)
+        self.resume_queue.click(in_place(self.go, line), None, line, **EVENT).then(**after)
+        question = _confirm(words.KILL_QUESTION)
+        self.kill.click(in_place(self.end, line), [self.run], line, js=question, **EVENT).then(**after)
+        given = [self.given]
+        self.give.click(in_place(self.copy_to, given), [self.run, self.where], given, **EVENT)
+        known = [self.given, self.host]
         for added in (self.add_host.click, self.host.submit):
             added(in_place(self.remember_host, known, at=0), [self.host], known, **EVENT).success(**after)
-        self.open_folder.click(self.show_folder, [self.run], None, **EVENT)
+        self.open_folder.click(in_place(self.show_folder, given), [self.run], given, **EVENT)
         named = [self.run, self.new_name, self.not_managed]
         self.rename.click(in_place(self.rename_run, named), named[:2], named, **EVENT).then(**after)
         question, gone = _confirm(words.DELETE_QUESTION), [self.run, self.not_managed]
@@ -262,7 +268,7 @@ class Train:
         )  # else the page's own value stays, which may be newer
         doing = _doing(status, log)
         now |= {
-            "choice": [now["runs"], current.name], "steps": steps,
+            "of": current.name, "choice": [now["runs"], current.name], "steps": steps,
             "state": [current.name, repr(status), len(history.warnings), repr(place), doing],
             "names": [current.name, drawable], "curve": [current.name, history.offset, of, weight, logarithmic],
             "gallery": [current.name, repr(pictures), repr(history.prompts)], "log": [log, len(history.spikes)],
@@ -276,7 +282,7 @@ class Train:
         return [
             ("choice", gr.update(choices=choices, value=current.name)),
             ("state", standing(current, history, place, doing)), *_buttons(current, place),
-            ("state", gr.update(visible=bool(result))), ("state", result),
+            ("of", ""), ("state", gr.update(visible=bool(result))), ("state", result), ("of", ""),
             ("hosts", gr.update(choices=places, value=places[0][1] if places else None, visible=bool(places))),
             ("hosts", gr.update(visible=bool(places))), ("hosts", gr.update(visible=not places)),
             ("state", gr.update(visible=not status.live and place is None)), ("state", numbers(status, history)),
@@ -314,12 +320,12 @@ class Train:
         control.kill(folder_of(self.home, name))
 
     @kindly
-    def copy_to(self, name: str, target: str | None) -> None:
+    def copy_to(self, name: str, target: str | None) -> str:
         found = next((one for one in lora_hosts(self.home) if str(one.root) == target), None)
         newest = control.checkpoints(folder_of(self.home, name))
         if found is None or not newest:
             raise UserError(words.NO_HOST)
-        gr.Info(words.COPIED.format(escape(str(hosts.give(newest[-1].path, found)))))
+        return said(words.COPIED.format(hosts.give(newest[-1].path, found)))
 
     def remember_host(self, folder: str) -> list[str]:
         """A folder of a program to copy to; what is wrong with it stands below the field."""
@@ -336,13 +342,11 @@ class Train:
     @kindly
     def rename_run(self, name: str, new: str) -> list[Any]:
         made = runs.rename(self.home, folder_of(self.home, name), new.strip())
-        gr.Info(words.RENAMED.format(escape(name), escape(made.name)))
-        return [gr.update(choices=[made.name], value=made.name), "", ""]
+        return [gr.update(choices=[made.name], value=made.name), "", said(words.RENAMED.format(name, made.name))]
 
     @kindly
     def delete_run(self, name: str) -> list[Any]:
-        gr.Info(words.IN_BIN.format(escape(str(runs.to_bin(self.home, folder_of(self.home, name))))))
-        return [gr.update(value=None), ""]
+        return [gr.update(value=None), said(words.IN_BIN.format(runs.to_bin(self.home, folder_of(self.home, name))))]
 
     @kindly
     def use_recipe(self, name: str) -> None:
@@ -382,11 +386,11 @@ def file_manager() -> str | None:
 
 def _nothing(now: dict[str, Any]) -> list[tuple[str, Any]]:
     """The screen before the first run."""
-    now["state"] = None
+    now["state"] = now["of"] = None
     hidden, same = ("state", gr.update(visible=False)), ("state", gr.skip())
     return [
-        ("state", gr.update(choices=[], value=None)), ("state", note(words.NO_RUNS)), *_buttons(None, None), hidden,
-        ("state", ""), same, same, same, hidden, ("state", ""), same,
+        ("state", gr.update(choices=[], value=None)), ("state", note(words.NO_RUNS)), *_buttons(None, None), ("of", ""),
+        hidden, ("state", ""), ("of", ""), same, same, same, hidden, ("state", ""), same,
         ("state", _frame(progress.History(), "loss", 0, False)), hidden, same, same,
         ("state", None), ("state", ""), ("state", ""), ("queue", now["queue"]),
     ]  # fmt: skip

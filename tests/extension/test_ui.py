@@ -35,7 +35,8 @@ from pixelkiln.extension import (
     votes,
     words,
 )
-from pixelkiln.extension.page import Context
+from pixelkiln.extension.app import page as build_page
+from pixelkiln.extension.page import Context, alert, in_place, said
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer import config
 from pixelkiln.trainer.data import pairs_file
@@ -44,6 +45,7 @@ from pixelkiln.trainer.runs import control
 from pixelkiln.trainer.runs.process import start_detached
 
 ROWS = fields.rows()
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -102,11 +104,7 @@ def form(home: Home) -> recipe.Recipe:
         return recipe.Recipe(Context(home, security.Addresses.of(home), security.Folders()))
 
 
-def test_a_field_writes_only_what_was_entered_and_never_over_another_window(
-    form: recipe.Recipe, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import gradio as gr
-
+def test_a_field_writes_only_what_was_entered_and_never_over_another_window(form: recipe.Recipe, home: Home) -> None:
     def steps() -> Any:
         return draft.get(draft.values(draft.read(home)), "run.steps")
 
@@ -116,10 +114,10 @@ def test_a_field_writes_only_what_was_entered_and_never_over_another_window(
     draft.change(home, {"run.steps": 2000})  # in another window
     form.edit("run.steps", 100, shown)  # the field is only left
     assert steps() == 2000
-    warned: list[str] = []
-    monkeypatch.setattr(gr, "Warning", lambda line, **_: warned.append(line))
     now = form.edit("run.steps", 150, shown)
-    assert "run.steps: another window has set it to 2000 meanwhile" in warned[0] and "150" in warned[0]
+    field = now[form.outputs.index(form.made["run.steps"])]
+    assert "another window has set it to 2000 meanwhile" in field["info"] and "150" in field["info"]
+    assert "run.steps" in now[0] and "problem" in field["elem_classes"]
     assert steps() == 2000 and now[form.outputs.index(form.made["run.steps"])]["value"] == 2000  # both windows show it
     assert "value" not in now[form.outputs.index(form.made["run.batch"])]
     shown = form.show()[form.outputs.index(form.shown)]
@@ -415,7 +413,11 @@ def test_drawing_is_one_process_that_any_page_finds_and_ends(home: Home, drawing
         draws.start(drawing, other)
     assert draws.under_way(home.runs) == [sheet.folder] and not draws.busy(other)
     draws.stop(home.runs)
-    assert not draws.busy(sheet) and not draws.trouble(sheet) and not draws.under_way(home.runs)
+    assert (
+        not draws.busy(sheet)
+        and draws.ended(sheet.folder) == (words.STOPPED, "quiet")
+        and not draws.under_way(home.runs)
+    )
 
 
 def test_the_card_is_one_for_drawing_and_training(home: Home, drawing: Path, started: Started) -> None:
@@ -436,7 +438,7 @@ def test_why_drawing_ended_is_told_after_a_restart_too(drawing: Path, monkeypatc
     begin, command = start_detached, [sys.executable, "-c", "print('error: model.path: there is none'); exit(2)"]
     monkeypatch.setattr(draws, "start_detached", lambda _, log, **more: begin(command, log, **more))
     draws.start(drawing, sheet)
-    assert control.wait(sheet.folder, 20) and draws.trouble(sheet) == "model.path: there is none"
+    assert control.wait(sheet.folder, 20) and draws.ended(sheet.folder) == ("model.path: there is none", "bad")
 
 
 def test_another_adapter_in_the_place_of_one_is_drawn_anew(home: Home) -> None:
@@ -724,3 +726,40 @@ def test_a_choice_that_has_just_left_its_list_reaches_what_receives_it():
         assert kind(**{**made.constructor_args, "choices": ["b"]}).preprocess("a") == "a"
         with pytest.raises(gr.Error, match="not in the list"):
             kind(["b"], render=False).preprocess("a")
+
+
+def test_what_an_action_did_or_why_not_stands_beside_it(context: Context) -> None:
+    """Toasts are left for what has no place: docs/ui.md says for what."""
+    shown = build_page(context)
+    loose = {name for name in map(_toasting, shown.fns.values()) if name}
+    gone = {
+        "Compare.pick", "Compare.turn", "Compare.set_strength", "Compare.vote", "Compare.end_vote", "Studies.lay",
+        "Studies.vote", "Train.picture", "Train.show", "Prefer.judge_by", "Prefer.of_run", "Prefer.show",
+        "Prefer.watch", "Pictures.again", "Recipe.show", "build.<locals>.show", "Check.apply", "Check.fix",
+    }  # fmt: skip
+    assert loose == gone | {"Train.use_recipe", "Prefer.fill"}  # and on the way to another screen
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "extension").glob("*.py")]
+    assert not [text for text in sources if "gr.Info(" in text or "gr.Warning(" in text]
+
+
+def _toasting(event: Any) -> str:
+    """The name of an event's function whose mistakes become toasts: made by ``kindly`` alone."""
+    function = getattr(event.fn, "func", event.fn)
+    made = getattr(function, "__code__", None)
+    return function.__qualname__ if made and (made.co_name, Path(made.co_filename).name) == ("inner", "page.py") else ""
+
+
+def test_an_answer_in_its_place_may_come_bit_by_bit() -> None:
+    import gradio as gr
+
+    def steps(last: int) -> Iterator[str]:
+        yield "one"
+        if last > 1:
+            raise UserError("steps: two are too many; ask for one")
+
+    line, many = in_place(steps, [None]), in_place(steps, [None, None], at=0)
+    assert list(line(1)) == ["one"] and list(many(1)) == [["one", ""]]
+    assert list(line(2)) == ["one", alert("steps: two are too many; ask for one")]
+    assert list(many(2))[1] == [alert("steps: two are too many; ask for one"), gr.skip()]
+    assert in_place(lambda: None, [None])() == "" and in_place(lambda: said("a < b"), [None])() == said("a < b")
+    assert "a &lt; b" in said("a < b") and 'role="status"' in said("")

@@ -265,6 +265,7 @@ def test_many_pictures_at_once_and_one_by_mouse_and_keyboard(server: Server, pag
     page.click("#add-first")
     until(lambda: page.locator("#grid .one").count() == 2)  # three have a caption now
     assert page.locator("#pictures-error [role=alert]").count() == 0
+    assert page.inner_text("#pictures-error [role=status]") == "Changed: 3 captions."
     assert [one.read_text(encoding="utf-8").strip() for one in sorted(folder.glob("m0[0-2].txt"))] == ["sks"] * 3
     assert not page.locator("#bulk").is_visible()  # nobody changes what is not seen
     page.get_by_label("all 40").check()

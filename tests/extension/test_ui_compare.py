@@ -107,10 +107,10 @@ def test_the_vote_says_who_wins_and_takes_it_where_it_is_used(
     assert "step 20 wins 9:3 (could be chance; vote more)" in line and button["visible"]
     (tmp_path / "host" / "models" / "loras").mkdir(parents=True)
     screen.remember_host(str(tmp_path / "host"))
-    used, _ = screen.use_winner("one", None, str(tmp_path / "host"))
-    assert (tmp_path / "host" / "models" / "loras" / "one.safetensors").exists() and used["value"].endswith(
-        "one.safetensors"
-    )
+    used, _, line = screen.use_winner("one", None, str(tmp_path / "host"))
+    given = tmp_path / "host" / "models" / "loras" / "one.safetensors"
+    assert given.exists() and used["value"].endswith("one.safetensors")
+    assert 'role="status"' in line and str(given) in line
     for _ in range(20):
         votes.record(compare.votes_of(run), votes.Vote(middle, last, "left", 1))
     assert "step 10 wins 20:0 (unlikely to be chance)" in screen.end_vote("one", None)[3]
