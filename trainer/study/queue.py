@@ -38,7 +38,7 @@ from ..training import checkpoint
 from ..training.build import scan
 from ..training.loop import train
 from ..training.run_options import total_steps
-from . import maps, measure, vote_page, votes
+from . import decoding, maps, measure, vote_page, votes
 from . import memory as memory_plan
 from .measure import Bench, Found
 from .models import Pictures
@@ -240,10 +240,17 @@ class Queue:
         facts: dict[str, Any] = {"v": 1, "config": _trained_by(config), "data": self.plan.data, "set": _set(config)}
         write_atomic(cell.run.path / "study.json", json.dumps(facts))
         resume = bool(cell.run.state.is_dir() and checkpoint.states(cell.run.state))
-        code = train(memory_plan.planned(config, self.plan.found, self.log), resume=resume)
+        code = train(memory_plan.planned(self._as_begun(cell, config), self.plan.found, self.log), resume=resume)
         if code == DONE:
             write_atomic(cell.run.path / "study.json", json.dumps({**facts, "done": True}))
         return code
+
+    def _as_begun(self, cell: Cell, config: Config) -> Config:
+        """With what the runs of the study that are there settled about decoding, in the order of its cells."""
+        cells = [Cell(self.plan, arm, seed) for arm, seed in self.plan.cells if arm.given.trains]
+        cells = [one for one in cells if one.run.path != cell.run.path]
+        same = [one.run for one in cells if one.arm.name == cell.arm.name]
+        return decoding.as_begun(config, same, [(self.config(one), one.run) for one in cells])
 
     def _check_same(self, cell: Cell) -> None:
         """Stale where the cell's run was begun with other options, or on other pictures."""
