@@ -207,19 +207,19 @@ def import_pictures(folder: Path, uploads: Sequence[Path]) -> tuple[int, int, li
     """Copy uploads in, beside what is there: how many pictures, how many captions, and what was refused and why."""
     folder.mkdir(parents=True, exist_ok=True)
     in_place: dict[str, list[Path]] = {}
-    written, refused = 0, []
+    written, refused = 0, dict[str, list[str]]()
     texts = [path for path in uploads if path.suffix.lower() == ".txt"]
     for path in (one for one in uploads if one not in texts):
         try:
             in_place.setdefault(path.stem, []).append(_place(folder, path))
         except UserError as error:
-            refused.append(f"{path.name}: {error}")
+            refused.setdefault(str(error), []).append(path.name)
     for path in texts:
         try:
             written += _caption(in_place.get(path.stem) or _pictures(folder, path.stem), path.read_bytes())
         except UserError as error:
-            refused.append(f"{path.name}: {error}")
-    return sum(map(len, in_place.values())), written, refused
+            refused.setdefault(str(error), []).append(path.name)
+    return sum(map(len, in_place.values())), written, images.refusals(refused)
 
 
 def _plain(stem: str) -> str:
@@ -236,7 +236,7 @@ def _place(folder: Path, upload: Path) -> Path:
     it is. UserError: it is none."""
     data = upload.read_bytes()
     if upload.suffix.lower() in images.OTHERS:
-        data = images.as_png(data, upload.name)
+        data = images.as_png(data, upload.suffix)
     plain, ending = _plain(upload.stem), images.whole(data)
     taken = {path.stem.lower() for path in folder.iterdir()}
     for stem in (plain, *(f"{plain}-{number}" for number in range(2, 10_000))):

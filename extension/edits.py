@@ -195,13 +195,14 @@ def others(listing: captions.Listing) -> list[str]:
 
 def convert(listing: captions.Listing) -> tuple[int, list[str]]:
     """Save pictures of other kinds as PNG beside them: how many, and what could not be and why."""
-    done, refused = 0, []
-    for name in others(listing):
+    done, refused = 0, dict[str, list[str]]()
+    for path in (listing.folder / name for name in others(listing)):
         try:
-            write(
-                (listing.folder / name).with_suffix(".png"), images.as_png((listing.folder / name).read_bytes(), name)
-            )
+            made = path.with_suffix(".png")
+            if made.exists():  # of another file of this name, a moment ago
+                raise UserError(words.ANOTHER_NAMED.format(made.name))
+            write(made, images.as_png(path.read_bytes(), path.suffix))
             done += 1
         except UserError as error:
-            refused.append(str(error))
-    return done, refused
+            refused.setdefault(str(error), []).append(path.name)
+    return done, images.refusals(refused)

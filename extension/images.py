@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
 
 from ..trainer.errors import UserError
 from . import words
@@ -18,7 +21,9 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 MOST_PIXELS = 120_000_000
 """More are not decoded here; 30,000 x 4,000 are."""
 OTHERS = (".gif", ".tif", ".tiff", ".jfif", ".heic", ".heif")
-"""Kinds that are not trained on, and that are saved as PNG on demand; the last two need the package pillow-heif."""
+"""Kinds that are not trained on, and that are saved as PNG on demand."""
+HEIC = (".heic", ".heif")
+"""Of these, those that need the package pillow-heif (the extra ``heic``)."""
 Image.MAX_IMAGE_PIXELS = None
 """Pillow's own limit is off: every decode here asks MOST_PIXELS first, and reports a huge picture by its size."""
 WRONG = (OSError, ValueError, SyntaxError)
@@ -92,26 +97,45 @@ def opened(path: Path, remedy: str) -> Image.Image:
         raise UserError(words.CANNOT_READ.format(path.name, remedy)) from None
 
 
-def as_png(data: bytes, name: str) -> bytes:
-    """A picture of another kind as PNG, of an animation the first frame. UserError: it cannot be read."""
-    if Path(name).suffix.lower() in (".heic", ".heif"):
+def as_png(data: bytes, ending: str) -> bytes:
+    """A picture of another kind as the trainer would see it, which reads eight bits and no colour profile: upright,
+    in sRGB, RGB or RGBA, of an animation the first frame; a PNG without EXIF. UserError, without the file's name: it
+    cannot be read."""
+    if ending.lower() in HEIC:
         try:
             from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise UserError(words.NEEDS_HEIF.format(name)) from None
+            raise UserError(words.NEEDS_HEIF.format(sys.executable)) from None
         register_heif_opener()
     out = io.BytesIO()
     try:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > MOST_PIXELS:
-                raise UserError(f"{name}: {words.MANY_PIXELS.format(picture.width, picture.height)}")
-            seen = ImageOps.exif_transpose(picture)
-            seen.convert("RGBA" if "A" in seen.mode or "transparency" in seen.info else "RGB").save(out, "PNG")
+                raise UserError(words.MANY_PIXELS.format(picture.width, picture.height))
+            _srgb(ImageOps.exif_transpose(picture)).save(out, "PNG", icc_profile=None)
     except UserError:
         raise
-    except WRONG:
-        raise UserError(words.NOT_WHOLE.format(name)) from None
+    except (*WRONG, EOFError, RuntimeError):  # a codec of HEIC too
+        raise UserError(words.NOT_WHOLE) from None
     return out.getvalue()
+
+
+def _srgb(picture: Image.Image) -> Image.Image:
+    """RGB or RGBA, by the picture's colour profile where it has a valid one."""
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255
+        grey = (np.asarray(picture).astype(np.int64).clip(0, 65535) + 128) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    colours = picture if picture.mode in ("L", "CMYK", "RGB") else picture.convert("RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info.get("icc_profile") or b""))
+        colours = ImageCms.profileToProfile(colours, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):  # none, or one that is not of these colours
+        colours = colours.convert("RGB")
+    assert colours is not None
+    if alpha is not None:
+        colours.putalpha(alpha)
+    return colours
 
 
 def whole(data: bytes) -> str:
@@ -128,3 +152,12 @@ def whole(data: bytes) -> str:
     except WRONG:
         raise UserError(words.OTHER_KIND) from None
     return ending
+
+
+def refusals(refused: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each reason, with the names of the files that it is about."""
+    return [
+        f"{', '.join(names[:3])}{'…' if len(names) > 3 else ''} ({len(names)}): {why}" if len(names) > 1
+        else f"{names[0]}: {why}"
+        for why, names in refused.items()
+    ]  # fmt: skip

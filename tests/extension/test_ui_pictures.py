@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
 pytest.importorskip("gradio", reason="the interface's own extra is not installed")
 
@@ -382,7 +384,7 @@ def test_a_picture_is_rotated_and_cropped_with_its_mask_and_comes_back(
 
 
 def test_a_heic_file_is_converted_by_the_package_that_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pillow-heif is no dependency; what stands for it gives Pillow an opener, as the package does."""
+    """What stands for pillow-heif gives Pillow an opener, as the package does."""
 
     class Phone(ImageFile.ImageFile):
         format = "HEIF"
@@ -405,6 +407,87 @@ def test_a_heic_file_is_converted_by_the_package_that_opens_it(tmp_path: Path, m
     assert edits.convert(captions.scan(tmp_path)) == (1, [])
     with Image.open(tmp_path / "phone.png") as made:
         assert made.size == (6, 4) and made.getpixel((5, 3)) == (200, 10, 30)
+
+
+def test_without_its_package_one_line_says_what_heic_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for number in range(5):
+        (tmp_path / f"phone{number}.HEIC").write_bytes(b"any")
+    listing = captions.scan(tmp_path)
+    why = words.NEEDS_HEIF.format(sys.executable)
+    assert "-m pip install pillow-heif" in why
+    line = f"phone0.HEIC, phone1.HEIC, phone2.HEIC… (5): {why}"
+    assert edits.convert(listing) == (0, [line])
+    dropped = [tmp_path / name for name in listing.others]
+    assert captions.import_pictures(tmp_path / "new", dropped) == (0, 0, [line])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="the extra heic is not installed")
+def test_real_heic_files_keep_what_is_seen(tmp_path: Path) -> None:
+    """Upright, with their transparency, in sRGB; the files stay. The encoder is lossy: within 12 of 255."""
+    from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+
+    register_heif_opener()
+    seen = Image.new("RGB", (64, 48), (200, 30, 20))
+    seen.paste((10, 200, 30), (0, 0, 32, 24))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter to the right
+    seen.save(tmp_path / "turned.heic", quality=95, exif=turned.tobytes())
+    clear = seen.convert("RGBA")
+    clear.putalpha(Image.new("L", seen.size, 90))
+    clear.save(tmp_path / "clear.HEIF", format="HEIF", quality=95)
+    swapped = Image.new("RGB", (64, 48), (200, 30, 20))
+    swapped.save(tmp_path / "wide.heic", quality=95, icc_profile=wide_profile())
+    whole = (tmp_path / "turned.heic").read_bytes()
+    (tmp_path / "half.heic").write_bytes(whole[: len(whole) // 2])
+    listing = captions.scan(tmp_path)
+    assert not listing.pictures and len(listing.others) == 4
+    assert edits.convert(listing) == (3, [f"half.heic: {words.NOT_WHOLE}"])
+    assert set(listing.others) < {path.name for path in tmp_path.iterdir()}
+    with Image.open(tmp_path / "turned.png") as made:
+        assert made.size == (48, 64) and "exif" not in made.info
+        assert close(made.getpixel((40, 5)), (10, 200, 30)) and close(made.getpixel((5, 5)), (200, 30, 20))
+    with Image.open(tmp_path / "clear.png") as made:
+        assert made.mode == "RGBA" and close(made.getpixel((5, 5)), (10, 200, 30, 90))
+    with Image.open(tmp_path / "wide.png") as made:
+        assert close(made.getpixel((5, 5)), (30, 200, 20)) and "icc_profile" not in made.info
+
+
+def close(found: Any, wanted: tuple[int, ...]) -> bool:
+    return len(found) == len(wanted) and all(abs(one - other) <= 12 for one, other in zip(found, wanted))
+
+
+def wide_profile() -> bytes:
+    """sRGB with red and green exchanged: a profile that nobody can overlook."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = data.index(b"rXYZ", 128), data.index(b"gXYZ", 128)
+    data[red : red + 4], data[green : green + 4] = b"gXYZ", b"rXYZ"
+    return bytes(data)
+
+
+def test_other_kinds_become_what_the_trainer_would_see(tmp_path: Path) -> None:
+    plain = Image.new("RGB", (8, 8), (200, 30, 20))
+    plain.save(tmp_path / "wide.tif", icc_profile=wide_profile())
+    plain.save(tmp_path / "broken.tif", icc_profile=b"no profile")
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "print.tif", icc_profile=wide_profile())  # of RGB
+    Image.new("I;16", (8, 8), 40_000).save(tmp_path / "grey.tiff")
+    Image.new("RGBA", (8, 8), (200, 30, 20, 90)).save(tmp_path / "clear.tif", icc_profile=wide_profile())
+    assert edits.convert(captions.scan(tmp_path)) == (5, [])
+    seen = {}
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as made:
+            assert "icc_profile" not in made.info
+            seen[path.stem] = made.getpixel((3, 3))
+    assert close(seen.pop("wide"), (30, 200, 20)) and close(seen.pop("clear"), (30, 200, 20, 90))
+    assert seen == {"broken": (200, 30, 20), "print": (255, 0, 0), "grey": (156, 156, 156)}
+
+
+def test_two_files_of_one_name_do_not_become_one(tmp_path: Path) -> None:
+    for ending, colour in ((".gif", "red"), (".tif", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"one{ending}")
+    assert edits.convert(captions.scan(tmp_path)) == (1, [f"one.tif: {words.ANOTHER_NAMED.format('one.png')}"])
+    with Image.open(tmp_path / "one.png") as made:
+        assert made.getpixel((3, 3)) == (255, 0, 0)
 
 
 def test_a_painted_mask_is_what_the_trainer_reads(screen: pictures.Pictures, tmp_path: Path) -> None:
