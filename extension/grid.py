@@ -3,7 +3,7 @@ view, each a choice of a list, of which many can be chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import captions, crops, images, tokens, words
+from . import captions, crops, edits, images, tokens, words
 from .look import HERE
 from .security import Addresses
 
@@ -86,15 +86,17 @@ def filters(view: View) -> Any:
     return gr.update(choices=[*choices, *((f"{count} {word}", word) for word, count in view.kinds().items())])
 
 
-def drawn(view: View, names: Iterable[str], folder: Path, address: Addresses, rules: crops.Rules | None) -> str:
-    """The pictures as the options of a list."""
-    names = list(names)
+def drawn(view: View, filtered: str, held: str, address: Addresses, rules: crops.Rules | None) -> str:
+    """The pictures that a filter and a search leave, as the options of a list; of the class ``aside`` where they are
+    those that were left out, which lie in a folder of their own."""
+    names, aside = view.kept(filtered, held), filtered == words.LEFT_OUT
+    folder = view.listing.folder / edits.LEFT_OUT if aside else view.listing.folder
     if not names:
         return f'<p class="note">{words.NOTHING_HERE}</p>'
     cells = "".join(_cell(number, name, view, folder, address, rules) for number, name in enumerate(names))
-    label = words.number(len(names), words.PICTURES)
+    label, classes = words.number(len(names), words.PICTURES), f"pictures{' aside' if aside else ''}"
     return (
-        f'<div class="pictures" role="listbox" aria-multiselectable="true" tabindex="0" aria-label="{label}">'
+        f'<div class="{classes}" role="listbox" aria-multiselectable="true" tabindex="0" aria-label="{label}">'
         f"{cells}</div>"
     )
 

@@ -19,6 +19,7 @@ from ..trainer.runs.events import read_object
 from . import captioner, captions, card, crops, draft, edits, fetch, grid, images, tagger, targets, tokens, words
 from .page import EVENT, SLOW, Context, Screen, alert, changing, in_place, kindly, note, notes, said
 from .recipe import fetching, read_import
+from .security import unquoted
 from .store import ROOT, write_json
 
 OF_A_FOLDER = ("run.name", "data.trigger", "data.masks", "sample.prompts")
@@ -256,8 +257,7 @@ class Pictures:
         folder = view.listing.folder
         if filtered not in (words.ALL, *view.kinds()):
             filtered = words.ALL
-        lies = folder / edits.LEFT_OUT if filtered == words.LEFT_OUT else folder
-        drawn = grid.drawn(view, view.kept(filtered, held), lies, self.address, crops.rules(recipe, current))
+        drawn = grid.drawn(view, filtered, held, self.address, crops.rules(recipe, current))
         there = bool(view.listing.pictures or view.left_out)
         trigger, others = draft.get(recipe, "data.trigger", ""), edits.others(view.listing)
         return [
@@ -294,8 +294,8 @@ class Pictures:
         except UserError:
             yield [gr.skip()] * (1 + len(self.looked))
             return
-        names = view.kept(filtered, held)
-        yield [grid.drawn(view, names, current, self.address, crops.rules(recipe, str(current))), *self.look(chosen)]
+        drawn = grid.drawn(view, filtered, held, self.address, crops.rules(recipe, str(current)))
+        yield [drawn, *self.look(chosen)]
 
     def again(self, *view: Any) -> list[Any]:
         """The screen when somebody comes to it, but for the folder's field, which ``FIELD`` sets."""
@@ -315,7 +315,7 @@ class Pictures:
 
     @kindly
     def choose(self, given: str) -> list[Any]:
-        file = Path(given.strip().strip('"')).expanduser()
+        file = Path(unquoted(given)).expanduser()
         if file.suffix.lower() == ".toml" and file.is_file():
             self.context.folders.check(words.WHERE_FOLDER, str(file.parent))
             self._use_sets(file)

@@ -31,6 +31,7 @@ from .page import (
     note,
     short,
 )
+from .security import unquoted
 from .store import read_text, write_json
 
 KINDS = ("dpo", "kto")
@@ -313,7 +314,7 @@ class Prefer:
 
     def _folder(self, folder: str) -> Path:
         """Where pairs are kept: as typed, as last time, or beside the runs."""
-        return Path(folder.strip() or self._before().get("pairs") or self.home.data / "pairs").expanduser()
+        return Path(unquoted(folder) or self._before().get("pairs") or self.home.data / "pairs").expanduser()
 
     def _pairs_folder(self, folder: str) -> Path:
         """Where pairs are written: any folder on one's own machine, one of the server's when it is open to others."""

@@ -22,7 +22,7 @@ from ..trainer.runs.check_report import duration
 from ..trainer.runs.events import read_object
 from . import check, draft, fetch, fields, hosts, models, words
 from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, in_place, kindly, note, problem_list, said
-from .security import ANYWHERE, Folders
+from .security import ANYWHERE, Folders, unquoted
 from .store import read_text, write, write_json
 
 PRIMARY = {
@@ -288,6 +288,7 @@ class Recipe:
         values = self.context.recipe()
         row = _fitting(self.by_key, key, _kind(values))
         current = _shown_as(row, values)
+        entered = unquoted(entered) if key in draft.FILES and isinstance(entered, str) else entered
         value, *others = (fields.read(row, one) for one in (entered, shown.get(key, current), current))
         try:
             if draft.untouched(key, value, *others):

@@ -189,6 +189,13 @@ class Addresses:
 # ----------------------------------------------------------------------------------------------------- allowed folders
 
 
+def unquoted(path: str) -> str:
+    """A pasted path without the spaces and the pair of quotes around it, which file managers put there; quotes that
+    are part of a name stay."""
+    path = path.strip()
+    return path[1:-1].strip() if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'" else path
+
+
 @dataclass(frozen=True)
 class Folders:
     """Which folders a person at the page may name: any on their own machine, else the given ones."""
@@ -197,7 +204,7 @@ class Folders:
 
     def check(self, where: str, what: str) -> Path:
         """The folder, absolute and without links. UserError: empty, not there, or not allowed."""
-        given = what.strip().strip('"').strip()
+        given = unquoted(what)
         if not given:
             raise UserError(words.NO_FOLDER_GIVEN.format(where))
         path = Path(given).expanduser()

@@ -19,6 +19,7 @@ from ..trainer.runs.events import read_object
 from ..trainer.runs.process import locked as process_lock
 from . import draws, votes, words
 from .page import EVENT, SLOW, Context, about, alert, bar, changing, choice_buttons, in_place, kindly, note, notes
+from .security import unquoted
 from .store import ROOT, Home, locked, read_text, write_json
 
 READY = ROOT / "presets" / "studies"
@@ -317,14 +318,14 @@ class Studies:
 
     def _arguments(self, ready: str | None, file: str, model: str, pictures: str, budget: str) -> list[str]:
         open_to_others = self.context.folders.roots is not None
-        given = file.strip().strip('"')
+        given = unquoted(file)
         if given and open_to_others:  # its paths may lead anywhere
             raise UserError(words.STUDY_LISTEN)
         path = Path(given).expanduser() if given else READY / f"{ready}.toml"
         if not path.is_file() or (not given and ready not in [name for _, name in _ready()]):
             raise UserError(words.NO_STUDY_FILE.format(given) if given else words.STUDY_FILE)
         arguments = ["study", str(path), "-o", str(self.home.runs / "studies")]
-        for name, value in (("model.path", model.strip()), ("data.path", pictures.strip())):
+        for name, value in (("model.path", unquoted(model)), ("data.path", unquoted(pictures))):
             self.context.folders.allow(name, value)
             arguments += [f"--{name}={value}"] if value else []
         return [*arguments, *(["--budget", budget.strip()] if budget.strip() else [])]

@@ -15,7 +15,7 @@ pytest.importorskip("gradio", reason="the interface's own extra is not installed
 
 import gradio as gr
 
-from pixelkiln.extension import check, draft, duels, pictures, progress, queue, train, votes, words
+from pixelkiln.extension import check, draft, duels, pictures, progress, queue, recipe, train, votes, words
 from pixelkiln.extension.page import Context, kindly
 from pixelkiln.extension.store import write
 from pixelkiln.trainer.config import PRESETS
@@ -51,6 +51,21 @@ def test_a_folder_that_cannot_be_used_leaves_the_recipe_alone(
     monkeypatch.setattr(Path, "iterdir", closed)  # root may read all
     assert "cannot be read (Permission denied); check its permissions" in answer(lambda: screen.choose(str(tmp_path)))
     assert draft.get(draft.values(draft.read(context.home)), "data.path") == "/mine"
+
+
+def test_a_pasted_folder_is_found_whatever_its_name_and_the_quotes_around_it(
+    screen: pictures.Pictures, context: Context, tmp_path: Path
+) -> None:
+    with gr.Blocks():
+        form = recipe.Recipe(context)
+    for name in ("plain", "two 'quoted' \"words\"", "'", "Bilder äöü", "a#b?c%20d", "n" * 200):
+        folder = tmp_path / name
+        folder.mkdir()
+        for around in ("{}", '"{}"', "'{}'", ' "{}" '):
+            screen.choose(around.format(folder))
+            assert context.recipe()["data"]["path"] == str(folder)
+    form.edit("model.path", f'"{folder}"', {})
+    assert context.recipe()["model"]["path"] == str(folder)
 
 
 def test_an_empty_folder_and_a_folder_of_texts_say_so(screen: pictures.Pictures, tmp_path: Path) -> None:

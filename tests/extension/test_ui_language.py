@@ -131,6 +131,13 @@ def test_what_was_chosen_comes_before_what_the_browser_asks_for(headers: dict[st
     assert language.wanted(headers) == wanted
 
 
+def test_no_rule_of_style_or_script_asks_for_a_word_that_is_shown() -> None:
+    """A rule such as ``[value="left out"]`` would hold in one language alone."""
+    files = [*Path(language.__file__).parent.glob("*.css"), *Path(language.__file__).parent.glob("*.js")]
+    asked = [found for file in files for found in re.findall(r"""=\\?["']([^"']+)""", file.read_text(encoding="utf-8"))]
+    assert "status-tracker" in asked and not set(ENGLISH.values()) & set(asked)
+
+
 def test_a_word_is_of_the_language_that_is_spoken() -> None:
     assert words.OPEN == "Open"
     with language.speaking("de"):

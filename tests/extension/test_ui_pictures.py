@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -14,7 +15,19 @@ from PIL import Image, ImageCms, ImageFile
 
 pytest.importorskip("gradio", reason="the interface's own extra is not installed")
 
-from pixelkiln.extension import captioner, captions, crops, draft, edits, grid, pictures, tagger, targets, words
+from pixelkiln.extension import (
+    captioner,
+    captions,
+    crops,
+    draft,
+    edits,
+    grid,
+    language,
+    pictures,
+    tagger,
+    targets,
+    words,
+)
 from pixelkiln.extension.page import Context, in_place
 from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home
@@ -329,6 +342,21 @@ def test_left_out_pictures_go_where_no_training_looks_and_come_back(screen: pict
     (folder / "2.png").unlink()
     screen.move(edits.take_back, "0.png/2.png", *VIEW, "", "")
     assert captions.read_all(captions.scan(folder)) == before
+
+
+@pytest.mark.parametrize("spoken", language.PATHS)
+def test_left_out_pictures_are_marked_as_such_in_each_language(
+    screen: pictures.Pictures, tmp_path: Path, spoken: str
+) -> None:
+    edits.leave_out(tmp_path / "pictures", ["0.png", "2.png"])
+    with language.speaking(spoken):
+        for shown, names in ((words.ALL, ["1.png"]), (words.LEFT_OUT, ["0.png", "2.png"])):
+            drawn = screen.show(None, shown)[screen.outputs.index(screen.grid)]
+            assert [name for name in ("0.png", "1.png", "2.png") if f'data-name="{name}"' in drawn] == names
+            assert ('class="pictures aside"' in drawn) == (shown == words.LEFT_OUT)
+        view = view_of(screen)
+        src = re.findall(r'src="([^"]+)"', grid.drawn(view, words.LEFT_OUT, "", screen.address, None))
+        assert src == [screen.address.url(tmp_path / "pictures" / edits.LEFT_OUT / n, grid.SIDE) for n in view.left_out]
 
 
 def test_a_caption_of_two_pictures_stays_with_both(tmp_path: Path) -> None:
