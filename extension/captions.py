@@ -12,9 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..trainer.errors import UserError
+from ..trainer.runs.files import decode
 from . import images, words
 from .store import write
 
+ENDINGS = (".txt", ".caption", ".cap", ".tags")
+"""Of caption files, as the trainer looks for them, first to last."""
 KOHYA_FOLDER = re.compile(r"(\d+)_(.+)")
 
 
@@ -46,17 +49,29 @@ def scan(folder: Path) -> Listing:
     parts = {name: Path(name) for name in files}
     pictures = sorted(name for name, path in parts.items() if path.suffix.lower() in images.ENDINGS)
     known, stems = set(pictures), {parts[name].stem for name in pictures}
-    captions = (".txt", ".caption", ".npz")
+    captions = (*ENDINGS, ".npz")
     others = sorted(n for n in files if n not in known and not (n.endswith(captions) and parts[n].stem in stems))
     kohya = sorted(name for name, is_folder in both if is_folder and KOHYA_FOLDER.fullmatch(name))
     return Listing(folder, tuple(pictures), tuple(others), tuple(kohya), stamps)
 
 
+def file_of(picture: Path) -> Path:
+    """Where a picture's caption is, or will be."""
+    found = (picture.with_suffix(ending) for ending in ENDINGS)
+    return next((path for path in found if path.is_file()), picture.with_suffix(ENDINGS[0]))
+
+
+def listed(listing: Listing, picture: str) -> str | None:
+    """The name of a picture's caption file; None without one."""
+    stem = picture.rpartition(".")[0]
+    return next((f"{stem}{ending}" for ending in ENDINGS if f"{stem}{ending}" in listing.stamps), None)
+
+
 def read(picture: Path) -> str | None:
-    """The caption; None without one. UserError when it is not UTF-8 text."""
-    path = picture.with_suffix(".txt")
+    """The caption; None without one. UserError when it is not text as the trainer reads it."""
+    path = file_of(picture)
     try:
-        return path.read_bytes().decode("utf-8-sig").strip()
+        return decode(path.read_bytes()).strip()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
@@ -83,7 +98,7 @@ def save(picture: Path, text: str) -> bool:
     text = line(text)
     if current(picture) == text:
         return False
-    write(picture.with_suffix(".txt"), f"{text}\n" if text else "")
+    write(file_of(picture), f"{text}\n" if text else "")
     return True
 
 
@@ -107,13 +122,13 @@ def read_all(listing: Listing) -> dict[str, str | None]:
     """All captions by picture name; one that cannot be read counts as missing."""
     out: dict[str, str | None] = {}
     for name in listing.pictures:
-        stamp = listing.stamps.get(f"{name.rpartition('.')[0]}.txt")
-        out[name] = _text(str(listing.folder / name), *stamp) if stamp else None
+        file = listed(listing, name)
+        out[name] = _text(str(listing.folder / name), file, *listing.stamps[file]) if file else None
     return out
 
 
 @lru_cache(maxsize=50_000)
-def _text(picture: str, _changed: int, _bytes: int) -> str | None:
+def _text(picture: str, _file: str, _changed: int, _bytes: int) -> str | None:
     try:
         return read(Path(picture))
     except UserError:
@@ -152,7 +167,7 @@ def change_each(
     texts = read_all(listing)
     for name in names:
         before = texts.get(name)
-        if name not in texts or (before is None and f"{name.rpartition('.')[0]}.txt" in listing.stamps):
+        if name not in texts or (before is None and listed(listing, name)):
             continue
         parts = tags(before or "")
         new = change(parts)
@@ -196,7 +211,7 @@ def restore(folder: Path, changed: Mapping[str, Sequence[str]]) -> int:
     """Put the old texts back where the new ones still stand; gives how many that were."""
     same = [name for name, (_, new) in changed.items() if current(folder / name) == new]
     for name in same:
-        write((folder / name).with_suffix(".txt"), f"{changed[name][0]}\n" if changed[name][0] else "")
+        write(file_of(folder / name), f"{changed[name][0]}\n" if changed[name][0] else "")
     return len(same)
 
 
@@ -261,7 +276,7 @@ def _caption(pictures: Sequence[Path], data: bytes) -> int:
     if any(read(one) not in (None, "", text.strip()) for one in pictures):
         raise UserError(words.OTHER_CAPTION)
     for one in pictures:
-        write(one.with_suffix(".txt"), text)
+        write(file_of(one), text)
     return len(pictures)
 
 
@@ -273,9 +288,10 @@ def trouble(listing: Listing, resolution: int, seconds: float = 60.0) -> tuple[d
     out: dict[str, list[str]] = {}
     by_bytes: dict[int, list[str]] = {}
     until, later = time.monotonic() + seconds, 0
-    for name in listing.pictures:
-        if f"{name.rpartition('.')[0]}.txt" not in listing.stamps:
-            out.setdefault(name, []).append(words.NO_CAPTION)
+    for name, text in read_all(listing).items():
+        if not text:
+            unread = text is None and listed(listing, name)
+            out.setdefault(name, []).append(words.CAPTION_UNREADABLE if unread else words.NO_CAPTION)
         if time.monotonic() > until:
             later += 1
             continue

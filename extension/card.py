@@ -15,7 +15,7 @@ from ..trainer.errors import UserError
 from . import captions, crops, draft, edits, images, targets, tokens, words
 from .boxes import Boxes
 from .look import HERE
-from .page import EVENT, Context, in_place, kindly, note
+from .page import EVENT, Context, alert, in_place, kindly, note
 
 SIDE = 720
 TYPED = """(text) => {
@@ -99,8 +99,17 @@ class Card:
             self.saved.token(path, text), gr.update(value=text, visible=not dense),
             "" if dense else self.length(text), gr.update(visible=not out), gr.update(visible=out),
             gr.update(visible=whole), gr.update(visible=not out),
-            gr.update(visible=whole and edits.has_original(path)), gr.update(visible=whole), "", "",
+            gr.update(visible=whole and edits.has_original(path)), gr.update(visible=whole), "",
+            "" if dense else self._unread(path),
         ]  # fmt: skip
+
+    def _unread(self, path: Path) -> str:
+        """That a caption cannot be read, and so is not in the box."""
+        try:
+            captions.read(path)
+        except UserError:
+            return alert(words.CAPTION_LOST.format(captions.file_of(path).name))
+        return ""
 
     def _picture(self, path: Path, marks: list[str], recipe: dict[str, Any], target: Path | None) -> str:
         size, rules = images.size(path), crops.rules(recipe, str(path.parent))

@@ -133,7 +133,7 @@ def _move(source: Path, target: Path, names: list[str]) -> int:
     for name in there:
         shutil.move(source / name, target / name)
         sharing[Path(name).stem] -= 1
-        for ending in (".txt", ".caption"):
+        for ending in captions.ENDINGS:
             text = (source / name).with_suffix(ending)
             if text.is_file() and not (target / text.name).exists():
                 (shutil.copy2 if sharing[text.stem] else shutil.move)(text, target / text.name)

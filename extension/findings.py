@@ -71,14 +71,18 @@ def of_pictures(values: Mapping[str, Any], folders: list[Path], resolution: int,
         except UserError:  # the trainer says so
             continue
         for name, marks in captions.trouble(listing, resolution, seconds=seconds)[0].items():
-            for mark in marks[-1:] if words.UNREADABLE in marks else marks:
+            for mark in (words.UNREADABLE,) if words.UNREADABLE in marks else marks:
                 kind = words.DUPLICATE if mark.startswith(words.SAME_AS.format("")) else mark
                 by_kind.setdefault(kind, []).append(folder / name)
         for name, text in captions.read_all(listing).items():
             if text and tokens.count(f"{trigger}, {text}") > limit:
                 by_kind.setdefault(words.TOO_LONG, []).append(folder / name)
-    if draft.get(values, "data.caption") or draft.get(values, "dense"):  # given to all that have none; or nobody's
+    if draft.get(values, "dense"):  # no caption is read
         by_kind.pop(words.NO_CAPTION, None)
+        by_kind.pop(words.CAPTION_UNREADABLE, None)
+    elif draft.get(values, "data.caption"):  # given to all without a caption file, and not to those whose file is empty
+        empty = [path for path in by_kind.pop(words.NO_CAPTION, ()) if captions.file_of(path).is_file()]
+        by_kind |= {words.NO_CAPTION: empty} if empty else {}
     return [
         Finding(f"{words.number(len(paths), words.PICTURES)}: {kind}", _fix(kind, paths, values), tuple(paths[:SHOWN]))
         for kind, paths in by_kind.items()
@@ -91,7 +95,7 @@ def _fix(kind: str, paths: list[Path], values: Mapping[str, Any]) -> tuple[str, 
     if kind in (words.UNREADABLE, words.SMALL, words.DUPLICATE):
         by_folder = {str(path.parent): [one.name for one in paths if one.parent == path.parent] for path in paths}
         return words.LEAVE_THEM_OUT.format(words.number(len(paths), words.PICTURES)), ASIDE, by_folder
-    if kind == words.NO_CAPTION and trigger:
+    if kind == words.NO_CAPTION and trigger and not any(captions.file_of(path).is_file() for path in paths):
         return words.CAPTION_THEM.format(trigger), "data.caption", trigger
     if kind == words.TOO_LONG and draft.get(values, "model.family") != "sd3":
         limit = min(LONGEST, 2 * (draft.get(values, "model.max_tokens") or tokens.LIMIT))

@@ -44,7 +44,8 @@ class View:
             for word in {kind(one) for one in marks}:
                 counted[word] = counted.get(word, 0) + 1
         order = (
-            words.NO_CAPTION, words.UNREADABLE, words.TOO_LONG_HERE, words.SMALL, words.VERY_LARGE, words.DUPLICATE,
+            words.NO_CAPTION, words.CAPTION_UNREADABLE, words.UNREADABLE, words.TOO_LONG_HERE, words.SMALL,
+            words.VERY_LARGE, words.DUPLICATE,
         )  # fmt: skip
         known = {one: counted[one] for one in (*order, *sorted(set(counted) - set(order))) if one in counted}
         return known | ({words.LEFT_OUT: len(self.left_out)} if self.left_out else {})

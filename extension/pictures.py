@@ -233,7 +233,7 @@ class Pictures:
         maps = targets.of(recipe, current, listing.pictures)
         if recipe.get("dense") is not None:  # a map is what is learned, and no caption is read
             texts = dict.fromkeys(texts)
-            of_text = (words.NO_CAPTION, words.TOO_LONG_HERE)
+            of_text = (words.NO_CAPTION, words.CAPTION_UNREADABLE, words.TOO_LONG_HERE)
             wrong = {name: kept for name, marks in wrong.items() if (kept := [m for m in marks if m not in of_text])}
             for name in listing.pictures if maps is not None else ():
                 if name not in (maps or {}):

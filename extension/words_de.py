@@ -51,6 +51,7 @@ COUNTED = "{}, {} mit Bildbeschreibung"
 IGNORED = "übergangen: {} ({})"
 NO_CAPTION, UNREADABLE, VERY_LARGE, SMALL = "ohne Bildbeschreibung", "unlesbar", "sehr groß", "klein"
 DUPLICATE, SAME_AS = "doppelt", "gleich wie {}"
+CAPTION_UNREADABLE = "Bildbeschreibung ist kein UTF-8-Text"
 TOO_LONG_HERE, NO_TARGET, LEFT_OUT, ALL = "Bildbeschreibung zu lang", "ohne Zielbild", "ausgelassen", "alle"
 TARGET_OF = "Zielbild von {}"
 NOTHING_HERE = "Dazu passt kein Bild."
@@ -491,6 +492,10 @@ NO_CAPTIONER = "{}: '{}' ist kein bekanntes Beschreibungsmodell; nehmen Sie eins
 CAPTIONER_UNREADABLE = "{}: nicht lesbar ({}); nehmen Sie alle Dateien des Modells, safetensors"
 FOLDER_UNREADABLE = "{}: {} ist nicht lesbar ({}); prüfen Sie die Rechte"
 NOT_UTF8 = "das ist kein UTF-8-Text; speichern Sie ihn als UTF-8"
+CAPTION_LOST = (
+    "{} ist kein UTF-8-Text und wird nicht angezeigt: Speichern Sie die Datei als UTF-8; was Sie hier schreiben, "
+    "tritt an ihre Stelle"
+)
 FILE_UNREADABLE = "{}: nicht lesbar ({}); prüfen Sie die Datei"
 NOTHING_TO_FIND = "Suchen: da ist nichts; schreiben Sie, was ersetzt werden soll"
 NO_TAG = "Tag: da ist keins; schreiben Sie eins oder mehrere mit Kommas dazwischen"

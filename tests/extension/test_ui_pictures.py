@@ -21,6 +21,7 @@ from pixelkiln.extension import (
     crops,
     draft,
     edits,
+    findings,
     grid,
     language,
     pictures,
@@ -31,6 +32,7 @@ from pixelkiln.extension import (
 from pixelkiln.extension.page import Context, in_place
 from pixelkiln.extension.security import Addresses, Folders
 from pixelkiln.extension.store import Home
+from pixelkiln.trainer.data import captions as trainer_captions
 
 VIEW = ("", words.ALL, "", "")
 """The first folder, all of its pictures, none open."""
@@ -313,7 +315,7 @@ def test_tags_of_chosen_pictures_are_put_first_or_last_or_taken_out_and_back(
 ) -> None:
     folder = tmp_path / "pictures"
     captions.save(folder / "1.png", "a cat, ink")
-    (folder / "2.txt").write_bytes(b"\xff\xfe no text")  # stays as it is
+    (folder / "2.txt").write_bytes("café".encode("latin-1"))  # stays as it is
     (folder / "0.txt").unlink()
     screen.change_tags("first", "0.png/1.png/2.png/../3.png", "sks, ink", *VIEW, "", "")
     texts = captions.read_all(captions.scan(folder))
@@ -342,6 +344,46 @@ def test_left_out_pictures_go_where_no_training_looks_and_come_back(screen: pict
     (folder / "2.png").unlink()
     screen.move(edits.take_back, "0.png/2.png", *VIEW, "", "")
     assert captions.read_all(captions.scan(folder)) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "kind", "text"),
+    [
+        ("0.txt", "ein Bär".encode(), None, "ein Bär"),
+        ("0.txt", b"\xef\xbb\xbf" + "ein Bär".encode(), None, "ein Bär"),
+        ("0.txt", "ein Bär".encode("utf-16"), None, "ein Bär"),
+        ("0.txt", "ein Bär".encode("latin-1"), words.CAPTION_UNREADABLE, None),
+        ("0.txt", b" \n", words.NO_CAPTION, ""),
+        ("0.caption", b"a cat", None, "a cat"),
+        ("0.cap", b"a cat", None, "a cat"),
+        ("0.tags", b"a cat", None, "a cat"),
+        ("0.md", b"a cat", words.NO_CAPTION, None),
+    ],
+)
+def test_a_caption_is_what_the_trainer_reads(
+    screen: pictures.Pictures, context: Context, tmp_path: Path, file: str, data: bytes, kind: str | None, text: str
+) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "0.txt").unlink()
+    (folder / file).write_bytes(data)
+    view = view_of(screen)
+    marks = [one for one in view.wrong["0.png"] if one != words.SMALL]
+    assert view.texts["0.png"] == text and marks == ([kind] if kind else [])
+    assert (kind is None) == (file not in view.listing.others and bool(text))
+    found = {one.text.partition(": ")[2] for one in findings.of_pictures(context.recipe(), [folder], 64, 9.0)}
+    assert found == ({kind} if kind else set())
+    opened = screen.open("0.png", *VIEW, "", "")
+    told = opened[screen.card.outputs.index(screen.card.wrong)]
+    assert (f"{file} is no UTF-8 text" in told) == (kind == words.CAPTION_UNREADABLE)
+    context.change({"data.caption": "sks"})  # for pictures without a file alone
+    found = {one.text.partition(": ")[2] for one in findings.of_pictures(context.recipe(), [folder], 64, 9.0)}
+    assert found == ({kind} if kind and file != "0.md" else set())
+    captions.save(folder / "0.png", "a bear")
+    where = folder / ("0.txt" if file == "0.md" else file)
+    assert trainer_captions.read(where.read_bytes()) == captions.read(folder / "0.png") == "a bear"
+    assert captions.ENDINGS == trainer_captions.EXTENSIONS
+    edits.leave_out(folder, ["0.png"])
+    assert captions.read(folder / edits.LEFT_OUT / "0.png") == "a bear"
 
 
 @pytest.mark.parametrize("spoken", language.PATHS)
