@@ -402,7 +402,7 @@ def _planned(answer: dict[str, Any]) -> str:
     counts = (
         words.number(len(answer["arms"]), words.ARMS), words.number(answer["seeds"], words.SEEDS),
         words.number(answer["cells"], words.CELLS), words.number(answer["held_out"], words.PICTURES),
-        words.number(answer["prompts"], words.PROMPTS),
+        words.number(answer["prompts"], words.PROMPTS) if answer["prompts"] else words.STUDY_MAPS,
     )  # fmt: skip
     rows = "".join(f"<li><b>{escape(arm['name'])}</b>: {escape(arm['changes'])}</li>" for arm in answer["arms"])
     time = note(words.STUDY_TIME_UNKNOWN)

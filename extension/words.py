@@ -332,7 +332,7 @@ READY_STUDY, OWN_STUDY = "Ready studies", "Or a study file (.toml)"
 STUDY_MODEL, STUDY_PICTURES, STUDYS_OWN = "Base model", "Folder of pictures", "as the study says"
 STUDY_BUDGET, STUDY_BUDGET_INFO = "Time", "8h or 90m: as many seeds as fit. Empty: the study's seeds."
 LOOK_AT_PLAN, START_STUDY = "Show plan and time", "Start the study"
-STUDY_PLAN = "{} x {} = {}; {} held out, {}"
+STUDY_PLAN, STUDY_MAPS = "{} x {} = {}; {} held out, {}", "their maps are measured"
 ARMS, SEEDS, CELLS = ("recipe", "recipes"), ("seed", "seeds"), ("cell", "cells")
 STUDY_TIME, STUDY_TIME_UNKNOWN = "Time: {} ({})", "Time: not known before the first cell."
 STUDY_SPAN = "{} to {}"

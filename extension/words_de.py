@@ -428,7 +428,7 @@ READY_STUDY, OWN_STUDY = "Fertige Studien", "Oder eine Studiendatei (.toml)"
 STUDY_MODEL, STUDY_PICTURES, STUDYS_OWN = "Basismodell", "Bilderordner", "wie die Studie sagt"
 STUDY_BUDGET, STUDY_BUDGET_INFO = "Zeit", "8h oder 90m: so viele Seeds, wie passen. Leer: die Seeds der Studie."
 LOOK_AT_PLAN, START_STUDY = "Plan und Zeit zeigen", "Studie starten"
-STUDY_PLAN = "{} x {} = {}; {} zurückgehalten, {}"
+STUDY_PLAN, STUDY_MAPS = "{} x {} = {}; {} zurückgehalten, {}", "ihre Karten werden gemessen"
 ARMS, SEEDS, CELLS = ("Rezept", "Rezepte"), ("Seed", "Seeds"), ("Zelle", "Zellen")
 STUDY_TIME, STUDY_TIME_UNKNOWN = "Zeit: {} ({})", "Zeit: vor der ersten Zelle unbekannt."
 STUDY_SPAN = "{} bis {}"

@@ -339,6 +339,13 @@ def test_a_study_is_started_as_it_was_planned(context: Context, asked: list[list
         screen.begin_study({})
 
 
+def test_a_study_of_maps_has_no_prompts(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {**ANSWER, "prompts": 0, "folder": str(context.home.runs / "studies" / "s")}
+    monkeypatch.setattr(control, "ask", lambda *_, **__: answer)
+    line, *_ = built(studies.Studies, context).look_at_plan("demo-dense", "", "", "/pictures", "")
+    assert "1 picture held out, their maps are measured" in line and "prompt" not in line
+
+
 def test_a_page_that_is_open_to_others_starts_ready_studies_alone(context: Context, asked: Any, tmp_path: Path) -> None:
     shared = Context(context.home, context.addresses, Folders((context.home.runs,)))
     screen = built(studies.Studies, shared)
