@@ -283,7 +283,7 @@ def choose_preset(home: Home, name: str | None, folders: Folders = BUNDLED) -> P
     learns from them; other changes go. Gives the copy of the recipe before; None when nothing of it is lost."""
     with locked(home.draft):
         text = read(home)
-        lost = text != _over(get(values_of(text), "preset"), text, folders)
+        lost = values_of(text) != values_of(_over(get(values_of(text), "preset"), text, folders))
         new = _over(name, text, folders)
         if not lost:  # only what the preset says changes: nothing of a person's goes
             write(home.draft, new)

@@ -3,6 +3,7 @@ and what follows from the trainer's answer. Each with a way to fix it."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def of_recipe(values: Mapping[str, Any]) -> list[Finding]:
 def of_pictures(values: Mapping[str, Any], folders: list[Path], resolution: int, seconds: float) -> list[Finding]:
     """What single pictures are like; sizes are looked at for at most ``seconds``."""
     by_kind: dict[str, list[Path]] = {}
+    longest = 0
     limit = draft.get(values, "model.max_tokens") or tokens.LIMIT
     trigger = draft.get(values, "data.trigger") or ""
     for folder in folders:
@@ -75,8 +77,9 @@ def of_pictures(values: Mapping[str, Any], folders: list[Path], resolution: int,
                 kind = words.DUPLICATE if mark.startswith(words.SAME_AS.format("")) else mark
                 by_kind.setdefault(kind, []).append(folder / name)
         for name, text in captions.read_all(listing).items():
-            if text and tokens.count(f"{trigger}, {text}") > limit:
+            if text and (length := tokens.count(f"{trigger}, {text}" if trigger else text)) > limit:
                 by_kind.setdefault(words.TOO_LONG, []).append(folder / name)
+                longest = max(longest, length)
     if draft.get(values, "dense"):  # no caption is read
         by_kind.pop(words.NO_CAPTION, None)
         by_kind.pop(words.CAPTION_UNREADABLE, None)
@@ -84,13 +87,18 @@ def of_pictures(values: Mapping[str, Any], folders: list[Path], resolution: int,
         empty = [path for path in by_kind.pop(words.NO_CAPTION, ()) if captions.file_of(path).is_file()]
         by_kind |= {words.NO_CAPTION: empty} if empty else {}
     return [
-        Finding(f"{words.number(len(paths), words.PICTURES)}: {kind}", _fix(kind, paths, values), tuple(paths[:SHOWN]))
+        Finding(
+            f"{words.number(len(paths), words.PICTURES)}: {kind}",
+            _fix(kind, paths, values, longest),
+            tuple(paths[:SHOWN]),
+        )
         for kind, paths in by_kind.items()
     ]
 
 
-def _fix(kind: str, paths: list[Path], values: Mapping[str, Any]) -> tuple[str, str, Any]:
-    """What one button does for pictures of a kind; for what only a person can settle it shows them."""
+def _fix(kind: str, paths: list[Path], values: Mapping[str, Any], longest: int) -> tuple[str, str, Any]:
+    """What one button does for pictures of a kind, whose captions have at most ``longest`` tokens; for what only a
+    person can settle, such as a caption that is longer than any text encoder reads, it shows them."""
     trigger = draft.get(values, "data.trigger") or ""
     if kind in (words.UNREADABLE, words.SMALL, words.DUPLICATE):
         by_folder = {str(path.parent): [one.name for one in paths if one.parent == path.parent] for path in paths}
@@ -98,8 +106,8 @@ def _fix(kind: str, paths: list[Path], values: Mapping[str, Any]) -> tuple[str, 
     if kind == words.NO_CAPTION and trigger and not any(captions.file_of(path).is_file() for path in paths):
         return words.CAPTION_THEM.format(trigger), "data.caption", trigger
     if kind == words.TOO_LONG and draft.get(values, "model.family") != "sd3":
-        limit = min(LONGEST, 2 * (draft.get(values, "model.max_tokens") or tokens.LIMIT))
-        if limit > (draft.get(values, "model.max_tokens") or tokens.LIMIT):
+        limit = tokens.LIMIT * math.ceil(longest / tokens.LIMIT)
+        if limit <= LONGEST:
             return words.READ_TOKENS.format(limit), "model.max_tokens", limit
     return words.SHOW_THEM, SHOW, words.TOO_LONG_HERE if kind == words.TOO_LONG else kind
 

@@ -153,6 +153,20 @@ def test_the_recipe_before_is_kept_whatever_takes_its_place(form: recipe.Recipe,
     assert len(kept()) == draft.COPIES and f"# {2 * draft.COPIES - 1}\n" in kept()[-1]
 
 
+def test_a_preset_over_what_it_keeps_replaces_nothing(home: Home) -> None:
+    """Whatever the order in which name, pictures, prompts and model were written, no line says that something went."""
+    keys = {"run.name": "mine", "data.path": "d", "data.trigger": "sks", "sample.prompts": ["a"], "model.path": "m"}
+    for order in (list(keys), list(reversed(keys))):
+        draft.write(home.draft, draft.START)
+        draft.change(home, {"preset": "demo"})
+        for key in order:
+            draft.change(home, {key: keys[key]})
+        assert draft.choose_preset(home, "sd15-character-8gb") is None and draft.replaced(home) is None
+        assert keys.items() <= draft.flat(draft.values_of(draft.read(home))).items()
+    draft.change(home, {"adapter.rank": 3})  # this goes
+    assert draft.choose_preset(home, "demo") is not None and draft.replaced(home) == "demo"
+
+
 def test_a_preset_keeps_what_learns_from_pairs(home: Home, tmp_path: Path) -> None:
     rows = {"kind": "loha", "rank": 48, "init_from": "/x.safetensors"}
     draft.change(home, {"objective": {"kind": "dpo"}, "adapter": rows, "data.pairs": str(tmp_path), "run.steps": 300})

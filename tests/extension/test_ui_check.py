@@ -104,3 +104,20 @@ def test_each_finding_about_pictures_has_a_button_that_settles_it(tmp_path: Path
     assert (draft.get(values, "data.caption"), draft.get(values, "model.max_tokens")) == ("sks", 150)
     with pytest.raises(gr.Error, match=words.CHANGED_MEANWHILE.partition(";")[0]):
         panel.fix(event("gone"), [])
+
+
+@pytest.mark.parametrize(
+    ("more", "offered"),
+    [(80, ("Read 150 tokens", "model.max_tokens", 150)), (160, ("Read 225 tokens", "model.max_tokens", 225)),
+     (300, (words.SHOW_THEM, findings.SHOW, words.TOO_LONG_HERE))],
+)  # fmt: skip
+def test_a_long_caption_is_offered_what_reads_all_of_it(
+    tmp_path: Path, more: int, offered: tuple[str, str, Any]
+) -> None:
+    """Words of one token each: a press that leaves a caption cut would be no remedy."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("cat " * more, encoding="utf-8")
+    (one,) = findings.of_pictures({"data": {"path": str(tmp_path)}}, [tmp_path], 64, 9.0)
+    assert one.remedy == offered
+    if offered[1] == "model.max_tokens":
+        assert not findings.of_pictures({"model": {"max_tokens": offered[2]}}, [tmp_path], 64, 9.0)
