@@ -148,9 +148,18 @@
     before = run;
   };
   setInterval(look, 1000);
+  // A page that is not of this machine and not encrypted has no clipboard; the older command works there.
+  const copy = async (text) => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const held = Object.assign(document.createElement("textarea"), { value: text });
+    document.body.append(held);
+    held.select();
+    document.execCommand("copy");
+    held.remove();
+  };
   document.addEventListener("click", (event) => {
     const copied = event.target.closest("[data-copy]");
-    if (copied) navigator.clipboard?.writeText(copied.dataset.copy).then(() => copied.classList.add("done"));
+    if (copied) copy(copied.dataset.copy).then(() => copied.classList.add("done"));
     const start = event.target.closest("#start-training");
     if (start && "Notification" in window && Notification.permission === "default") Notification.requestPermission();
   });

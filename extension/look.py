@@ -54,11 +54,15 @@ def keys() -> str:
 
 
 def head() -> str:
-    """What the page runs first: gradio's own words follow the browser's language, and are to follow the page's."""
+    """What the page runs first: gradio's own words follow the browser's language, and are to follow the page's. A part
+    that has left the page is not measured any more: gradio's plot asks for the width of a frame that is gone."""
     spoken = language.spoken()
     return (
         f"<script>document.documentElement.lang = '{spoken}';"
-        f"Object.defineProperty(navigator, 'language', {{ get: () => '{spoken}' }});</script>"
+        f"Object.defineProperty(navigator, 'language', {{ get: () => '{spoken}' }});"
+        "window.ResizeObserver = class extends ResizeObserver { constructor(measured) { super((entries, observer) => {"
+        " const there = entries.filter((one) => one.target.isConnected);"
+        " if (there.length) measured(there, observer); }); } };</script>"
     )
 
 

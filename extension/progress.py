@@ -73,7 +73,11 @@ _histories: dict[str, History] = {}
 
 def history(run_dir: Path) -> History:
     """The run's history, kept between looks."""
-    known = _histories.setdefault(str(run_dir), History())
+    try:
+        file = (run_dir / "events.jsonl").stat().st_ino  # another run may have taken the name
+    except OSError:
+        return History()
+    known = _histories.setdefault(f"{file} {run_dir}", History())
     known.read(run_dir)
     if len(_histories) > 60:
         _histories.pop(next(iter(_histories)))

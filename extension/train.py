@@ -70,7 +70,7 @@ class Train:
                 self._finished()
                 with gr.Row():
                     self._previews()
-                    with gr.Column(scale=2, min_width=320):
+                    with gr.Column(scale=2, min_width=320, visible=False, elem_id="measured") as self.measured:
                         self._curve()
                 self.gallery = gr.HTML(elem_id="gallery", js_on_load=(HERE / "previews.js").read_text(encoding="utf-8"))
                 with gr.Accordion(words.LOG, open=False):
@@ -79,8 +79,8 @@ class Train:
         self.outputs = [
             self.run, self.state, self.pause, self.resume, self.sample, self.save, self.kill, self.resume_queue,
             self.again, self.refused, self.finished, self.result, self.given, self.where, self.give, self.elsewhere,
-            self.managed, self.numbers, self.what, self.plot, self.previews, self.prompt, self.at, self.slider,
-            self.gallery, self.logged, self.queue_mark, self.seen,
+            self.managed, self.numbers, self.what, self.measured, self.plot, self.previews, self.prompt, self.at,
+            self.slider, self.gallery, self.logged, self.queue_mark, self.seen,
         ]  # fmt: skip
         self._wire()
 
@@ -270,7 +270,8 @@ class Train:
         now |= {
             "of": current.name, "choice": [now["runs"], current.name], "steps": steps,
             "state": [current.name, repr(status), len(history.warnings), repr(place), doing],
-            "names": [current.name, drawable], "curve": [current.name, history.offset, of, weight, logarithmic],
+            "names": [current.name, drawable], "measured": bool(history.steps or history.measures),
+            "curve": [current.name, history.offset, of, weight, logarithmic],
             "gallery": [current.name, repr(pictures), repr(history.prompts)], "log": [log, len(history.spikes)],
         }  # fmt: skip
         choices = [(_title(one, queue.place(queue.read(self.home), one.path)), one.name) for one in known]
@@ -287,6 +288,7 @@ class Train:
             ("hosts", gr.update(visible=bool(places))), ("hosts", gr.update(visible=not places)),
             ("state", gr.update(visible=not status.live and place is None)), ("state", numbers(status, history)),
             ("names", gr.update(choices=named, value=of)),
+            ("measured", gr.update(visible=now["measured"])),
             ("curve", _frame(history, of, weight, logarithmic)),
             ("gallery", gr.update(visible=bool(rows))), ("gallery", gr.update(choices=prompts, value=row)),
             ("gallery", gr.update(maximum=max(1, len(steps) - 1), info=_steps_shown(steps, index), **moved)),
@@ -391,7 +393,7 @@ def _nothing(now: dict[str, Any]) -> list[tuple[str, Any]]:
     return [
         ("state", gr.update(choices=[], value=None)), ("state", note(words.NO_RUNS)), *_buttons(None, None), ("of", ""),
         hidden, ("state", ""), ("of", ""), same, same, same, hidden, ("state", ""), same,
-        ("state", _frame(progress.History(), "loss", 0, False)), hidden, same, same,
+        hidden, ("state", _frame(progress.History(), "loss", 0, False)), hidden, same, same,
         ("state", None), ("state", ""), ("state", ""), ("queue", now["queue"]),
     ]  # fmt: skip
 
@@ -405,7 +407,8 @@ def headline(context: Context) -> str:
     if live is None:
         return f'<p class="headline" data-title="">{more.strip(" ·")}</p>'
     status = live.status
-    part = f"{status.step} / {status.total}" if status.total else words.STATES.get(status.state, status.state)
+    part = f"{status.step} / {status.total}" if status.step else ""
+    part = part or _doing(status, "")[0] or words.STATES.get(status.state, status.state)
     eta = f" · {words.LEFT_OVER.format(clock(status.eta))}" if status.eta else ""
     title = f"{_part(status)} % · {live.name}" if status.total else live.name
     line = escape(f"{live.name}: {part}{eta}{more}")
@@ -496,6 +499,7 @@ def numbers(status: control.Status, history: progress.History) -> str:
     """What the last step measured."""
     last = next(reversed(history.steps.values()), {})
     speed = progress.speed(history)
+    ended = status.t and status.state in ("done", "stopped", "failed") and not status.live
     pace = "" if not speed else f"{speed:.2f} it/s" if speed >= 1 else f"{1 / speed:.1f} s/it"
     rows = [
         (words.SPEED, pace if status.live else ""),
@@ -504,7 +508,7 @@ def numbers(status: control.Status, history: progress.History) -> str:
         *_measures(history),
         (words.RATE, f"{last['lr']:.2e}" if isinstance(last.get("lr"), (int, float)) else ""),
         (words.MEMORY, f"{last['gb']:.1f} GB" if isinstance(last.get("gb"), (int, float)) else ""),
-        (words.ENDED, time.strftime("%Y-%m-%d %H:%M", time.localtime(status.t)) if not status.live else ""),
+        (words.ENDED, time.strftime("%Y-%m-%d %H:%M", time.localtime(status.t)) if ended else ""),
     ]  # fmt: skip
     return facts(rows)
 

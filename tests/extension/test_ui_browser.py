@@ -113,8 +113,6 @@ def page(server: Server, browser):
     one.close()
     if server.killed:  # a part of the page may have been under way
         wrong = [line for line in wrong if "Failed to fetch" not in line]
-    # gradio's plot measures its frame once more after the screen with it was left: nothing is to be seen of that.
-    wrong = [line for line in wrong if "(reading 'offsetWidth')" not in line]
     assert not wrong, wrong
 
 

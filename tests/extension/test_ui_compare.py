@@ -249,6 +249,36 @@ def test_a_run_says_in_words_what_it_does(message: str, step: int, line: str, pa
     assert f">{line}<" in html and f'aria-valuenow="{part}"' in html
 
 
+@pytest.mark.parametrize(("state", "t"), [("waiting", 0.0), ("queued", 5.0), ("running", 5.0), ("done", 5.0)])
+def test_only_what_has_ended_has_an_end(state: Any, t: float) -> None:
+    live = state in ("queued", "running")
+    html = train.numbers(control.Status(state, t=t, live=live), progress.History())
+    assert (words.ENDED in html) == (state == "done")
+
+
+def test_the_line_on_top_says_what_a_run_does_before_its_first_step(
+    context: Context, run: Path, monkeypatch: Any
+) -> None:
+    for step, message, line in ((0, "pictures: 3 of 9", "one: reading pictures 3/9"), (4, "", "one: 4 / 20")):
+        status = control.Status("running", step=step, total=20, message=message, live=True)
+        monkeypatch.setattr(control, "list_runs", lambda _, status=status: [control.Run("one", run, status)])
+        assert line in train.headline(context)
+
+
+def test_a_chart_is_shown_once_there_is_something_to_draw(context: Context, run: Path) -> None:
+    screen = built(train.Train, context)
+    view: list[Any] = ["one", None, 0.9, False, {}, None, None]
+    at = screen.outputs.index(screen.measured)
+    assert screen.show(*view)[at]["visible"]
+    run.rename(run.with_name("two"))
+    write(run / "config.toml", "")  # another run under the name, which has not begun
+    assert not screen.show(*view)[at]["visible"]
+    history = (run.with_name("two") / "events.jsonl").read_text(encoding="utf-8").replace('"loss": 0.1', '"loss": 0.2')
+    write(run / "events.jsonl", history)  # as long as that of the run before
+    assert screen.show(*view)[at]["visible"]
+    assert {one["loss"] for one in progress.history(run).steps.values()} == {0.2}
+
+
 def test_pictures_of_a_copied_run_tell_no_time(run: Path) -> None:
     for each, seconds in ((0, None), (3, 3)):
         for number, path in enumerate(sorted((run / "samples").glob("*.png"))):

@@ -142,7 +142,7 @@ def test_what_is_cut_is_told(folder, tmp_path):
         family.encode_text([caption(80), caption(90), "a cat"])
     assert family.truncated == {name: {caption(80): 5, caption(90): 15} for name in ("te1", "te2")}
     assert family.warnings()[0].startswith(
-        "2 captions are longer than te1 reads; the worst loses 15 tokens: 'a red blue"
+        "2 captions are longer than the text encoder te1 reads; the worst loses 15 tokens: 'a red blue"
     )
     # SD3's CLIP may miss what its T5 reads.
     third = load(ModelOptions(path=str(tiny.tiny_sd3(tmp_path / "sd3")), t5_max_tokens=300))

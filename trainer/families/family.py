@@ -243,7 +243,9 @@ class Family:
                 continue
             caption, most = max(cut.items(), key=lambda item: item[1])
             some = f"{len(cut)} caption{'s are' if len(cut) > 1 else ' is'}"
-            lines.append(f"{some} longer than {name} reads; the worst loses {most} tokens: '{caption[:60]}'")
+            lines.append(
+                f"{some} longer than the text encoder {name} reads; the worst loses {most} tokens: '{caption[:60]}'"
+            )
         return lines
 
     @cached_property
