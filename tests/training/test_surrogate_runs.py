@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from safetensors import safe_open
-from short_runs import config, events, pictures, steps, stop_after, trajectory
+from short_runs import config, events, model, pictures, steps, stop_after, trajectory
 
+from pixelkiln.trainer.cli import main
+from pixelkiln.trainer.commands.check import check
 from pixelkiln.trainer.config import load, parse
 from pixelkiln.trainer.errors import UserError
+from pixelkiln.trainer.estimate import gpus
 from pixelkiln.trainer.losses import surrogate as metric
 from pixelkiln.trainer.losses.pixel import PixelLoss
 from pixelkiln.trainer.training import loop, surrogates
@@ -72,11 +76,12 @@ def test_a_run_makes_one_keeps_it_and_names_it(tmp_path):
         {},
         {"objective.kind": "dpo", "run.batch": 2, "memory.grad_cache": True},
         {"objective.kind": "dpo", "run.batch": 2, "objective.reference_draws": 2},
+        {"run.precision": "bf16"},
     ],
-    ids=["sft", "one by one", "cached references"],
+    ids=["sft", "one by one", "cached references", "bf16"],
 )
 def test_a_resume_goes_on_bit_for_bit_whatever_the_cache_holds(tmp_path, monkeypatch, flags):
-    data = "data.pairs" if flags else "data.path"
+    data = "data.pairs" if "objective.kind" in flags else "data.path"
     made = config(tmp_path, {**FLAGS, **SHARE, **flags, "loss.pixel.decode": "auto", "run.name": "whole"}, data=data)
     monkeypatch.setattr(surrogates, "PAYS", 0)
     monkeypatch.setattr(surrogates, "cost_of_decoding", lambda *_: 4.55)
@@ -125,6 +130,28 @@ def test_one_of_another_autoencoder_is_never_used(tmp_path):
         train(made.changed({"run.name": "third", "loss.pixel.surrogate": str(folder(made) / "surrogate.safetensors")}))
     assert train(made.changed({"run.name": "mode", "loss.pixel.mode": "x0"})) == 0
     assert len(kept(tmp_path)) == 3
+
+
+def test_the_command_makes_measures_and_keeps_one_that_a_run_then_uses(tmp_path, capsys):
+    made = config(tmp_path, FLAGS)
+    words = ["surrogate", made.model.path, f"--data.path={made.data.path}", "--data.resolution=64",
+             "--run.precision=fp32", "--run.device=cpu", f"--run.out={tmp_path / 'runs'}"]  # fmt: skip
+    own = tmp_path / "own.safetensors"
+    assert main([*words, "-o", str(own), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (cached,) = kept(tmp_path)
+    assert answer["file"] == str(cached) and answer["mode"] == "mixed" and answer["made"]["examples"] == 8
+    assert metric.load(own).digest == metric.load(cached).digest == answer["digest"]
+    assert answer["full"] > answer["cost"] > 1 and 0 < answer["share"] <= 0.5 and answer["used"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "kept from before; --force makes it anew" in shown and f"kept as {cached}" in shown
+    assert main([*words, "-o", str(own)]) == 2 and "own.safetensors" in capsys.readouterr().err
+    assert main([*words, "-o", str(own), "--force", "--loss.pixel.mode=x0"]) == 0
+    assert "made from 8 crops" in capsys.readouterr().out and len(kept(tmp_path)) == 2
+    assert train(made) == 0 and "pixel surrogate: made" not in log(made)
+    with safe_open(folder(made) / "t.safetensors", "pt") as file:
+        assert file.metadata()["ss_pixel_surrogate"] == answer["digest"]
 
 
 def test_a_poor_one_is_not_used_and_that_is_said_once(tmp_path, monkeypatch):
@@ -203,3 +230,22 @@ def test_validation_decodes_and_training_reports_the_estimate(tmp_path, monkeypa
     assert state["decode"]["pixel"]["decode"] == "surrogate"
     assert "biased" in log(made)
     assert all(e["terms"]["pixel/error"] >= 0 for e in events(made) if e["kind"] == "step")
+
+
+def test_a_tiny_decoder_beside_the_model_is_found_by_check_and_by_the_run(tmp_path):
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    flags = {**FLAGS, "loss.pixel.decode": "tiny", "run.steps": 1, "run.batch": 1}
+    made = config(tmp_path, {**flags, "model.path": str(model(tmp_path / "models" / "checkpoints" / "m"))})
+    with pytest.raises(UserError, match=r"loss\.pixel\.tiny: .* needs a tiny autoencoder"):
+        train(made)
+    torch.manual_seed(0)
+    layers: Any = AutoencoderTiny(latent_channels=4).decoder.layers
+    state = {f"{int(n.split('.')[0]) + 1}.{n.split('.', 1)[1]}": value for n, value in layers.state_dict().items()}
+    found = tmp_path / "models" / "vae_approx"
+    found.mkdir()
+    torch.save(state, found / "taesd_decoder.pth")
+    assert check(made, gpus.named("4090"))["fit"]["gb"] > 0
+    assert train(made) == 0
+    given = made.changed({"run.name": "given", "loss.pixel.tiny": str(found / "taesd_decoder.pth")})
+    assert trajectory(given) == steps(made)
