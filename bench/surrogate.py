@@ -2,13 +2,15 @@
 
     python -m trainer surrogate presets/base --data.path=presets/pictures/pairs -o build/surrogate.safetensors
     python -m bench.surrogate build/surrogate.safetensors           # the bundled model, 32 pictures it did not see
-    python -m bench.surrogate FILE --mode x0 --draws 48 --rank 16
+    python -m bench.surrogate FILE --mode x0,anchored --draws 48 --rank 16
+    python -m bench.surrogate taesd_decoder.safetensors             # a tiny decoder's single file instead
 
 For each picture at its own noise level three gradients are taken through a fresh LoRA: of the latent loss, of the pixel
 loss decoded in full, and of the pixel loss by the surrogate. The pixel loss has the weight that ``weight = "auto"``
 would give it. Everything else is arithmetic on the inner products of these gradients:
 
-- *cosine* with the full decode's, of the pixel term alone and of the total gradient;
+- *cosine* with the full decode's, of the pixel term alone and of the total gradient; *in the latents*: before the
+  network, with the error's energy of the gradient and of the decoded difference, against a full decode's;
 - *second moment* of the total gradient against a full decode's: of plain ``probability``, and of ``corrected``;
 - *after clipping*: a step of four rows is clipped to a multiple of the full decode's usual norm. Of the mean update
   over many coins and batches: the cosine with the mean of the full decode's, clipped alike, and its length against it.
@@ -21,12 +23,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from pixelkiln.trainer.adapters.inject import inject
 from pixelkiln.trainer.adapters.options import AdapterOptions
@@ -35,9 +39,10 @@ from pixelkiln.trainer.diffusion.timesteps import draw
 from pixelkiln.trainer.diffusion.types import Batch, Rows, Step
 from pixelkiln.trainer.families.load import load
 from pixelkiln.trainer.families.options import ModelOptions
-from pixelkiln.trainer.losses.decode import Decoder
+from pixelkiln.trainer.losses.decode import Decoder, tiny_decoder
 from pixelkiln.trainer.losses.options import PixelOptions
 from pixelkiln.trainer.losses.pixel import PixelLoss
+from pixelkiln.trainer.losses.surrogate import FORMAT
 from pixelkiln.trainer.losses.surrogate import load as load_surrogate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,15 +56,21 @@ def main() -> None:
     )
     parser.add_argument("file")
     parser.add_argument("--model", default=str(ROOT / "presets" / "base"))
-    parser.add_argument("--mode", default="mixed")
+    parser.add_argument("--mode", default="mixed", help="one or more, separated by commas")
     parser.add_argument("--draws", type=int, default=32)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--skip", type=int, default=0, help="pictures to leave out: those that it was fitted to")
+    parser.add_argument("--unclamped", action="store_true", help="a tiny decoder without its clamp of the latents")
     args = parser.parse_args()
-    latent, full, estimated = gradients(args)
-    scale = weight(latent, full)
-    gram = torch.cat([latent, scale * full, scale * estimated])
-    report((gram @ gram.T).double(), args.draws)
+    for mode in args.mode.split(","):
+        latent, full, estimated, near = gradients(args, mode)
+        cosine, error, pixels = near
+        print(f"\nmode {mode}\n\n| in the latents | |\n|---|---|")
+        print(f"| cosine with a full decode's | {cosine:.3f} |\n| residual energy | {error:.3f} |")
+        print(f"| of the decoded difference | {pixels:.3f} |\n")
+        scale = weight(latent, full)
+        gram = torch.cat([latent, scale * full, scale * estimated])
+        report((gram @ gram.T).double(), args.draws)
 
 
 def pictures(count: int, skip: int) -> list[tuple[Path, str]]:
@@ -69,15 +80,48 @@ def pictures(count: int, skip: int) -> list[tuple[Path, str]]:
     return named[skip : skip + count]
 
 
-def gradients(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
-    """[draws, parameters] each: of the latent loss, of the pixel loss decoded and by the surrogate."""
+class Unclamped(nn.Module):
+    """A tiny autoencoder that decodes latents as they are."""
+
+    def __init__(self, vae: Any):
+        super().__init__()
+        self.decoder, self.config = vae.decoder, vae.config
+
+    def decode(self, z: Tensor) -> Any:
+        return SimpleNamespace(sample=self.decoder.layers(z) * 2 - 1)
+
+
+Difference = Callable[[Tensor, Tensor], Tensor]
+"""Predicted and true latents -> difference of their pictures."""
+
+
+def stand_in(
+    args: argparse.Namespace, options: PixelOptions, exact: PixelLoss
+) -> tuple[Callable[..., Any], Difference]:
+    """Errors of a step, and differences of pictures, by the file: a surrogate's or a tiny decoder's."""
+    with safe_open(args.file, "pt") as file:
+        fitted = FORMAT in (file.metadata() or {})
+    if fitted:
+        made = load_surrogate(args.file)
+        return lambda step: exact.estimated(made, step), made
+    tiny = tiny_decoder(args.file, torch.device("cpu"), torch.float32)
+    if args.unclamped:
+        tiny = Decoder(Unclamped(tiny.vae), 1.0)
+    return PixelLoss(options, tiny), lambda predicted, true: tiny(predicted) - tiny(true)
+
+
+def gradients(args: argparse.Namespace, mode: str) -> tuple[Tensor, Tensor, Tensor, list[float]]:
+    """[draws, parameters] each: of the latent loss, of the pixel loss decoded and by what stands in; and how near the
+    latter two are in the latents."""
     family = load(ModelOptions(path=args.model))
     decoder = Decoder(family.vae, family.scale, family.shift, torch.float32)
-    made, found = load_surrogate(args.file), []
+    options = PixelOptions(mode=mode)  # pyright: ignore[reportArgumentType]
+    loss = PixelLoss(options, decoder)
+    cheap, difference = stand_in(args, options, loss)
+    found, near = [], []
     adapter = inject(family.denoiser, family.text_encoders, family.name, AdapterOptions(rank=args.rank), seed=0)
-    loss = PixelLoss(PixelOptions(mode=args.mode), decoder)
     losses: list[Callable[[Step], Tensor]] = [
-        lambda step: ((step.out - step.target) ** 2).mean((1, 2, 3)), loss, lambda step: loss.estimated(made, step),
+        lambda step: ((step.out - step.target) ** 2).mean((1, 2, 3)), loss, cheap,
     ]  # fmt: skip
     for number, (path, caption) in enumerate(pictures(args.draws, args.skip)):
         with Image.open(path) as picture:
@@ -91,8 +135,16 @@ def gradients(args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
         noisy = family.process.noisy(batch.latents, chance.added, chance.level)
         step = Step(batch, chance, noisy, family.predict(noisy, chance.level, text), family.process, decoder)
         each = [torch.autograd.grad(one(step).sum(), step.out, retain_graph=True)[0] for one in losses]
+        with torch.no_grad():
+            predicted, true, _ = loss.latents(step)
+            wanted = decoder(predicted) - decoder(true)
+            apart = difference(predicted, true) - wanted
+        near.append([torch.cosine_similarity(each[1].flatten(), each[2].flatten(), dim=0),
+                     *(x.square().sum() for x in (each[2] - each[1], each[1], apart, wanted))])  # fmt: skip
         found.append([flat(torch.autograd.grad(step.out, adapter.parameters(), g, retain_graph=True)) for g in each])
-    return tuple(torch.stack(column) for column in zip(*found, strict=True))  # pyright: ignore[reportReturnType]
+    latent, full, estimated = (torch.stack(column) for column in zip(*found, strict=True))
+    cosine, error, size, apart, whole = torch.tensor(near).mean(0).tolist()
+    return latent, full, estimated, [cosine, error / size, apart / whole]
 
 
 def flat(parts: tuple[Tensor, ...]) -> Tensor:

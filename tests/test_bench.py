@@ -16,9 +16,12 @@ from scipy import stats
 from torch.autograd import DeviceType
 
 from pixelkiln.bench import __main__ as bench
-from pixelkiln.bench import balance, launches
+from pixelkiln.bench import balance, launches, making
 from pixelkiln.bench import dense as dense_bench
+from pixelkiln.bench import surrogate as surrogate_bench
+from pixelkiln.bench import tiny as distil
 from pixelkiln.trainer.config import load
+from pixelkiln.trainer.losses.decode import Decoder, tiny_decoder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,9 +101,10 @@ def test_a_file_that_grew_is_a_table_and_is_not_measured_again(tmp_path):
 
 def test_an_estimate_is_never_taken_for_measured(monkeypatch, tmp_path, capsys):
     """Of a step of 4 operations and one whose decode, for half of the samples, adds 6: p = 0.5 * 0.3 * 4 / 6."""
-    numbers = [{"flops": 4e12, "decoding": 0.0, "step_gb": 2.0, "run_gb": 2.5},
-               {"flops": 1e13, "decoding": 6e12, "step_gb": 3.0, "run_gb": 3.0}]  # fmt: skip
-    monkeypatch.setattr(bench, "estimate", lambda case: numbers[case["case"].startswith("pixel")])
+    numbers = {"latent, checkpointed": {"flops": 4e12, "decoding": 0.0, "step_gb": 2.0, "run_gb": 2.5},
+               "pixel, full": {"flops": 1e13, "decoding": 6e12, "step_gb": 3.0, "run_gb": 3.0},
+               "latent": {"flops": 2e12, "decoding": 0.0, "step_gb": 5.0, "run_gb": 5.0}}  # fmt: skip
+    monkeypatch.setattr(bench, "estimate", lambda case: numbers[case["case"]])
     monkeypatch.setitem(bench.CASES, "pixel, full", {**bench.CASES["pixel, full"], "loss.pixel.probability": 0.5})
     file, cases = tmp_path / "rows.jsonl", "latent, checkpointed;pixel, full"
     flags = ["--estimate", "--models", "sd15", "--cases", cases, "--append", str(file)]
@@ -108,8 +112,14 @@ def test_an_estimate_is_never_taken_for_measured(monkeypatch, tmp_path, capsys):
     bench.main()
     printed = capsys.readouterr().out
     assert "sd15, 512 px, batch 1, bf16, not capped; card none" in printed and "estimated, not measured" in printed
-    assert "| latent, checkpointed | 4.0 | 1.00 | | | 2.00 | 1.00 | 2.50 |" in printed
-    assert "| pixel, full | 10.0 | 2.50 | 2.50 | 0.10 | 3.00 | 1.50 | 3.00 |" in printed
+    assert "| latent, checkpointed | 4.0 | 1.00 | | | | 2.00 | 1.00 | 2.50 |" in printed
+    assert "| pixel, full | 10.0 | 2.50 | | 2.50 | 0.10 | 3.00 | 1.50 | 3.00 |" in printed
+    monkeypatch.setattr(sys, "argv", ["bench", *flags[:-3], f"{cases};latent", *flags[-2:]])
+    bench.main()
+    printed = capsys.readouterr().out
+    assert "| latent, checkpointed | 4.0 | 1.00 | 2.00 | | | 2.00 | 1.00 | 2.50 |" in printed
+    assert "| pixel, full | 10.0 | 2.50 | 5.00 | 2.50 | 0.10 | 3.00 | 1.50 | 3.00 |" in printed
+    assert "| latent | 2.0 | 0.50 | 1.00 | | | 5.00 | 2.50 | 5.00 |" in printed
     rows = bench.read(file)
     assert all(row["foretold"] and "seconds" not in row for row in rows)
     assert bench.identity(rows[0]) != bench.identity({**rows[0], "machine": bench.of_machine()})
@@ -124,6 +134,31 @@ def test_a_family_is_estimated_without_weights():
     settings = {"model": "sd15", "case": "dpo, cached reference", "size": 64, "batch": 1}
     row = bench.estimated(settings)
     assert row["foretold"] and 1e10 < row["flops"] < 1e12 and 1.6 < row["step_gb"] <= row["run_gb"] < 4
+
+
+@pytest.mark.slow
+def test_a_distilled_tiny_decoder_is_written_as_comfyui_has_it(tmp_path, monkeypatch):
+    """Its file decodes as its averaged weights do, and a step moves every one of them. Nothing is drawn or decoded."""
+    torch.manual_seed(0)
+    z, pixels = torch.randn(2, 4, 2, 2), torch.rand(2, 3, 16, 16)
+    teacher: Any = SimpleNamespace(batch=lambda: (z, pixels), held=(z, pixels))
+    layers = distil.new(4).decoder.layers.requires_grad_(True)
+    before = {name: value.clone() for name, value in layers.state_dict().items()}
+    run = distil.Run(teacher, layers, True, tmp_path / "taesd_decoder.safetensors")
+    run.step(1.0)
+    assert not any(torch.equal(value, before[name]) for name, value in layers.state_dict().items())
+    run.report("1")
+    layers.load_state_dict(run.averaged)
+    found = tiny_decoder(str(run.output), torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(found(z), run.decode(z).detach())
+    free = Decoder(surrogate_bench.Unclamped(found.vae), 1.0)
+    run.clamped = False
+    torch.testing.assert_close(free(z), run.decode(z).detach())
+
+
+def test_what_a_making_takes_is_measured():
+    found = making.making(making.BUNDLED, 2, 2, 1, torch.device("cpu"))
+    assert found["example"] > 0 and found["step"] > 0 and min(found["decoding_gb"], found["fitting_gb"]) > 0
 
 
 def test_an_unknown_case_is_one_line():
