@@ -25,9 +25,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Choice = TypeVar("Choice", gr.Dropdown, gr.Radio)
 
-EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-"""For every event: not offered as an API, no overlay while it works."""
+EVENT: dict[str, Any] = {
+    "api_visibility": "private", "show_progress": "hidden", "show_progress_on": [], "concurrency_limit": None,
+}  # fmt: skip
+"""For every event: not offered as an API, no overlay while it works. At each message of an event gradio's page writes
+the status of every component on which any event has ever shown progress, also when it is hidden, and searches its whole
+tree for each of them: nothing on the page has one, but for the few places where ``SLOW`` shows it."""
 SLOW: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "concurrency_limit": None}
+"""As ``EVENT``, with a sign of work at its outputs: few, or ``show_progress_on`` says at which."""
 
 FLAG = r"(?:with|use|give|without|by)?\s*--[a-z][\w.-]*(?:[ =](?:[A-Z]+|[\w./-]+))?"
 """A command-line flag in a message, with the word before it and its value."""

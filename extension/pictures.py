@@ -148,11 +148,13 @@ class Pictures:
         ):
             event.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
         for part in (self.upload, self.more):
-            added = part.upload(self._in_place(self.add), [part, self.folder], self.outputs, **SLOW)
+            seen: dict[str, Any] = {**SLOW, "show_progress_on": [part]}
+            added = part.upload(self._in_place(self.add), [part, self.folder], self.outputs, **seen)
             added.success(self.look_on, self.view, [self.grid, *self.looked], **EVENT)
             added.then(lambda: None, None, [part], **EVENT)
         page = [*self.view, *self.boxes, *self.tokens]
-        self.convert.click(self._in_place(self.convert_others), page, self.outputs, **SLOW)
+        seen = {**SLOW, "show_progress_on": [self.wrong]}
+        self.convert.click(self._in_place(self.convert_others), page, self.outputs, **seen)
         self._wire_tagging()
         for changed in (self.trigger.blur, self.trigger.submit):
             line = [self.trigger_shown, self.wrong]
@@ -213,7 +215,8 @@ class Pictures:
         one.paint.click(in_place(self.paint, begun), page, begun, **SLOW)
         ended = [one.painting, self.grid_column, one.editor, one.not_saved]
         saved = [*self.outputs, *ended]
-        one.save_mask.click(in_place(self.save_mask, saved), [one.editor, *page], saved, **SLOW)
+        seen: dict[str, Any] = {**SLOW, "show_progress_on": [one.not_saved]}
+        one.save_mask.click(in_place(self.save_mask, saved), [one.editor, *page], saved, **seen)
         one.end_paint.click(_grid_again, None, ended, **EVENT)
 
     def _beside(self, shown: list[Any]) -> list[Any]:

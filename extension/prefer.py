@@ -119,7 +119,8 @@ class Prefer:
         self.halt.click(in_place(functools.partial(stop_drawing, self.home), [self.message]), None, [self.message],
                         **EVENT)  # fmt: skip
         opened = [self.kept, self.outside, self.run, self.kind, self.acts]
-        self.load.click(in_place(self.from_folder, self.laid, at=0), opened, self.laid, **SLOW)
+        seen: dict[str, Any] = {**SLOW, "show_progress_on": [self.message]}
+        self.load.click(in_place(self.from_folder, self.laid, at=0), opened, self.laid, **seen)
         self.run.input(self.of_run, self.inputs, self.outputs, **EVENT)
         self.many.change(self.named, [self.run, self.many], [self.generate], **EVENT)
         kinds = [self.alone, *(self.buttons[one] for one in ("left", "tie", "right")), self.counted, self.train]

@@ -777,3 +777,13 @@ def test_an_answer_in_its_place_may_come_bit_by_bit() -> None:
     assert list(many(2))[1] == [alert("steps: two are too many; ask for one"), gr.skip()]
     assert in_place(lambda: None, [None])() == "" and in_place(lambda: said("a < b"), [None])() == said("a < b")
     assert "a &lt; b" in said("a < b") and 'role="status"' in said("")
+
+
+def test_progress_is_shown_at_few_places(context: Context) -> None:
+    """gradio's page writes the status of each of them at every message of every event."""
+    places: set[int] = set()
+    for event in build_page(context).fns.values():
+        found = event.outputs if event.show_progress_on is None else event.show_progress_on
+        assert len(found) <= 5, event.fn
+        places |= {one._id for one in found}
+    assert len(places) < 40
