@@ -219,7 +219,7 @@ def test_a_ready_study_says_what_it_asks_and_can_be_planned(path, tmp_path):
         flags = {"model.path": str(runs.model(tmp_path / family, family)), "data.resolution": 64, "run.device": "cpu",
                  ("data.pairs" if pairs else "data.path"): str(data)}  # fmt: skip
         flags |= {"data.validation_split": 0.0} if not pairs else {}
-    if path.stem in ("demo-detail", "demo-time", "demo-weight", "demo-dense"):
+    if path.stem in ("demo-detail", "demo-time", "demo-long", "demo-weight", "demo-dense"):
         flags = {"data.path": str(runs.pictures(tmp_path / "pictures", 20))}
     if path.stem.endswith(("depth", "dense")):
         flags |= {
