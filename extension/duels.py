@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..trainer.data import pairs_file
+from ..trainer.runs.events import read_object
 from ..trainer.runs.process import wait_for_lock
 from . import images, metadata
-from .store import write
+from .store import Home, write, write_json
 
 MOST_PICTURES = 5000
 SOURCE = "pixelkiln ui"
@@ -145,3 +146,19 @@ def two_seeds(prompts: Sequence[str], first: int, pairs: int) -> list[str]:
     """Prompts for ``pairs`` pairs of pictures, over the given prompts in turn; each has its own seed, from ``first``
     on, as the prompt flag ``--d``."""
     return [f"{prompts[i % len(prompts)]} --d {first + 2 * i + j}" for i in range(pairs) for j in (0, 1)]
+
+
+def place(home: Home, name: str | None) -> Path:
+    """Where pairs of a run's pictures are kept: as it was given last, else in a folder of its own, so that choices for
+    one character are not trained on with those for another."""
+    given = read_object(home.settings).get("prefer", {}).get("pairs")
+    known = given.get(name or "") if isinstance(given, dict) else None
+    return Path(known) if isinstance(known, str) and known else home.data / "pairs" / (name or "")
+
+
+def keep(home: Home, name: str | None, folder: Path) -> None:
+    """From now on the pairs of this run are kept there."""
+    settings = read_object(home.settings)
+    before = settings.get("prefer", {})
+    given = before.get("pairs") if isinstance(before.get("pairs"), dict) else {}
+    write_json(home.settings, {**settings, "prefer": {**before, "pairs": {**given, name or "": str(folder)}}})

@@ -138,7 +138,7 @@ class Prefer:
         names = [one.name for one in known]
         return [
             gr.update(choices=names) if name == chosen else gr.update(choices=names, value=name),
-            self.named(name, many), gr.update(placeholder=str(self._folder(""))),
+            self.named(name, many), gr.update(placeholder=str(duels.place(self.home, name))),
             gr.update(placeholder="\n".join(prompts_of(current.path)) if current else ""),
             gr.update(placeholder=self._before().get("outputs", "")),
             *self._all(which, name, outside, folder, kind, acts),
@@ -165,7 +165,7 @@ class Prefer:
     def judge_by(self, kind: str, folder: str, name: str | None) -> list[Any]:
         """Buttons for two pictures against each other, or thumbs for each."""
         alone = kind == "kto"
-        counts = self._counts(self._folder(folder), name, kind)
+        counts = self._counts(self._folder(folder, name), name, kind)
         return [gr.update(visible=alone), *[gr.update(visible=not alone)] * 3, *counts]
 
     # ------------------------------------------------------------------------------------------------- what is open
@@ -183,7 +183,7 @@ class Prefer:
         """Everything that is still open, the first of it on the table."""
         run_dir = _run(self.home, name)
         pool, drawn = self._pool(which, run_dir, outside), self._drawing(run_dir)
-        found = self._open(pool, self._folder(folder), not drawn)
+        found = self._open(pool, self._folder(folder, name), not drawn)
         if not found and not line:
             nothing = words.NOTHING_TO_RATE if run_dir else words.NO_RUN_DRAWS
             line = note(words.MORE_COMES if drawn and pool else words.ALL_RATED if pool else nothing)
@@ -205,7 +205,7 @@ class Prefer:
         self, rest: list[duels.Duel], folder: str, name: str | None, kind: str, acts: list[duels.Act], line: str = ""
     ) -> list[Any]:  # fmt: skip
         """The first of the rest; where there is none, the keys stay as long as there is something to undo."""
-        counts, train = self._counts(self._folder(folder), name, kind)
+        counts, train = self._counts(self._folder(folder, name), name, kind)
         if not rest:
             return [line or note(words.ALL_RATED), "", "", "", counts, [], train, gr.update(visible=bool(acts))]
         one = rest[0]
@@ -228,7 +228,7 @@ class Prefer:
     ) -> list[Any]:  # fmt: skip
         """One key, for the two pictures that were seen: the answer is on the disk before the next two show. ``acts`` is
         what this page has written so far."""
-        target = self._pairs_folder(folder)
+        target = self._pairs_folder(folder, name)
         run_dir = _run(self.home, name)
         drawn = self._drawing(run_dir)
         line = _take_back(acts) if won == "undo" else ""
@@ -263,7 +263,7 @@ class Prefer:
     ) -> list[Any]:
         if not rest:
             raise UserError(words.NOTHING_TO_RATE)
-        target = self._pairs_folder(folder)
+        target = self._pairs_folder(folder, name)
         acts.append(duels.rate(target, rest[0], side, liked))
         return self._counts(target, name, "kto")
 
@@ -273,7 +273,7 @@ class Prefer:
         self, folder: str, outside: str, name: str | None, kind: str, acts: list[duels.Act]
     ) -> list[Any]:  # fmt: skip
         pool = self._pool("folder", None, outside)
-        self._remember(folder, outputs=str(pool))
+        self._remember(folder, name, outputs=str(pool))
         return self._all("folder", name, str(pool), folder, kind, acts)
 
     def draw(self, folder: str, name: str, text: str, many: float) -> list[Any]:
@@ -282,7 +282,7 @@ class Prefer:
         texts = duels.two_seeds(prompts_or_own(run_dir, text), int(time.time()) % 1_000_000, int(many))
         place = run_dir / "candidates" / str(int(time.time()))
         draws.start(run_dir, draws.Sheet(place, tuple(texts), (draws.Candidate(name, str(newest(run_dir))),)))
-        self._remember(folder)
+        self._remember(folder, name)
         return [
             note(words.DRAWING.format(0, len(texts))),
             gr.Timer(PACE, active=True),
@@ -305,21 +305,23 @@ class Prefer:
         at_work = drawn is not None
         return [line, *kept, gr.Timer(PACE, active=at_work), which, gr.update(visible=at_work)]
 
-    def _before(self) -> dict[str, str]:
+    def _before(self) -> dict[str, Any]:
         return read_object(self.home.settings).get("prefer", {})
 
-    def _remember(self, folder: str, **more: str) -> None:
+    def _remember(self, folder: str, name: str | None, **more: str) -> None:
+        if folder.strip():
+            duels.keep(self.home, name, Path(unquoted(folder)).expanduser())
         settings = read_object(self.home.settings)
-        kept = {"pairs": folder} if folder.strip() else {}
-        write_json(self.home.settings, {**settings, "prefer": {**settings.get("prefer", {}), **kept, **more}})
+        write_json(self.home.settings, {**settings, "prefer": {**settings.get("prefer", {}), **more}})
 
-    def _folder(self, folder: str) -> Path:
-        """Where pairs are kept: as typed, as last time, or beside the runs."""
-        return Path(unquoted(folder) or self._before().get("pairs") or self.home.data / "pairs").expanduser()
+    def _folder(self, folder: str, name: str | None) -> Path:
+        """Where pairs are kept: as typed, else the run's own place."""
+        given = unquoted(folder)
+        return Path(given).expanduser() if given else duels.place(self.home, name)
 
-    def _pairs_folder(self, folder: str) -> Path:
+    def _pairs_folder(self, folder: str, name: str | None) -> Path:
         """Where pairs are written: any folder on one's own machine, one of the server's when it is open to others."""
-        path = self._folder(folder).resolve()
+        path = self._folder(folder, name).resolve()
         roots = self.context.folders.roots
         if roots is not None and not any(path.is_relative_to(root) for root in roots):
             raise UserError(words.OUTSIDE.format(words.WHERE_PAIRS, folder))
@@ -344,7 +346,7 @@ class Prefer:
     @kindly
     def fill(self, folder: str, name: str, kind: str) -> None:
         """The recipe for a preference run, from the run that drew the pictures."""
-        fill_recipe(self.home, self._pairs_folder(folder), _run(self.home, name), kind)
+        fill_recipe(self.home, self._pairs_folder(folder, name), _run(self.home, name), kind)
 
 
 def build(context: Context) -> Screen:

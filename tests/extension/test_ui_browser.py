@@ -509,7 +509,7 @@ def test_compare_vote_and_use(server: Server, page, place: Path) -> None:
 
 
 def test_prefer_by_keys_then_train_on_it(server: Server, page) -> None:
-    pairs = server.runs / "data" / "pairs"
+    pairs = server.runs / "data" / "pairs" / "first"
     step(page, "5 Prefer")
     until(lambda: page.input_value("#prefer-run input") == "first")
     things = [f"a {colour} {what}" for colour in ("red", "blue") for what in ("cat", "dog", "house", "tree", "car")]

@@ -16,7 +16,20 @@ pytest.importorskip("gradio", reason="the interface's own extra is not installed
 
 import gradio as gr
 
-from pixelkiln.extension import compare, draft, draws, duels, prefer, progress, studies, tables, train, votes, words
+from pixelkiln.extension import (
+    compare,
+    draft,
+    draws,
+    duels,
+    prefer,
+    progress,
+    runs,
+    studies,
+    tables,
+    train,
+    votes,
+    words,
+)
 from pixelkiln.extension.page import Context, about, in_place
 from pixelkiln.extension.security import Folders
 from pixelkiln.extension.store import Home, write
@@ -157,7 +170,7 @@ def test_pairs_are_judged_while_others_are_drawn(
     for number in (3, 4, 5):
         drawn(sheet, number)
     after = screen.choose("left", "", laid[5], *where, acts, laid[2], laid[3])
-    assert len(after[5]) == 2 and len(duels.pairs(context.home.data / "pairs")) == 1
+    assert len(after[5]) == 2 and len(duels.pairs(context.home.data / "pairs" / "one")) == 1
     for won in ("tie", "right"):
         after = screen.choose(won, "", after[5], *where, acts, after[2], after[3])
     assert after[5] == [] and after[-1]["visible"], "what was decided last could not be undone"
@@ -180,7 +193,7 @@ def drawn(sheet: draws.Sheet, number: int) -> None:
 
 def test_training_on_pairs_needs_enough_and_says_its_time(context: Context, run: Path, tmp_path: Path) -> None:
     screen = built(prefer.Prefer, context)
-    kept = context.home.data / "pairs"
+    kept = context.home.data / "pairs" / "one"
     paths = [tmp_path / f"{number}.png" for number in range(2 * words.LEAST)]
     for number, path in enumerate(paths):
         Image.new("RGB", (32, 32), (number, 1, 1)).save(path)
@@ -198,6 +211,27 @@ def test_training_on_pairs_needs_enough_and_says_its_time(context: Context, run:
     assert 'name = "mine"' in earlier
     with pytest.raises(gr.Error, match="there are none"):
         screen.fill("", "one", "kto")
+
+
+def test_each_run_keeps_its_own_pairs_under_another_name_too(context: Context, run: Path, tmp_path: Path) -> None:
+    """Choices for one character are not trained on with those for another."""
+    home, screen = context.home, built(prefer.Prefer, context)
+    write(home.runs / "two" / "config.toml", "")
+    write(home.runs / "two" / "two.safetensors", b"x")
+    for number in range(2):
+        Image.new("RGB", (32, 32), (number, 1, 1)).save(tmp_path / f"{number}.png")
+    pairs_file.add_pair(duels.place(home, "one"), "a cat", tmp_path / "0.png", tmp_path / "1.png", source="ui")
+
+    def counted(name: str, folder: str = "") -> str:
+        shown = screen.show("generate", name, folder, "", 50, "dpo", [])
+        return shown[screen.outputs.index(screen.counted)]
+
+    assert "1 of about 50" in counted("one") and "0 of about 50" in counted("two")
+    assert "1 of about 50" in counted("two", str(duels.place(home, "one")))  # as typed
+    runs.rename(home, home.runs / "one", "three")
+    assert "1 of about 50" in counted("three") and "0 of about 50" in counted("two")
+    screen._remember(f'"{tmp_path / "mine"}"', "two")
+    assert duels.place(home, "two") == tmp_path / "mine" and "1 of about 50" in counted("three")
 
 
 def test_what_is_typed_to_prefer_is_never_written_by_the_screen(context: Context, run: Path) -> None:
