@@ -6,9 +6,8 @@
 
 The student learns the teacher's pixels by squared error, of the bundled pictures turned, zoomed, recoloured and mixed;
 each new picture is decoded once and seen a few times. Each cycle of ``--seconds``, of processor time, has its own
-cosine schedule, so that what a longer one adds can be seen. The PSNR (peak 2) of the averaged weights on the ``--held``
-first pictures, which it never sees, is printed as it goes, and the file is written as ComfyUI has it. It stops at
-SIGTERM.
+cosine schedule, so that what a longer one adds can be seen. The PSNR (peak 2) of the ``--held`` first pictures, which
+it never sees, is printed as it goes, and the file is written as ComfyUI has it. It stops at SIGTERM.
 """
 
 from __future__ import annotations
@@ -36,11 +35,12 @@ from pixelkiln.trainer.runs.files import write_atomic
 
 from .surrogate import ROOT, pictures
 
-BATCH, RATE, DECAY, AVERAGE = 4, 0.02, 0.02, 0.995
-"""Pictures of a step; Muon's rate and weight decay; how much of the averaged weights a step keeps."""
+BATCH, RATE, DECAY = 4, 0.01, 0.02
+"""Pictures of a step; Muon's rate and weight decay."""
 FRESH = 20
 """A picture is seen about so many times before it is replaced."""
-POOL = 1600
+FIRST, POOL = 32, 1600
+"""Pictures to begin with, and at most."""
 EVERY = 30.0
 
 
@@ -88,7 +88,7 @@ class Teacher:
         style = sorted((ROOT / "presets" / "pictures" / "style").glob("*.png"))
         self.images = [Image.open(path).convert("RGB") for path in (*paths[held:], *style)]
         self.held = self.decoded(torch.cat([_pixels(Image.open(path).convert("RGB")) for path in paths[:held]]))
-        self.pool = [self.fresh() for _ in range(64)]
+        self.pool = [self.fresh() for _ in range(FIRST)]
         self.debt = 0.0
 
     @torch.no_grad()
@@ -150,7 +150,6 @@ class Run:
     def __init__(self, teacher: Teacher, layers: Any, clamped: bool, output: Path):
         layers.to(memory_format=torch.channels_last)
         self.teacher, self.layers, self.clamped, self.output = teacher, layers, clamped, output
-        self.averaged = {name: value.detach().clone() for name, value in layers.state_dict().items()}
         self.weights = [p for p in layers.parameters() if p.ndim > 1]
         self.matrices = [nn.Parameter(_matrix(p.detach())) for p in self.weights]  # the same memory
         biases = [p for p in layers.parameters() if p.ndim == 1]
@@ -185,22 +184,17 @@ class Run:
                 group["lr"] = most * rate
             optimizer.step()
         self.steps += 1
-        keep = min(AVERAGE, self.steps / (self.steps + 10))
-        for name, value in self.layers.state_dict().items():
-            self.averaged[name].lerp_(value, 1 - keep)
 
     @torch.no_grad()
     def report(self, cycle: str) -> None:
         from safetensors.torch import save
 
-        mine = {name: value.clone() for name, value in self.layers.state_dict().items()}
-        self.layers.load_state_dict(self.averaged)
         z, pixels = self.teacher.held
         made = torch.cat([self.decode(one) for one in z.split(8)])
         psnr = 10 * torch.log10(4 / (made - pixels).square().flatten(1).mean(1))
-        self.layers.load_state_dict(mine)
         print(f"| {cycle} | {time.process_time():.0f} | {self.steps} | {float(psnr.mean()):.2f} |", flush=True)
-        tensors = {f"{int(name.split('.')[0]) + 1}.{name.split('.', 1)[1]}": v for name, v in self.averaged.items()}
+        state = self.layers.state_dict()
+        tensors = {f"{int(name.split('.')[0]) + 1}.{name.split('.', 1)[1]}": value for name, value in state.items()}
         self.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.output, save({name: value.contiguous() for name, value in tensors.items()}))
         self.shown = time.process_time()
