@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -269,13 +270,25 @@ def flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def difference(text: str, folders: Folders = BUNDLED) -> list[tuple[str, Any, Any]]:
-    """What the recipe changes of its preset: (key, the preset's value or None, the recipe's)."""
+    """What the recipe changes of its preset: (key, the preset's value or None, the recipe's). What it says that is the
+    default anyway changes nothing, as in a recipe that was taken from a run."""
     own = values_of(text)
     under = inherited(own, folders)
     rows = [
         (key, get(under, key), value) for key, value in flat(own).items() if key not in ("preset", "config_version")
     ]
-    return [row for row in rows if row[1] != row[2]]
+    usual = {key: _defaults().get(key, ()) if old is None else (old,) for key, old, _ in rows}
+    return [row for row in rows if row[2] not in usual[row[0]]]
+
+
+@cache
+def _defaults() -> dict[str, list[Any]]:
+    """What each option is where nothing sets it; several for one that each objective has."""
+    out: dict[str, list[Any]] = {}
+    for row in config.reference():
+        if row["default"] is not None:
+            out.setdefault(f"{row['table']}.{row['name']}".lstrip("."), []).append(row["default"])
+    return out
 
 
 def choose_preset(home: Home, name: str | None, folders: Folders = BUNDLED) -> Path | None:

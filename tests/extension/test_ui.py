@@ -86,6 +86,20 @@ def test_recipe_over_a_preset_is_the_difference(home: Home) -> None:
     assert draft.values_of(draft.read(home)) == {**draft.values_of(draft.START), "run": {"name": "mine"}}
 
 
+def test_a_recipe_from_a_run_changes_what_differs_from_the_defaults(home: Home) -> None:
+    """A run's config.toml has every option; the list beside the form has those that somebody chose."""
+    draft.change(home, {"preset": "demo", "adapter.rank": 5})
+    whole = draft.snapshot(draft.read(home), home.draft, "mine", home.runs, security.Folders())
+    changed = {key: new for key, _, new in draft.difference(whole)}
+    chosen = {"adapter.rank", "run.name", "run.steps", "model.path", "data.path", "sample.prompts"}
+    assert chosen <= set(changed) and changed["adapter.rank"] == 5
+    usual = {"model.family", "model.max_tokens", "adapter.kind", "adapter.dropout", "sample.pictures", "optimizer.kind"}
+    assert not usual & set(changed) and len(changed) < len(draft.flat(draft.values_of(whole))) / 3
+    draft.change(home, {"adapter.dropout": 0.0, "preset": None})
+    draft.change(home, {"preset": "demo"})
+    assert "adapter.dropout" not in {key for key, *_ in draft.difference(draft.read(home))}
+
+
 def test_two_windows_change_different_keys_and_lose_none(home: Home) -> None:
     shown = draft.mark(draft.read(home))
     draft.change(home, {"run.batch": 2})

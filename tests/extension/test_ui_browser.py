@@ -184,7 +184,7 @@ def test_the_demo_from_pictures_to_training(server: Server, page) -> None:
     # The page is closed here, in the middle, and opened again by what follows.
 
 
-SYNONYMS = {"vram": "option-memory-", "mirror": "option-data-flip", "lr": "option-optimizer-learning_rate"}
+SYNONYMS = {"lr": "option-optimizer-learning_rate", "mirror": "option-data-flip", "vram": "option-memory-"}
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -208,7 +208,8 @@ def test_more_options_are_found_by_what_people_call_them(server: Server, page, t
         fields = page.locator("[id^=option-]:visible").evaluate_all(
             "all => all.map(one => one.getBoundingClientRect()).map(box => [box.left, box.right, box.width])"
         )
-        assert fields and all(left >= 0 and right <= width and across > 150 for left, right, across in fields)
+        assert fields and all(left >= 0 and right <= width and across > 250 for left, right, across in fields)
+        assert width < 1280 or len({left for left, _, _ in fields}) == 3, "they do not lie side by side"
 
 
 def test_captions_and_a_mistake_beside_its_field(server: Server, page, place: Path) -> None:
