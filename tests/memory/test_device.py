@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -286,3 +288,10 @@ def test_cudnn_tries_its_algorithms_where_asked_for_on_a_gpu_and_is_refused_else
         assert torch.backends.cudnn.benchmark is wanted
     with pytest.raises(UserError, match=r"memory\.cudnn_benchmark: .* not for this machine's CPU; set it to false"):
         runs.trajectory(runs.config(tmp_path, {"memory.cudnn_benchmark": True}))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from Linux's own facts")
+def test_the_peak_is_that_of_the_system() -> None:
+    rows = Path("/proc/self/status").read_text("ascii").splitlines()
+    (said,) = (int(row.split()[1]) / 2**20 for row in rows if row.startswith("VmHWM"))
+    assert memory.peak_gb(torch.device("cpu")) == pytest.approx(said, rel=0.01)

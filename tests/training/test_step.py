@@ -62,7 +62,10 @@ def test_each_row_of_a_pair_has_dropout_masks_of_its_own():
     asked: list[Any] = []
     adapter = SimpleNamespace(new_step=lambda seed, rows: asked.append((seed, rows)))
     rows = SimpleNamespace(role=["winner", "loser"] * 2, group=torch.tensor([3, 3, 7, 7]))
-    seed_dropout(SimpleNamespace(adapter=adapter), SimpleNamespace(rows=rows), 5)
+    seed_dropout(SimpleNamespace(adapter=adapter, device=torch.device("cpu")), SimpleNamespace(rows=rows), 5)
+    drawn = torch.rand(3)
+    torch.manual_seed(5 + 3)
+    assert torch.equal(drawn, torch.rand(3))  # for the dropout inside a text encoder
     assert asked == [(5, ["winner 3", "loser 3", "winner 7", "loser 7"])]
 
 
@@ -75,6 +78,18 @@ def optimization() -> tuple[torch.nn.Parameter, Optimization]:
         scaler,
         0.0,
     )  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("most", [0.0, 1.0, 2.0 * 3**0.5, 2.0 * 3**0.5 + 5e-7, 4.0])
+def test_clipping_gives_the_bits_of_torchs(most):
+    """Also where it leaves out the multiplication by 1."""
+    parameter, made = optimization()
+    other = torch.nn.Parameter(torch.ones(3))
+    made.max_grad_norm = most
+    parameter.grad, other.grad = torch.full((3,), 2.0), torch.full((3,), 2.0)
+    made.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    assert torch.equal(made.clip_gradients(), torch.nn.utils.clip_grad_norm_([other], most or torch.inf))
+    assert torch.equal(parameter.grad, other.grad)
 
 
 def test_the_scale_of_float16_survives_a_resume():

@@ -179,6 +179,8 @@ class Draw:
         return self._copied(made, lambda value: value[rows]) if rows.device.type == "cpu" else made
 
     def to(self, device: torch.device) -> Draw:
+        if self.noise.device == device:
+            return self
         return self._copied(_to(self, device), lambda value: value)
 
     def _copied(self, made: Draw, change: Callable[[Tensor], Tensor]) -> Draw:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..optimizers.build import bare, evaluating, learning_rates
 from ..optimizers.schedules import Schedule
@@ -69,7 +69,12 @@ class Optimization:
         if not self.has_gradients:
             return torch.zeros(())
         self.scaler.unscale_(self.optimizer)
-        return torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or math.inf)
+        parameters, most = self.parameters(), self.max_grad_norm
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # what is below the norm would be multiplied by 1, and on a CPU the norm is known without waiting for it
+        if most and (norm.device.type != "cpu" or not norm + 1e-6 <= most):
+            clip_grads_with_norm_(parameters, most, norm)
+        return norm
 
     def _sum_gradients(self) -> None:
         parameters = self.parameters()

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..diffusion.process import widest
 from ..diffusion.types import Batch, Draw, Loss, ObjectiveOutput, Role, Step
 from ..losses.term import LossTerms, Term
+from ..memory import device as memory
 from .model import Model
 
 Errors = dict[str, Tensor]
@@ -106,7 +107,7 @@ def reference_errors(
 def seed_dropout(model: Model, batch: Batch, seed: int) -> None:
     """Dropout masks for the rows of a batch. They follow from the step and the row alone, however rows are batched."""
     groups = batch.rows.group.tolist()
-    torch.manual_seed(seed + groups[0])  # for the dropout inside a text encoder
+    memory.seed(model.device, seed + groups[0])  # for the dropout inside a text encoder
     model.adapter.new_step(seed, [f"{role} {group}" for role, group in zip(batch.rows.role, groups, strict=True)])
 
 
@@ -241,6 +242,8 @@ def backward_row_by_row(
 
 def micro_batches(batch: Batch, size: int, rank: int = 0, world: int = 1) -> list[Batch]:
     """This process's share of an effective batch, ``size`` samples or pairs at a time; a pair is never split."""
+    if len(batch) <= size and world == 1:
+        return [batch]
     groups = batch.rows.group
     order = groups.unique()
     return [batch.pick(torch.isin(groups, some).nonzero().flatten()) for some in order.split(size)[rank::world]]
