@@ -209,7 +209,7 @@ class Studies:
             self.ready = gr.Dropdown(_ready(), label=words.READY_STUDY, value=None, elem_id="ready-study", scale=3)
             self.file = gr.Textbox("", label=words.OWN_STUDY, elem_id="study-file", scale=3)
         with gr.Row(elem_classes="align-end"):
-            own: dict[str, Any] = {"placeholder": words.STUDYS_OWN, "scale": 2}
+            own: dict[str, Any] = {"placeholder": words.STUDYS_OWN, "scale": 2, "min_width": 220}
             self.model = gr.Textbox("", label=words.STUDY_MODEL, elem_id="study-model", **own)
             self.pictures = gr.Textbox("", label=words.STUDY_PICTURES, elem_id="study-pictures", **own)
             self.budget = gr.Textbox("", label=words.STUDY_BUDGET, info=words.STUDY_BUDGET_INFO, elem_id="study-budget")

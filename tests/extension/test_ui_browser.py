@@ -712,6 +712,41 @@ def test_a_german_browser_finds_every_screen_in_german_and_can_change_it(server:
     context.close()
 
 
+OVERFLOWING = """() => [...document.querySelectorAll("button, [role=tab], h1, h2, h3, p, label, dd, dt")]
+  .filter((one) => one.offsetParent && one.innerText.trim() && one.getBoundingClientRect().width > 1)
+  .filter((one) => one.scrollWidth > one.clientWidth + 5 && one.clientWidth > 0)
+  .map((one) => `${one.tagName} ${one.id} ${one.className}: ${one.innerText.slice(0, 60)}`)
+  .concat(document.documentElement.scrollWidth > innerWidth ? ["the screen is wider than the window"] : [])"""
+"""What is wider than its box; five pixels are the turned sign of a panel that is closed."""
+
+
+@pytest.mark.parametrize("width", [480, 800, 1280])
+def test_no_german_word_is_cut(server: Server, browser, width: int) -> None:
+    write_recipe(server, "deutsch", 4)
+    context = browser.new_context(locale="de-DE", viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(server.address)
+    page.wait_for_selector("#open-folder:has-text('Öffnen')")
+    for screen in ADDRESSES:
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.evaluate(f"location.hash = '{screen}'")
+        page.wait_for_timeout(2000)
+        for opened in (False, True):
+            if opened:
+                page.set_viewport_size({"width": 1280, "height": 900})
+                closed = page.locator("button.label-wrap:not(.open):visible")
+                closed.evaluate_all("all => all.forEach((one) => one.click())")
+                page.wait_for_timeout(1500)
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(500)
+            assert page.evaluate(OVERFLOWING) == [], (screen, opened)
+            if screen == "recipe" and opened:
+                found = page.locator("[id^=option-]:visible").evaluate_all("all => all.map(one => one.clientWidth)")
+                assert len(found) > 20 and min(found) > 150, "an option is a narrow strip"
+    context.close()
+
+
 @pytest.mark.parametrize("width", [1280, 800, 480])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_screen_has_an_accessibility_fault(server: Server, page, theme: str, width: int) -> None:
