@@ -297,9 +297,11 @@ class Recipe:
             where, _, what = str(error).partition(": ")
             return self._only(key, {**shown, key: current}, typed, based_on, draft.Problem(where, what))
         self.context.change({key: None if value == row["default"] and self._inherited(key) is None else value})
-        shown[key] = entered
+        shown[key] = _shown_as(row, self.context.recipe())  # of a field that was emptied, what holds now
         now = self._only("", shown, typed, based_on)
         now[self.outputs.index(self.shown)] = gr.skip()
+        if value is None and key in self.made and fields.kind(row) in ("text", "lines", "whole"):
+            now[self.outputs.index(self.made[key])]["placeholder"] = str(shown[key] or words.UNSET)
         return now
 
     def edit_found(self, key: str, shown: dict[str, Any], entered: Any, typed: str, based_on: str) -> list[Any]:
@@ -423,7 +425,11 @@ class Recipe:
         """What a dropped file would do; nothing is replaced yet."""
         if not path:
             return [gr.skip()] * 3
-        found = look_into(Path(path), self.by_key, self.context.folders)
+        file = Path(path)
+        try:
+            found = look_into(file, self.by_key, self.context.folders)
+        except UserError as error:  # without the folder that the upload lies in
+            raise UserError(str(error).replace(str(file), file.name)) from None
         line = words.IMPORTED.format(found.name, words.number(found.read, words.OPTIONS))
         if found.unknown:
             line += words.UNKNOWN.format(len(found.unknown), ", ".join(found.unknown[:8]))

@@ -144,6 +144,41 @@ def test_a_field_writes_only_what_was_entered_and_never_over_another_window(form
     assert draft.get(draft.values(draft.read(home)), "adapter.alpha") == 0.123456789
 
 
+@pytest.mark.parametrize(("preset", "key", "first", "second", "holds"), [
+    (None, "run.name", "mine", "yours", "last"), ("demo", "run.name", "mine", "yours", "demo"),
+    ("demo", "run.steps", 40, 50, 150), (None, "run.steps", 40, 50, None), ("demo", "adapter.rank", 4, 5, 16),
+    ("demo", "sample.prompts", "a cat", "a dog", "food"), (None, "adapter.alpha", "4", "8", ""),
+])  # fmt: skip
+def test_a_field_that_was_emptied_can_be_filled_again(
+    form: recipe.Recipe, home: Home, preset: str | None, key: str, first: Any, second: Any, holds: Any
+) -> None:
+    """No other window has set what holds while the field is empty: preset or default, which the field says."""
+    draft.change(home, {"preset": preset, key: fields.read(form.by_key[key][0], first)})
+    shown = form.show()[form.outputs.index(form.shown)]
+    for entered in ("", second, "  ", first):
+        now = form.edit(key, entered, shown)[form.outputs.index(form.made[key])]
+        holding = draft.get(draft.values(draft.read(home)), key)
+        if str(entered).strip():
+            assert fields.read(form.by_key[key][0], entered) == holding, "it was refused"
+        else:
+            assert "value" not in now and str(holds or "default") in now["placeholder"]
+
+
+def test_no_error_of_a_dropped_file_names_where_the_upload_lies(form: recipe.Recipe, tmp_path: Path) -> None:
+    import gradio as gr
+
+    for name, data in (
+        ("a.toml", b"\xff"),
+        ("b.toml", b"= ="),
+        ("c.json", b"[]"),
+        ("d.toml", b"[[datasets]]\nx = 1\n"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(gr.Error) as caught:
+            form.read_file(str(tmp_path / name))
+        assert name in caught.value.message and str(tmp_path) not in caught.value.message
+
+
 def test_the_recipe_before_is_kept_whatever_takes_its_place(form: recipe.Recipe, home: Home, tmp_path: Path) -> None:
     def kept() -> list[str]:
         return [path.read_text(encoding="utf-8") for path in sorted(home.own.glob("draft-before-*.toml"))]
