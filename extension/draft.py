@@ -30,6 +30,8 @@ OF_A_FOLDER = (
     "data.masks", "sample.prompts",
 )  # fmt: skip
 """What belongs to one folder of pictures, and to no preset."""
+WITH_A_FOLDER, FOLDERS = ("run.name", "data.trigger", "data.masks", "sample.prompts"), "folders.json"
+"""What comes back when a folder of pictures is opened again, and where it is kept meanwhile."""
 SHAPE = ("kind", "rank")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILES = ("model.path", "model.vae", "adapter.init_from", "data.path", "data.pairs", "data.ratings",
@@ -147,10 +149,24 @@ def start_over(home: Home, text: str, because: str = "") -> Path | None:
 
 def _put(home: Home, old: str, new: str, because: str) -> Path | None:
     copy = None if old in (START, new) else _copy(home, old)
+    remember_folder(home, old)
     write(home.draft, new)
     if old != new:
         write_json(home.own / "replaced.json", {"v": 1, "text": old, "because": because})
     return copy
+
+
+def remember_folder(home: Home, text: str) -> None:
+    """Keep what belongs to the recipe's folder of pictures for when that is opened again."""
+    own = values_of(text)
+    if isinstance(path := get(own, "data.path"), str) and path:
+        known = {**read_object(home.own / FOLDERS), path: {key: get(own, key) for key in WITH_A_FOLDER}}
+        write_json(home.own / FOLDERS, known)
+
+
+def of_folder(home: Home, path: str) -> dict[str, Any]:
+    """What was kept of a folder of pictures; empty for a new one."""
+    return read_object(home.own / FOLDERS).get(path) or {}
 
 
 def replaced(home: Home) -> str | None:

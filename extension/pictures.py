@@ -22,8 +22,6 @@ from .recipe import fetching, read_import
 from .security import unquoted
 from .store import ROOT, write_json
 
-OF_A_FOLDER = ("run.name", "data.trigger", "data.masks", "sample.prompts")
-"""Options that belong to one folder of pictures."""
 LOOK_SECONDS = 1.0
 """How long a look at the pictures' sizes may hold up the page; the rest is looked at after it is shown."""
 KINDS = [*images.ENDINGS, *images.OTHERS, ".txt"]
@@ -598,13 +596,11 @@ def _use(context: Context, listing: captions.Listing) -> None:
     own = draft.values_of(draft.read(context.home))
     before = draft.get(own, "data.path") or ""
     if str(listing.folder) != before:
-        known = read_object(context.home.own / "folders.json")
-        if before:
-            known[before] = {key: draft.get(own, key) for key in OF_A_FOLDER}
-            write_json(context.home.own / "folders.json", known)
-        mine = known.get(str(listing.folder))
-        first = not before and not mine  # what was written before the first folder was opened is meant for it
-        changes |= mine or {key: draft.get(own, key) if first else None for key in OF_A_FOLDER}
+        draft.remember_folder(context.home, draft.read(context.home))
+        mine = draft.of_folder(context.home, str(listing.folder))
+        # What was written before the first folder was opened is meant for it; not so a recipe that learns from pairs.
+        first = not (before or mine or draft.get(own, "data.pairs") or draft.get(own, "data.ratings"))
+        changes |= mine or {key: draft.get(own, key) if first else None for key in draft.WITH_A_FOLDER}
         changes["run.name"] = changes["run.name"] or _plain_name(listing.folder)
     if not changes.get("sample.prompts", draft.get(own, "sample.prompts")):
         texts = [text for text in captions.read_all(listing).values() if text]

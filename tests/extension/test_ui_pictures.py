@@ -401,6 +401,32 @@ def test_left_out_pictures_are_marked_as_such_in_each_language(
         assert src == [screen.address.url(tmp_path / "pictures" / edits.LEFT_OUT / n, grid.SIDE) for n in view.left_out]
 
 
+@pytest.mark.parametrize("replaced_by", ["folder", "demo", "pairs", "preset"])
+def test_what_belongs_to_a_folder_comes_back_with_it_whatever_came_between(
+    screen: pictures.Pictures, context: Context, tmp_path: Path, replaced_by: str
+) -> None:
+    mine = {"run.name": "mine", "data.trigger": "sks", "sample.prompts": ["[trigger], at night"]}
+    first, other = tmp_path / "pictures", tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (64, 64)).save(other / "0.png")
+    screen.choose(str(first))
+    context.change({**mine, "model.path": "m"})
+    if replaced_by == "folder":
+        screen.choose(str(other))
+    elif replaced_by == "demo":
+        screen.choose_demo()
+    elif replaced_by == "pairs":
+        text = draft.changed(draft.START, {"data.pairs": "/p", "run.name": "one-dpo", "sample.prompts": ["one"]})
+        draft.start_over(context.home, text, "pairs")
+        screen.choose(str(other))  # it takes nothing of the preference run
+        assert context.recipe()["run"]["name"] == "other" and "sample" not in context.recipe()
+    else:
+        draft.choose_preset(context.home, "demo")
+    screen.choose(str(first))
+    recipe = context.recipe()
+    assert {key: draft.get(recipe, key) for key in mine} == mine
+
+
 def test_a_caption_of_two_pictures_stays_with_both(tmp_path: Path) -> None:
     for ending in ("png", "jpg"):
         Image.new("RGB", (64, 64)).save(tmp_path / f"a.{ending}")
