@@ -28,6 +28,15 @@ def test_scaled_linear_schedule():
     torch.testing.assert_close(snr, a / (1 - a))
 
 
+def test_amplitudes_go_to_a_device_once():
+    made = process("epsilon")
+    tables = []
+    for _ in range(3):
+        made.scales(torch.tensor([3.0, 777.0], device="meta"))
+        tables.append(made._tables[torch.device("meta")])
+    assert tables[0] is tables[1] is tables[2] and all(table.device.type == "meta" for table in tables[0])
+
+
 def test_schedule_is_diffusers():
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 

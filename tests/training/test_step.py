@@ -13,7 +13,7 @@ from pixelkiln.trainer.losses.term import Balance, LossParts, LossTerms, Term
 from pixelkiln.trainer.objectives.common import ObjectiveParts
 from pixelkiln.trainer.registry import losses, objectives
 from pixelkiln.trainer.training.optimization import Optimization
-from pixelkiln.trainer.training.step import StepLoss, apply_objectives, compute_errors, seed_dropout
+from pixelkiln.trainer.training.step import StepLoss, apply_objectives, compute_errors, micro_batches, seed_dropout
 
 
 def mse(name: str = "mse", **options: Any) -> Term:
@@ -55,6 +55,27 @@ def test_terms_add_up_by_their_weights_and_over_the_rows_of_the_effective_batch(
         total.add(applied([mse()], half, ["plain"] * 4))
     assert float(total.loss) == pytest.approx(one)
     assert total.counts["mse/value"] == 4 and total.means()["mse/value"] == pytest.approx(one)
+
+
+def test_a_term_is_asked_once_for_its_rows_in_a_step(monkeypatch: pytest.MonkeyPatch):
+    """By errors and objectives alike, also where it counts for some of the rows."""
+    asked: list[str] = []
+    active = Term.active
+
+    def counted(term: Term, *args: Any) -> torch.Tensor:
+        asked.append(term.name)
+        return active(term, *args)
+
+    monkeypatch.setattr(Term, "active", counted)
+    applied([mse("a"), mse("b", probability=0.5)], steps.step(rows=40, size=2))
+    assert asked == ["a", "b"]
+
+
+def test_a_batch_that_is_one_micro_batch_is_not_copied():
+    batch = steps.step(rows=4, size=2).batch
+    assert micro_batches(batch, 4) == [batch]
+    assert [part.keys for part in micro_batches(batch, 3)] == [batch.keys[:3], batch.keys[3:]]
+    assert [part.keys for part in micro_batches(batch, 4, rank=0, world=2)] == [batch.keys]
 
 
 def test_each_row_of_a_pair_has_dropout_masks_of_its_own():
