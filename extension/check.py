@@ -429,12 +429,13 @@ def fit_report(fit: dict[str, Any]) -> str:
     room = words.OF_GPU.format(gigabytes(fit["gb"]), gigabytes(fit["of_gb"]), fit["card"])
     peak = {name: gb for name, gb in fit["parts"].items() if gb >= 0.005}
     remedies = [f"{one['label']}: {gigabytes(one['gb'])} GB, {one['cost']}" for one in fit["remedies"]]
+    plan = _listed(words.PLAN, [("", line) for line in (fit.get("plan") or {}).get("lines", [])])
+    plan += _listed(words.AT_PEAK.format(fit["at"]), [(f"{gigabytes(gb)} GB", name) for name, gb in peak.items()])
     hopeless = not fit["fits"] and not (fit["remedies"] and fit["remedies"][-1]["fits"])
     return (
         note(words.NOT_ENOUGH if hopeless else "", "bad")
         + bar(fit["gb"] / max(fit["of_gb"], 0.01), f"{words.MEMORY}: {room}", "" if fit["fits"] else "over")
-        + _listed(words.PLAN, [("", line) for line in (fit.get("plan") or {}).get("lines", [])])
-        + _listed(words.AT_PEAK.format(fit["at"]), [(f"{gigabytes(gb)} GB", name) for name, gb in peak.items()])
+        + f"<details{'' if fit['fits'] else ' open'}><summary>{words.MEMORY}</summary>{plan}</details>"
         + _listed(words.MAKES_FIT, [(str(number), one) for number, one in enumerate(remedies, 1)])
     )
 

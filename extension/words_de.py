@@ -150,9 +150,7 @@ PRESET = "Preset"
 PRESET_INFO = "Davon geht alles aus; was Sie ändern, steht rechts."
 NO_PRESET = "keins, die Vorgaben"
 PIXEL = "Pixel-Loss"
-PIXEL_INFO = (
-    "Vergleicht auch dekodierte Bilder, nicht nur Latents. Das kostet Zeit und Speicher in jedem Schritt, der es nutzt."
-)
+PIXEL_INFO = "Vergleicht auch die Bilder selbst. Das kostet Zeit und Speicher in jedem Schritt, der es nutzt."
 OBJECTIVE = "Woraus gelernt wird"
 OBJECTIVE_INFO = (
     "Vorlieben verfeinern eine LoRA, die schon Bilder erzeugt; sie brauchen Paare oder Bewertungen, die Schritt 5 "
@@ -273,7 +271,7 @@ WORTH_FIXING = "Sollte behoben werden ({})"
 DETAILS = "Einzelheiten"
 OF_DISK = "bis zu {} GB auf der Festplatte"
 CHANGED_MEANWHILE = "Rezept: es wurde während der Prüfung geändert; sehen Sie es noch einmal an, dann starten"
-COMPUTE, COMPUTE_TIMES = "Rechenaufwand", "{:.1f}x so viel wie nur mit Latents"
+COMPUTE, COMPUTE_TIMES = "Rechenaufwand", "{:.1f}x so viel wie ein einfacher Schritt"
 MAKE_FIT, MAKE_SMALLER = "Passend machen", "Kleiner machen"
 NOT_ENOUGH = (
     "Keine Änderung der Speicheroptionen reicht: wählen Sie ein kleineres Modell, eine kleinere Auflösung, einen "
