@@ -185,8 +185,9 @@ class Prefer:
         pool, drawn = self._pool(which, run_dir, outside), self._drawing(run_dir)
         found = self._open(pool, self._folder(folder, name), not drawn)
         if not found and not line:
-            nothing = words.NOTHING_TO_RATE if run_dir else words.NO_RUN_DRAWS
-            line = note(words.MORE_COMES if drawn and pool else words.ALL_RATED if pool else nothing)
+            nothing = words.NOTHING_TO_RATE if run_dir or which == "folder" else words.NO_RUN_DRAWS
+            decided = bool(pool and duels.duels(duels.grouped(pool), set(), not drawn))
+            line = note(words.MORE_COMES if drawn and pool else words.ALL_RATED if decided else nothing)
         if drawn:
             line = note(words.DRAWING.format(*draws.progress(drawn)))
         laid = self._top(found, folder, name, kind, acts, line)

@@ -213,6 +213,21 @@ def test_training_on_pairs_needs_enough_and_says_its_time(context: Context, run:
         screen.fill("", "one", "kto")
 
 
+def test_nothing_is_said_to_be_decided_where_nothing_was_to_be(context: Context, run: Path, tmp_path: Path) -> None:
+    """A folder without pictures, or without two of one prompt, is told as such, and not as one that is done with."""
+    screen, outputs = built(prefer.Prefer, context), tmp_path / "outputs"
+    outputs.mkdir()
+    sheet = draws.Sheet(outputs, ("a cat --d 1", "a cat --d 2"), (draws.Candidate("one", "x"),))
+    for count, line in ((0, words.NOTHING_TO_RATE), (1, words.NOTHING_TO_RATE), (2, "")):
+        if count:
+            drawn(sheet, count - 1)
+        for name in ("one", None):
+            laid = screen.from_folder("", str(outputs), name, "dpo", [])
+            assert line in laid[0] and words.ALL_RATED not in laid[0] and len(laid[5]) == (count == 2)
+    laid = screen.choose("left", "", laid[5], "folder", "one", str(outputs), "dpo", [], laid[2], laid[3])
+    assert words.ALL_RATED in screen.from_folder("", str(outputs), "one", "dpo", [])[0]
+
+
 def test_each_run_keeps_its_own_pairs_under_another_name_too(context: Context, run: Path, tmp_path: Path) -> None:
     """Choices for one character are not trained on with those for another."""
     home, screen = context.home, built(prefer.Prefer, context)
