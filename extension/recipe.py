@@ -58,14 +58,14 @@ class Recipe:
         self.by_key = fields.rows()
         self.made: dict[str, Any] = {}
         self.based_on, self.version, self.shown = gr.State(""), gr.State(""), gr.State({})
-        self.pending = gr.State(None)
+        self.pending, self.looking = gr.State(None), gr.State(False)
         with gr.Row(elem_classes="tight undo"):
             self.replaced = gr.HTML(elem_id="recipe-replaced")
             self.undo = gr.Button(words.UNDO, size="sm", scale=0, min_width=90, visible=False, elem_id="undo-recipe")
         with gr.Row(elem_classes="with-side"):
             with gr.Column(scale=4):
                 self._first()
-                with gr.Accordion(words.ALL_OPTIONS, open=False, elem_id="all-options"):
+                with gr.Accordion(words.ALL_OPTIONS, open=False, elem_id="all-options") as drawer:
                     searched = self._more()
                 with gr.Accordion(words.FILES, open=False, elem_id="recipe-files"):
                     self._files()
@@ -79,7 +79,8 @@ class Recipe:
             self.undo, self.earlier, self.searched, *self.made.values(),
         ]  # fmt: skip
         with searched:
-            gr.render(inputs=[self.query, self.table, self.version], **RENDER)(self._found)
+            gr.render(inputs=[self.query, self.table, self.version, self.looking], **RENDER)(self._found)
+        drawer.expand(lambda: True, None, [self.looking], **EVENT)
         self.view = [self.toml, self.based_on]
         self._wire()
 
@@ -171,8 +172,11 @@ class Recipe:
     def _field(self, key: str, **more: Any) -> None:
         self.made[key] = _field(self.by_key[key][0], key, **more)
 
-    def _found(self, asked: str, of: str, version: str) -> None:
-        """The options that a search finds, as fields."""
+    def _found(self, asked: str, of: str, version: str, looking: bool) -> None:
+        """The options that a search finds, as fields; none before the drawer is opened, since each is work for the
+        browser."""
+        if not looking:
+            return
         text = draft.read(self.home)
         values = draft.values(text, self.context.folders)
         rows = fields.search(self.by_key, asked or "", of or None, _kind(values))
