@@ -163,6 +163,7 @@ def first_use(walk: Walk, steps: int, runs: Path) -> None:
         page.press("#field-run-steps input", "Tab")
         page.fill("#field-sample-every input, #field-sample-every textarea", str(max(1, steps // 2)))
         page.press("#field-sample-every input, #field-sample-every textarea", "Tab")
+        page.click("#all-options > button")
         page.wait_for_timeout(1500)
     walk.shoot("recipe")
     page.wait_for_selector("#check-report .good.verdict")
