@@ -122,6 +122,17 @@ def test_what_is_set_stays(home, set_by_hand, free):
     assert f"set by hand: {sorted(set_by_hand)[0]}" in plan.lines[-1] or len(set_by_hand) > 1
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {**RECOMPUTED, "memory.base_weights": "int8"}, {**RECOMPUTED, SHARE: 0.3}], ids=["", "int8", "a share"]
+)
+def test_compiled_blocks_are_planned_as_they_can_be(home, more):
+    """Compiled blocks are never streamed, nor with quantized weights where not all of them are recomputed."""
+    plan = choose(made(home, **more, **{"memory.compile": "denoiser"}), 0.2)
+    own = plan.config.memory
+    assert (own.compile, own.blocks_on_gpu, plan.chosen.fits) == ("denoiser", "all", False)
+    assert (own.base_weights == "full") == (SHARE in more)
+
+
 def test_the_decode_plan_is_written_out(home):
     choices = get_args(PixelOptions.model_fields["decode"].annotation)
     by_size = {"loss.pixel.decode": "by_size" if "by_size" in choices else "auto"}

@@ -210,13 +210,15 @@ class _Search:
 
     def tiers(self) -> Iterator[list[Choice]]:
         """Groups of combinations, each group worse for what is learned or much slower than the one before."""
-        shares, slower = self._shares(), self._slower()
+        shares, slower, own = self._shares(), self._slower(), self.config.memory
+        compiled = own.compile in ("denoiser", "both")
         for weights in self._weights():
-            yield [one | weights for one in shares]
+            packed = weights or own.base_weights != "full"  # which compiled blocks would keep unpacked
+            yield [one | weights for one in (shares[-1:] if compiled and packed else shares)]
             if slower:
                 yield [shares[-1] | one | weights for one in slower]
         last = shares[-1] | (slower[-1] if slower else {})
-        if not self.config.is_set("memory.blocks_on_gpu") and self.device == "cuda":
+        if not (compiled or self.config.is_set("memory.blocks_on_gpu")) and self.device == "cuda":
             for weights in self._weights()[-2:]:
                 yield [last | weights | {"memory.blocks_on_gpu": "auto"}]
 
@@ -243,6 +245,10 @@ class _Search:
 
     def _weights(self) -> list[Choice]:
         if self.config.is_set("memory.base_weights") or self.is_apple:
+            return [{}]
+        least = self.config.changed(self._shares()[-1]).memory
+        whole = least.gradient_checkpointing and least.checkpointing_fraction == 1
+        if least.compile in ("denoiser", "both") and not whole:
             return [{}]
         small = ("int8", "nf4") if self.can_quantize else ("fp8",)
         if self.config.adapter.kind not in ("lora", "dora"):
