@@ -98,8 +98,9 @@ def test_what_a_configuration_sets_and_what_decodes_otherwise_is_left_alone(tmp_
     assert decoding.as_begun(own, [first], [(auto, first)]) == own
 
 
-@pytest.mark.slow
-def test_all_runs_of_a_study_use_the_surrogate_of_the_first_whatever_the_cache_holds(tmp_path, monkeypatch):
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Surrogates that take no time, pictures and a model, and a cache of the test's own."""
     for name, value in (("EXAMPLES", 8), ("CROP", 8), ("FEWEST", 8)):
         monkeypatch.setattr(surrogates, name, value)
     for name, value in (("STEPS", 5), ("WIDTH", 8), ("LOWEST", -1.0)):
@@ -107,6 +108,10 @@ def test_all_runs_of_a_study_use_the_surrogate_of_the_first_whatever_the_cache_h
     monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path / "cache"))
     runs.pictures(tmp_path / "pictures", 6)
     runs.model(tmp_path / "sd15")
+
+
+@pytest.mark.slow
+def test_all_runs_of_a_study_use_the_surrogate_of_the_first_whatever_the_cache_holds(tmp_path, monkeypatch, small):
     (tmp_path / "s.toml").write_text(TEXT, "utf-8")
     train = queue.train
 
@@ -127,3 +132,19 @@ def test_all_runs_of_a_study_use_the_surrogate_of_the_first_whatever_the_cache_h
     assert len(digests) == 6
     assert len({digests[f"{arm}-seed{seed}"] for arm in ("plain", "more") for seed in range(2)}) == 1
     assert len({digests[f"clean-seed{seed}"] for seed in range(2)}) == 1 and len(set(digests.values())) == 2
+
+
+@pytest.mark.slow
+def test_an_arm_is_timed_by_the_plan_that_its_whole_run_settles_and_its_runs_keep_it(tmp_path, monkeypatch, small):
+    """A run of as few steps as are timed would make no surrogate."""
+    monkeypatch.setattr(queue, "TIMED", 2)
+    monkeypatch.setattr(surrogates.Settler, "_may_pay", lambda self, *_: self.session.total > 4)
+    monkeypatch.setattr(surrogates.Settler, "_pays", lambda *_: True)
+    arms = '[[arms]]\nname = "latent"\noptions = { "loss.pixel.weight" = 0.0 }\n[[arms]]\nname = "pixel"\n[measures]'
+    text = TEXT[: TEXT.index("[[arms]]")] + arms + TEXT[TEXT.index("[measures]") + len("[measures]") :]
+    text = text.replace("steps = 2", "steps = 8").replace('"corrected"', '"auto"').replace("seeds = 2", "seeds = 1")
+    (tmp_path / "s.toml").write_text(text.replace("held_out", 'equal = "time"\nheld_out'), "utf-8")
+    study = plan.make(*options.read(tmp_path / "s.toml"))
+    assert queue.run(study, lambda line: None) == DONE
+    plans = {path.parent.name: pixel(load(path)).decode for path in study.folder.glob("runs/pixel*/config.toml")}
+    assert set(plans.values()) == {"corrected"} and len(plans) == 2, plans

@@ -10,9 +10,11 @@ import pytest
 import short_runs as runs
 
 from pixelkiln.trainer.commands.study import seconds
+from pixelkiln.trainer.config import load
 from pixelkiln.trainer.errors import UserError
 from pixelkiln.trainer.runs.control import DONE, INTERRUPTED
 from pixelkiln.trainer.runs.files import NotWritten
+from pixelkiln.trainer.runs.folder import RunFolder
 from pixelkiln.trainer.study import options, plan, queue, votes
 from pixelkiln.trainer.study.values import from_csv
 
@@ -341,6 +343,20 @@ def test_timing_is_measured_by_runs_of_their_own(home):
     steps = queue.Queue(made, quiet).steps
     assert set(steps) == {"more"} and 1 <= steps["more"] <= 30
     assert (made.folder / "runs" / "plain-seed0-timing").is_dir()
+
+
+@pytest.mark.slow
+def test_timing_takes_the_first_steps_of_a_whole_run_and_a_stopped_one_is_refused(home, monkeypatch):
+    made = planned(home, "whole", first='equal = "time"', seeds=1)
+    monkeypatch.setattr(queue, "TIMED", 2)
+    steps = queue.Queue(made, quiet).steps
+    timing = RunFolder(made.folder / "runs" / "more-seed0-timing")
+    assert load(timing.config).run.steps == 5 and len(queue._seconds(timing)) == 2
+    monkeypatch.setattr(queue, "train", lambda config, until: INTERRUPTED)
+    assert queue.Queue(made, quiet).steps == steps, "known steps are kept"
+    (made.folder / "steps.json").unlink()
+    with pytest.raises(UserError, match="equal: the timing of 'plain' was stopped; start the study again"):
+        queue.Queue(made, quiet)
 
 
 def test_a_budget_decides_the_seeds(home, monkeypatch):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -249,7 +250,7 @@ class Queue:
         """With what the runs of the study that are there settled about decoding, in the order of its cells."""
         cells = [Cell(self.plan, arm, seed) for arm, seed in self.plan.cells if arm.given.trains]
         cells = [one for one in cells if one.run.path != cell.run.path]
-        same = [one.run for one in cells if one.arm.name == cell.arm.name]
+        same = [*(one.run for one in cells if one.arm.name == cell.arm.name), self._timing(cell.arm)]
         return decoding.as_begun(config, same, [(self.config(one), one.run) for one in cells])
 
     def _check_same(self, cell: Cell) -> None:
@@ -292,15 +293,21 @@ class Queue:
         return {arm.name: known[arm.name]["steps"] for arm in timed}
 
     def _seconds_per_step(self, arm: PlannedArm) -> float:
-        config = self.plan.run_config(arm, 0, min(TIMED, total_steps_of(self.plan, arm)))
-        name = f"{config.run.name}-timing"
-        config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
-        self.log(f"{arm.name}: timing {config.run.steps} steps")
-        if train(memory_plan.planned(config, self.plan.found, self.log)) != DONE:
+        """Of the first steps of a run that is as long as the arm's, since what it trains by may follow from that."""
+        config, folder = self.plan.run_config(arm, 0), self._timing(arm)
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": folder.path.name})})
+        count = min(TIMED, total_steps_of(self.plan, arm))
+        self.log(f"{arm.name}: timing {count} steps")
+        shutil.rmtree(folder.path, ignore_errors=True)  # of a timing that was stopped
+        train(memory_plan.planned(config, self.plan.found, self.log), until=count)
+        seconds = list(_seconds(folder).values())
+        if len(seconds) < count:
             raise UserError(f"equal: the timing of '{arm.name}' was stopped; start the study again")
-        seconds = list(_seconds(RunFolder(Path(config.run.out) / name)).values())
         steady = seconds[WARM_UP:] or seconds
         return sum(steady) / len(steady)
+
+    def _timing(self, arm: PlannedArm) -> RunFolder:
+        return RunFolder(self.plan.folder / "runs" / f"{self.plan.run_name(arm, 0)}-timing")
 
     # ------------------------------------------------------------------------------------------------ measuring
 

@@ -55,19 +55,19 @@ Planner: TypeAlias = "Callable[[Config, bool, Examined | None, Callable[[str], N
 
 def train(
     config: Config, resume: bool = False, examined: Examined | None = None, profiler: Profiler | None = None,
-    planner: Planner | None = None,
+    planner: Planner | None = None, until: int | None = None,
 ) -> int:  # fmt: skip
     """Run a whole training; returns the exit code. Raises UserError for a person's mistake, shown in one line.
 
     ``examined``: the model and the data, where ``check`` has read them already. ``planner``: what ``memory.plan``
-    asks for; without one, options are as they are.
+    asks for; without one, options are as they are. ``until``: the step after which it is stopped, as on request.
     """
     folder = RunFolder(Path(config.run.out) / config.run.name)
     plan = planner if planner and config.memory.plan == "auto" else _as_it_is
     try:
         if distributed.rank_and_world()[0] == 0:
-            return _lead(config, folder, resume, examined, profiler or Profiler(), plan)
-        return _follow(config, folder, resume, plan)
+            return _lead(config, folder, resume, examined, profiler or Profiler(), plan, until)
+        return _follow(config, folder, resume, plan, until)
     finally:
         distributed.finalize()
 
@@ -79,8 +79,9 @@ def _as_it_is(
 
 
 def _lead(
-    config: Config, folder: RunFolder, resume: bool, examined: Examined | None, profiler: Profiler, plan: Planner
-) -> int:
+    config: Config, folder: RunFolder, resume: bool, examined: Examined | None, profiler: Profiler, plan: Planner,
+    until: int | None,
+) -> int:  # fmt: skip
     """As the only process, or the first of several: the one that writes."""
     folder.make()
     board = _tensorboard_folder(config.run, folder)
@@ -95,7 +96,7 @@ def _lead(
                 config, examined = plan(config, resume, examined, writer.log)
                 progress = stoppable(writer.progress, stop_requested, whole=True)
                 session = build_session(config, writer.log, progress, examined, kept_attention(state))
-                return Loop(session, folder, writer, stop_requested, profiler=profiler).run(resume)
+                return Loop(session, folder, writer, stop_requested, profiler=profiler, until=until).run(resume)
         except StoppedEarly as stopped:
             writer.end("stopped", writer.at, str(stopped), INTERRUPTED)
             return INTERRUPTED
@@ -116,7 +117,7 @@ def _out_of_memory_is_one_line() -> Iterator[None]:
         raise UserError(f"{line}, and --resume continues from what is saved") from error
 
 
-def _follow(config: Config, folder: RunFolder, resume: bool, plan: Planner) -> int:
+def _follow(config: Config, folder: RunFolder, resume: bool, plan: Planner, until: int | None) -> int:
     """As one of the other processes, which write nothing unless the first is dead."""
     loop = None
     with ProgressWriter(folder.path, main=False) as quiet, stop_signals() as stop_requested:
@@ -124,7 +125,7 @@ def _follow(config: Config, folder: RunFolder, resume: bool, plan: Planner) -> i
             state = folder.state if resume else config.run.resume_from
             config = keep_trained_mse(config, state, quiet.warning)
             config, _ = plan(config, resume, None, quiet.log)
-            loop = Loop(build_session(config, quiet.log), folder, quiet, stop_requested)
+            loop = Loop(build_session(config, quiet.log), folder, quiet, stop_requested, until=until)
             return loop.run(resume)
         except distributed.ProcessLost as error:
             if loop is None or not loop.save_for_the_first(error):
@@ -169,6 +170,8 @@ class Loop:
     verified: bool = False
     """Whether a saved file was compared with the trained adapter's effect; once per run."""
     profiler: Profiler = field(default_factory=Profiler)
+    until: int | None = None
+    """The step after which it stops as if it were asked to."""
 
     def __post_init__(self) -> None:
         self.health = Health(self.session.config.recovery)
@@ -238,7 +241,8 @@ class Loop:
             for line in s.monitor.update(facts["terms"]):
                 self.writer.warning(line)
             requests = self.folder.take_requests() if s.is_main else set()
-            stopped = s.any_rank(self.stop_requested.is_set() or "stop" in requests or s.monitor.stop)
+            asked = self.stop_requested.is_set() or "stop" in requests or self.steps_done == self.until
+            stopped = s.any_rank(asked or s.monitor.stop)
             if self.health.diverged:
                 self._roll_back()
             else:
