@@ -19,12 +19,13 @@ from trainer.cli import main
 try:
     main(sys.argv[1:])
 finally:
-    print("torch" in sys.modules, file=sys.stderr)
+    heavy = {"torch", "numpy", "diffusers", "transformers", "peft", "PIL", "gradio", "safetensors"}
+    print(bool(heavy & {name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
 """
 
 
 def printed(*words: str) -> tuple[str, bool]:
-    """Standard output of a command in a process of its own, and whether it imported torch."""
+    """Standard output of a command in a process of its own, and whether it imported torch or another heavy library."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, *words], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout, done.stderr.splitlines()[-1] == "True"
 
@@ -33,6 +34,11 @@ def printed(*words: str) -> tuple[str, bool]:
 def test_torch_is_not_imported(words: tuple[str, ...]) -> None:
     out, with_torch = printed(*words)
     assert out and not with_torch
+
+
+def test_a_cache_is_listed_without_torch(tmp_path: Path) -> None:
+    out, with_torch = printed("cache", str(tmp_path))
+    assert "0 entries" in out and not with_torch
 
 
 def test_presets_are_read_as_a_run_reads_them() -> None:
