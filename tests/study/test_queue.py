@@ -347,7 +347,7 @@ def test_timing_is_measured_by_runs_of_their_own(home):
 
 @pytest.mark.slow
 def test_timing_takes_the_first_steps_of_a_whole_run_and_a_stopped_one_is_refused(home, monkeypatch):
-    made = planned(home, "whole", first='equal = "time"', seeds=1)
+    made = planned(home, "timing-whole", first='equal = "time"', seeds=1)
     monkeypatch.setattr(queue, "TIMED", 2)
     steps = queue.Queue(made, quiet).steps
     timing = RunFolder(made.folder / "runs" / "more-seed0-timing")
