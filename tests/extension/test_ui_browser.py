@@ -782,6 +782,7 @@ def test_killed_interface_finds_its_training_and_its_queue(server: Server, page)
     step(page, "3 Train")
     page.wait_for_selector(".headline.live >> text=long")
     until(lambda: page.locator("#pause").is_visible())
+    page.wait_for_selector("#run input:checked")
     page.click("#pause")
     until(lambda: control.status(server.runs / "long").state == "stopped")
     until(lambda: control.status(server.runs / "next").state == "done")  # the queue went on by itself
