@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -518,7 +517,6 @@ def test_without_its_package_one_line_says_what_heic_needs(tmp_path: Path, monke
     assert captions.import_pictures(tmp_path / "new", dropped) == (0, 0, [line])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="the extra heic is not installed")
 def test_real_heic_files_keep_what_is_seen(tmp_path: Path) -> None:
     """Upright, with their transparency, in sRGB; the files stay. The encoder is lossy: within 12 of 255."""
     from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
