@@ -38,7 +38,7 @@ from .surrogate import ROOT, pictures
 BATCH, RATE, DECAY = 4, 0.01, 0.02
 """Pictures of a step; Muon's rate and weight decay."""
 FRESH = 20
-"""A picture is seen about so many times before it is replaced."""
+"""How often a picture is used, on average, before a new one replaces it."""
 FIRST, POOL = 32, 1600
 """Pictures to begin with, and at most."""
 EVERY = 30.0

@@ -35,7 +35,7 @@ from .page import (
     kindly,
     lora_hosts,
     note,
-    said,
+    success,
 )
 from .store import read_text
 from .tables import Column, Table
@@ -406,7 +406,7 @@ class Compare:
         found = next((one for one in lora_hosts(self.home) if str(one.root) == target), None)
         if adapter not in known or found is None:
             raise UserError(words.USE_WHAT)
-        return said(words.COPIED.format(hosts.give(Path(str(adapter)), found)))
+        return success(words.COPIED.format(hosts.give(Path(str(adapter)), found)))
 
     @kindly
     def remember_host(self, folder: str) -> list[Any]:
@@ -444,7 +444,7 @@ def stop_button(elem_id: str, visible: bool = True) -> gr.Button:
 def stop_drawing(home: Any) -> str:
     """End whatever is being drawn, also by another page or before a restart; gives the line that says so."""
     draws.stop(home.runs)
-    return said(words.STOPPED)
+    return success(words.STOPPED)
 
 
 def votes_of(run_dir: Path) -> Path:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from ..trainer.errors import UserError
 from ..trainer.runs import control
 from . import draft, images, words
-from .page import SLOW, Context, changing, folder_of, in_place, kindly, note, said
+from .page import SLOW, Context, changing, folder_of, in_place, kindly, note, success
 from .store import read_text
 
 MOST_POINTS = 160
@@ -94,7 +94,7 @@ class Maps:
         if answer["task"] == "depth":
             solid = relief(np.load(written["npy"]), pair[0], answer.get("space") == "disparity", out / "relief.glb")
         near = words.NEAR_IS if answer["task"] == "depth" else ""
-        line = said(words.MAP_DONE.format(answer["task"], out) + near)
+        line = success(words.MAP_DONE.format(answer["task"], out) + near)
         return [line, pair, str(solid) if solid else None]
 
 

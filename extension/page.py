@@ -92,7 +92,7 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
 def in_place(function: Callable[P, Any], outputs: Sequence[Any], at: int = -1) -> Callable[P, Any]:
     """As ``kindly``, but the error's line is shown in ``outputs[at]`` and not as a toast, until the next answer; the
     other outputs stay as they are. An answer that is one short ends in an empty line; None is an answer to no output.
-    What went well is said at the same place: the answer then has its line, made by ``said``. A generator's answers are
+    A result is shown at the same place: the answer then has its line, made by ``success``. A generator's answers are
     taken one by one."""
 
     def whole(answer: Any) -> Any:
@@ -135,7 +135,7 @@ def alert(line: str) -> str:
     return f'<p class="note bad" role="alert">{escape(line)}</p>'
 
 
-def said(line: str) -> str:
+def success(line: str) -> str:
     """The line of what an action did, to show where the action is; screen readers announce it."""
     return f'<p class="note good" role="status">{escape(line)}</p>'
 

@@ -17,7 +17,7 @@ from ..trainer import config
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
 from . import captioner, captions, card, crops, draft, edits, fetch, grid, images, tagger, targets, tokens, words
-from .page import EVENT, SLOW, Context, Screen, alert, changing, in_place, kindly, note, notes, said
+from .page import EVENT, SLOW, Context, Screen, alert, changing, in_place, kindly, note, notes, success
 from .recipe import fetching, read_import
 from .security import unquoted
 from .store import ROOT, write_json
@@ -449,7 +449,7 @@ class Pictures:
         """An answer for all outputs, with what was done, and what could not be read or saved, as lines above the
         grid."""
         rest = [words.MORE_REFUSED.format(len(refused) - 5)] if len(refused) > 5 else []
-        return [*shown[:-1], said(line) + "".join(map(alert, [*refused[:5], *rest]))]
+        return [*shown[:-1], success(line) + "".join(map(alert, [*refused[:5], *rest]))]
 
     @kindly
     def replace_all(self, names: str, old: str, new: str, tags: bool, chosen: str, filtered: str, held: str, name: str,
@@ -516,7 +516,7 @@ class Pictures:
         line = words.TAGGED.format(words.number(written, words.CAPTIONS)) + (
             words.TYPED_MEANWHILE.format(words.number(typed, words.PICTURES)) if typed else ""
         )
-        yield said(line) + notes(refused[:5], "warn")
+        yield success(line) + notes(refused[:5], "warn")
 
     @kindly
     def _tagger(self, chosen: str) -> tuple[captions.Listing, tagger.Tagger]:

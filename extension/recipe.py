@@ -21,7 +21,7 @@ from ..trainer.runs import control
 from ..trainer.runs.check_report import duration
 from ..trainer.runs.events import read_object
 from . import check, draft, fetch, fields, hosts, models, words
-from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, in_place, kindly, note, problem_list, said
+from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, in_place, kindly, note, problem_list, success
 from .security import ANYWHERE, Folders, unquoted
 from .store import read_text, write, write_json
 
@@ -460,7 +460,7 @@ class Recipe:
         if path.exists():
             raise UserError(words.PRESET_THERE.format(path.stem))
         write(path, f"# {own.get('preset') or words.NO_PRESET}, {time.strftime('%Y-%m-%d')}\n" + draft.dumps(whole))
-        return [gr.update(choices=presets(self.home)), said(words.PRESET_SAVED.format(path.stem))]
+        return [gr.update(choices=presets(self.home)), success(words.PRESET_SAVED.format(path.stem))]
 
     @kindly
     def browse(self, folder: str) -> list[Any]:
@@ -541,7 +541,7 @@ def fetching(home: Any, name: str) -> Iterator[str]:
         yield bar(now.gb / source.gb, words.FETCHING.format(source.title, now.gb, source.gb))
         time.sleep(1)
     if now.done:
-        yield said(words.FETCHED.format(source.title, fetch.place(home, name)))
+        yield success(words.FETCHED.format(source.title, fetch.place(home, name)))
     else:
         yield note(now.message or words.STOPPED_FETCHING, "warn")
 

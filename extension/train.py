@@ -39,8 +39,8 @@ from .page import (
     note,
     notes,
     plain_message,
-    said,
     short,
+    success,
 )
 from .store import read_text
 
@@ -327,7 +327,7 @@ class Train:
         newest = control.checkpoints(folder_of(self.home, name))
         if found is None or not newest:
             raise UserError(words.NO_HOST)
-        return said(words.COPIED.format(hosts.give(newest[-1].path, found)))
+        return success(words.COPIED.format(hosts.give(newest[-1].path, found)))
 
     def remember_host(self, folder: str) -> list[str]:
         """A folder of a program to copy to; what is wrong with it stands below the field."""
@@ -344,11 +344,11 @@ class Train:
     @kindly
     def rename_run(self, name: str, new: str) -> list[Any]:
         made = runs.rename(self.home, folder_of(self.home, name), new.strip())
-        return [gr.update(choices=[made.name], value=made.name), "", said(words.RENAMED.format(name, made.name))]
+        return [gr.update(choices=[made.name], value=made.name), "", success(words.RENAMED.format(name, made.name))]
 
     @kindly
     def delete_run(self, name: str) -> list[Any]:
-        return [gr.update(value=None), said(words.IN_BIN.format(runs.to_bin(self.home, folder_of(self.home, name))))]
+        return [gr.update(value=None), success(words.IN_BIN.format(runs.to_bin(self.home, folder_of(self.home, name))))]
 
     @kindly
     def use_recipe(self, name: str) -> None:

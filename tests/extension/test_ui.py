@@ -36,7 +36,7 @@ from pixelkiln.extension import (
     words,
 )
 from pixelkiln.extension.app import page as build_page
-from pixelkiln.extension.page import Context, alert, in_place, said
+from pixelkiln.extension.page import Context, alert, in_place, success
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer import config
 from pixelkiln.trainer.data import pairs_file
@@ -824,8 +824,8 @@ def test_an_answer_in_its_place_may_come_bit_by_bit() -> None:
     assert list(line(1)) == ["one"] and list(many(1)) == [["one", ""]]
     assert list(line(2)) == ["one", alert("steps: two are too many; ask for one")]
     assert list(many(2))[1] == [alert("steps: two are too many; ask for one"), gr.skip()]
-    assert in_place(lambda: None, [None])() == "" and in_place(lambda: said("a < b"), [None])() == said("a < b")
-    assert "a &lt; b" in said("a < b") and 'role="status"' in said("")
+    assert in_place(lambda: None, [None])() == "" and in_place(lambda: success("a < b"), [None])() == success("a < b")
+    assert "a &lt; b" in success("a < b") and 'role="status"' in success("")
 
 
 def test_progress_is_shown_at_few_places(context: Context) -> None:
