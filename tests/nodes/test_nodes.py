@@ -61,6 +61,7 @@ def comfyui(tmp_path, monkeypatch) -> Path:
     vars(paths).update(found)
     monkeypatch.setitem(sys.modules, "folder_paths", paths)
     host.register.__wrapped__()
+    listed[host.RUNS].remove(str(host.control.ROOT / "runs"))  # whatever was trained in this checkout
     for folder in ("loras/a", "loras/b", "checkpoints", "more/runs", "more/data", "output/pixelkiln/data/cats"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "output/pixelkiln/data/mine.toml").write_text("config_version = 1\n", encoding="utf-8")
