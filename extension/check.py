@@ -27,7 +27,7 @@ from ..trainer.runs.events import read_object
 from . import draft, edits, fields, findings, queue, words
 from .draft import Problem
 from .findings import ASIDE, MANY, SHOW, Finding
-from .page import EVENT, Context, bar, facts, kindly, note, notes, problem_list
+from .page import EVENT, Context, bar, facts, kindly, note, notes, options_in, problem_list
 from .store import locked, write, write_json
 
 REMEDIES = 4
@@ -401,7 +401,7 @@ def _worth(found: list[Finding], context: Context) -> str:
             if one.remedy
             else ""
         )
-        rows += f"<li>{escape(one.text)}{thumbs}{button}</li>"
+        rows += f"<li>{options_in(one.text)}{thumbs}{button}</li>"
     return f'<h3>{escape(words.WORTH_FIXING.format(len(found)))}</h3><ul class="worth">{rows}</ul>'
 
 

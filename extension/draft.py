@@ -20,7 +20,7 @@ from tomlkit.exceptions import TOMLKitError
 from ..trainer import config
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
-from . import words
+from . import fields, words
 from .security import Folders
 from .store import Home, locked, read_text, write, write_json
 
@@ -363,18 +363,26 @@ def problems(text: str, path: Path, folders: Folders = BUNDLED) -> list[Problem]
     except TOMLKitError as error:
         return [Problem(words.THE_RECIPE, words.NOT_TOML.format(error))]
     except config.ConfigError as error:
-        return [Problem(where, what) for where, what in error.problems]
+        return [problem(where, what, {}) for where, what in error.problems]
     try:
         if own.get("preset"):  # first: without it, much else seems to be missing
             preset_file(str(own["preset"]), folders)
         whole = config.merge(inherited(own, folders), own)
         config.parse(whole, str(path))
     except config.ConfigError as error:
-        return [Problem(where, what, remedy(where, what, own)) for where, what in error.problems]
+        return [problem(where, what, own) for where, what in error.problems]
     except UserError as error:
         where, _, what = str(error).partition(": ")
-        return [Problem(where, what, remedy(where, what, own))]
+        return [problem(where, what, own)]
     return missing_files(whole, path)
+
+
+def problem(where: str, what: str, own: Mapping[str, Any]) -> Problem:
+    """With its remedy, and at the option where a table's problem begins with the name of one."""
+    name, _, rest = what.partition(": ")
+    if rest and f"{where}.{name}" == fields.option_at(f"{where}.{name}"):
+        where, what = f"{where}.{name}", rest
+    return Problem(where, what, remedy(where, what, own))
 
 
 def missing_files(whole: Mapping[str, Any], path: Path) -> list[Problem]:
@@ -414,7 +422,7 @@ def located(line: str, own: Mapping[str, Any]) -> list[Problem]:
     for one in filter(None, (part.strip() for part in line.split("\n"))):
         where, colon, what = one.partition(": ")
         where, what = (where, what) if colon and " " not in where else ("", one)
-        out.append(Problem(where, what, remedy(where, what, own)))
+        out.append(problem(where, what, own))
     return out
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import gradio as gr
@@ -29,6 +31,43 @@ def label(row: Row) -> str:
     if named := words.OPTION_WORDS.get(key_of(row)):
         return named[0]
     return row["label"] or row["name"].replace("_", " ").capitalize()
+
+
+@cache
+def _known() -> dict[str, Row]:
+    """An option of each key: those of several objectives have the same label."""
+    return {key: candidates[0] for key, candidates in rows().items()}
+
+
+def option_at(where: str) -> str:
+    """The option of a place in the recipe: ``optimizer.betas`` of ``optimizer.betas.0``; empty where it is of none."""
+    while where and where not in _known():
+        where = where.rpartition(".")[0]
+    return where
+
+
+def title(where: str) -> str:
+    """What the page calls a place in the recipe: ``Rank`` of ``adapter.rank``, ``Repeats`` of ``data.sets.0.repeats``;
+    empty for what it does not show, as a misspelt option."""
+    if where == "objective.kind":
+        return words.OBJECTIVE
+    if where == "loss.pixel":
+        return words.PIXEL
+    key = option_at(re.sub(r"^data\.sets\.\d+\.", "data.", where))
+    return label(_known()[key]) if key else ""
+
+
+@cache
+def _named() -> re.Pattern[str]:
+    """Options that a sentence names, and neither files nor flags of the command line."""
+    keys = sorted((key for key in _known() if "." in key), key=len, reverse=True)
+    return re.compile(rf"(?<![\w./\\-])({'|'.join(map(re.escape, keys))})(?![\w/\\-]|\.\w)")
+
+
+def labelled(text: str, write: Callable[[str], str] | None = None) -> str:
+    """A sentence in which each option has its label: ``Rank (adapter.rank)``, or what ``write`` makes of its key."""
+    write = write or (lambda key: f"{title(key)} ({key})")
+    return _named().sub(lambda found: write(found[1]), text)
 
 
 def kind(row: Row) -> str:
@@ -77,7 +116,7 @@ def make(row: Row, value: Any, problem: str | None = None, **more: Any) -> gr.co
 def dress(row: Row, problem: str | None, kohya: bool = True) -> dict[str, Any]:
     """Help below the label, or what is wrong. ``kohya``: with Kohya's name, which guides use."""
     if problem:
-        return {"info": f"⚠ {problem}", "elem_classes": ["option", "problem"]}
+        return {"info": f"⚠ {labelled(problem)}", "elem_classes": ["option", "problem"]}
     name = words.KOHYAS_NAME.format(row["kohya"]) if row["kohya"] and kohya else ""
     _, about = words.OPTION_WORDS.get(key_of(row), ("", row["help"]))
     return {"info": about.replace("``", "") + name, "elem_classes": ["option"]}
@@ -162,7 +201,10 @@ def fitting(candidates: Sequence[Row], objective: str) -> Row | None:
 
 
 def search(by_key: Mapping[str, Sequence[Row]], query: str, table: str | None, objective: str) -> list[Row]:
-    """Options whose name, label, kohya name or help holds every word; the names' matches first."""
+    """Options whose name, label, kohya name or help holds every word; the names' matches first. Who asks for an option
+    by its whole key gets that one, in whatever ``table``."""
+    if row := fitting(by_key.get(query.strip(), ()), objective):
+        return [row]
     asked = [SYNONYMS.get(word, word) for word in query.lower().split()]
     found: list[tuple[int, Row]] = []
     for candidates in by_key.values():

@@ -164,6 +164,34 @@
     if (start && "Notification" in window && Notification.permission === "default") Notification.requestPermission();
   });
 
+  // From an option's name to its field: where it is seen, else as the search of all options finds it.
+  const fieldOf = (key) => {
+    const id = key.replaceAll(".", "-");
+    const own = { "preset": "preset", "objective.kind": "objective" }[key];
+    return [`field-${id}`, own, `option-${id}`].map((one) => one && document.getElementById(one)).find((one) => one?.offsetParent);
+  };
+  const soon = async (found, tries = 60) => {
+    for (; tries && !found(); tries -= 1) await new Promise((done) => setTimeout(done, 50));
+    return found();
+  };
+  const search = () => [...document.querySelectorAll("#search-options :is(input, textarea)")].find((one) => one.offsetParent);
+  const showOption = async (key) => {
+    if (!fieldOf(key) && !search()) document.querySelector("#all-options > button")?.click();
+    const box = await soon(() => fieldOf(key) || search());
+    if (box && !fieldOf(key)) {
+      await new Promise((done) => setTimeout(done, 200));  // what was typed in a found field arrives before others are built
+      box.value = key;
+      box.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+    const field = await soon(() => fieldOf(key), 200);
+    field?.scrollIntoView({ block: "center" });
+    field?.querySelector("input, textarea")?.focus({ preventScroll: true });
+  };
+  document.addEventListener("click", (event) => {
+    const named = event.target.closest("[data-option]");
+    if (named) showOption(named.dataset.option);
+  });
+
   // Without the server nothing that is typed would be saved: a banner says so, and typing stops.
   const banner = document.createElement("div");
   banner.id = "server-gone";

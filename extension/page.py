@@ -16,7 +16,7 @@ import gradio as gr
 
 from ..trainer.errors import UserError
 from ..trainer.runs import control
-from . import draft, hosts, words
+from . import draft, fields, hosts, words
 from .draft import Problem
 from .security import Addresses, Folders
 from .store import Home
@@ -84,7 +84,7 @@ def kindly(function: Callable[P, T]) -> Callable[P, T]:
         except Exception:
             traceback.print_exc()
             line = words.INTERNAL_ERROR
-        raise gr.Error(escape(line), duration=12, print_exception=False)
+        raise gr.Error(escape(fields.labelled(line)), duration=12, print_exception=False)
 
     return inner
 
@@ -190,10 +190,24 @@ def notes(lines: list[str], kind: str = "quiet") -> str:
 
 def problem_list(problems: list[Problem]) -> str:
     rows = "".join(
-        f"<li><code>{escape(one.where)}</code> {escape(one.what)}</li>" if one.where else f"<li>{escape(one.what)}</li>"
+        f"<li>{option(one.where)} {options_in(one.what)}</li>" if one.where else f"<li>{options_in(one.what)}</li>"
         for one in problems
     )
     return f'<div role="alert"><ul class="problems">{rows}</ul></div>' if rows else ""
+
+
+def option(where: str) -> str:
+    """A place in the recipe as the page calls it, a button that brings its field into view, and its key, which the text
+    of the recipe has; the key alone where the page shows no such field."""
+    key, name = fields.option_at(where), escape(fields.title(where))
+    if key:
+        name = f'<button type="button" class="goto" data-option="{escape(key)}">{name}</button>'
+    return f"{name} <code>{escape(where)}</code>".lstrip()
+
+
+def options_in(text: str) -> str:
+    """A sentence as HTML, with ``option`` in the place of each key that it names."""
+    return fields.labelled(escape(text), option)
 
 
 def plain_message(text: str) -> str:

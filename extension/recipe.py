@@ -21,7 +21,21 @@ from ..trainer.runs import control
 from ..trainer.runs.check_report import duration
 from ..trainer.runs.events import read_object
 from . import check, draft, fetch, fields, hosts, models, words
-from .page import EVENT, RENDER, SLOW, Context, Screen, bar, changing, in_place, kindly, note, problem_list, success
+from .page import (
+    EVENT,
+    RENDER,
+    SLOW,
+    Context,
+    Screen,
+    bar,
+    changing,
+    in_place,
+    kindly,
+    note,
+    option,
+    problem_list,
+    success,
+)
 from .security import ANYWHERE, Folders, unquoted
 from .store import read_text, write, write_json
 
@@ -180,7 +194,7 @@ class Recipe:
         text = draft.read(self.home)
         values = draft.values(text, self.context.folders)
         rows = fields.search(self.by_key, asked or "", of or None, _kind(values))
-        wrong = {one.where: one.what for one in draft.problems(text, self.home.draft, self.context.folders)}
+        wrong = _wrong(draft.problems(text, self.home.draft, self.context.folders))
         shown = {fields.key_of(row): _shown_as(row, values) for row in rows[:MOST]}
         if not rows:
             gr.HTML(note(words.NOTHING_FOUND))
@@ -260,7 +274,7 @@ class Recipe:
         text = draft.read(self.home)
         values = draft.values(text, self.context.folders)
         problems = draft.problems(text, self.home.draft, self.context.folders) + ([refused] if refused else [])
-        wrong = {one.where: one.what for one in problems}
+        wrong = _wrong(problems)
         kind, preset = _kind(values), str(draft.get(values, "preset", "") or "")
         rows = {key: _fitting(self.by_key, key, kind) for key in self.made}
         shown = {key: _shown_as(row, values) for key, row in rows.items()}
@@ -596,6 +610,11 @@ def _field(row: fields.Row, key: str, **more: Any) -> gr.components.Component:
     return fields.make(row, None, min_width=200, elem_id=common["elem_id"])
 
 
+def _wrong(problems: list[draft.Problem]) -> dict[str, str]:
+    """What is wrong with each option, for its field: of several problems the first."""
+    return {fields.option_at(one.where) or one.where: one.what for one in reversed(problems)}
+
+
 def _shown_as(row: fields.Row, values: dict[str, Any]) -> Any:
     """The recipe's value as its field shows it."""
     return fields.show(row, draft.get(values, fields.key_of(row)))
@@ -662,7 +681,7 @@ def _difference(text: str, folders: Folders) -> str:
     if not rows:
         return f"<h2>{words.DIFFERENCE}</h2>{note(words.NO_DIFFERENCE)}"
     cells = "".join(
-        f"<li><code>{escape(key)}</code> {escape(_shown(new))}"
+        f"<li>{option(key)} {escape(_shown(new))}"
         + (f" <small>({words.OF_PRESET.format(escape(_shown(old)))})</small>" if old is not None else "")
         + "</li>"
         for key, old, new in rows

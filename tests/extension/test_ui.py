@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pixelkiln.extension import (
     fields,
     hosts,
     images,
+    language,
     metadata,
     prefer,
     progress,
@@ -36,7 +38,7 @@ from pixelkiln.extension import (
     words,
 )
 from pixelkiln.extension.app import page as build_page
-from pixelkiln.extension.page import Context, alert, in_place, success
+from pixelkiln.extension.page import Context, alert, in_place, options_in, problem_list, success
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer import config
 from pixelkiln.trainer.data import pairs_file
@@ -252,6 +254,49 @@ def test_a_mistake_stands_beside_its_field_and_its_remedy_mends_it(
     assert not [one for one in draft.problems(draft.read(home), home.draft) if one.where == where]
 
 
+@pytest.mark.parametrize("spoken", language.PATHS)
+def test_a_problem_names_its_option_as_the_field_does(spoken: str) -> None:
+    """And leads to it; the key stands beside the label, for who writes TOML."""
+    with language.speaking(spoken):
+        for key in ROWS:
+            name = words.OBJECTIVE if key == "objective.kind" else fields.label(ROWS[key][0])
+            shown = problem_list([draft.Problem(key, "x")])
+            assert f'data-option="{key}">{escape(name)}</button> <code>{key}</code> x' in shown
+        assert fields.title("adapter.alpha") == "Alpha"
+        assert fields.title("sample.every") == ("Alle (Schritte)" if spoken == "de" else "Every (steps)")
+        assert fields.title("loss.pixel") == words.PIXEL
+        named = options_in("nothing is held out; set data.validation_split, or 'save.every' <0.")
+        assert "set <button" in named and ">Held out</button> <code>data.validation_split</code>, or" in named
+        assert named.endswith("</code>&#x27; &lt;0.")
+    for same in ("see /data.path/x", "data.paths", "--data.path=3", "run.steps.toml", "C:\\run.name"):
+        assert options_in(same) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "shown", "at"),
+    [
+        ("[optimizer]\nbetas = [0.9, 2]", "optimizer.betas.1", "Betas", "optimizer.betas"),
+        ("[noise]\nmin_timestep = 9\nmax_timestep = 3", "noise.min_timestep", "Lowest timestep", "noise.min_timestep"),
+        ("[[data.sets]]\npath = 'x'\nrepeats = -1", "data.sets.0.repeats", "Repeats", ""),
+        ("[adapter]\nrnk = 1", "adapter.rnk", "", ""),
+    ],
+)
+def test_a_problem_within_an_option_stands_at_its_field(home: Home, text: str, where: str, shown: str, at: str) -> None:
+    own = f'config_version = 1\n[model]\npath = "m"\n{text}'
+    one = next(one for one in draft.problems(own, home.draft) if one.where == where)
+    assert not one.what.startswith("min_timestep")
+    assert (fields.title(where), fields.option_at(where)) == (shown, at)
+    assert recipe._wrong([one, draft.Problem(where, "second")]) == {at or where: one.what}
+    assert (f'data-option="{at}"' in problem_list([one])) == bool(at)
+
+
+def test_an_error_that_is_thrown_names_options_by_their_labels() -> None:
+    def refuse() -> None:
+        raise UserError("model.path: /x is outside; choose another")
+
+    assert "Base model (model.path): /x is outside" in in_place(refuse, [None])()
+
+
 def test_snapshot_is_whole_and_independent(home: Home) -> None:
     draft.change(home, {"preset": "demo", "adapter.rank": 5})
     text = draft.snapshot(draft.read(home), home.draft, "mine", home.runs, security.Folders())
@@ -276,6 +321,7 @@ def test_options_are_found_by_kohyas_name_and_by_words() -> None:
     assert names[0] == "adapter.rank"
     assert "noise.noise_offset" in [fields.key_of(row) for row in fields.search(ROWS, "noise offset", None, "sft")]
     assert not any(row.get("kind") == "dpo" for row in fields.search(ROWS, "beta", None, "sft"))
+    assert [fields.key_of(row) for row in fields.search(ROWS, " run.steps ", "memory", "sft")] == ["run.steps"]
     assert fields.label({"label": "Rank", "kohya": "network_dim", "name": "rank", "table": "adapter"}) == "Rank"
     assert "(kohya: network_dim)" in fields.dress(ROWS["adapter.rank"][0], None)["info"]
     for asked, found in (("vram", "memory."), ("lr", "optimizer.learning_rate"), ("mirror", "data.")):

@@ -184,6 +184,19 @@ def test_the_demo_from_pictures_to_training(server: Server, page) -> None:
     # The page is closed here, in the middle, and opened again by what follows.
 
 
+def test_a_problem_leads_to_its_field_wherever_that_is(server: Server, page) -> None:
+    write_recipe(server, "wrong", 4)
+    with (server.runs / ".ui" / "draft.toml").open("a", encoding="utf-8") as file:
+        file.write("[adapter]\nrank = -1\n[save]\nkeep_last = -1\n[validation]\nevery = -1\n")
+    step(page, "2 Recipe")
+    for key in ("adapter.rank", "save.keep_last", "validation.every"):  # in the closed drawer; by its search, twice
+        page.click(f"#recipe-status [data-option='{key}']")
+        field = f":is(#field-{key.replace('.', '-')}, #option-{key.replace('.', '-')}).problem"
+        page.wait_for_function(f"document.activeElement.closest('{field}')")
+        top = page.evaluate("document.activeElement.getBoundingClientRect().top")
+        assert 0 < top < 900, key
+
+
 SYNONYMS = {"lr": "option-optimizer-learning_rate", "mirror": "option-data-flip", "vram": "option-memory-"}
 
 
@@ -231,6 +244,8 @@ def test_captions_and_a_mistake_beside_its_field(server: Server, page, place: Pa
     page.wait_for_selector("#recipe-status .problems")
     assert "model.path" in page.inner_text("#recipe-status")  # the mistake, beside its field too
     assert "problem" in page.get_attribute("#field-model-path", "class")
+    page.click("#recipe-status [data-option='model.path']")  # from its name to its field
+    page.wait_for_function("document.activeElement.closest('#field-model-path')")
     page.fill("#field-model-path textarea, #field-model-path input", str(ROOT / "presets" / "base"))
     page.press("#field-model-path textarea, #field-model-path input", "Enter")
     page.press("#field-model-path textarea, #field-model-path input", "Tab")
