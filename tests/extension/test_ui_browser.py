@@ -120,6 +120,14 @@ def step(page, label: str) -> None:
     page.get_by_role("tab", name=label).click()
 
 
+def unfold(page, drawer: str) -> None:
+    """Open it, and wait as long as a hand takes to its fields. In the first frames after they appeared, 35 ms,
+    gradio writes the value that it has of each once more, over what a program has typed by then."""
+    page.click(f"{drawer} > button")
+    page.wait_for_selector(f"{drawer} textarea:visible, {drawer} input:visible")
+    page.evaluate("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(go, 200))))")
+
+
 def pictures(page) -> list[str]:
     """The addresses of the two pictures to choose between."""
     return page.locator(".duel img:visible").evaluate_all("found => found.map(one => one.src)")
@@ -162,7 +170,7 @@ def test_the_demo_from_pictures_to_training(server: Server, page) -> None:
     page.wait_for_selector("text=32 pictures, 32 with a caption")
     page.click("#next-pictures")
     page.wait_for_selector("#recipe-status .good")
-    page.click("#all-options > button")
+    unfold(page, "#all-options")
     for key, value in (("run-name", "first"), ("run-steps", "12"), ("run-batch", "2")):
         page.fill(f"#field-{key} input, #field-{key} textarea", value)
         page.press(f"#field-{key} input, #field-{key} textarea", "Tab")
@@ -207,7 +215,7 @@ def test_more_options_are_found_by_what_people_call_them(server: Server, page, t
     step(page, "2 Recipe")
     page.wait_for_selector("#recipe-status .good")
     assert page.locator("#goal input:checked").count() == page.locator("#models input:checked").count() == 1
-    page.click("#all-options > button")
+    unfold(page, "#all-options")
     for asked, found in SYNONYMS.items():
         page.fill("#search-options input, #search-options textarea", asked)
         page.wait_for_selector(f"[id^={found}]")
@@ -478,7 +486,7 @@ def test_compare_vote_and_use(server: Server, page, place: Path) -> None:
     step(page, "4 Compare")
     page.wait_for_selector("#compare-run input")
     until(lambda: page.input_value("#compare-run input") == "first")
-    page.click("#compare-more > button")
+    unfold(page, "#compare-more")
     page.wait_for_selector("#compare-which >> text=final")
     page.click("#draw")
     page.wait_for_selector("#compare-of >> text=drawn for comparing")
@@ -516,7 +524,7 @@ def test_compare_vote_and_use(server: Server, page, place: Path) -> None:
     page.click("#end-vote")
     page.wait_for_selector("#vote-result .verdict")
     assert "wins" in page.inner_text("#vote-result") or "No winner" in page.inner_text("#vote-result")
-    page.click("#use-this > button")
+    unfold(page, "#use-this")
     page.fill("#host-folder textarea, #host-folder input", str(host))
     page.click("#add-host")
     until(lambda: "ComfyUI" in page.input_value("#use-where input"))
@@ -529,7 +537,7 @@ def test_prefer_by_keys_then_train_on_it(server: Server, page) -> None:
     step(page, "5 Prefer")
     until(lambda: page.input_value("#prefer-run input") == "first")
     things = [f"a {colour} {what}" for colour in ("red", "blue") for what in ("cat", "dog", "house", "tree", "car")]
-    page.click("#prefer-more > button")
+    unfold(page, "#prefer-more")
     page.fill("#prefer-prompts textarea", "\n".join(things))
     page.fill("#how-many-pairs input[type=number]", "10")
     page.press("#how-many-pairs input[type=number]", "Tab")
@@ -566,14 +574,14 @@ SLOWLY = """(() => {
   const real = window.fetch;
   window.fetch = async (...all) => {
     const late = window.slowly && String(all[0]?.url ?? all[0]).includes("queue/join");
-    if (late) await new Promise((go) => setTimeout(go, 2500));
+    if (late) await new Promise((go) => setTimeout(go, 5000));
     return real(...all);
   };
 })()"""
 """Makes every answer of the server late, once ``window.slowly`` is set."""
 TYPED = {
-    "4 Compare": ("#compare-more > button", ("#compare-prompts", "#compare-strengths")),
-    "5 Prefer": ("#prefer-more > button", ("#prefer-prompts", "#pairs-folder", "#outputs-folder")),
+    "4 Compare": ("#compare-more", ("#compare-prompts", "#compare-strengths")),
+    "5 Prefer": ("#prefer-more", ("#prefer-prompts", "#pairs-folder", "#outputs-folder")),
 }
 
 
@@ -585,8 +593,8 @@ def test_nothing_typed_before_a_screens_first_answer_is_replaced(server: Server,
     page.wait_for_timeout(2000)
     page.evaluate("window.slowly = true")
     step(page, label)
-    more, fields = TYPED[label]
-    page.click(more)
+    drawer, fields = TYPED[label]
+    unfold(page, drawer)
     for field in fields:
         page.fill(f"{field} textarea, {field} input", f"typed into {field}")
     run = "#compare-run input" if "Compare" in label else "#prefer-run input"
@@ -674,7 +682,7 @@ def test_moving_the_focus_replaces_nothing_that_was_typed(server: Server, page) 
     write_recipe(server, "typed", 17)
     step(page, "2 Recipe")
     until(lambda: page.input_value("#field-run-name textarea, #field-run-name input") == "typed")
-    page.click("#all-options > button")
+    unfold(page, "#all-options")
     page.fill("#field-adapter-rank input", "5")
     page.press("#field-adapter-rank input", "Tab")
     until(lambda: "rank = 5" in draft(server))
