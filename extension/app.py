@@ -79,7 +79,7 @@ def page(context: Context) -> gr.Blocks:
         _train_on(screens, tabs)
         _show_pictures(screens, tabs)
         again = screens["train"].parts
-        _go(again["again"].click(again["use_recipe"], [again["run"]], None, **EVENT), tabs, "recipe")
+        _go(again["again"].click(again["use_recipe"], again["chosen"], None, **EVENT), tabs, "recipe")
         first = screens["pictures"]
         loaded = blocks.load(newest(context, first.show), first.inputs, first.outputs, **EVENT)
         loaded.success(**first.parts["field"], **EVENT)

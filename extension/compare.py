@@ -96,7 +96,7 @@ class Compare:
         self.outcome = [self.result, self.use_it]
         self.outputs = [
             self.run, self.of, self.begin, self.looking, self.which, self.prompts, self.used, self.where,
-            self.message, *self.pair, *self.outcome, self.shown, self.voting,
+            self.message, *self.pair, *self.outcome, self.shown, self.voting, self.drawing,
         ]  # fmt: skip
         self._wire()
 
@@ -128,7 +128,9 @@ class Compare:
             self.prompts = gr.Textbox(
                 "", label=words.COMPARE_PROMPTS, lines=3, max_lines=4, scale=4, elem_id="compare-prompts"
             )
-            self.drawing = gr.Button(words.DRAW, variant="primary", elem_id="draw", scale=1, min_width=150)
+            self.drawing = gr.Button(
+                words.DRAW, variant="primary", elem_id="draw", scale=1, min_width=150, interactive=False
+            )
             self.halt = stop_button("stop-drawing")
 
     def _vote(self) -> None:
@@ -216,6 +218,7 @@ class Compare:
                 *hidden,
                 "",
                 gr.update(visible=False),
+                gr.update(interactive=False),
             ]
         options = _options(current.path, known)
         files = [one for one in options if one[1] != BASE]
@@ -235,7 +238,7 @@ class Compare:
             gr.update(placeholder="\n".join(own_prompts(current.path))),
             gr.update(choices=files, **_unless(same or not files, files and files[-1][1])), _where(self.home), line,
             *self.turn(current.name, view, picked if same else None), current.name,
-            gr.skip() if same else gr.update(visible=False),
+            gr.skip() if same else gr.update(visible=False), gr.update(interactive=True),
         ]  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ side by side

@@ -47,7 +47,9 @@ class Maps:
         with gr.Row(elem_classes="align-end"):
             self.run = changing(gr.Dropdown([], label=words.MAP_RUN, elem_id="map-run", scale=2))
             self.tiles = gr.Checkbox(label=words.MAP_TILES, info=words.MAP_TILES_INFO, scale=2)
-            self.predict = gr.Button(words.PREDICT, variant="primary", elem_id="predict", scale=1, min_width=150)
+            self.predict = gr.Button(
+                words.PREDICT, variant="primary", elem_id="predict", scale=1, min_width=150, interactive=False
+            )
         self.message = gr.HTML(elem_id="map-message")
         with gr.Row():
             self.picture = gr.Image(
@@ -62,7 +64,7 @@ class Maps:
                 elem_id="map-result", elem_classes="two", format="png", buttons=["fullscreen"],
             )  # fmt: skip
         self.relief = gr.Model3D(label=words.RELIEF, height=420, elem_id="map-relief")
-        self.outputs = [self.run, self.message]
+        self.outputs = [self.run, self.message, self.predict]
         result = [self.message, self.slider, self.relief]
         asked = [self.run, self.picture, self.tiles]
         self.predict.click(in_place(self.draw, result, at=0), asked, result, **SLOW)
@@ -71,8 +73,9 @@ class Maps:
         """The runs to choose from; what was predicted stays."""
         known = names(self.home)
         if not known:
-            return [gr.update(choices=[], value=None), note(words.NO_MAPS)]
-        return [gr.update(choices=known, value=chosen if chosen in known else known[0]), gr.skip()]
+            return [gr.update(choices=[], value=None), note(words.NO_MAPS), gr.update(interactive=False)]
+        run = gr.update(choices=known, value=chosen if chosen in known else known[0])
+        return [run, gr.skip(), gr.update(interactive=True)]
 
     @kindly
     def draw(self, name: str | None, given: str | None, in_tiles: bool) -> list[Any]:

@@ -248,7 +248,9 @@ def short(text: str, most: int = 60) -> str:
 
 
 def folder_of(home: Home, name: str | None) -> Path:
-    """A run's folder, by a name that a list gave out. UserError for any other."""
+    """A run's folder, by a name that a list gave out. UserError for any other, and where none is chosen."""
+    if not name:
+        raise UserError(words.NO_RUN_CHOSEN)
     found = next((one.path for one in control.list_runs(home.runs) if one.name == name), None)
     if found is None:
         raise UserError(words.NO_RUN.format(name))

@@ -64,7 +64,7 @@ class Prefer:
         self.table = [self.message, self.asked, self.left, self.right, self.counted, self.rest, self.train]
         self.table += [self.judging]
         self.laid = [*self.table, self.clock, self.source, self.halt]
-        self.outputs = [self.run, self.generate, self.kept, self.prompts, self.outside, *self.laid]
+        self.outputs = [self.run, self.generate, self.load, self.kept, self.prompts, self.outside, *self.laid]
         self.inputs = [self.source, self.run, self.kept, self.outside, self.many, self.kind, self.acts]
         self._wire()
 
@@ -72,11 +72,16 @@ class Prefer:
         with gr.Row(elem_classes="align-end"):
             self.run = changing(gr.Dropdown([], label=words.RUN, elem_id="prefer-run", scale=2, min_width=160))
             self.generate = gr.Button(
-                words.GENERATE.format(words.USEFUL), variant="primary", elem_id="generate", scale=2, min_width=240
+                words.GENERATE.format(words.USEFUL),
+                variant="primary",
+                elem_id="generate",
+                scale=2,
+                min_width=240,
+                interactive=False,
             )
             self.halt = stop_button("stop-pairs", visible=False)
             self.outside = gr.Textbox("", label=words.OUTPUTS, elem_id="outputs-folder", scale=3, min_width=240)
-            self.load = gr.Button(words.LOAD, elem_id="load-pairs", scale=0, min_width=120)
+            self.load = gr.Button(words.LOAD, elem_id="load-pairs", scale=0, min_width=120, interactive=False)
         with gr.Accordion(words.PREFER_OPTIONS, open=False, elem_id="prefer-more"), gr.Row():
             self.prompts = gr.Textbox(
                 "", label=words.COMPARE_PROMPTS, lines=3, max_lines=6, elem_id="prefer-prompts", scale=3
@@ -138,7 +143,8 @@ class Prefer:
         names = [one.name for one in known]
         return [
             gr.update(choices=names) if name == chosen else gr.update(choices=names, value=name),
-            self.named(name, many), gr.update(placeholder=str(duels.place(self.home, name))),
+            self.named(name, many), gr.update(interactive=True),
+            gr.update(placeholder=str(duels.place(self.home, name))),
             gr.update(placeholder="\n".join(prompts_of(current.path)) if current else ""),
             gr.update(placeholder=self._before().get("outputs", "")),
             *self._all(which, name, outside, folder, kind, acts),

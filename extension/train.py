@@ -56,6 +56,18 @@ REPORTED = 25
 """Lines of the log that a defect is reported with."""
 
 
+def of_shown(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For what is done with a run: the method of the screen takes the list's value and then what the page shows
+    (``Train.seen``). Where the list has no value the run that the page shows is meant."""
+
+    @functools.wraps(function)
+    def inner(self: Train, name: str | None, seen: dict[str, Any] | None = None, *more: Any, **also: Any) -> Any:
+        return function(self, name or (seen or {}).get("run"), *more, **also)
+
+    del inner.__wrapped__  # gradio counts the inputs, and has one more for it
+    return inner
+
+
 class Train:
     """The screen: its parts as they lie on the page, and what they do."""
 
@@ -75,6 +87,7 @@ class Train:
                 self.gallery = gr.HTML(elem_id="gallery", js_on_load=(HERE / "previews.js").read_text(encoding="utf-8"))
                 with gr.Accordion(words.LOG, open=False):
                     self.logged = gr.HTML(elem_id="log")
+        self.chosen = [self.run, self.seen]
         self.view = [self.run, self.what, self.smooth, self.log, self.seen, self.prompt, self.at]
         self.outputs = [
             self.run, self.state, self.pause, self.resume, self.sample, self.save, self.kill, self.resume_queue,
@@ -88,7 +101,7 @@ class Train:
         gr.HTML(f"<h2>{words.RUNS}</h2>")
         self.run = changing(gr.Radio([], show_label=False, label=words.RUNS, elem_id="run", elem_classes="tiles list"))
         gr.render(inputs=[self.queue_mark], **RENDER)(self._jobs)
-        with gr.Accordion(words.MANAGE, open=False, elem_id="manage-run") as self.managed:
+        with gr.Accordion(words.MANAGE, open=False, visible=False, elem_id="manage-run") as self.managed:
             self.new_name = gr.Textbox("", label=words.NEW_NAME, elem_id="new-name")
             with gr.Row(elem_classes="tight"):
                 self.rename = gr.Button(words.RENAME_RUN, size="sm", elem_id="rename-run", min_width=80)
@@ -97,14 +110,15 @@ class Train:
 
     def _run(self) -> None:
         self.state = gr.HTML(elem_id="run-state")
+        small: dict[str, Any] = {"size": "sm", "visible": False}  # until it is known what can be done with which run
         with gr.Row(elem_classes="tight"):
-            self.pause = gr.Button(words.PAUSE, elem_id="pause", size="sm")
-            self.resume = gr.Button(words.RESUME, elem_id="resume", size="sm", variant="primary")
-            self.resume_queue = gr.Button(words.RESUME_QUEUE, elem_id="resume-queue", size="sm", variant="primary")
-            self.sample = gr.Button(words.SAMPLE_NOW, elem_id="sample-now", size="sm")
-            self.save = gr.Button(words.SAVE_NOW, elem_id="save-now", size="sm")
-            self.kill = gr.Button(words.KILL, elem_id="kill", size="sm", variant="stop")
-            self.again = gr.Button(words.TRAIN_AGAIN, elem_id="train-again", size="sm", scale=0, min_width=180)
+            self.pause = gr.Button(words.PAUSE, elem_id="pause", **small)
+            self.resume = gr.Button(words.RESUME, elem_id="resume", variant="primary", **small)
+            self.resume_queue = gr.Button(words.RESUME_QUEUE, elem_id="resume-queue", variant="primary", **small)
+            self.sample = gr.Button(words.SAMPLE_NOW, elem_id="sample-now", **small)
+            self.save = gr.Button(words.SAVE_NOW, elem_id="save-now", **small)
+            self.kill = gr.Button(words.KILL, elem_id="kill", variant="stop", **small)
+            self.again = gr.Button(words.TRAIN_AGAIN, elem_id="train-again", scale=0, min_width=180, **small)
         self.refused = gr.HTML(elem_id="run-error")
 
     def _finished(self) -> None:
@@ -190,26 +204,26 @@ class Train:
         after: dict[str, Any] = {"fn": self.show, "inputs": self.view, "outputs": self.outputs, **EVENT}
         line = [self.refused]
         for button, request in ((self.pause, "stop"), (self.sample, "sample"), (self.save, "save")):
-            asked = in_place(functools.partial(self.ask, request), line)
-            button.click(asked, [self.run], line, **EVENT).then(**after)
-        self.resume.click(in_place(self.resume_run, line), [self.run], line, **EVENT).then(**after)
+            asked = in_place(functools.partial(self.ask, what_for=request), line)
+            button.click(asked, self.chosen, line, **EVENT).then(**after)
+        self.resume.click(in_place(self.resume_run, line), self.chosen, line, **EVENT).then(**after)
         self.resume_queue.click(in_place(self.go, line), None, line, **EVENT).then(**after)
         question = _confirm(words.KILL_QUESTION)
-        self.kill.click(in_place(self.end, line), [self.run], line, js=question, **EVENT).then(**after)
+        self.kill.click(in_place(self.end, line), self.chosen, line, js=question, **EVENT).then(**after)
         given = [self.given]
-        self.give.click(in_place(self.copy_to, given), [self.run, self.where], given, **EVENT)
+        self.give.click(in_place(self.copy_to, given), [*self.chosen, self.where], given, **EVENT)
         known = [self.given, self.host]
         for added in (self.add_host.click, self.host.submit):
             added(in_place(self.remember_host, known, at=0), [self.host], known, **EVENT).success(**after)
-        self.open_folder.click(in_place(self.show_folder, given), [self.run], given, **EVENT)
+        self.open_folder.click(in_place(self.show_folder, given), self.chosen, given, **EVENT)
         named = [self.run, self.new_name, self.not_managed]
-        self.rename.click(in_place(self.rename_run, named), named[:2], named, **EVENT).then(**after)
+        self.rename.click(in_place(self.rename_run, named), [*self.chosen, self.new_name], named, **EVENT).then(**after)
         question, gone = _confirm(words.DELETE_QUESTION), [self.run, self.not_managed]
-        self.delete.click(in_place(self.delete_run, gone), [self.run], gone, js=question, **EVENT).then(**after)
+        self.delete.click(in_place(self.delete_run, gone), self.chosen, gone, js=question, **EVENT).then(**after)
         self.smooth.release(**after)
         for changed in (self.prompt.input, self.at.input):  # by mouse and by keys
             scrub = {**EVENT, "trigger_mode": "always_last"}
-            changed(self.picture, [self.run, self.prompt, self.at], [self.slider, self.at], **scrub)
+            changed(self.picture, [*self.chosen, self.prompt, self.at], [self.slider, self.at], **scrub)
         for changed in (self.run.input, self.what.input, self.log.input):
             self.redraw(changed(**after))
 
@@ -225,7 +239,8 @@ class Train:
         """Everything that has changed since ``before``, which says what the page shows."""
         waiting = queue.read(self.home)
         known = self._known(waiting)
-        current = next((one for one in known if one.name == chosen), known[0] if known else None)
+        wanted = chosen or (before or {}).get("run")
+        current = next((one for one in known if one.name == wanted), known[0] if known else None)
         now: dict[str, Any] = {"runs": [(one.name, one.status.state, _part(one.status)) for one in known]}
         now |= {"run": current and current.name, "queue": _mark(self.home)}
         if current is None:
@@ -298,16 +313,19 @@ class Train:
         ]  # fmt: skip
 
     @kindly
+    @of_shown
     def picture(self, name: str, prompt: int | None, at: int) -> tuple[Any, Any]:
         """Before, and at the chosen step; and which step that is."""
         pictures = progress.pictures(folder_of(self.home, name))
         return _two(pictures, prompt, at), gr.update(info=_steps_shown(sorted(pictures), int(at)))
 
     @kindly
-    def ask(self, what_for: Any, name: str) -> None:
+    @of_shown
+    def ask(self, name: str | None, *, what_for: Any) -> None:
         control.request(folder_of(self.home, name), what_for)
 
     @kindly
+    @of_shown
     def resume_run(self, name: str) -> None:
         queue.add_resume(self.home, folder_of(self.home, name))
         queue.ensure(self.home)
@@ -318,10 +336,12 @@ class Train:
         queue.ensure(self.home)
 
     @kindly
+    @of_shown
     def end(self, name: str) -> None:
         control.kill(folder_of(self.home, name))
 
     @kindly
+    @of_shown
     def copy_to(self, name: str, target: str | None) -> str:
         found = next((one for one in lora_hosts(self.home) if str(one.root) == target), None)
         newest = control.checkpoints(folder_of(self.home, name))
@@ -335,6 +355,7 @@ class Train:
         return ["", ""]
 
     @kindly
+    @of_shown
     def show_folder(self, name: str) -> None:
         """The result's folder in this machine's file manager; only for who sits at it."""
         if self.context.folders.roots is not None:
@@ -342,15 +363,18 @@ class Train:
         open_in_files(folder_of(self.home, name))
 
     @kindly
+    @of_shown
     def rename_run(self, name: str, new: str) -> list[Any]:
         made = runs.rename(self.home, folder_of(self.home, name), new.strip())
         return [gr.update(choices=[made.name], value=made.name), "", success(words.RENAMED.format(name, made.name))]
 
     @kindly
+    @of_shown
     def delete_run(self, name: str) -> list[Any]:
         return [gr.update(value=None), success(words.IN_BIN.format(runs.to_bin(self.home, folder_of(self.home, name))))]
 
     @kindly
+    @of_shown
     def use_recipe(self, name: str) -> None:
         """The run's configuration as the recipe, under a name of its own."""
         folder = folder_of(self.home, name)
@@ -367,7 +391,10 @@ class Train:
 
 def build(context: Context) -> Screen:
     screen = Train(context)
-    parts = {"run": screen.run, "redraw": screen.redraw, "again": screen.again, "use_recipe": screen.use_recipe}
+    parts = {
+        "run": screen.run, "redraw": screen.redraw, "again": screen.again, "use_recipe": screen.use_recipe,
+        "chosen": screen.chosen,
+    }  # fmt: skip
     return Screen(screen.show, screen.outputs, screen.view, parts)
 
 
@@ -420,7 +447,8 @@ def _part(status: control.Status) -> int:
 
 
 def _confirm(question: str) -> str:
-    return f"(name) => {{ if (!window.confirm({question!r})) throw new Error('kept'); return name; }}"
+    """For an event's ``js``: all of its inputs are handed on."""
+    return f"(...given) => {{ if (!window.confirm({question!r})) throw new Error('kept'); return given; }}"
 
 
 def _mark(home: Any) -> str:

@@ -851,6 +851,47 @@ def test_what_an_action_did_or_why_not_stands_beside_it(context: Context) -> Non
     assert not [text for text in sources if "gr.Info(" in text or "gr.Warning(" in text]
 
 
+def test_nothing_that_is_done_with_a_run_can_be_pressed_before_the_page_shows_one(context: Context) -> None:
+    """Before a screen's first answer no list has a value: a click then would be for no run at all."""
+    import gradio as gr
+
+    shown = build_page(context)
+    lists = {"run", "compare-run", "prefer-run", "study", "map-run"}
+    buttons: set[str] = set()
+    for event in shown.fns.values():
+        taken = {one.elem_id for one in event.inputs} & lists
+        for number, _ in event.targets if taken else ():
+            pressed: Any = shown.blocks.get(number)
+            if not isinstance(pressed, gr.Button):
+                continue
+            buttons.add(pressed.elem_id)
+            over = [pressed, *_around(pressed)]
+            assert not all(one.visible for one in over) or not pressed.interactive, pressed.elem_id
+            if "run" in taken:  # and what it means then is the run that is shown
+                seen = event.inputs[event.inputs.index(_of(shown, "run")) + 1]
+                assert isinstance(seen, gr.State) and seen.value == {}
+    assert {
+        "pause",
+        "kill",
+        "train-again",
+        "finished-copy",
+        "rename-run",
+        "delete-run",
+        "draw",
+        "vote-blind",
+    } <= buttons
+    assert {"generate", "load-pairs", "prefer-left", "train-on-these", "stop-study", "predict"} <= buttons
+
+
+def _around(one: Any) -> Iterator[Any]:
+    while (one := getattr(one, "parent", None)) is not None:
+        yield one
+
+
+def _of(shown: Any, elem_id: str) -> Any:
+    return next(one for one in shown.blocks.values() if one.elem_id == elem_id)
+
+
 def _toasting(event: Any) -> str:
     """The name of an event's function whose mistakes become toasts: made by ``kindly`` alone."""
     function = getattr(event.fn, "func", event.fn)

@@ -384,3 +384,33 @@ def test_a_click_while_a_screen_is_made_is_not_overwritten_by_the_older_screen(c
 
     summary = newest(context, show)()[2]
     assert summary == clicked[0][2] and words.NO_FOLDER not in summary
+
+
+def test_a_click_before_the_list_has_its_value_is_for_the_run_that_the_page_shows(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        write(context.home.runs / name / "config.toml", f'config_version = 1\n[run]\nname = "{name}"\nsteps = 9\n')
+        write(context.home.runs / name / "status.json", json.dumps({"v": 1, "state": "stopped", "step": 5, "total": 9}))
+    screen = built(train.Train, context)
+    asked: list[Any] = []
+    for name in ("request", "kill"):
+        monkeypatch.setattr(control, name, lambda *given: asked.append((given[0].name, *given[1:])))
+    for chosen in (None, "two"):  # the list's value comes first
+        screen.ask(chosen, {"run": "one"}, what_for="stop")
+        screen.end(chosen, {"run": "one"})
+    assert asked == [("one", "stop"), ("one",), ("two", "stop"), ("two",)]
+    screen.use_recipe(None, {"run": "two"})
+    assert draft.get(context.recipe(), "run.name") == "two-2"
+    assert "one is now three" in screen.rename_run(None, {"run": "one"}, "three")[2]
+    monkeypatch.setattr(queue, "ensure", lambda _: None)
+    screen.resume_run(None, {"run": "three"})
+    assert [one.run for one in queue.read(context.home).of("waiting")] == ["three"]
+    screen.delete_run(None, {"run": "two"})
+    assert not (context.home.runs / "two").exists()
+    shown = dict(zip(map(id, screen.outputs), screen.show(None, "loss", 0.9, False, {"run": "three"})))
+    assert shown[id(screen.run)]["value"] == "three"
+    for seen in ({}, {"run": None}, None):
+        with pytest.raises(gr.Error, match=words.NO_RUN_CHOSEN):
+            screen.end(None, seen)
+    assert train._confirm("?").startswith("(...given)") and train._confirm("?").endswith("return given; }")
