@@ -17,7 +17,7 @@ from ..adapters.options import AdapterOptions
 from ..config import Config, ConfigError, find_preset, load, reference
 from ..data.loader import Dataset
 from ..errors import UserError
-from ..estimate import gpus, report
+from ..estimate import gpus, report, reuse
 from ..estimate import plan as planning
 from ..families.family import FamilySpec
 from ..families.load import Found, assumed, identify
@@ -176,10 +176,16 @@ def _files(config: Config, found: Found) -> None:
 
 
 def _schedule(config: Config, total: int | None) -> None:
-    """Raise UserError, as a run would, for a schedule that its options do not fit."""
-    if total:
+    """Raise UserError, as a run would, for an optimizer or a schedule that its options do not fit. Making them imports
+    torch's compiler and diffusers, so those that were made once are kept."""
+
+    def made() -> bool:
         groups = [{"name": name, "params": [torch.nn.Parameter(torch.zeros(1))]} for name in ("denoiser", "te")]
-        build_schedule(config.schedule, total, build_optimizer(config.optimizer, groups)[0])
+        build_schedule(config.schedule, total or 0, build_optimizer(config.optimizer, groups)[0])
+        return True
+
+    if total:
+        reuse.once("schedules", reuse.schedule(config.schedule, config.optimizer, total), made)
 
 
 def _steps(config: Config, dataset: Dataset | None) -> int | None:

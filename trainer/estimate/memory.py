@@ -40,7 +40,7 @@ from ..training.build import parameter_groups
 from ..training.model import Model
 from ..training.remedies import PARTS, STEP, Phase
 from ..training.step import Errors, ReferenceErrors, backward_row_by_row, compute_loss
-from . import fake_model
+from . import fake_model, reuse
 from .fake_model import FakeSession, Shape
 from .fake_tensors import HOST, FakeTensors, MemoryTracker, cuda_autocast, size_of
 
@@ -371,7 +371,10 @@ def phases(config: Config, m: Estimate, device: str, captions_change: bool = Fal
     stays["text encoders"] = text if keeps_text else 0
     made.append(_phase("encoding pictures", stays, m.phases["pictures"], device, t5_here and keeps_text))
     stays["autoencoder"] = vae if keeps_vae else 0
-    stays["optimizer"] = optimizer_bytes(config, m.trained)
+    key = reuse.optimizer(config.optimizer)
+    stays["optimizer"] = reuse.once(
+        "optimizers", key and reuse.digest(key, m.trained), lambda: optimizer_bytes(config, m.trained)
+    )
     proof = {"adapter": m.adapter, "activations": 3 * m.largest}
     for name, transient in (
         (STEP, m.phases[STEP]), ("optimizer step", {"adapter": m.adapter, "optimizer": m.adapter}),

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +26,7 @@ from ..training.build import scan
 from ..training.remedies import PARTS, Phase, Remedy, ladder
 from ..training.run_options import total_steps
 from ..training.surrogates import MADE
-from . import fake_model, speed
+from . import fake_model, reuse, speed
 from . import plan as planning
 from .fake_model import Shape
 from .gpus import GIB, Gpu
@@ -198,7 +194,7 @@ class Estimator:
 def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: str, room: int | None) -> str:
     drawn = [(p.width, p.height) for p in _prompts(config, found)]
     start = config.adapter.init_from
-    versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")]
+    versions = [reuse.version(name) for name in ("torch", "diffusers", "peft", "transformers")]
     tables = {
         "model": config.model.recorded_dump(exclude={"path", "vae", "clip_l", "clip_g", "t5", "t5_on_cpu"}),
         "adapter": config.adapter.recorded_dump(),
@@ -210,13 +206,12 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
         "noise": config.noise.recorded_dump(),
         **({"dense": config.dense.recorded_dump(), "shown": config.sample.pictures} if config.dense else {}),
     }
-    whole = [
-        _code(), versions, found.spec.name, configs(found), found.process.prediction, tables,
+    return reuse.digest(
+        reuse.code(), versions, found.spec.name, configs(found), found.process.prediction, tables,
         config.run.accumulation > 1, config.run.full_bf16, asdict(at), str(dtype), device, room,
         max(drawn, default=None),
         config.data.validation_split > 0, fake_model.masked(config), start and [start, Path(start).stat().st_mtime_ns],
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    )  # fmt: skip
 
 
 STRENGTHS = ("weight", "auto_ratio", "beta", "sft_weight")
@@ -230,16 +225,6 @@ def _sized(table: dict[str, Any]) -> dict[str, Any]:
         else value > 0 if key in STRENGTHS and isinstance(value, int | float) else value
         for key, value in table.items()
     }  # fmt: skip
-
-
-@cache
-def _code() -> str:
-    """A digest of the trainer's own source: what it was estimated by."""
-    root = Path(__file__).parents[1]
-    files = sorted(root.rglob("*.py"))
-    return hashlib.sha256(
-        b"".join(path.relative_to(root).as_posix().encode() + path.read_bytes() for path in files)
-    ).hexdigest()
 
 
 def _named(config: Config) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from .values import Measure, Value
 
@@ -84,8 +84,8 @@ def student(differences: Sequence[float]) -> Interval:
     error = float(x.std(ddof=1)) / math.sqrt(n)
     if error <= 1e-12 * abs(mean):
         return Interval(mean, mean, mean, 1.0 if mean == 0 else min(1.0, 2.0 ** (1 - n)))
-    width = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
-    return Interval(mean, mean - width, mean + width, float(2 * stats.t.sf(abs(mean) / error, n - 1)))
+    width = float(scipy.stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
+    return Interval(mean, mean - width, mean + width, float(2 * scipy.stats.t.sf(abs(mean) / error, n - 1)))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -103,7 +103,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact sign test without ties (Dixon and Mood 1946). Over pairs it says how uneven these adapters are on
     these pictures, not whether other seeds would repeat it."""
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def compare(
@@ -165,20 +165,20 @@ def _resolution(row: Comparison, family: int) -> float | None:
     """The smallest true difference that is found with ``POWER`` by a test at LEVEL / ``family`` (Holm's first step)."""
     assert row.interval.low is not None
     df = row.seeds - 1
-    error = (row.interval.mean - row.interval.low) / float(stats.t.ppf(1 - LEVEL / 2, df))
+    error = (row.interval.mean - row.interval.low) / float(scipy.stats.t.ppf(1 - LEVEL / 2, df))
     return detectable(df, family) * error if error > 0 else None
 
 
 @cache
 def detectable(df: int, family: int) -> float:
     """As ``_resolution``, in standard errors of the mean (the non-central t distribution)."""
-    wanted = float(stats.t.ppf(1 - LEVEL / (2 * family), df))
+    wanted = float(scipy.stats.t.ppf(1 - LEVEL / (2 * family), df))
     low, high = wanted, 2 * wanted
-    while stats.nct.sf(wanted, df, high) < POWER:
+    while scipy.stats.nct.sf(wanted, df, high) < POWER:
         low, high = high, 2 * high
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if stats.nct.sf(wanted, df, middle) >= POWER else (middle, high)
+        low, high = (low, middle) if scipy.stats.nct.sf(wanted, df, middle) >= POWER else (middle, high)
     return high
 
 
