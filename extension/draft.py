@@ -304,7 +304,7 @@ def _defaults() -> dict[str, list[Any]]:
     for row in config.reference():
         if row["default"] is not None:
             out.setdefault(f"{row['table']}.{row['name']}".lstrip("."), []).append(row["default"])
-    return out
+    return out | {"objective.kind": [config.OBJECTIVE]}  # each objective's own default is itself
 
 
 def choose_preset(home: Home, name: str | None, folders: Folders = BUNDLED) -> Path | None:

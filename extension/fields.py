@@ -49,10 +49,12 @@ def option_at(where: str) -> str:
 def title(where: str) -> str:
     """What the page calls a place in the recipe: ``Rank`` of ``adapter.rank``, ``Repeats`` of ``data.sets.0.repeats``;
     empty for what it does not show, as a misspelt option."""
-    if where == "objective.kind":
-        return words.OBJECTIVE
-    if where == "loss.pixel":
-        return words.PIXEL
+    elsewhere = {
+        "preset": words.PRESET, "objective.kind": words.OBJECTIVE, "loss.pixel": words.PIXEL, "data.path": words.FOLDER,
+        "data.trigger": words.TRIGGER,
+    }  # fmt: skip
+    if where in elsewhere:
+        return elsewhere[where]
     key = option_at(re.sub(r"^data\.sets\.\d+\.", "data.", where))
     return label(_known()[key]) if key else ""
 

@@ -165,10 +165,12 @@
   });
 
   // From an option's name to its field: where it is seen, else as the search of all options finds it.
+  const first = { "data.path": "folder" };  // in step 1
+  const others = { "preset": "preset", "objective.kind": "objective" };
   const fieldOf = (key) => {
     const id = key.replaceAll(".", "-");
-    const own = { "preset": "preset", "objective.kind": "objective" }[key];
-    return [`field-${id}`, own, `option-${id}`].map((one) => one && document.getElementById(one)).find((one) => one?.offsetParent);
+    const ids = key in first ? [first[key]] : [`field-${id}`, others[key] || "", `option-${id}`];
+    return ids.map((one) => document.getElementById(one)).find((one) => one?.offsetParent);
   };
   const soon = async (found, tries = 60) => {
     for (; tries && !found(); tries -= 1) await new Promise((done) => setTimeout(done, 50));
@@ -176,8 +178,9 @@
   };
   const search = () => [...document.querySelectorAll("#search-options :is(input, textarea)")].find((one) => one.offsetParent);
   const showOption = async (key) => {
-    if (!fieldOf(key) && !search()) document.querySelector("#all-options > button")?.click();
-    const box = await soon(() => fieldOf(key) || search());
+    if (key in first) select(tabsOf()[0]);
+    else if (!fieldOf(key) && !search()) document.querySelector("#all-options > button")?.click();
+    const box = await soon(() => fieldOf(key) || search(), 200);
     if (box && !fieldOf(key)) {
       await new Promise((done) => setTimeout(done, 200));  // what was typed in a found field arrives before others are built
       box.value = key;

@@ -13,12 +13,13 @@ from typing import Any
 
 import gradio as gr
 
+from ..trainer import config
 from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.events import read_object
 from ..trainer.runs.process import locked as process_lock
-from . import draws, votes, words
-from .page import EVENT, SLOW, Context, about, alert, bar, changing, choice_buttons, in_place, kindly, note, notes
+from . import captions, draft, draws, fields, targets, votes, words
+from .page import EVENT, SLOW, Context, about, alert, bar, changing, choice_buttons, in_place, kindly, note
 from .security import unquoted
 from .store import ROOT, Home, locked, read_text, write_json
 
@@ -103,6 +104,24 @@ def _training(run: control.Run) -> bool:
 def plan(arguments: list[str]) -> dict[str, Any]:
     """The trainer's plan of a study, which loads nothing. UserError: it cannot be done so."""
     return control.ask([*arguments, "--plan"], timeout=900)
+
+
+def base_of(path: Path) -> dict[str, Any]:
+    """What the recipes of a study have in common; empty for a file that cannot be read, which its plan reports."""
+    try:
+        raw = config.loads(read_text(path))
+        under = draft.inherited(raw)
+        if isinstance(raw.get("base"), str):
+            under = draft.values(read_text(path.parent / Path(raw["base"]).expanduser()))
+        options = raw.get("options")
+        return config.merge(under, config.nested(options if isinstance(options, dict) else {}))
+    except UserError:
+        return {}
+
+
+def data_of(base: dict[str, Any]) -> str:
+    """The option that gives the study its pictures: ``data.path``, or ``data.pairs`` or ``data.ratings``."""
+    return fields.usual_data(str(draft.get(base, "objective.kind", config.OBJECTIVE))) or "data.path"
 
 
 def start(home: Home, folder: Path, arguments: list[str], cells: int | None = None) -> None:
@@ -212,17 +231,23 @@ class Studies:
             own: dict[str, Any] = {"placeholder": words.STUDYS_OWN, "scale": 2, "min_width": 220}
             self.model = gr.Textbox("", label=words.STUDY_MODEL, elem_id="study-model", **own)
             self.pictures = gr.Textbox("", label=words.STUDY_PICTURES, elem_id="study-pictures", **own)
+            maps = fields.title("data.targets")
+            self.targets = gr.Textbox("", label=maps, elem_id="study-targets", visible=False, **own)
             self.budget = gr.Textbox("", label=words.STUDY_BUDGET, info=words.STUDY_BUDGET_INFO, elem_id="study-budget")
             self.plan = gr.Button(words.LOOK_AT_PLAN, elem_id="study-plan", scale=0, min_width=190)
         self.planned = gr.HTML(elem_id="study-planned")
         self.start = gr.Button(words.START_STUDY, variant="primary", elem_id="start-study", visible=False)
 
     def _wire(self) -> None:
-        asked = [self.ready, self.file, self.model, self.pictures, self.budget]
+        asked = [self.ready, self.file, self.model, self.pictures, self.targets, self.budget]
         planned = [self.planned, self.start, self.asked]
-        self.plan.click(in_place(self.look_at_plan, planned, at=0), asked, planned, **SLOW)
+        looked = self.plan.click(in_place(self.look_at_plan, planned, at=0), asked, planned, **SLOW)
+        looked.then(_still_asked, [self.asked, *asked], planned[:2], **EVENT)
         for field in asked:  # what is started is what was looked at
-            field.change(lambda: gr.update(visible=False), None, [self.start], **EVENT)
+            field.change(lambda: ["", gr.update(visible=False), {}], None, planned, **EVENT)
+        own = [self.model, self.pictures, self.targets]
+        for field in (self.ready, self.file):
+            field.change(self.ask_for, [self.ready, self.file], own, trigger_mode="always_last", **EVENT)
         work = [self.study, self.start, self.planned]
         begun = self.start.click(in_place(self.begin_study, work), [self.asked], work, **SLOW)
         view: dict[str, Any] = {"fn": self.show, "inputs": self.inputs, "outputs": self.outputs, **EVENT}
@@ -303,32 +328,73 @@ class Studies:
 
     # ---------------------------------------------------------------------------------------------------- a new one
 
+    def ask_for(self, ready: str | None, file: str) -> list[Any]:
+        """The fields that the study needs: its pictures or pairs, and for a study of maps the maps; each says whether
+        the study names what is meant."""
+        try:
+            base = base_of(self._file(ready, file))
+        except UserError:  # nothing is chosen, or it is still typed
+            base = {}
+        key, missing = data_of(base), _missing(base)
+        hints = [
+            words.STUDYS_NONE if one in missing else words.STUDYS_OWN for one in ("model.path", key, "data.targets")
+        ]
+        return [
+            gr.update(placeholder=hints[0]),
+            gr.update(placeholder=hints[1], label=words.STUDY_PICTURES if key == "data.path" else fields.title(key)),
+            gr.update(placeholder=hints[2], visible=draft.get(base, "dense") is not None),
+        ]
+
     def look_at_plan(
-        self, ready: str | None, file: str, model: str, pictures: str, budget: str
+        self, ready: str | None, file: str, model: str, pictures: str, maps: str, budget: str
     ) -> list[Any]:  # fmt: skip
         """What would be done, and how long it takes; only what was looked at can be started."""
-        arguments = self._arguments(ready, file, model, pictures, budget)
+        arguments = self._arguments(ready, file, model, pictures, maps, budget)
         answer = plan(arguments)
         asked = {
             "folder": answer["folder"],
             "arguments": arguments,
             "cells": None if budget.strip() else answer["cells"],
+            "fields": [ready, file, model, pictures, maps, budget],
         }
         return [_planned(answer), gr.update(visible=True), asked]
 
-    def _arguments(self, ready: str | None, file: str, model: str, pictures: str, budget: str) -> list[str]:
-        open_to_others = self.context.folders.roots is not None
+    def _file(self, ready: str | None, file: str) -> Path:
+        """The study that is meant. UserError: none is, or who is at this page may not name files."""
         given = unquoted(file)
-        if given and open_to_others:  # its paths may lead anywhere
+        if given and self.context.folders.roots is not None:  # its paths may lead anywhere
             raise UserError(words.STUDY_LISTEN)
-        path = Path(given).expanduser() if given else READY / f"{ready}.toml"
+        path = Path(given).expanduser().absolute() if given else READY / f"{ready}.toml"
         if not path.is_file() or (not given and ready not in [name for _, name in _ready()]):
             raise UserError(words.NO_STUDY_FILE.format(given) if given else words.STUDY_FILE)
+        return path
+
+    def _arguments(
+        self, ready: str | None, file: str, model: str, pictures: str, maps: str, budget: str
+    ) -> list[str]:  # fmt: skip
+        path = self._file(ready, file)
+        base = base_of(path)
+        given = {"model.path": self._model(unquoted(model))} if unquoted(model) else {}
+        folders = {data_of(base): pictures} | ({"data.targets": maps} if draft.get(base, "dense") is not None else {})
+        for key, folder in folders.items():
+            if unquoted(folder):
+                given[key] = str(self.context.folders.check(fields.title(key), folder))
+        if missing := [key for key in _missing(base) if key not in given]:
+            raise UserError(words.STUDY_NEEDS.format(fields.title(missing[0])))
+        _need_maps(config.merge(base, config.nested(given)))
         arguments = ["study", str(path), "-o", str(self.home.runs / "studies")]
-        for name, value in (("model.path", unquoted(model)), ("data.path", unquoted(pictures))):
-            self.context.folders.allow(name, value)
-            arguments += [f"--{name}={value}"] if value else []
-        return [*arguments, *(["--budget", budget.strip()] if budget.strip() else [])]
+        arguments += [f"--{name}={value}" for name, value in given.items()]
+        return [*arguments, *(["--budget", _time(budget)] if budget.strip() else [])]
+
+    def _model(self, given: str) -> str:
+        """A file or folder of this machine, else an id of the hub."""
+        self.context.folders.allow("model.path", given)
+        path = Path(given).expanduser()
+        if path.exists():
+            return str(path.resolve())
+        if not draft.HUB_ID.fullmatch(given):
+            raise UserError(f"{words.STUDY_MODEL}: {words.NOT_THERE_PATH.format(given)}")
+        return given
 
     @kindly
     def begin_study(self, asked: dict[str, Any]) -> list[Any]:
@@ -388,6 +454,46 @@ class Studies:
         return self._next(folder)
 
 
+def _still_asked(asked: dict[str, Any], *shown: Any) -> list[Any]:
+    """No plan, and nothing to start, where a field was changed while the trainer made its plan."""
+    changed = bool(asked) and asked["fields"] != list(shown)
+    return ["", gr.update(visible=False)] if changed else [gr.skip(), gr.skip()]
+
+
+def _missing(base: dict[str, Any]) -> list[str]:
+    """What a study asks for and names nowhere: a model, pictures, maps. Nothing of one that cannot be read."""
+    given = draft.get(base, "data")
+    data = given if isinstance(given, dict) else {}
+    missing = [] if draft.get(base, "model.path") or not base else ["model.path"]
+    if base and not any(data.get(name) for name in ("path", "sets", "pairs", "ratings")):
+        missing.append(data_of(base))
+    sets = data.get("sets") or []
+    if (
+        draft.get(base, "dense") is not None
+        and not data.get("targets")
+        and not any("targets" in one for one in sets if isinstance(one, dict))
+    ):
+        missing.append("data.targets")
+    return missing
+
+
+def _need_maps(values: dict[str, Any]) -> None:
+    """UserError where none of the pictures that a study learns maps of has one."""
+    folders = [str(draft.get(values, key) or "") for key in ("data.path", "data.targets")]
+    pictures, maps = map(Path, folders)
+    if pictures.is_absolute() and pictures.is_dir() and maps.is_absolute() and not draft.get(values, "data.recursive"):
+        names = captions.scan(pictures).pictures
+        if names and targets.of(values, pictures, names) == {}:
+            raise UserError(words.NO_TARGETS.format(fields.title("data.targets"), *reversed(folders)))
+
+
+def _time(text: str) -> str:
+    """UserError for what is no time."""
+    if not re.fullmatch(r"(\s*\d+(\.\d+)?\s*[dhms])+\s*", text.lower()) or not re.search("[1-9]", text):
+        raise UserError(words.NO_TIME.format(text.strip()))
+    return text.strip()
+
+
 def _ready() -> list[tuple[str, str]]:
     """The bundled studies: the question that their first line asks, and their name."""
     out = []
@@ -397,6 +503,11 @@ def _ready() -> list[tuple[str, str]]:
     return out
 
 
+def _named(text: str) -> str:
+    """A sentence as HTML, with options by their labels: they are of the study's recipes, which no field shows."""
+    return fields.labelled(escape(text), lambda key: f"{escape(fields.title(key))} <code>{key}</code>")
+
+
 def _planned(answer: dict[str, Any]) -> str:
     """A plan in words."""
     counts = (
@@ -404,10 +515,11 @@ def _planned(answer: dict[str, Any]) -> str:
         words.number(answer["cells"], words.CELLS), words.number(answer["held_out"], words.PICTURES),
         words.number(answer["prompts"], words.PROMPTS) if answer["prompts"] else words.STUDY_MAPS,
     )  # fmt: skip
-    rows = "".join(f"<li><b>{escape(arm['name'])}</b>: {escape(arm['changes'])}</li>" for arm in answer["arms"])
+    rows = "".join(f"<li><b>{escape(arm['name'])}</b>: {_named(arm['changes'])}</li>" for arm in answer["arms"])
     time = note(words.STUDY_TIME_UNKNOWN)
     if answer["seconds"]:
         least, most = (about(one) for one in answer["seconds"])
         span = least if least == most else words.STUDY_SPAN.format(least, most)
         time = note(words.STUDY_TIME.format(span, answer["pace"]), "verdict")
-    return note(words.STUDY_PLAN.format(*counts)) + f"<ul>{rows}</ul>" + time + notes(answer["notes"], "warn")
+    warned = "".join(f'<p class="note warn">{_named(one)}</p>' for one in answer["notes"])
+    return note(words.STUDY_PLAN.format(*counts)) + f"<ul>{rows}</ul>" + time + warned

@@ -424,6 +424,7 @@ STUDY_INTRO = (
 NO_STUDIES = "Noch keine Studie."
 READY_STUDY, OWN_STUDY = "Fertige Studien", "Oder eine Studiendatei (.toml)"
 STUDY_MODEL, STUDY_PICTURES, STUDYS_OWN = "Basismodell", "Bilderordner", "wie die Studie sagt"
+STUDYS_NONE = "nötig: die Studie nennt nichts"
 STUDY_BUDGET, STUDY_BUDGET_INFO = "Zeit", "8h oder 90m: so viele Seeds, wie passen. Leer: die Seeds der Studie."
 LOOK_AT_PLAN, START_STUDY = "Plan und Zeit zeigen", "Studie starten"
 STUDY_PLAN, STUDY_MAPS = "{} x {} = {}; {} zurückgehalten, {}", "ihre Karten werden gemessen"
@@ -440,6 +441,11 @@ STUDY_ELSEWHERE = "Sie wurde auf der Kommandozeile begonnen; halten Sie sie dort
 STUDY_FOLDER = "Ordner der Studien"
 STUDY_FILE = "Studie: wählen Sie eine fertige oder geben Sie den Pfad einer .toml-Datei an"
 STUDY_LISTEN = "Studie: die Seite ist für andere Rechner offen; wählen Sie eine fertige Studie"
+STUDY_NEEDS = "{}: die Studie nennt nichts; geben Sie etwas an"
+NO_TARGETS = (
+    "{}: {} enthält zu keinem Bild in {} eine Karte; geben Sie den Ordner der Karten mit den Namen der Bilder an"
+)
+NO_TIME = "Zeit: '{}' ist keine; schreiben Sie 8h, 90m oder 2h30m"
 STUDY_NO_PLAN = "Studie: sehen Sie zuerst den Plan an"
 STUDY_NOT_WORKING = "Studie: sie läuft nicht"
 STUDY_VOTED = "Über alle ist abgestimmt."

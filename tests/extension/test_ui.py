@@ -100,6 +100,8 @@ def test_a_recipe_from_a_run_changes_what_differs_from_the_defaults(home: Home) 
     draft.change(home, {"adapter.dropout": 0.0, "preset": None})
     draft.change(home, {"preset": "demo"})
     assert "adapter.dropout" not in {key for key, *_ in draft.difference(draft.read(home))}
+    draft.change(home, {"objective": {"kind": "dpo"}})
+    assert ("objective.kind", None, "dpo") in draft.difference(draft.read(home))
 
 
 def test_two_windows_change_different_keys_and_lose_none(home: Home) -> None:
@@ -259,7 +261,10 @@ def test_a_problem_names_its_option_as_the_field_does(spoken: str) -> None:
     """And leads to it; the key stands beside the label, for who writes TOML."""
     with language.speaking(spoken):
         for key in ROWS:
-            name = words.OBJECTIVE if key == "objective.kind" else fields.label(ROWS[key][0])
+            name = fields.label(ROWS[key][0])
+            name = {"objective.kind": words.OBJECTIVE, "data.path": words.FOLDER, "data.trigger": words.TRIGGER}.get(
+                key, name
+            )
             shown = problem_list([draft.Problem(key, "x")])
             assert f'data-option="{key}">{escape(name)}</button> <code>{key}</code> x' in shown
         assert fields.title("adapter.alpha") == "Alpha"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -396,7 +397,7 @@ def test_a_study_is_started_as_it_was_planned(context: Context, asked: list[list
     assert words.NO_STUDIES in screen.show(None)[1]
     file = tmp_path / "s.toml"
     file.write_text(STUDY, encoding="utf-8")
-    line, button, plan = screen.look_at_plan(None, str(file), "", "/pictures", "8h")
+    line, button, plan = screen.look_at_plan(None, str(file), "", str(tmp_path), "", "8h")
     for part in (
         "2 recipes x 2 seeds = 4 cells",
         "1 picture held out",
@@ -408,20 +409,95 @@ def test_a_study_is_started_as_it_was_planned(context: Context, asked: list[list
         assert part in line
     assert button["visible"] and not (context.home.runs / "studies").exists()
     screen.begin_study(plan)
-    wanted = ["study", str(file), "-o", str(context.home.runs / "studies"), "--data.path=/pictures", "--budget", "8h"]
+    wanted = ["study", str(file), "-o", str(context.home.runs / "studies"), f"--data.path={tmp_path}", "--budget", "8h"]
     assert asked == [[*wanted, "--plan"], wanted]
     look = in_place(screen.look_at_plan, [screen.planned, screen.start, screen.asked], at=0)
     for given, line in (("", "choose a ready one"), ("/no.toml", "no file")):
-        told, *rest = look(None, given, "", "", "")
+        told, *rest = look(None, given, "", "", "", "")
         assert line in told and 'role="alert"' in told and rest == [gr.skip()] * 2
     with pytest.raises(gr.Error, match="look at its plan first"):
         screen.begin_study({})
 
 
-def test_a_study_of_maps_has_no_prompts(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def maps(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder of twenty pictures, and one of the depth of each but one, in millimetres."""
+    folders = tmp_path / "pictures", tmp_path / "depth"
+    for folder in folders:
+        folder.mkdir()
+    for number in range(20):
+        Image.new("RGB", (32, 32), (number, 9, 9)).save(folders[0] / f"s{number}.png")
+        if number:
+            Image.fromarray(np.full((32, 32), 900 + number, np.uint16)).save(folders[1] / f"s{number}.png")
+    return folders
+
+
+READY_STUDIES = [name for _, name in studies._ready()]
+
+
+def test_each_ready_study_asks_for_what_it_learns_from(context: Context) -> None:
+    screen = built(studies.Studies, context)
+    for name in READY_STUDIES:
+        model, pictures, targets = screen.ask_for(name, "")
+        own = name.startswith("demo")
+        assert model["placeholder"] == (words.STUDYS_OWN if own else words.STUDYS_NONE), name
+        assert pictures["label"] == ("Folder of pairs" if "preference" in name else words.STUDY_PICTURES), name
+        assert (pictures["placeholder"] == words.STUDYS_NONE) == (not own or "dense" in name), name
+        assert targets["visible"] == ("dense" in name or "depth" in name), name
+    assert {"demo-dense", "sd15-depth", "sd15-preference", "sdxl-preference"} <= set(READY_STUDIES)
+    assert screen.ask_for(None, "/no/study.toml")[2]["visible"] is False
+
+
+def test_folders_of_a_study_are_checked_and_passed_on(
+    context: Context, asked: list[list[str]], tmp_path: Path, maps: tuple[Path, Path]
+) -> None:
+    screen, (pictures, depth) = built(studies.Studies, context), map(str, maps)
+    for given, line in (
+        (("demo-dense", "", "", "", depth, ""), "Folder of pictures: the study names none"),
+        (("demo-dense", "", "", pictures, "", ""), "Target folder: the study names none"),
+        (("demo-dense", "", "", "/no", depth, ""), "Folder of pictures: /no is not there"),
+        (("demo-dense", "", "", pictures, "/no", ""), "Target folder: /no is not there"),
+        (("demo-dense", "", "", pictures, str(maps[0] / "s1.png"), ""), "Target folder: .* is a file"),
+        (("demo-dense", "", "", pictures, str(tmp_path), ""), "holds no map of any picture"),
+        (("demo-dense", "", "/no/model", pictures, depth, ""), "Base model: /no/model is not there"),
+        (("demo-dense", "", "", pictures, depth, "soon"), "time: 'soon' is none"),
+        (("demo-dense", "", "", pictures, depth, "0h"), "time: '0h' is none"),
+        (("sd15-depth", "", "", pictures, depth, ""), "Base model: the study names none"),
+        (("sd15-preference", "", str(tmp_path), "", depth, ""), "Folder of pairs: the study names none"),
+    ):
+        with pytest.raises(UserError, match=line):
+            screen.look_at_plan(*given)
+    assert not asked
+    screen.look_at_plan("demo-dense", "", "", f" '{pictures}' ", depth, "")
+    screen.look_at_plan("demo-pixel", "", "", "", "/no", "1h 30m")  # the field of maps is not shown
+    screen.look_at_plan("sd15-preference", "", "some/model", pictures, "", "")
+    out = ["-o", str(context.home.runs / "studies")]
+    assert [one[2:-1] for one in asked] == [
+        [*out, f"--data.path={pictures}", f"--data.targets={depth}"],
+        [*out, "--budget", "1h 30m"],
+        [*out, "--model.path=some/model", f"--data.pairs={pictures}"],
+    ]
+
+
+@pytest.mark.slow
+def test_a_ready_study_of_maps_is_planned_on_own_pictures(context: Context, maps: tuple[Path, Path]) -> None:
+    """By the trainer: nineteen pictures of twenty have a map, then one of them is a picture in colours."""
+    look = built(studies.Studies, context).look_at_plan
+    line, start, asked = look("demo-dense", "", "", *map(str, maps), "")
+    assert "9 recipes x 5 seeds = 45 cells; 2 pictures held out, their maps are measured" in line
+    assert "Detail preserver <code>dense.detail</code> = 1.0" in line and start["visible"] and asked["cells"] == 45
+    assert "pictures without a target, left out: 1 (s0.png)" in line
+    Image.new("RGB", (32, 32), (9, 200, 9)).save(maps[1] / "s0.png")
+    with pytest.raises(UserError, match=r"s0\.png: a picture in colours"):
+        look("demo-dense", "", "", *map(str, maps), "")
+
+
+def test_a_study_of_maps_has_no_prompts(
+    context: Context, monkeypatch: pytest.MonkeyPatch, maps: tuple[Path, Path]
+) -> None:
     answer = {**ANSWER, "prompts": 0, "folder": str(context.home.runs / "studies" / "s")}
     monkeypatch.setattr(control, "ask", lambda *_, **__: answer)
-    line, *_ = built(studies.Studies, context).look_at_plan("demo-dense", "", "", "/pictures", "")
+    line, *_ = built(studies.Studies, context).look_at_plan("demo-dense", "", "", *map(str, maps), "")
     assert "1 picture held out, their maps are measured" in line and "prompt" not in line
 
 
@@ -430,12 +506,12 @@ def test_a_page_that_is_open_to_others_starts_ready_studies_alone(context: Conte
     screen = built(studies.Studies, shared)
     (tmp_path / "s.toml").write_text(STUDY, encoding="utf-8")
     with pytest.raises(UserError, match="open to other machines"):
-        screen.look_at_plan(None, str(tmp_path / "s.toml"), "", "", "")
+        screen.look_at_plan(None, str(tmp_path / "s.toml"), "", "", "", "")
     with pytest.raises(UserError, match="outside the folders"):
-        screen.look_at_plan("demo-pixel", "", "/etc/passwd", "", "")
+        screen.look_at_plan("demo-pixel", "", "/etc/passwd", "", "", "")
     with pytest.raises(UserError, match="choose a ready one"):
-        screen.look_at_plan("../../etc/x", "", "", "", "")
-    assert not asked and screen.look_at_plan("demo-pixel", "", "", "", "")[1]["visible"]
+        screen.look_at_plan("../../etc/x", "", "", "", "", "")
+    assert not asked and screen.look_at_plan("demo-pixel", "", "", "", "", "")[1]["visible"]
 
 
 def study_of(context: Context, log: str, done: int, **more: Any) -> Path:

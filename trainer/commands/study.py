@@ -50,7 +50,7 @@ def _study(args: argparse.Namespace) -> int:
     given, config = options.read(path, args.flags, out)
     as_many_as_fit = budget and given.seeds is None and not any(arm.adapters for arm in given.arms)
     many = range(options.MOST_SEEDS) if as_many_as_fit else None
-    planned = plan.make(given, config, many)
+    planned = plan.make(given, config, many, look=args.plan)
     kept = memory.shared(planned, print_note, choose=False)
     if args.plan:
         queue.Queue(kept, print_note, works=False)  # what is there was made by the same

@@ -98,11 +98,12 @@ class Plan:
         return config
 
 
-def make(options: StudyOptions, config: Config, seeds: Sequence[int] | None = None) -> Plan:
+def make(options: StudyOptions, config: Config, seeds: Sequence[int] | None = None, look: bool = False) -> Plan:
     """Check a study and complete it; headers are read, no weights, and nothing is written. UserError says what is wrong
     in one line.
 
-    ``seeds``: instead of the file's.
+    ``seeds``: instead of the file's. ``look``: at every map of a study of maps too, as ``check`` does: one that cannot
+    be used is an error, and what is left out a note.
     """
     if config.dense:
         _refuse_drawing(options)
@@ -121,6 +122,9 @@ def make(options: StudyOptions, config: Config, seeds: Sequence[int] | None = No
     prompts = () if config.dense else _prompts(options, dataset, held)
     names = tuple(map(item_id, held))
     notes, many = _notes(options, arms, dataset), tuple(seeds or options.seed_list)
+    if look and dataset.dense:
+        dataset.look_at_targets()
+        notes += tuple(dataset.warnings)
     return Plan(options, base, found, arms, many, prompts, names, _data(dataset), notes)
 
 
