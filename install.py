@@ -40,7 +40,7 @@ TRAIN = ("train",)
 EXTRAS = {"trainer": TRAIN, "demo": TRAIN, "doctor": TRAIN, "ui": (*TRAIN, "ui"), "test": (*TRAIN, "ui", "test")}
 RUNS = {
     "demo": ("-m", "trainer", "demo"),
-    "doctor": ("-m", "trainer", "doctor"),
+    "doctor": ("-m", "trainer", "doctor", "--force"),
     "ui": ("-m", "pixelkiln.extension"),
     "test": ("-m", "pytest", "-n", "auto", "--maxprocesses=4", "--dist=loadfile"),
 }

@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     study.register(command)
     cache.register(command)
     doctor = command("doctor", _doctor, "Report what this machine can train with.")
+    doctor.add_argument("--force", action="store_true", help="try every package again, also where none has changed")
     doctor.add_argument("--json", action="store_true")
     demo = command("demo", _demo, "Train on the bundled base; ends with a before/after picture, or with maps of depth.")
     demo.add_argument(
@@ -287,7 +288,9 @@ def _presets(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from .commands.doctor import report, report_json
 
-    return print_json(report_json(_version())) if args.json else print_lines(report())
+    if args.json:
+        return print_json(report_json(_version(), args.force))
+    return print_lines(report(args.force))
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from pixelkiln.trainer.commands import doctor
 from pixelkiln.trainer.commands.doctor import Facts, report_lines
 from pixelkiln.trainer.memory import attention
 from pixelkiln.trainer.memory.attention import MATH
+from pixelkiln.trainer.runs import user_cache
 
 CARD = Facts(
     python="3.12.3",
@@ -78,8 +82,8 @@ def test_a_package_that_cannot_be_imported_is_reported_not_raised(tmp_path, monk
 
 def test_this_machine():
     """The test environment holds everything that training needs."""
-    facts = doctor.gather()
-    assert facts.missing == {}
+    facts = doctor.gather(again=True)
+    assert facts.tried == "" and facts.missing == {}
     assert facts.eight_bit_error is None
     assert doctor.report_lines(facts)[-1].startswith(f"ready: {facts.device_name}")
 
@@ -95,7 +99,7 @@ def test_json_for_a_bug_report(capsys: pytest.CaptureFixture[str]):
 
 KEYS = {
     "python", "torch", "torch_error", "device", "device_name", "device_gb", "device_error", "driver", "precision",
-    "attention", "eight_bit_error", "missing", "missing_optional", "disk_gb", "kernels", "no_kernels",
+    "attention", "eight_bit_error", "missing", "missing_optional", "disk_gb", "kernels", "no_kernels", "tried",
 }  # fmt: skip
 """Of ``doctor --json``: programs read them."""
 
@@ -125,3 +129,101 @@ def test_kernels_that_ran_are_a_line_on_a_gpu():
     assert report_lines(ran)[1] == (
         "attention kernels that ran in bf16: sdpa-flash, xformers; sdpa-cudnn: no kernel for this torch and GPU"
     )
+
+
+# -------------------------------------------------------------------------------------------------------- a kept trial
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """A machine to make changes to: its device, what cannot be imported, and how often each thing was tried."""
+    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path))
+    cpu = {"device": "cpu", "device_name": "CPU (2 threads)"}
+    found: dict[str, Any] = {
+        "device": cpu, "broken": {}, "driver": ("", ""), "torch": "2.13.0+cpu", "tried": Counter(), "8 bit": None,
+    }  # fmt: skip
+
+    def tried(what: str, answer: Any) -> Any:
+        found["tried"][what] += 1
+        return answer
+
+    chosen = {"precision": "bf16", "attention": "SDPA", "kernels": ("sdpa-flash",), "no_kernels": {}}
+    monkeypatch.setattr(doctor, "cannot_import", lambda name: tried(name, found["broken"].get(name, "")))
+    monkeypatch.setattr(doctor, "device", lambda: tried("device", found["device"]))
+    monkeypatch.setattr(doctor, "choices", lambda where: tried("kernels", chosen))
+    monkeypatch.setattr(doctor, "no_eight_bit", lambda where: tried("8 bit", found["8 bit"]))
+    monkeypatch.setattr(doctor, "driver", lambda: found["driver"])
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: found["torch"])
+    return found
+
+
+def test_a_trial_without_fault_is_kept_with_its_date(machine: dict[str, Any]) -> None:
+    first = doctor.gather()
+    assert first.tried == "" and machine["tried"]["diffusers"] == machine["tried"]["8 bit"] == 1
+    machine["tried"].clear()
+    kept = doctor.gather()
+    assert not machine["tried"] and re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", kept.tried)
+    assert replace(kept, tried="", disk_gb=first.disk_gb) == first
+    line = report_lines(replace(kept, missing_optional=()))[-2]
+    assert kept.tried in line and "--force" in line
+    assert doctor.gather(again=True).tried == "" and machine["tried"]["diffusers"] == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"broken": {"torch": "libcudart.so.13: cannot open"}},
+        {"broken": {"peft": "needs torch 1.0"}},
+        {"8 bit": "no kernel"},
+        {"device": {"device": "cpu", "device_name": "RTX 3060", "device_error": "no kernel image"}},
+    ],
+    ids=["torch", "peft", "8 bit", "device"],
+)
+def test_a_fault_is_tried_again_each_time(fault: dict[str, Any], machine: dict[str, Any]) -> None:
+    sound = {name: machine[name] for name in fault}
+    machine.update(fault)
+    assert doctor.gather().tried == ""
+    assert doctor.gather().tried == "" and machine["tried"]["diffusers"] == 2
+    machine.update(sound)
+    assert doctor.gather().tried == ""
+    assert doctor.gather().tried, "mended"
+
+
+def test_a_gpu_is_tried_each_time_and_another_one_with_all_packages(machine: dict[str, Any]) -> None:
+    card = {"device": "cuda", "device_name": "RTX 3060", "device_gb": 11.6}
+    machine.update({"device": card, "torch": "2.13.0+cu130"})
+    doctor.gather()
+    machine["tried"].clear()
+    assert doctor.gather().tried and machine["tried"] == {"torch": 1, "device": 1, "kernels": 1}
+    machine["device"] = {**card, "device_name": "RTX 4090"}
+    assert doctor.gather().tried == "" and doctor.gather().tried
+    machine["device"] = {"device": "cpu", "device_name": "RTX 4090", "device_error": "no kernel image"}
+    found = doctor.gather()
+    assert found.tried == "" and found.device_error == "no kernel image"
+    machine.update({"device": card, "broken": {"torch": "libcudart.so.13: cannot open"}})
+    assert doctor.gather().torch_error == "libcudart.so.13: cannot open"
+
+
+def test_what_a_trial_follows_from_is_in_its_key(
+    machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = [doctor.installation("580")]
+
+    def another() -> bool:
+        keys.append(doctor.installation("580"))
+        return keys[-1] not in keys[:-1]
+
+    assert not another() and doctor.installation("590") != keys[0]
+    (tmp_path / "bitsandbytes-9.0.dist-info").mkdir()
+    assert another(), "a distribution"
+    (tmp_path / "xformers.py").write_text("")
+    assert another(), "a module that is found first"
+    (tmp_path / "xformers.py").write_text("raise RuntimeError")
+    assert another(), "its content"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert another()
+    monkeypatch.setattr(user_cache, "source_state", lambda: "another")
+    assert another()
+    monkeypatch.setattr(doctor.sys, "version", "3.14")
+    assert another()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_options_are_looked_up_again_without_torch_and_made_anew_after_a_change(
     (tmp_path / "options.json").write_text(json.dumps({"another state of the sources": next(iter(kept.values()))}))
     assert printed("options") == (first, False)
     assert kept.items() <= json.loads((tmp_path / "options.json").read_text("utf-8")).items(), "made anew"
+
+
+@pytest.mark.slow
+def test_the_doctor_tries_everything_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path))
+    first, modules = imported("doctor")
+    assert {"torch", "diffusers", "transformers", "peft", "bitsandbytes"} <= modules
+    out, modules = imported("doctor")
+    assert out.splitlines()[-1] == first.splitlines()[-1] and "tried: all packages on" in out
+    on_a_cpu = version("torch").endswith("+cpu")
+    assert not SLOW & modules and ("torch" in modules) != on_a_cpu
 
 
 STUDY = """

@@ -1,22 +1,31 @@
 """What this machine can train with: facts gathered by small functions, reported by pure ones.
 
 Nothing is imported at the top that may be missing or broken: the doctor has to work when little else does.
+
+Importing every package takes 5 s, so a trial that found nothing wrong is kept for as long as no package, driver or
+source file changes, with its date in the report. A GPU is tried each time, and so is whatever was wrong.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import logging
+import os
 import platform
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from ..runs import user_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 SET_UP = "python install.py trainer"
@@ -33,6 +42,12 @@ OPTIONAL = {
 LOW_DISK_GB = 5.0
 PACKAGES = ("torch", *NEEDED, *OPTIONAL, "bitsandbytes", "xformers", "triton", "pillow")
 """Distributions whose versions a bug report needs."""
+MODULES = ("torch", *NEEDED, *OPTIONAL, "bitsandbytes", "xformers")
+NAME = "doctor"
+OF_DEVICE = ("torch", "device", "device_name", "device_gb", "precision", "attention", "kernels", "no_kernels")
+"""Facts that are kept of a trial."""
+DECIDING = ("LD_LIBRARY_PATH", "BNB_CUDA_VERSION", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment variables that a trial depends on."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,8 @@ class Facts:
     """Modules of OPTIONAL that are not installed."""
     disk_gb: float = 0.0
     """Free in the folder of the project, GiB."""
+    tried: str = ""
+    """When all packages were imported and an 8-bit optimizer made a step, where that is kept from an earlier call."""
 
 
 # ------------------------------------------------------------------------------------------------------------ reporting
@@ -101,6 +118,8 @@ def report_lines(facts: Facts) -> list[str]:
             f"little disk: {facts.disk_gb:.1f} GB free. A run stops when it cannot save. Fix: make room, or set out "
             "in [run] to another disk"
         )
+    if facts.tried:
+        lines.append(f"tried: all packages on {facts.tried}; none has changed since. `doctor --force` tries them again")
     if broken:
         return [*lines, f"not ready: {', '.join(broken)} missing; {FIX}"]
     return [*lines, f"ready: {', '.join(_parts(facts))}"]
@@ -115,14 +134,14 @@ def _parts(facts: Facts) -> list[str]:
 # ----------------------------------------------------------------------------------------------------------- gathering
 
 
-def report() -> list[str]:
-    """The lines to print; the last one is the verdict."""
-    return report_lines(gather())
+def report(again: bool = False) -> list[str]:
+    """The lines to print; the last one is the verdict. ``again``: see ``gather``."""
+    return report_lines(gather(again))
 
 
-def report_json(version: str) -> dict[str, Any]:
+def report_json(version: str, again: bool = False) -> dict[str, Any]:
     """The same for programs and bug reports, with the versions of all packages that training uses."""
-    facts = gather()
+    facts = gather(again)
     lines = report_lines(facts)
     return {
         "version": version,
@@ -141,21 +160,64 @@ def _installed(name: str) -> str:
         return ""
 
 
-def gather() -> Facts:
+def gather(again: bool = False) -> Facts:
+    """``again``: try everything, whatever is kept."""
     for name in ("bitsandbytes", "xformers"):  # they report optional kernels that nothing here uses
         logging.getLogger(name).setLevel(logging.ERROR)
-    import_error = cannot_import("torch")
+    card, driver_version = driver()
     bare = Facts(
         python=platform.python_version(),
-        torch_error=import_error,
-        driver=driver_card(),
-        missing={name: error for name in NEEDED if (error := cannot_import(name))},
+        driver=card,
         missing_optional=tuple(name for name in OPTIONAL if not importlib.util.find_spec(name)),
         disk_gb=shutil.disk_usage(ROOT).free / 2**30,
     )
-    if import_error:
-        return bare
-    found = replace(bare, torch=importlib.metadata.version("torch"), **device())
+    key = installation(driver_version)
+    kept = None if again else user_cache.known(NAME).get(key)
+    if kept and (found := _as_kept(bare, kept)):
+        return found
+    found = _tried(bare)
+    if found.torch and not (found.missing or found.device_error or found.eight_bit_error):
+        now = time.strftime("%Y-%m-%d %H:%M")
+        facts = {name: getattr(found, name) for name in OF_DEVICE}
+        user_cache.remember(NAME, key, {"tried": now, "facts": facts}, most=5)
+    return found
+
+
+def installation(driver_version: str) -> str:
+    """A digest of what a trial follows from: Python, every installed distribution and when it was installed, the files
+    that the modules are read from, the driver, the processor, and the trainer's own source."""
+    folders = [Path(one) for one in dict.fromkeys(sys.path)]
+    installed = [(str(one), one.stat().st_mtime_ns) for folder in folders for one in sorted(folder.glob("*.*-info"))]
+    origins = [spec and spec.origin for spec in map(importlib.util.find_spec, MODULES)]
+    files = [(one, Path(one).stat().st_size, Path(one).stat().st_mtime_ns) if one else None for one in origins]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    whole = [
+        sys.version, platform.platform(), installed, files, driver_version, cores,
+        [os.environ.get(name) for name in DECIDING], user_cache.source_state(),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def _as_kept(bare: Facts, kept: dict[str, Any]) -> Facts | None:
+    """With what an earlier trial found; None where it was on another device. A GPU is tried all the same."""
+    facts = {**kept["facts"], "kernels": tuple(kept["facts"]["kernels"])}
+    if facts["device"] == "cpu" and facts["torch"].endswith("+cpu"):  # a build that knows no GPU
+        return replace(bare, tried=kept["tried"], **facts)
+    if cannot_import("torch"):
+        return None
+    found = replace(bare, torch=facts["torch"], **device())
+    if found.device_error or (found.device, found.device_name) != (facts["device"], facts["device_name"]):
+        return None
+    return replace(found, tried=kept["tried"], **choices(found.device))
+
+
+def _tried(bare: Facts) -> Facts:
+    """Everything that training needs is imported, and an 8-bit optimizer makes a step."""
+    error = cannot_import("torch")
+    found = replace(bare, torch_error=error, missing={name: why for name in NEEDED if (why := cannot_import(name))})
+    if error:
+        return found
+    found = replace(found, torch=importlib.metadata.version("torch"), **device())
     found = replace(found, eight_bit_error=no_eight_bit(found.device))
     return found if "pydantic" in found.missing else replace(found, **choices(found.device))
 
@@ -173,17 +235,20 @@ def cannot_import(name: str) -> str:
     return ""
 
 
-def driver_card() -> str:
-    """The first GPU that NVIDIA's driver names, whatever torch thinks of it."""
+def driver() -> tuple[str, str]:
+    """The first GPU that NVIDIA's driver names, whatever torch thinks of it, and the driver's version; or nothing."""
     program = shutil.which("nvidia-smi")
     if not program:
-        return ""
-    query = [program, "--query-gpu=name", "--format=csv,noheader"]
+        return "", ""
+    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
+        return "", ""
+    if answer.returncode or not answer.stdout.strip():
+        return "", ""
+    name, _, version = answer.stdout.strip().splitlines()[0].rpartition(", ")
+    return name, version
 
 
 def device() -> dict[str, Any]:

@@ -6,28 +6,21 @@ the trainer changes, so that looking an option up does not wait for that.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 from ..runs import user_cache
 
-TRAINER = Path(__file__).resolve().parents[1]
-
 
 def looked_up() -> dict[str, Any]:
     """``rows``: every option as JSON has it; ``page``: ``reference_markdown``. From the cache where they are there."""
-    digest = hashlib.sha256()
-    for path in sorted(TRAINER.rglob("*.py")):
-        facts = path.stat()
-        digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    found = user_cache.known("options").get(digest.hexdigest())
+    key = user_cache.source_state()
+    found = user_cache.known("options").get(key)
     if isinstance(found, dict) and found.keys() == {"rows", "page"}:
         return found
     from ..config import reference
 
     made = {"rows": reference(), "page": reference_markdown()}
-    user_cache.remember("options", digest.hexdigest(), made, most=1)
+    user_cache.remember("options", key, made, most=1)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from .events import read_object
 from .files import user_cache, write_atomic
+
+TRAINER = Path(__file__).resolve().parents[1]
 
 
 def _file(name: str) -> Path:
@@ -29,3 +32,12 @@ def remember(name: str, key: str, value: Any, most: int = 300) -> None:
     with suppress(OSError):
         _file(name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(_file(name), json.dumps(newest), durable=False)
+
+
+def source_state() -> str:
+    """A digest of the trainer's source files by name, size and time, for the key of what they computed."""
+    digest = hashlib.sha256()
+    for path in sorted(TRAINER.rglob("*.py")):
+        facts = path.stat()
+        digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
