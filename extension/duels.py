@@ -12,10 +12,12 @@ from ..trainer.data import pairs_file
 from ..trainer.runs.events import read_object
 from ..trainer.runs.process import wait_for_lock
 from . import images, metadata
-from .store import Home, write, write_json
+from .store import Home, locked, write, write_json
 
 MOST_PICTURES = 5000
 SOURCE = "pixelkiln ui"
+KEPT = "pairs.json"
+"""In a run's folder: where its pairs are kept, from the folder of the runs or absolute."""
 
 
 @dataclass(frozen=True)
@@ -148,17 +150,41 @@ def two_seeds(prompts: Sequence[str], first: int, pairs: int) -> list[str]:
     return [f"{prompts[i % len(prompts)]} --d {first + 2 * i + j}" for i in range(pairs) for j in (0, 1)]
 
 
-def place(home: Home, name: str | None) -> Path:
-    """Where pairs of a run's pictures are kept: as it was given last, else in a folder of its own, so that choices for
-    one character are not trained on with those for another."""
-    given = read_object(home.settings).get("prefer", {}).get("pairs")
-    known = given.get(name or "") if isinstance(given, dict) else None
-    return Path(known) if isinstance(known, str) and known else home.data / "pairs" / (name or "")
+def place(home: Home, run: Path | None) -> Path:
+    """Where the pairs of a run's pictures are kept: as ``pairs.json`` in its folder says, which goes with it when it
+    is renamed or thrown away. A run without it gets a folder that nobody has, by its name where that is free: choices
+    on one character's pictures are never trained on with those on another's. Without a run: of other pictures."""
+    known = given(home, run)
+    if known is not None:
+        return known
+    pairs = home.data / "pairs"
+    if run is None:
+        return pairs
+    names = (run.name, *(f"{run.name}-{number}" for number in range(2, 10_000)))
+    return next(folder for name in names if not (folder := pairs / name).exists())
 
 
-def keep(home: Home, name: str | None, folder: Path) -> None:
+def keep(home: Home, run: Path | None, folder: Path) -> None:
     """From now on the pairs of this run are kept there."""
-    settings = read_object(home.settings)
-    before = settings.get("prefer", {})
-    given = before.get("pairs") if isinstance(before.get("pairs"), dict) else {}
-    write_json(home.settings, {**settings, "prefer": {**before, "pairs": {**given, name or "": str(folder)}}})
+    inside = folder.is_relative_to(home.runs)
+    if given(home, run) != folder:
+        write_json(_note(home, run), {"v": 1, "folder": str(folder.relative_to(home.runs) if inside else folder)})
+
+
+def take_place(home: Home, run: Path | None) -> Path:
+    """As ``place``, which from now on is this run's and no other's."""
+    with locked(home.own / "pairs"):
+        folder = place(home, run)
+        folder.mkdir(parents=True, exist_ok=True)
+        keep(home, run, folder)
+    return folder
+
+
+def given(home: Home, run: Path | None) -> Path | None:
+    """The place that is noted in a run's folder; None as long as nothing was decided on its pictures."""
+    folder = read_object(_note(home, run)).get("folder")
+    return home.runs / folder if isinstance(folder, str) and folder else None
+
+
+def _note(home: Home, run: Path | None) -> Path:
+    return (home.own if run is None else run) / KEPT

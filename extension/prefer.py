@@ -144,7 +144,7 @@ class Prefer:
         return [
             gr.update(choices=names) if name == chosen else gr.update(choices=names, value=name),
             self.named(name, many), gr.update(interactive=True),
-            gr.update(placeholder=str(duels.place(self.home, name))),
+            gr.update(placeholder=str(duels.place(self.home, current and current.path))),
             gr.update(placeholder="\n".join(prompts_of(current.path)) if current else ""),
             gr.update(placeholder=self._before().get("outputs", "")),
             *self._all(which, name, outside, folder, kind, acts),
@@ -317,21 +317,26 @@ class Prefer:
 
     def _remember(self, folder: str, name: str | None, **more: str) -> None:
         if folder.strip():
-            duels.keep(self.home, name, Path(unquoted(folder)).expanduser())
+            self._pairs_folder(folder, name)
         settings = read_object(self.home.settings)
         write_json(self.home.settings, {**settings, "prefer": {**settings.get("prefer", {}), **more}})
 
     def _folder(self, folder: str, name: str | None) -> Path:
         """Where pairs are kept: as typed, else the run's own place."""
         given = unquoted(folder)
-        return Path(given).expanduser() if given else duels.place(self.home, name)
+        return Path(given).expanduser() if given else duels.place(self.home, _run(self.home, name))
 
     def _pairs_folder(self, folder: str, name: str | None) -> Path:
-        """Where pairs are written: any folder on one's own machine, one of the server's when it is open to others."""
-        path = self._folder(folder, name).resolve()
+        """Where pairs are written, from now on for this run: any folder on one's own machine, one of the server's when
+        it is open to others."""
+        run_dir = folder_of(self.home, name) if name else None
+        path = (Path(unquoted(folder)).expanduser() if unquoted(folder) else duels.place(self.home, run_dir)).resolve()
         roots = self.context.folders.roots
         if roots is not None and not any(path.is_relative_to(root) for root in roots):
             raise UserError(words.OUTSIDE.format(words.WHERE_PAIRS, folder))
+        if not unquoted(folder):
+            return duels.take_place(self.home, run_dir).resolve()
+        duels.keep(self.home, run_dir, path)
         return path
 
     # ---------------------------------------------------------------------------------------------- train on these

@@ -11,7 +11,7 @@ from tomlkit.exceptions import TOMLKitError
 from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.folder import safe_name
-from . import duels, queue, words
+from . import queue, words
 from .store import Home, read_text, write
 
 
@@ -30,8 +30,6 @@ def rename(home: Home, folder: Path, new: str) -> Path:
         document.setdefault("run", tomlkit.table())["name"] = new
         write(config, tomlkit.dumps(document))
     old = folder.name
-    if (pairs := duels.place(home, old)).is_dir():
-        duels.keep(home, new, pairs)  # its choices stay its own
     for path in [*folder.glob("*.safetensors"), *(folder / "checkpoints").glob("*.safetensors")]:
         if path.name.startswith((f"{old}.", f"{old}-")):
             path.rename(path.with_name(new + path.name[len(old) :]))

@@ -21,7 +21,7 @@ from ..trainer.errors import UserError
 from ..trainer.runs import control
 from ..trainer.runs.check_report import clock
 from ..trainer.runs.process import start_detached
-from . import draft, draws, hosts, progress, queue, runs, words
+from . import draft, draws, duels, hosts, progress, queue, runs, words
 from .look import HERE
 from .page import (
     EVENT,
@@ -371,7 +371,10 @@ class Train:
     @kindly
     @of_shown
     def delete_run(self, name: str) -> list[Any]:
-        return [gr.update(value=None), success(words.IN_BIN.format(runs.to_bin(self.home, folder_of(self.home, name))))]
+        folder = folder_of(self.home, name)
+        pairs = duels.given(self.home, folder)
+        line = words.IN_BIN.format(runs.to_bin(self.home, folder))
+        return [gr.update(value=None), success(line + (words.PAIRS_STAY.format(pairs) if pairs else ""))]
 
     @kindly
     @of_shown

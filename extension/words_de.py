@@ -302,6 +302,7 @@ MANAGE, NEW_NAME = "Diesen Lauf umbenennen oder löschen", "Neuer Name"
 RENAME_RUN, DELETE_RUN = "Umbenennen", "Löschen"
 DELETE_QUESTION = "Diesen Lauf in den Papierkorb verschieben?"
 RENAMED, IN_BIN = "{} heißt jetzt {}.", "Der Lauf liegt in {}; löschen Sie diesen Ordner, um den Platz freizugeben."
+PAIRS_STAY = " Seine Paare bleiben in {} für Rezepte, die daraus lernen; kein anderer Lauf nimmt sie."
 TRAIN_AGAIN, RECIPE_OF = "Rezept dieses Laufs nehmen", "das Rezept von {}"
 COPY_PATH, DOWNLOAD, OPEN_FOLDER, COPY_THERE = (
     "Pfad kopieren", "Herunterladen", "Ordner öffnen", "Dorthin kopieren",

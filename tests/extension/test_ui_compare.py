@@ -194,7 +194,7 @@ def drawn(sheet: draws.Sheet, number: int) -> None:
 
 def test_training_on_pairs_needs_enough_and_says_its_time(context: Context, run: Path, tmp_path: Path) -> None:
     screen = built(prefer.Prefer, context)
-    kept = context.home.data / "pairs" / "one"
+    kept = duels.take_place(context.home, run)
     paths = [tmp_path / f"{number}.png" for number in range(2 * words.LEAST)]
     for number, path in enumerate(paths):
         Image.new("RGB", (32, 32), (number, 1, 1)).save(path)
@@ -236,18 +236,19 @@ def test_each_run_keeps_its_own_pairs_under_another_name_too(context: Context, r
     write(home.runs / "two" / "two.safetensors", b"x")
     for number in range(2):
         Image.new("RGB", (32, 32), (number, 1, 1)).save(tmp_path / f"{number}.png")
-    pairs_file.add_pair(duels.place(home, "one"), "a cat", tmp_path / "0.png", tmp_path / "1.png", source="ui")
+    mine = duels.take_place(home, run)
+    pairs_file.add_pair(mine, "a cat", tmp_path / "0.png", tmp_path / "1.png", source="ui")
 
     def counted(name: str, folder: str = "") -> str:
         shown = screen.show("generate", name, folder, "", 50, "dpo", [])
         return shown[screen.outputs.index(screen.counted)]
 
     assert "1 of about 50" in counted("one") and "0 of about 50" in counted("two")
-    assert "1 of about 50" in counted("two", str(duels.place(home, "one")))  # as typed
+    assert "1 of about 50" in counted("two", str(mine))  # as typed
     runs.rename(home, home.runs / "one", "three")
     assert "1 of about 50" in counted("three") and "0 of about 50" in counted("two")
     screen._remember(f'"{tmp_path / "mine"}"', "two")
-    assert duels.place(home, "two") == tmp_path / "mine" and "1 of about 50" in counted("three")
+    assert duels.place(home, home.runs / "two") == tmp_path / "mine" and "1 of about 50" in counted("three")
 
 
 def test_what_is_typed_to_prefer_is_never_written_by_the_screen(context: Context, run: Path) -> None:

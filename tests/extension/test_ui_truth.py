@@ -19,9 +19,11 @@ from pixelkiln.extension import (
     check,
     compare,
     draft,
+    duels,
     findings,
     models,
     pictures,
+    prefer,
     queue,
     recipe,
     runs,
@@ -31,7 +33,7 @@ from pixelkiln.extension import (
 )  # fmt: skip
 from pixelkiln.extension.page import Context, newest, plain_message
 from pixelkiln.extension.security import Folders
-from pixelkiln.extension.store import write
+from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer.data import pairs_file
 from pixelkiln.trainer.families import words as trainer_words
 from pixelkiln.trainer.runs import control
@@ -414,3 +416,50 @@ def test_a_click_before_the_list_has_its_value_is_for_the_run_that_the_page_show
         with pytest.raises(gr.Error, match=words.NO_RUN_CHOSEN):
             screen.end(None, seen)
     assert train._confirm("?").startswith("(...given)") and train._confirm("?").endswith("return given; }")
+
+
+def test_pairs_stay_a_runs_own_when_it_is_renamed_or_thrown_away(context: Context, tmp_path: Path) -> None:
+    """Also where another run gets the name that is free then; recipes name a folder that never moves."""
+    home = context.home
+
+    def made(name: str) -> Path:
+        write(home.runs / name / f"{name}.safetensors", b"x")
+        write(home.runs / name / "status.json", json.dumps({"v": 1, "state": "done", "step": 5, "total": 5}))
+        for seed in range(2):
+            Image.new("RGB", (64, 64), (seed, len(control.list_runs(home.runs)), 0)).save(tmp_path / f"{seed}.png")
+        return home.runs / name
+
+    def judge(name: str, folder: str = "") -> Path:
+        duel = duels.Duel("a cat", tmp_path / "0.png", tmp_path / "1.png")
+        screen.choose("left", folder, [duel], "folder", name, str(tmp_path), "dpo", [], *screen._top([duel], "", name,
+                      "dpo", [])[2:4])  # fmt: skip
+        return screen._pairs_folder("", name)
+
+    screen, before = built(prefer.Prefer, context), home.data / "pairs"
+    first = made("cat")
+    assert screen._folder("", "cat") == before / "cat" and not before.exists(), "to look takes no place"
+    assert judge("cat") == before / "cat" and len(duels.pairs(before / "cat")) == 1
+    second = runs.rename(home, first, "tom")
+    assert screen._folder("", "tom") == before / "cat", "a renamed run keeps its own"
+    made("cat")
+    assert judge("cat") == before / "cat-2", "another run of the name takes none of them"
+    assert [len(duels.pairs(before / one)) for one in ("cat", "cat-2")] == [1, 1]
+    line = built(train.Train, context).delete_run("tom", {})[1]
+    assert not second.exists() and str(before / "cat") in line, "it says where they stay"
+    made("tom")
+    assert judge("tom") == before / "tom" and len(duels.pairs(before / "cat")) == 1
+    assert judge("tom", str(tmp_path / "mine")) == tmp_path / "mine" != screen._folder("", "cat")
+    assert screen._folder("", None) == before, "without a run"
+    moved = Home(tmp_path / "elsewhere")
+    home.runs.rename(moved.runs)
+    assert duels.place(moved, moved.runs / "cat") == moved.data / "pairs" / "cat-2", "the whole folder may move"
+
+
+def test_no_run_is_made_by_a_choice_for_one_that_is_gone(context: Context, tmp_path: Path) -> None:
+    screen = built(prefer.Prefer, context)
+    for folder in ("", str(tmp_path / "mine")):
+        for name in ("gone", "../out"):
+            with pytest.raises(ValueError, match=f"there is no '{name}'"):
+                screen._pairs_folder(folder, name)
+            assert not (context.home.runs / name).exists()
+    assert not (context.home.data / "pairs").exists(), "nor is it written to those of no run"

@@ -141,8 +141,14 @@ def test_what_was_set_aside_stays(tmp_path) -> None:
             (folder.samples / name).touch()
         assert folder.set_aside() == (place and folder.path / place)
         assert not list(folder.samples.iterdir())
-    found = sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob("earlier*/samples/*"))
-    assert found == ["earlier-2/samples/b", "earlier/samples/a"]
+    (folder.path / "pairs.json").touch()  # another run under this name takes none of the pairs
+    (folder.path / "candidates" / "1").mkdir(parents=True)
+    assert folder.set_aside() == folder.path / "earlier-3"
+    found = sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob("earlier*/*"))
+    assert found == [
+        "earlier-2/samples", "earlier-3/candidates", "earlier-3/pairs.json", "earlier/samples",
+    ]  # fmt: skip
+    assert [path.name for path in folder.path.glob("earlier*/samples/*")] in (["a", "b"], ["b", "a"])
 
 
 @pytest.mark.slow

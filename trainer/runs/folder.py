@@ -19,6 +19,10 @@ def safe_name(name: str) -> str:
     return name
 
 
+OF_HOSTS = ("candidates", "compare", "pairs.json")
+"""What hosts keep in a run's folder: pictures drawn with its adapter, votes on them, and where its pairs lie."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run's files: its interface to the page, the nodes and people."""
@@ -79,10 +83,10 @@ class RunFolder:
             ) from None
 
     def set_aside(self) -> Path | None:
-        """Move the states, checkpoints and pictures of an earlier run into a new folder ``earlier``, ``earlier-2`` and
-        so on, and return it; None where there are none."""
+        """Move the states, checkpoints and pictures of an earlier run, and what hosts keep of it, into a new folder
+        ``earlier``, ``earlier-2`` and so on, and return it; None where there are none."""
         old = [path for path in (self.state, self.checkpoints, self.samples) if any(path.iterdir())]
-        old += [self.before_after] if self.before_after.exists() else []
+        old += [path for path in (self.before_after, *(self.path / name for name in OF_HOSTS)) if path.exists()]
         if not old:
             return None
         names = ("earlier", *(f"earlier-{number}" for number in range(2, 10_000)))
