@@ -6,6 +6,8 @@ Exit codes: 0 done, 2 a mistake in what was given (one line), 1 a defect (a trac
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import logging
 import os
 import re
@@ -109,6 +111,7 @@ def _version() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    atexit.register(gc.freeze)  # Python would look through all of torch's objects for cycles before it ends, for 0.4 s
     given = joined(list(sys.argv[1:] if arguments is None else arguments))
     _utf8()
     debug = "--debug" in given
