@@ -436,6 +436,8 @@ def remedy(where: str, what: str, own: Mapping[str, Any]) -> tuple[str, str, Any
     if meant:
         key = "preset" if where == "preset" else where
         return words.USE_INSTEAD.format(meant[1]), key, meant[1]
+    if "valid number" in what and re.fullmatch(r"-?\d+,\d+(e-?\d+)?", given := str(get(own, where))):
+        return words.USE_INSTEAD.format(given.replace(",", ".")), where, float(given.replace(",", "."))
     if "steps and epochs are both given" in what:
         return words.KEEP_STEPS, "run.epochs", None
     if what.startswith("there is no such option") or ("does not fit" in what and get(own, where) is not None):

@@ -108,7 +108,7 @@ def make(row: Row, value: Any, problem: str | None = None, **more: Any) -> gr.co
         case "choice" | "open choice" as which:
             return gr.Dropdown(choices(row), value=shown, allow_custom_value=which == "open choice", **common)
         case "whole":
-            return gr.Number(value=shown, precision=0, **common)
+            return gr.Number(value=shown, **common)  # without a precision, which would round what is entered
         case "lines":
             return gr.Textbox(value=shown, lines=3, max_lines=12, **common)
         case _:
@@ -168,11 +168,12 @@ def read(row: Row, shown: Any) -> Any:
 
 
 def _toml(text: str) -> Any:
-    """As TOML reads it; what is not TOML is a text."""
+    """As TOML reads it; what is not TOML is a text, and so is NaN, which equals nothing."""
     try:
-        return tomlkit.parse(f"value = {text}").unwrap()["value"]
+        value = tomlkit.parse(f"value = {text}").unwrap()["value"]
     except TOMLKitError:
         return text
+    return value if value == value else text
 
 
 def rows() -> dict[str, list[Row]]:

@@ -180,8 +180,8 @@ def newest(context: Context, show: Callable[P, T]) -> Callable[P, T]:
 
 
 def note(text: str, kind: str = "quiet") -> str:
-    """A line of text; kind: quiet, good, warn, bad."""
-    return f'<p class="note {kind}">{escape(text)}</p>' if text else ""
+    """A line of text, with options by their labels; kind: quiet, good, warn, bad."""
+    return f'<p class="note {kind}">{escape(fields.labelled(text))}</p>' if text else ""
 
 
 def notes(lines: list[str], kind: str = "quiet") -> str:

@@ -193,16 +193,20 @@ class Recipe:
             return
         text = draft.read(self.home)
         values = draft.values(text, self.context.folders)
-        rows = fields.search(self.by_key, asked or "", of or None, _kind(values))
+        found = fields.search(self.by_key, asked or "", of or None, _kind(values))
+        seen = [key for row in found if (key := fields.key_of(row)) in self.made and not _hidden(key, values)]
+        rows = [row for row in found if fields.key_of(row) not in seen]  # no option has two fields
         wrong = _wrong(draft.problems(text, self.home.draft, self.context.folders))
         shown = {fields.key_of(row): _shown_as(row, values) for row in rows[:MOST]}
-        if not rows:
+        if not found:
             gr.HTML(note(words.NOTHING_FOUND))
+        elif seen and (asked or "").strip():
+            gr.HTML(f'<p class="note" id="found-above">{words.FOUND_ABOVE} {", ".join(map(option, seen))}</p>')
         with gr.Row(elem_classes="cells wide"):
             for row in rows[:MOST]:
                 key = fields.key_of(row)
                 one = fields.make(row, draft.get(values, key), wrong.get(key), key=f"{key}-{version}")
-                self._taken(one, functools.partial(self.edit_found, key, shown), [one])
+                self._taken(one, functools.partial(self.edit_found, key, shown), [one], [*self.outputs, one])
         if len(rows) > MOST:
             gr.HTML(note(words.MORE_FOUND.format(len(rows) - MOST)))
 
@@ -258,11 +262,12 @@ class Recipe:
         for key, one in self.made.items():
             self._taken(one, functools.partial(self.edit, key), [one, self.shown])
 
-    def _taken(self, one: Any, function: Any, inputs: list[Any]) -> None:
+    def _taken(self, one: Any, function: Any, inputs: list[Any], outputs: list[Any] | None = None) -> None:
         """Texts are taken when left or entered, the rest at once."""
-        texts = isinstance(one, (gr.Textbox, gr.Number))
+        texts, outputs = isinstance(one, (gr.Textbox, gr.Number)), outputs or self.outputs
+        take = in_place(function, outputs, at=0)
         for happened in (one.blur, one.submit) if texts else (one.input,):
-            self.check.on_change(happened(self._beside(function), [*inputs, *self.view], self.outputs, **EVENT))
+            self.check.on_change(happened(take, [*inputs, *self.view], outputs, **EVENT))
 
     def _beside(self, function: Any) -> Any:
         """``function`` with its errors shown beside the form."""
@@ -323,8 +328,16 @@ class Recipe:
         return now
 
     def edit_found(self, key: str, shown: dict[str, Any], entered: Any, typed: str, based_on: str) -> list[Any]:
-        """As ``edit``, for a field of the search, which is built with what it shows."""
-        return self.edit(key, entered, shown, typed, based_on)
+        """As ``edit``, for a field of the search, which is built with what it shows, and which says what is wrong."""
+        now = self.edit(key, entered, shown, typed, based_on)
+        now[self.outputs.index(self.shown)] = gr.skip()  # that is what the fields of the form show
+        text, values = draft.read(self.home), self.context.recipe()
+        row = _fitting(self.by_key, key, _kind(values))
+        wrong = _wrong(draft.problems(text, self.home.draft, self.context.folders))
+        field = fields.dress(row, wrong.get(key))
+        if shown[key] != (current := _shown_as(row, values)):  # another window's, which stays
+            shown[key] = field["value"] = current
+        return [*now, gr.update(**field)]
 
     def _only(
         self, key: str, shown: dict[str, Any], typed: str, based_on: str, refused: draft.Problem | None = None
@@ -620,16 +633,22 @@ def _shown_as(row: fields.Row, values: dict[str, Any]) -> Any:
     return fields.show(row, draft.get(values, fields.key_of(row)))
 
 
-def _filled(row: fields.Row, key: str, shown: Any, values: dict[str, Any], wrong: dict[str, str]) -> Any:
-    """The field with the recipe's value, and with what is wrong with it."""
-    problem = wrong.get(key)
-    hidden = (
+def _hidden(key: str, values: dict[str, Any]) -> bool:
+    """Whether the form leaves a field of its own out, as it means nothing in this recipe."""
+    return (
         (key.startswith("loss.pixel.") and not _pixel_on(values))
         or (key in ("data.pairs", "data.ratings") and key != fields.usual_data(_kind(values)))
         or (key == "data.targets" and not _dense(values))
         or (key == "sample.prompts" and _dense(values))
     )
-    return gr.update(value=shown, visible=not hidden, **fields.dress(row, problem, kohya=key not in FIRST))
+
+
+def _filled(row: fields.Row, key: str, shown: Any, values: dict[str, Any], wrong: dict[str, str]) -> Any:
+    """The field with the recipe's value, and with what is wrong with it."""
+    problem = wrong.get(key)
+    return gr.update(
+        value=shown, visible=not _hidden(key, values), **fields.dress(row, problem, kohya=key not in FIRST)
+    )
 
 
 def own_presets(home: Any) -> Path:

@@ -169,6 +169,7 @@ SEARCH_INFO = "By name, kohya's name or words of the help: offset, network_dim, 
 TABLE = "Table"
 ALL_TABLES = "all tables"
 MORE_FOUND = "{} more; narrow the search."
+FOUND_ABOVE = "Has a field above:"
 NOTHING_FOUND = "No matching options."
 DIFFERENCE = "Changed from the preset"
 NO_DIFFERENCE = "Nothing is changed."

@@ -167,6 +167,7 @@ SEARCH_INFO = "Nach Namen, kohyas Namen oder Wörtern der (englischen) Hilfe: of
 TABLE = "Tabelle"
 ALL_TABLES = "alle Tabellen"
 MORE_FOUND = "{} weitere; grenzen Sie die Suche ein."
+FOUND_ABOVE = "Hat oben ein Feld:"
 NOTHING_FOUND = "Keine passenden Optionen."
 DIFFERENCE = "Geändert gegenüber dem Preset"
 NO_DIFFERENCE = "Nichts ist geändert."

@@ -148,6 +148,58 @@ def test_a_field_writes_only_what_was_entered_and_never_over_another_window(form
     assert draft.get(draft.values(draft.read(home)), "adapter.alpha") == 0.123456789
 
 
+def test_a_field_of_the_search_says_what_is_wrong_and_takes_nothing_from_another_window(
+    form: recipe.Recipe, home: Home
+) -> None:
+    key = "save.keep_last"
+    shown = {key: fields.show(ROWS[key][0], None)}
+    for entered, wrong in ((-1, True), (3, False), (2.5, True), (4, False)):
+        *now, field = form.edit_found(key, shown, entered, "", "")
+        assert ("problem" in field["elem_classes"]) == wrong and "value" not in field
+        assert "value" not in now[form.outputs.index(form.shown)]  # the form's own fields keep what they have shown
+    draft.change(home, {key: 7})  # in another window
+    *now, field = form.edit_found(key, shown, 5, "", "")
+    assert "another window has set it to 7" in now[0] and field["value"] == shown[key] == 7
+    form.edit_found(key, shown, 5, "", "")
+    assert draft.get(draft.values(draft.read(home)), key) == 5
+
+
+def test_no_option_has_two_fields(form: recipe.Recipe, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two, one would show what the other has changed since."""
+    made: list[str] = []
+    monkeypatch.setattr(recipe.fields, "make", lambda row, *_, **__: made.append(fields.key_of(row)))
+    monkeypatch.setattr(form, "_taken", lambda *_: None)
+    lines: list[str] = []
+    monkeypatch.setattr(recipe.gr, "HTML", lambda text, **_: lines.append(text))
+    form._found("rank", "", "", True)
+    assert "adapter.rank" not in made and "adapter.conv_rank" in made
+    assert words.FOUND_ABOVE in lines[0] and 'data-option="adapter.rank"' in lines[0]
+    made.clear()
+    form._found("pixel.weight", "", "", True)
+    assert "loss.pixel.weight" in made  # which has no field in the form while the loss is off
+    draft.change(home, {"loss.pixel": {}})
+    made.clear()
+    form._found("pixel.weight", "", "", True)
+    assert "loss.pixel.weight" not in made and 'data-option="loss.pixel.weight"' in lines[-1]
+    lines.clear()
+    form._found("", "", "", True)
+    assert not any(words.FOUND_ABOVE in line for line in lines) and not set(made) & {"run.name", "run.steps"}
+
+
+def test_what_is_no_number_stays_as_it_was_entered(form: recipe.Recipe, home: Home) -> None:
+    draft.change(home, {"preset": "demo"})
+    shown = form.show()[form.outputs.index(form.shown)]
+    for key, entered, right in (("adapter.rank", 3.5, 4), ("optimizer.learning_rate", "nan", "1e-4")):
+        now = form.edit(key, entered, shown)
+        assert key in now[0] and "problem" in now[form.outputs.index(form.made[key])]["elem_classes"]
+        assert draft.get(draft.values(draft.read(home)), key) == entered
+        assert "problems" not in form.edit(key, right, shown)[0]  # and is no other window's: it can be mended
+    assert form.made["adapter.rank"].preprocess(3.5) == 3.5
+    form.edit("optimizer.learning_rate", "1,5e-4", shown)
+    (found,) = draft.problems(draft.read(home), home.draft)
+    assert found.remedy == ("Use '1.5e-4'", "optimizer.learning_rate", 1.5e-4)
+
+
 @pytest.mark.parametrize(("preset", "key", "first", "second", "holds"), [
     (None, "run.name", "mine", "yours", "last"), ("demo", "run.name", "mine", "yours", "demo"),
     ("demo", "run.steps", 40, 50, 150), (None, "run.steps", 40, 50, None), ("demo", "adapter.rank", 4, 5, 16),

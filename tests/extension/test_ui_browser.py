@@ -205,7 +205,7 @@ def test_a_problem_leads_to_its_field_wherever_that_is(server: Server, page) -> 
         assert 0 < top < 900, key
 
 
-SYNONYMS = {"lr": "option-optimizer-learning_rate", "mirror": "option-data-flip", "vram": "option-memory-"}
+SYNONYMS = {"lr": "found-above", "mirror": "option-data-flip", "vram": "option-memory-"}
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
