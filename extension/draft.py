@@ -72,6 +72,14 @@ class Problem:
     remedy: tuple[str, str, Any] | None = None
 
 
+class Changed(UserError):
+    """The recipe is not the one that a text was made from; ``mark`` is that of the one there is."""
+
+    def __init__(self, mark: str):
+        super().__init__(words.CHANGED_ELSEWHERE)
+        self.mark = mark
+
+
 # ------------------------------------------------------------------------------------------------------------- text
 
 
@@ -80,14 +88,14 @@ def read(home: Home) -> str:
 
 
 def replace(home: Home, text: str, based_on: str | None = None) -> None:
-    """The whole text from an editor. UserError: no TOML, or the file has changed since ``based_on`` was shown."""
+    """The whole text from an editor. UserError: no TOML. Changed: so has the file since ``based_on`` was shown."""
     try:
         tomlkit.parse(text)
     except TOMLKitError as error:
         raise UserError(f"{words.THE_RECIPE}: {words.NOT_TOML.format(error)}") from None
     with locked(home.draft):
-        if based_on is not None and based_on != mark(read(home)):
-            raise UserError(words.CHANGED_ELSEWHERE)
+        if based_on is not None and based_on != (now := mark(read(home))):
+            raise Changed(now)
         write(home.draft, text)
 
 

@@ -16,7 +16,22 @@ import gradio as gr
 from ..trainer import config
 from ..trainer.errors import UserError
 from ..trainer.runs.events import read_object
-from . import captioner, captions, card, crops, draft, edits, fetch, grid, images, tagger, targets, tokens, words
+from . import (
+    captioner,
+    captions,
+    card,
+    crops,
+    draft,
+    edits,
+    fetch,
+    fields,
+    grid,
+    images,
+    tagger,
+    targets,
+    tokens,
+    words,
+)
 from .page import EVENT, SLOW, Context, Screen, alert, changing, in_place, kindly, note, notes, success
 from .recipe import fetching, read_import
 from .security import unquoted
@@ -155,7 +170,7 @@ class Pictures:
         self.convert.click(self._in_place(self.convert_others), page, self.outputs, **seen)
         self._wire_tagging()
         for changed in (self.trigger.blur, self.trigger.submit):
-            line = [self.trigger_shown, self.wrong]
+            line = [self.trigger, self.trigger_shown, self.wrong]
             changed(in_place(self.set_trigger, line), [self.trigger, self.trigger_shown], line, **EVENT)
         for changed in (self.which.input, self.filter.input, self.holds.submit, self.holds.blur):
             shown = changed(self._in_place(self.again_kept), page, self.outputs, **EVENT)
@@ -527,11 +542,16 @@ class Pictures:
         return captions.scan(_current(self.context, chosen)), captioner.load(captioner.folder(self.home))
 
     @kindly
-    def set_trigger(self, text: str, shown: str) -> str:
+    def set_trigger(self, text: str, shown: str) -> list[Any]:
+        """For the field, what it shows by that, and the line below. What another window has set is shown, and stays."""
         text, now = text.strip(), draft.get(self.context.recipe(), "data.trigger", "")
-        if not draft.untouched("data.trigger", text, shown, now):
-            self.context.change({"data.trigger": text or None, **self._prompts(text)})
-        return text
+        try:
+            if draft.untouched("data.trigger", text, shown, now):
+                return [gr.skip()] * 3
+        except UserError as error:
+            return [now, now, alert(fields.labelled(str(error)))]
+        self.context.change({"data.trigger": text or None, **self._prompts(text)})
+        return [gr.skip(), text, ""]
 
     def _prompts(self, trigger: str) -> dict[str, Any]:
         """Preview prompts that are captions as they were offered get a place for the trigger word, or lose it."""

@@ -27,6 +27,7 @@ from .page import (
     SLOW,
     Context,
     Screen,
+    alert,
     bar,
     changing,
     in_place,
@@ -435,7 +436,15 @@ class Recipe:
 
     @kindly
     def apply_text(self, text: str, mark: str) -> list[Any]:
-        draft.replace(self.home, text, mark)
+        """The text in the box as the recipe, if that is the one that the text was made from; else the box keeps what
+        was typed, and may be applied over what the screen now shows."""
+        try:
+            draft.replace(self.home, text, mark)
+        except draft.Changed as error:
+            now = self.show(text, mark)
+            now[self.outputs.index(self.toml)] = gr.skip()
+            now[self.outputs.index(self.based_on)] = error.mark
+            return [*now, alert(str(error))]
         return self.show()
 
     @kindly

@@ -410,12 +410,12 @@ NO_CHECKPOINTS = "checkpoints: none is chosen; choose at least one"
 MANY_COLUMNS = "checkpoints: {} columns are too many to look at; keep {} or fewer"
 THE_RECIPE = "recipe"
 NOT_TOML = "this is not TOML ({}); fix that line"
-CHANGED_ELSEWHERE = "recipe: it was changed in another window meanwhile; look at it again, then apply"
-TEXT_NOT_TOML = "recipe: the text beside the form is not TOML ({}); fix it first"
-SET_ELSEWHERE = (
-    "{}: another window has set it to {!r} meanwhile, and that stays; to set it to {!r}, open this step again and "
-    "enter it again"
+CHANGED_ELSEWHERE = (
+    "recipe: it was changed meanwhile, in a field or in another window, and the fields show that; to replace it by "
+    "this text, apply it again"
 )
+TEXT_NOT_TOML = "recipe: the text beside the form is not TOML ({}); fix it first"
+SET_ELSEWHERE = "{}: another window has set it to {!r} meanwhile, and that stays; to set it to {!r}, enter it again"
 NOT_REPLACED = "undo: no recipe was replaced"
 RUN_UNREADABLE = "run '{}': its config.toml cannot be read; choose another run"
 GPU_TRAINS = "draw: run '{}' trains on this machine's GPU; pause it in step 3, or wait for it"

@@ -522,12 +522,12 @@ MANY_COLUMNS = "Checkpoints: {} Spalten sind zu viele zum Ansehen; behalten Sie 
 THE_RECIPE = "Rezept"
 NOT_TOML = "das ist kein TOML ({}); berichtigen Sie die Zeile"
 CHANGED_ELSEWHERE = (
-    "Rezept: es wurde inzwischen in einem anderen Fenster geändert; sehen Sie es noch einmal an, dann übernehmen"
+    "Rezept: es wurde inzwischen geändert, in einem Feld oder in einem anderen Fenster, und die Felder zeigen das; um "
+    "es durch diesen Text zu ersetzen, übernehmen Sie ihn noch einmal"
 )
 TEXT_NOT_TOML = "Rezept: der Text neben dem Formular ist kein TOML ({}); berichtigen Sie ihn zuerst"
 SET_ELSEWHERE = (
-    "{}: ein anderes Fenster hat es inzwischen auf {!r} gesetzt, und das bleibt; für {!r} öffnen Sie diesen "
-    "Schritt noch einmal und geben es neu ein"
+    "{}: ein anderes Fenster hat es inzwischen auf {!r} gesetzt, und das bleibt; für {!r} geben Sie es noch einmal ein"
 )
 NOT_REPLACED = "Rückgängig: kein Rezept wurde ersetzt"
 RUN_UNREADABLE = "Lauf '{}': seine config.toml ist nicht lesbar; wählen Sie einen anderen"

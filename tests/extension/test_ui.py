@@ -138,6 +138,8 @@ def test_a_field_writes_only_what_was_entered_and_never_over_another_window(form
     assert "run.steps" in now[0] and "problem" in field["elem_classes"]
     assert steps() == 2000 and now[form.outputs.index(form.made["run.steps"])]["value"] == 2000  # both windows show it
     assert "value" not in now[form.outputs.index(form.made["run.batch"])]
+    form.edit("run.steps", 150, now[form.outputs.index(form.shown)])
+    assert steps() == 150, "to enter it again is enough"
     shown = form.show()[form.outputs.index(form.shown)]
     for entered in (150, 160):  # one after the other: what this field wrote is no other window's
         form.edit("run.steps", entered, shown)

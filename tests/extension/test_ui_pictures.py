@@ -263,13 +263,18 @@ def test_what_is_typed_in_a_box_is_saved_letter_by_letter(screen: pictures.Pictu
 def test_an_old_tab_sets_back_no_trigger(screen: pictures.Pictures) -> None:
     import gradio as gr
 
+    def trigger() -> Any:
+        return draft.get(draft.values(draft.read(screen.home)), "data.trigger")
+
     before = screen.show()[screen.outputs.index(screen.trigger_shown)]
-    before = screen.set_trigger("sks", before)
+    _, before, _ = screen.set_trigger("sks", before)
     draft.change(screen.home, {"data.trigger": "ohwx"})  # in another tab
-    screen.set_trigger("sks", before)
-    with pytest.raises(gr.Error, match=r"Trigger word \(data\.trigger\): another window has set it to .*ohwx"):
-        screen.set_trigger("zwx", before)
-    assert draft.get(draft.values(draft.read(screen.home)), "data.trigger") == "ohwx"
+    assert screen.set_trigger("sks", before) == [gr.skip()] * 3, "the field was only left"
+    field, before, line = screen.set_trigger("zwx", before)
+    assert field == before == "ohwx", "both windows show it"
+    assert words.TRIGGER in line and "another window has set it to &#x27;ohwx&#x27;" in line and trigger() == "ohwx"
+    assert screen.set_trigger(field, before)[2] == gr.skip(), "the line stays when the field is left"
+    assert screen.set_trigger("zwx", before)[1:] == ["zwx", ""] and trigger() == "zwx", "to enter it again is enough"
 
 
 def test_undo_leaves_what_was_edited_since(screen: pictures.Pictures, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from pixelkiln.extension import (
     train,
     words,
 )  # fmt: skip
-from pixelkiln.extension.page import Context, newest, plain_message
+from pixelkiln.extension.page import Context, in_place, newest, plain_message
 from pixelkiln.extension.security import Folders
 from pixelkiln.extension.store import Home, write
 from pixelkiln.trainer.data import pairs_file
@@ -224,6 +224,19 @@ def test_a_recipe_that_changes_during_its_check_is_checked_as_it_then_is(
 
 
 # ------------------------------------------------------------------------------------------------ replaced, and back
+
+
+def test_a_text_that_is_behind_the_recipe_is_kept_and_can_be_applied(context: Context) -> None:
+    form = built(recipe.Recipe, context)
+    shown, with_error = form.show(), [*form.outputs, form.not_taken]
+    apply = in_place(form.apply_text, with_error)
+    text, mark = (shown[form.outputs.index(one)] for one in (form.toml, form.based_on))
+    draft.change(context.home, {"run.batch": 3})
+    now = apply(text + "# mine\n", mark)
+    assert "apply it again" in now[-1] and now[form.outputs.index(form.toml)] == gr.skip()
+    assert now[form.outputs.index(form.made["run.batch"])]["value"] == 3 and "mine" not in draft.read(context.home)
+    now = apply(text + "# mine\n", now[form.outputs.index(form.based_on)])
+    assert now[-1] == "" and draft.read(context.home) == text + "# mine\n"
 
 
 def test_an_import_is_asked_about_and_a_strange_file_refused(context: Context, tmp_path: Path) -> None:
