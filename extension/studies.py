@@ -241,10 +241,12 @@ class Studies:
     def _wire(self) -> None:
         asked = [self.ready, self.file, self.model, self.pictures, self.targets, self.budget]
         planned = [self.planned, self.start, self.asked]
-        looked = self.plan.click(in_place(self.look_at_plan, planned, at=0), asked, planned, **SLOW)
+        looked = self.plan.click(self.plan_or_why, asked, planned, **SLOW)
         looked.then(_still_asked, [self.asked, *asked], planned[:2], **EVENT)
         for field in asked:  # what is started is what was looked at
             field.change(lambda: ["", gr.update(visible=False), {}], None, planned, **EVENT)
+        self.ready.input(lambda: "", None, [self.file], **EVENT)  # one of them is meant
+        self.file.input(lambda: None, None, [self.ready], **EVENT)
         own = [self.model, self.pictures, self.targets]
         for field in (self.ready, self.file):
             field.change(self.ask_for, [self.ready, self.file], own, trigger_mode="always_last", **EVENT)
@@ -345,6 +347,12 @@ class Studies:
             gr.update(placeholder=hints[2], visible=draft.get(base, "dense") is not None),
         ]
 
+    def plan_or_why(self, *asked: Any) -> list[Any]:
+        """The plan, or why there is none, and for which fields."""
+        outputs = [self.planned, self.start, self.asked]
+        planned, start, plan = in_place(self.look_at_plan, outputs, at=0)(*asked)
+        return [planned, start, plan if "arguments" in plan else {"fields": [*asked]}]
+
     def look_at_plan(
         self, ready: str | None, file: str, model: str, pictures: str, maps: str, budget: str
     ) -> list[Any]:  # fmt: skip
@@ -357,7 +365,7 @@ class Studies:
             "cells": None if budget.strip() else answer["cells"],
             "fields": [ready, file, model, pictures, maps, budget],
         }
-        return [_planned(answer), gr.update(visible=True), asked]
+        return [_planned(answer, budget.strip()), gr.update(visible=True), asked]
 
     def _file(self, ready: str | None, file: str) -> Path:
         """The study that is meant. UserError: none is, or who is at this page may not name files."""
@@ -398,7 +406,7 @@ class Studies:
 
     @kindly
     def begin_study(self, asked: dict[str, Any]) -> list[Any]:
-        if not asked:
+        if "arguments" not in asked:
             raise UserError(words.STUDY_NO_PLAN)
         folder = Path(asked["folder"])
         start(self.home, folder, asked["arguments"], asked["cells"])
@@ -455,15 +463,16 @@ class Studies:
 
 
 def _still_asked(asked: dict[str, Any], *shown: Any) -> list[Any]:
-    """No plan, and nothing to start, where a field was changed while the trainer made its plan."""
+    """No answer, and nothing to start, where a field was changed while the trainer made its plan."""
     changed = bool(asked) and asked["fields"] != list(shown)
     return ["", gr.update(visible=False)] if changed else [gr.skip(), gr.skip()]
 
 
 def _missing(base: dict[str, Any]) -> list[str]:
     """What a study asks for and names nowhere: a model, pictures, maps. Nothing of one that cannot be read."""
-    given = draft.get(base, "data")
-    data = given if isinstance(given, dict) else {}
+    data = draft.get(base, "data", {})
+    if not isinstance(data, dict):
+        return []
     missing = [] if draft.get(base, "model.path") or not base else ["model.path"]
     if base and not any(data.get(name) for name in ("path", "sets", "pairs", "ratings")):
         missing.append(data_of(base))
@@ -508,8 +517,8 @@ def _named(text: str) -> str:
     return fields.labelled(escape(text), lambda key: f"{escape(fields.title(key))} <code>{key}</code>")
 
 
-def _planned(answer: dict[str, Any]) -> str:
-    """A plan in words."""
+def _planned(answer: dict[str, Any], budget: str = "") -> str:
+    """A plan in words; ``budget``: the time that it was asked for."""
     counts = (
         words.number(len(answer["arms"]), words.ARMS), words.number(answer["seeds"], words.SEEDS),
         words.number(answer["cells"], words.CELLS), words.number(answer["held_out"], words.PICTURES),
@@ -521,5 +530,8 @@ def _planned(answer: dict[str, Any]) -> str:
         least, most = (about(one) for one in answer["seconds"])
         span = least if least == most else words.STUDY_SPAN.format(least, most)
         time = note(words.STUDY_TIME.format(span, answer["pace"]), "verdict")
+    if budget and (fit := answer.get("seeds_in_budget")):
+        span = str(fit[0]) if fit[0] == fit[1] else words.STUDY_SPAN.format(*fit)
+        time += note(words.STUDY_FITS.format(budget, span, answer["seeds"]), "verdict")
     warned = "".join(f'<p class="note warn">{_named(one)}</p>' for one in answer["notes"])
     return note(words.STUDY_PLAN.format(*counts)) + f"<ul>{rows}</ul>" + time + warned

@@ -338,6 +338,7 @@ LOOK_AT_PLAN, START_STUDY = "Show plan and time", "Start the study"
 STUDY_PLAN, STUDY_MAPS = "{} x {} = {}; {} held out, {}", "their maps are measured"
 ARMS, SEEDS, CELLS = ("recipe", "recipes"), ("seed", "seeds"), ("cell", "cells")
 STUDY_TIME, STUDY_TIME_UNKNOWN = "Time: {} ({})", "Time: not known before the first cell."
+STUDY_FITS = "In {}: {} of {} seeds."
 STUDY_SPAN = "{} to {}"
 STOP_STUDY, GO_ON, TO_REPORT = "Stop", "Continue", "Put the votes into the report"
 STUDY_STATES = {"live": "at work", "done": "done", "stopped": "stopped", "failed": "failed", "seen": "command line"}

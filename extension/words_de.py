@@ -432,6 +432,7 @@ LOOK_AT_PLAN, START_STUDY = "Plan und Zeit zeigen", "Studie starten"
 STUDY_PLAN, STUDY_MAPS = "{} x {} = {}; {} zurückgehalten, {}", "ihre Karten werden gemessen"
 ARMS, SEEDS, CELLS = ("Rezept", "Rezepte"), ("Seed", "Seeds"), ("Zelle", "Zellen")
 STUDY_TIME, STUDY_TIME_UNKNOWN = "Zeit: {} ({})", "Zeit: vor der ersten Zelle unbekannt."
+STUDY_FITS = "In {}: {} von {} Seeds."
 STUDY_SPAN = "{} bis {}"
 STOP_STUDY, GO_ON, TO_REPORT = "Anhalten", "Fortsetzen", "Stimmen in den Bericht aufnehmen"
 STUDY_STATES = {

@@ -416,8 +416,28 @@ def test_a_study_is_started_as_it_was_planned(context: Context, asked: list[list
     for given, line in (("", "choose a ready one"), ("/no.toml", "no file")):
         told, *rest = look(None, given, "", "", "", "")
         assert line in told and 'role="alert"' in told and rest == [gr.skip()] * 2
-    with pytest.raises(gr.Error, match="look at its plan first"):
-        screen.begin_study({})
+    for nothing in ({}, {"fields": [None, "/no.toml", "", "", "", ""]}):
+        with pytest.raises(gr.Error, match="look at its plan first"):
+            screen.begin_study(nothing)
+
+
+def test_a_plan_says_what_fits_into_the_time() -> None:
+    for fit, line in (([1, 3], "In 8h: 1 to 3 of 2 seeds."), ([2, 2], "In 8h: 2 of 2 seeds."), (None, "")):
+        answer = {**ANSWER, "seeds_in_budget": fit}
+        assert line in studies._planned(answer, "8h") and "In 8h" not in studies._planned(answer)
+
+
+def test_an_answer_for_fields_that_were_changed_meanwhile_is_not_shown(
+    context: Context, asked: list[list[str]], tmp_path: Path
+) -> None:
+    screen = built(studies.Studies, context)
+    file = write(tmp_path / "s.toml", STUDY) or tmp_path / "s.toml"
+    for given, visible in ((str(file), True), ("/no.toml", False)):
+        fields = [None, given, "", "", "", ""]
+        line, start, found = screen.plan_or_why(*fields)
+        assert ("no file" in line) != visible == (start != gr.skip())
+        assert studies._still_asked(found, *fields) == [gr.skip()] * 2
+        assert studies._still_asked(found, *fields[:5], "8h") == ["", gr.update(visible=False)]
 
 
 @pytest.fixture
@@ -468,7 +488,12 @@ def test_folders_of_a_study_are_checked_and_passed_on(
     ):
         with pytest.raises(UserError, match=line):
             screen.look_at_plan(*given)
+    odd = tmp_path / "odd.toml"
+    odd.write_text('name = "s"\npreset = "demo"\noptions = { data = 3 }\n', encoding="utf-8")
     assert not asked
+    assert (
+        screen.look_at_plan(None, str(odd), "", "", "", "")[1]["visible"] and asked.pop()
+    )  # the trainer says what is wrong
     screen.look_at_plan("demo-dense", "", "", f" '{pictures}' ", depth, "")
     screen.look_at_plan("demo-pixel", "", "", "", "/no", "1h 30m")  # the field of maps is not shown
     screen.look_at_plan("sd15-preference", "", "some/model", pictures, "", "")

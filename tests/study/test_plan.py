@@ -264,6 +264,8 @@ def test_the_command_finds_ready_studies_and_plans_without_loading(tmp_path, mon
     monkeypatch.setattr(hours, "left", lambda *_: hours.Hours(60, 3600, "guessed", (1800.0, 3600.0)))
     assert cli.main(["study", "demo-pixel", "--plan", "--budget=3h"]) == 0
     assert capsys.readouterr().out.endswith("budget: 3 to 6 of 10 seeds fit into 3 h 0 min\n")
+    assert cli.main(["study", "demo-pixel", "--plan", "--json", "--budget=3h"]) == 0
+    assert json.loads(capsys.readouterr().out)["seeds_in_budget"] == [3, 6]
     assert cli.main(["study", "demo-pixel", "--report"]) == 2
     assert "so there is nothing to report" in capsys.readouterr().err and not (tmp_path / "studies").exists()
 

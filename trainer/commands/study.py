@@ -59,7 +59,7 @@ def _study(args: argparse.Namespace) -> int:
         expected = hours.left(planned, print_note)
         lines = [expected.line if expected else "time: not known before the first cell"]
         lines += [expected.fitting(budget, len(planned.seeds))] if budget and expected else []
-        return print_json(_plan_json(planned, expected)) if args.json else print_lines(lines)
+        return print_json(_plan_json(planned, expected, budget)) if args.json else print_lines(lines)
     if args.report and not planned.folder.is_dir():
         raise UserError(f"study: {planned.folder} is not there, so there is nothing to report; start the study first")
     code = DONE if args.report else queue.run(planned, print_note, budget)
@@ -96,12 +96,14 @@ def _plan_lines(planned: Plan) -> list[str]:
     ]
 
 
-def _plan_json(planned: Plan, expected: Hours | None) -> dict[str, Any]:
-    """What a host shows before it starts the study. Seconds: of what is left, at least and at most."""
+def _plan_json(planned: Plan, expected: Hours | None, budget: float | None) -> dict[str, Any]:
+    """What a host shows before it starts the study. Seconds: of what is left, at least and at most; so are the seeds
+    that fit into the budget."""
     return {
         "name": planned.options.name, "folder": planned.folder, "cells": len(planned.cells),
         "arms": [{"name": arm.name, "changes": arm.changes} for arm in planned.arms], "seeds": len(planned.seeds),
         "held_out": len(planned.held), "prompts": len(planned.prompts), "notes": list(planned.notes),
         "seconds": [expected.least, expected.most] if expected else None,
         "pace": expected.source if expected else None,
+        "seeds_in_budget": expected.seeds(budget, len(planned.seeds)) if expected and budget else None,
     }  # fmt: skip

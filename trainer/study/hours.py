@@ -23,9 +23,14 @@ class Hours:
     seed: tuple[float, float] = (0.0, 0.0)
     """Of one seed of all arms."""
 
-    def fitting(self, budget: float, most: int) -> str:
-        """How many seeds fit into a time, at most so many; one always is done."""
+    def seeds(self, budget: float, most: int) -> tuple[int, int]:
+        """How many seeds fit into a time, at least and at most, of so many; one always is done."""
         few, many = (max(1, min(most, int(budget / one))) if one else most for one in reversed(self.seed))
+        return few, many
+
+    def fitting(self, budget: float, most: int) -> str:
+        """``seeds`` in a sentence."""
+        few, many = self.seeds(budget, most)
         span = f"{few}" if few == many else f"{few} to {many}"
         return f"budget: {span} of {most} seeds fit into {clock(budget)}"
 
