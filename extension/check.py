@@ -105,7 +105,7 @@ class Check:
     def __init__(self, context: Context):
         self.context, self.home = context, context.home
         self._asking: dict[str, Asking] = {}
-        self.offered, self.accepted, self.started = gr.State([]), gr.State(""), gr.State("")
+        self.offered, self.mine, self.started = gr.State([]), gr.State({}), gr.State("")
         gr.HTML(f"<h2>{words.CHECK}</h2>")
         self.shown = gr.HTML(elem_id="check-report", js_on_load=FIX_JS)
         self.look_at = gr.State("")
@@ -125,29 +125,29 @@ class Check:
     def _wire(self) -> None:
         fixed = self.shown.select(self.fix, [self.offered], [self.look_at], **EVENT)
         self.fixed = fixed
-        self.again.click(functools.partial(self.run, fresh=True), None, self.outputs, **EVENT)
+        self.again.click(functools.partial(self.run, fresh=True), [self.mine], self.outputs, **EVENT)
         self.cancel.click(self.stop, None, None, **EVENT)
-        self.start.click(self.begin, [self.accepted], [*self.outputs, self.accepted, self.started], **EVENT)
+        self.start.click(self.begin, [self.mine], [*self.outputs, self.started], **EVENT)
 
     def on_arrival(self, tab: gr.Tab) -> None:
         """When somebody comes to the screen: the verdict, beside the form, whose answer it does not need."""
-        first = tab.select(self.verdict, None, self.outputs[:2], **EVENT)
-        first.success(self.settle, None, self.outputs, **EVENT)
+        first = tab.select(self.verdict, [self.mine], self.outputs[:2], **EVENT)
+        first.success(self.settle, [self.mine], self.outputs, **EVENT)
 
     def on_change(self, event: Any) -> None:
         """After an event that may change the recipe: what is known of it, and after a pause the trainer's check."""
-        event.success(self.settle, None, self.outputs, **EVENT)
+        event.success(self.settle, [self.mine], self.outputs, **EVENT)
 
-    def verdict(self) -> list[Any]:
+    def verdict(self, mine: dict[str, Any]) -> list[Any]:
         """What is known at once, for the first two of the outputs: gradio's work in the browser grows with the number
         of an event's outputs, and a person who comes to the screen waits for it."""
-        return self._view(self.known(draft.read(self.home), seconds=FIRST_LOOK))[:2]
+        return self._view(self.known(draft.read(self.home), seconds=FIRST_LOOK), mine)[:2]
 
-    def settle(self) -> Iterator[list[Any]]:
+    def settle(self, mine: dict[str, Any]) -> Iterator[list[Any]]:
         """What is known at once; the rest when nothing has changed for a moment."""
         text = draft.read(self.home)
         report = self.known(text)
-        yield self._view(report)
+        yield self._view(report, mine)
         if report.answer or report.problems:
             return
         until = time.monotonic() + SETTLED
@@ -155,21 +155,21 @@ class Check:
             time.sleep(0.2)
             if (now := draft.read(self.home)) != text:
                 text, until = now, time.monotonic() + SETTLED
-        yield from self.run()
+        yield from self.run(mine)
 
-    def run(self, fresh: bool = False) -> Iterator[list[Any]]:
+    def run(self, mine: dict[str, Any], fresh: bool = False) -> Iterator[list[Any]]:
         """The whole check: what the page knows at once, then the trainer's answer. A recipe that changes meanwhile,
         also in another window or an editor, is checked as it then is."""
         while True:
             text = draft.read(self.home)
             report = self.known(text, remembered=not fresh)
             if not (report.answer or report.problems):
-                yield self._view(report, asking=True)
+                yield self._view(report, mine, asking=True)
                 report = self._answered(text, report.key) or report
             if draft.read(self.home) == text:
                 break
             fresh = False
-        yield self._view(report)
+        yield self._view(report, mine)
 
     def stop(self) -> None:
         for one in list(self._asking.values()):
@@ -212,17 +212,22 @@ class Check:
             found += findings.of_pictures(values, data_folders(values), size, seconds)
         return Report(key, tuple(problems), tuple(found), answer)
 
-    def _view(self, report: Report, asking: bool = False, accepted: bool = False) -> list[Any]:
+    def _view(self, report: Report, mine: dict[str, Any], asking: bool = False) -> list[Any]:
+        """A report, and what Start says by it on the page whose ``mine`` is: see ``begin``."""
         values = self.context.recipe()
         offered = [one.remedy for one in report.problems if one.remedy]
         offered = [*offered, *fitting(report.answer)][:REMEDIES]
         labels = [gr.update(value=label, visible=True) for label, *_ in offered]
         labels += [gr.update(visible=False)] * (REMEDIES - len(offered))
         offered += [one.remedy for one in report.found if one.remedy]
-        start = words.START_ANYWAY if accepted else words.START
-        allowed = not report.problems and not any(one.stops for one in report.found)
+        if mine.get("starts"):
+            start = _starts()
+        else:
+            allowed = not report.problems and not any(one.stops for one in report.found)
+            text = words.START_ANYWAY if mine.get("accepted") == report.key else words.START
+            start = gr.update(interactive=allowed, value=text)
         return [
-            shown(report, values, self.context, asking), gr.update(interactive=allowed, value=start),
+            shown(report, values, self.context, asking), start,
             gr.update(visible=not asking), gr.update(visible=asking), offered, *labels,
         ]  # fmt: skip
 
@@ -250,19 +255,37 @@ class Check:
         self.apply(offered.index(found), offered)
         return gr.skip()
 
-    def begin(self, accepted: str) -> Iterator[list[Any]]:
+    def begin(self, mine: dict[str, Any]) -> Iterator[list[Any]]:
         """Queue a copy of the recipe, if a check of just this recipe found it ready. What is worth fixing is shown
-        first; a second press starts anyway. The last output is the run's folder."""
+        first; a second press starts anyway. The last output is the run's folder.
+
+        ``mine`` is of this page, and one object for all of its events: whatever else is answered meanwhile, Start says
+        that it waits (``starts``), and after a question that it starts anyway (``accepted``, the report's key)."""
+        mine["starts"] = True
+        try:
+            yield from self._begin(mine)
+        except Exception:  # it is told as any other, with a button that can be pressed again
+            mine["starts"] = False
+            yield [*self._view(self.known(draft.read(self.home)), mine), ""]
+            raise
+        finally:
+            mine["starts"] = False
+
+    def _begin(self, mine: dict[str, Any]) -> Iterator[list[Any]]:
+        yield [_starts() if one is self.start else gr.skip() for one in [*self.outputs, self.started]]
         text = draft.read(self.home)
         report = self.known(text)
         if not (report.answer or report.problems):
-            yield [*self._view(report, asking=True), "", ""]
+            yield [*self._view(report, mine, asking=True), ""]
             report = self._answered(text, report.key) or report
-        if not report.ready or (report.questions and accepted != report.key):
-            asks = report.ready and report.questions
-            yield [*self._view(report, accepted=asks), report.key if asks else "", ""]
+        mine["starts"], accepted = False, mine.get("accepted")
+        asks = report.ready and report.questions and accepted != report.key
+        mine["accepted"] = report.key if asks else ""
+        if draft.read(self.home) == text and (asks or not report.ready):
+            yield [*self._view(report, mine), ""]
             return
-        yield [*self._view(report), "", self._queued(text)]
+        folder = self._queued(text)
+        yield [*self._view(report, mine), folder]
 
     @kindly
     def _queued(self, text: str) -> str:
@@ -274,6 +297,11 @@ class Check:
         )
         queue.ensure(self.home)
         return added.folder
+
+
+def _starts() -> Any:
+    """Start, while it waits for the check."""
+    return gr.update(value=words.STARTS_AFTER, interactive=False)
 
 
 def ask(context: Context, text: str, started: Any = lambda _: None) -> tuple[list[Problem], dict[str, Any]]:

@@ -20,6 +20,7 @@ TABS = {
 }
 NEXT = {"pictures": "Next: recipe", "train": "Compare checkpoints"}
 START, START_ANYWAY, CANCEL = "Start training", "Start anyway", "Cancel"
+STARTS_AFTER = "Checking, then it starts"
 SERVER_GONE = "The page's server does not answer. Start it again; this page comes back by itself."
 SKIP = "Skip to the screen"
 

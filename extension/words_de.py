@@ -13,6 +13,7 @@ TABS = {
 }
 NEXT = {"pictures": "Weiter: Rezept", "train": "Checkpoints vergleichen"}
 START, START_ANYWAY, CANCEL = "Training starten", "Trotzdem starten", "Abbrechen"
+STARTS_AFTER = "Wird geprüft, startet dann"
 SERVER_GONE = "Der Server der Seite antwortet nicht. Starten Sie ihn neu; die Seite ist dann von selbst wieder da."
 SKIP = "Zum Inhalt springen"
 

@@ -94,7 +94,7 @@ def test_each_finding_about_pictures_has_a_button_that_settles_it(tmp_path: Path
     assert set(found()) == {words.NO_CAPTION, words.UNREADABLE, words.SMALL, words.DUPLICATE, words.TOO_LONG}
     for kind, remedy_ in found().items():
         report = panel.known(draft.read(home))
-        offered = panel._view(report)[4]
+        offered = panel._view(report, {})[4]
         key = check._id_of(remedy_)
         assert f'data-fix="{key}"' in check.shown(report, context.recipe(), context, False), kind
         panel.fix(event(key), offered)

@@ -187,20 +187,63 @@ def test_a_start_acts_only_on_a_check_of_this_very_recipe(context: Context, monk
     monkeypatch.setattr(queue, "ensure", lambda _: None)
     panel = built(check.Check, context)
     draft.change(context.home, {"preset": "demo"})
-    *_, seen = panel.run()
+    *_, seen = panel.run({})
     assert "Ready: about 1 min 0 s" in seen[0] and len(asked) == 1
-    *_, seen = panel.run()
+    *_, seen = panel.run({})
     assert len(asked) == 1, "an answer that holds is not asked for again"
     draft.change(context.home, {"data.trigger": "sks"})  # another window; the prompts lack it
-    *_, seen = panel.begin("")
+    mine: dict[str, Any] = {}
+    *_, seen = panel.begin(mine)
     assert len(asked) == 2 and seen[-1] == "" and seen[1]["value"] == words.START_ANYWAY
     assert "lack the trigger word" in seen[0] and not queue.read(context.home).jobs
     draft.change(context.home, {"data.trigger": None})
-    *_, seen = panel.begin(seen[-2])
+    *_, seen = panel.begin({"accepted": mine["accepted"]})
     assert Path(seen[-1]).name == "demo" and [one.run for one in queue.read(context.home).jobs] == ["demo"]
     draft.change(context.home, {"model.path": "/not/there"})
-    *_, seen = panel.begin("")
+    *_, seen = panel.begin(mine)
     assert seen[-1] == "" and "is not there" in seen[0] and seen[1]["interactive"] is False
+
+
+def test_start_says_that_it_waits_for_the_check_until_it_starts_or_is_refused(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = {"gb": 1.0, "of_gb": 9.0, "fits": True, "card": "x", "at": "s", "parts": {}, "remedies": [],
+           "seconds_per_step": 12.0}  # fmt: skip
+
+    def ask(context: Context, text: str, started: Any) -> tuple[list[Any], dict[str, Any]]:
+        if "rank = 9" in text:
+            draft.change(context.home, {"adapter.rank": 10})  # an editor, while the check runs
+            time.sleep(0.5)
+        assert "rank = 8" not in text
+        return [], {"steps": 5, "epochs": 1.0, "data": None, "model": {}, "fit": fit}
+
+    monkeypatch.setattr(check, "ask", ask)
+    monkeypatch.setattr(queue, "ensure", lambda _: None)
+    panel = built(check.Check, context)
+    mine: dict[str, Any] = {}
+    draft.change(context.home, {"preset": "demo", "data.trigger": "sks"})  # the prompts lack it: worth a question
+    waits = {"value": words.STARTS_AFTER, "interactive": False, "__type__": "update"}
+    first, second, last = panel.begin(mine), panel.settle(mine), None
+    seen = next(first)
+    assert seen[1] == waits and all(one == gr.skip() for one in [seen[0], *seen[2:]]), "at once, and nothing else"
+    assert next(second)[1] == waits, "what is answered to another event meanwhile does not take it back"
+    assert panel.verdict(mine)[1] == waits and panel.verdict({})[1]["value"] == words.START, "another page has its own"
+    seen = next(first)
+    assert seen[1] == waits and words.CHECKING in seen[0]
+    *_, last = first
+    assert last[1] == {**waits, "value": words.START_ANYWAY, "interactive": True} and last[-1] == ""
+    *_, last = panel.settle(mine)
+    assert last[1]["value"] == words.START_ANYWAY, "nor the question"
+    *_, last = panel.begin(mine)
+    assert last[1]["value"] == words.START and Path(last[-1]).name == "demo"
+    for rank, error in ((9, gr.Error), (8, AssertionError)):  # changed meanwhile, and a defect
+        draft.change(context.home, {"adapter.rank": rank})
+        said: list[Any] = []
+        with pytest.raises(error):
+            for last in panel.begin(mine):
+                said.append(last)
+        last = said[-1]
+        assert last[1]["value"] == words.START and last[1]["interactive"] and not mine["starts"]
 
 
 def test_a_recipe_that_changes_during_its_check_is_checked_as_it_then_is(
@@ -219,7 +262,7 @@ def test_a_recipe_that_changes_during_its_check_is_checked_as_it_then_is(
     monkeypatch.setattr(check, "ask", ask)
     panel = built(check.Check, context)
     draft.change(context.home, {"preset": "demo"})
-    *_, seen = panel.run()
+    *_, seen = panel.run({})
     assert "Ready" in seen[0] and "rank = 9" in draft.read(context.home)
 
 
