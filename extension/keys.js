@@ -105,17 +105,26 @@
   const tabsOf = () => [...document.querySelectorAll("#steps > .tab-wrapper [role=tab]")].filter((one) => one.offsetParent);
   const screens = ["pictures", "recipe", "train", "compare", "prefer"];
   const inner = { studies: "compare", maps: "compare" };
-  const select = (tab) => { if (tab && tab.getAttribute("aria-selected") !== "true") tab.click(); };
+  const chosen = (tab) => tab?.getAttribute("aria-selected") === "true";
+  const select = (tab) => { if (!chosen(tab)) tab?.click(); };
+  let way = 0;
   const goTo = () => {
     const name = location.hash.slice(1);
-    select(tabsOf()[screens.indexOf(inner[name] || name)]);
-    const within = (tries) => {  // its tabs come with the step, on a slow machine seconds later
-      const tab = document.getElementById(`inner-${name}-button`);
-      if (tab) select(tab);
-      else if (tries) setTimeout(() => within(tries - 1), 100);
+    const step = screens.indexOf(inner[name] || name);
+    if (step < 0) return;
+    const tabs = [() => tabsOf()[step]];
+    if (name in inner || name === "compare") tabs.push(() => document.getElementById(`inner-${name}-button`));
+    const mine = ++way;
+    const on = () => {  // a step's own tabs come with it, on a slow machine many seconds later
+      if (mine !== way) return;
+      const tab = tabs[0]();
+      if (chosen(tab)) tabs.shift();
+      else tab?.click();
+      if (tabs.length) setTimeout(on, 100);
     };
-    if (name in inner || name === "compare") within(100);
+    on();
   };
+  for (const kind of ["pointerdown", "keydown"]) document.addEventListener(kind, () => { way += 1; }, true);  // elsewhere
   const here = () => {
     const name = screens[tabsOf().findIndex((one) => one.getAttribute("aria-selected") === "true")];
     const shown = Object.keys(inner).find((one) => inner[one] === name
