@@ -18,8 +18,14 @@ Row = Mapping[str, Any]
 SYNONYMS = {
     "vram": "memory", "lr": "learning_rate", "dim": "rank", "size": "resolution", "te": "text_encoders",
     "fp8": "weights", "mirror": "flip",
+    # German, as help and most names are English on each page
+    "speicher": "memory", "lernrate": "learning_rate", "rang": "rank", "bildgröße": "resolution",
+    "auflösung": "resolution", "spiegeln": "flip", "vorschau": "sample", "schritte": "steps", "epochen": "epochs",
+    "rauschen": "noise", "ordner": "folder", "speichern": "save", "genauigkeit": "precision",
+    "maske": "mask", "masken": "mask",
+    "bildbeschreibung": "caption", "bildbeschreibungen": "caption", "zuschneiden": "crop", "startwert": "seed",
 }  # fmt: skip
-"""What people call an option -> a word that is in its name, kohya's name or help."""
+"""What people call an option, in either language -> a word that is in its name, kohya's name or help."""
 
 
 def key_of(row: Row) -> str:
@@ -215,6 +221,7 @@ def search(by_key: Mapping[str, Sequence[Row]], query: str, table: str | None, o
         if row is None or (table and row["table"].partition(".")[0] != table):
             continue
         name = f"{key_of(row)} {label(row)} {row['kohya'] or ''}".lower()
-        if all(word in f"{name} {row['help'].lower()}" for word in asked):
+        about = f"{name} {row['help']} {words.OPTION_WORDS.get(key_of(row), ('', ''))[1]}".lower()
+        if all(word in about for word in asked):
             found.append((0 if all(word in name for word in asked) else 1, row))
     return [row for _, row in sorted(found, key=lambda pair: pair[0])]

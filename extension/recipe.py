@@ -73,7 +73,7 @@ class Recipe:
         self.by_key = fields.rows()
         self.made: dict[str, Any] = {}
         self.based_on, self.version, self.shown = gr.State(""), gr.State(""), gr.State({})
-        self.pending, self.looking = gr.State(None), gr.State(False)
+        self.pending, self.looking, self.found = gr.State(None), gr.State(False), gr.State("")
         with gr.Row(elem_classes="tight undo"):
             self.replaced = gr.HTML(elem_id="recipe-replaced")
             self.undo = gr.Button(words.UNDO, size="sm", scale=0, min_width=90, visible=False, elem_id="undo-recipe")
@@ -207,7 +207,10 @@ class Recipe:
             for row in rows[:MOST]:
                 key = fields.key_of(row)
                 one = fields.make(row, draft.get(values, key), wrong.get(key), key=f"{key}-{version}")
-                self._taken(one, functools.partial(self.edit_found, key, shown), [one], [*self.outputs, one])
+                filled = [*self.outputs, one, self.found]
+                for happened in _when_taken(one):
+                    take = in_place(functools.partial(self.edit_found, key, shown), filled, at=0)
+                    happened(take, [one, *self.view], filled, **EVENT)
         if len(rows) > MOST:
             gr.HTML(note(words.MORE_FOUND.format(len(rows) - MOST)))
 
@@ -262,13 +265,12 @@ class Recipe:
         )
         for key, one in self.made.items():
             self._taken(one, functools.partial(self.edit, key), [one, self.shown])
+        # What follows an edit of a found field is no event of that field, which another search takes away meanwhile.
+        self.found.change(self.check.settle, [self.check.mine], self.check.outputs, **EVENT)
 
-    def _taken(self, one: Any, function: Any, inputs: list[Any], outputs: list[Any] | None = None) -> None:
-        """Texts are taken when left or entered, the rest at once."""
-        texts, outputs = isinstance(one, (gr.Textbox, gr.Number)), outputs or self.outputs
-        take = in_place(function, outputs, at=0)
-        for happened in (one.blur, one.submit) if texts else (one.input,):
-            self.check.on_change(happened(take, [*inputs, *self.view], outputs, **EVENT))
+    def _taken(self, one: Any, function: Any, inputs: list[Any]) -> None:
+        for happened in _when_taken(one):
+            self.check.on_change(happened(self._beside(function), [*inputs, *self.view], self.outputs, **EVENT))
 
     def _beside(self, function: Any) -> Any:
         """``function`` with its errors shown beside the form."""
@@ -338,7 +340,7 @@ class Recipe:
         field = fields.dress(row, wrong.get(key))
         if shown[key] != (current := _shown_as(row, values)):  # another window's, which stays
             shown[key] = field["value"] = current
-        return [*now, gr.update(**field)]
+        return [*now, gr.update(**field), draft.mark(text)]
 
     def _only(
         self, key: str, shown: dict[str, Any], typed: str, based_on: str, refused: draft.Problem | None = None
@@ -640,6 +642,11 @@ def _wrong(problems: list[draft.Problem]) -> dict[str, str]:
 def _shown_as(row: fields.Row, values: dict[str, Any]) -> Any:
     """The recipe's value as its field shows it."""
     return fields.show(row, draft.get(values, fields.key_of(row)))
+
+
+def _when_taken(one: Any) -> tuple[Any, ...]:
+    """Texts are taken when left or entered, the rest at once."""
+    return (one.blur, one.submit) if isinstance(one, (gr.Textbox, gr.Number)) else (one.input,)
 
 
 def _hidden(key: str, values: dict[str, Any]) -> bool:

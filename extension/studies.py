@@ -218,7 +218,7 @@ class Studies:
             self.study, self.state, self.stop, self.go_on, self.begin, self.renew, self.report, self.new, self.clock
         ]  # fmt: skip
         self.seen = gr.State("")
-        self.outputs.append(self.seen)
+        self.outputs += [self.seen, self.refused]
         self.inputs = [self.study, self.seen, self.where]
         self._wire()
 
@@ -276,12 +276,13 @@ class Studies:
         hidden = gr.update(visible=False)
         if one is None:
             none = [gr.update(choices=[], visible=False), note(words.NO_STUDIES), hidden, hidden, hidden, hidden, ""]
-            return [*none, gr.skip(), gr.Timer(PACE, active=False), ""]
+            return [*none, gr.skip(), gr.Timer(PACE, active=False), "", ""]
         choices = [(f"{each.name} · {words.STUDY_STATES[each.state]}", each.name) for each in known]
         left, every = open_duels(one.folder)
         resumes = one.state in ("stopped", "failed")
         stamp = one.report.stat().st_mtime_ns if one.report.is_file() else 0
         now = f"{one.folder} {stamp}"
+        seen, _, before = seen.partition("\n")
         value: dict[str, Any] = {} if one.name == chosen else {"value": one.name}
         return [
             gr.update(choices=choices, visible=True, **value), self._state(one),
@@ -289,7 +290,8 @@ class Studies:
             gr.update(visible=bool(left)),
             gr.update(visible=len(left) < every and one.state != "live" and one.ours),
             gr.skip() if now == seen else self._report(one), gr.skip() if seen else gr.update(open=False),
-            gr.Timer(PACE, active=one.state == "live"), now,
+            gr.Timer(PACE, active=one.state == "live"), f"{now}\n{one.state}",
+            gr.skip() if before in ("", one.state) else "",  # why something was refused in another state
         ]  # fmt: skip
 
     def _state(self, one: Study) -> str:

@@ -156,11 +156,12 @@ def test_a_field_of_the_search_says_what_is_wrong_and_takes_nothing_from_another
     key = "save.keep_last"
     shown = {key: fields.show(ROWS[key][0], None)}
     for entered, wrong in ((-1, True), (3, False), (2.5, True), (4, False)):
-        *now, field = form.edit_found(key, shown, entered, "", "")
+        *now, field, mark = form.edit_found(key, shown, entered, "", "")
+        assert mark == draft.mark(draft.read(home))  # after which it is checked
         assert ("problem" in field["elem_classes"]) == wrong and "value" not in field
         assert "value" not in now[form.outputs.index(form.shown)]  # the form's own fields keep what they have shown
     draft.change(home, {key: 7})  # in another window
-    *now, field = form.edit_found(key, shown, 5, "", "")
+    *now, field, _ = form.edit_found(key, shown, 5, "", "")
     assert "another window has set it to 7" in now[0] and field["value"] == shown[key] == 7
     form.edit_found(key, shown, 5, "", "")
     assert draft.get(draft.values(draft.read(home)), key) == 5
@@ -170,7 +171,7 @@ def test_no_option_has_two_fields(form: recipe.Recipe, home: Home, monkeypatch: 
     """Of two, one would show what the other has changed since."""
     made: list[str] = []
     monkeypatch.setattr(recipe.fields, "make", lambda row, *_, **__: made.append(fields.key_of(row)))
-    monkeypatch.setattr(form, "_taken", lambda *_: None)
+    monkeypatch.setattr(recipe, "_when_taken", lambda *_: ())
     lines: list[str] = []
     monkeypatch.setattr(recipe.gr, "HTML", lambda text, **_: lines.append(text))
     form._found("rank", "", "", True)
@@ -385,6 +386,16 @@ def test_options_are_found_by_kohyas_name_and_by_words() -> None:
     assert "(kohya: network_dim)" in fields.dress(ROWS["adapter.rank"][0], None)["info"]
     for asked, found in (("vram", "memory."), ("lr", "optimizer.learning_rate"), ("mirror", "data.")):
         assert any(fields.key_of(row).startswith(found) for row in fields.search(ROWS, asked, None, "sft")), asked
+    with language.speaking("de"):  # by its help in German, and by synonyms where that is English
+        for asked, found in (
+            ("überanstrengt", ""),
+            ("gesicht", "adapter.rank"),
+            ("speicher", "memory."),
+            ("vorschau", "sample."),
+        ):
+            names = [fields.key_of(row) for row in fields.search(ROWS, asked, None, "sft")]
+            assert any(one.startswith(found) for one in names) == bool(found), asked
+    assert all(fields.search(ROWS, asked, None, "sft") for asked in fields.SYNONYMS)
 
 
 # ---------------------------------------------------------------------------------------------------------- captions

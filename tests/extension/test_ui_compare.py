@@ -599,7 +599,10 @@ def test_a_study_is_at_work_while_its_process_is(context: Context, monkeypatch: 
     screen = built(studies.Studies, context)
     line = screen.show("s")[1]
     assert "at work · cell 3 of 4 · plain, seed 1 · step 5 of 10 · 12 s left" in line and 'aria-valuenow="62"' in line
-    assert screen.show("s")[-2].active and draws.under_way(context.home.runs) == [folder]
+    clock, seen, refused = screen.show("s")[-3:]
+    assert clock.active and screen.show("s", seen)[-1] == refused == gr.skip()
+    assert screen.show("s", seen.replace("live", "stopped"))[-1] == ""  # why it was refused then holds no more
+    assert draws.under_way(context.home.runs) == [folder]
     assert draws.drawing(context.home.runs) == []  # Stop of step 4 and 5 leaves it alone
     with pytest.raises(ValueError, match="a study is at work"):
         draws.need_gpu(context.home.runs)
