@@ -107,16 +107,16 @@
   const inner = { studies: "compare", maps: "compare" };
   const chosen = (tab) => tab?.getAttribute("aria-selected") === "true";
   const select = (tab) => { if (!chosen(tab)) tab?.click(); };
-  let way = 0;
+  let way = [];  // the tabs that are still to be chosen; until then the address stays
   const goTo = () => {
     const name = location.hash.slice(1);
     const step = screens.indexOf(inner[name] || name);
     if (step < 0) return;
     const tabs = [() => tabsOf()[step]];
     if (name in inner || name === "compare") tabs.push(() => document.getElementById(`inner-${name}-button`));
-    const mine = ++way;
+    way = tabs;
     const on = () => {  // a step's own tabs come with it, on a slow machine many seconds later
-      if (mine !== way) return;
+      if (way !== tabs) return;
       const tab = tabs[0]();
       if (chosen(tab)) tabs.shift();
       else tab?.click();
@@ -124,7 +124,7 @@
     };
     on();
   };
-  for (const kind of ["pointerdown", "keydown"]) document.addEventListener(kind, () => { way += 1; }, true);  // elsewhere
+  for (const kind of ["pointerdown", "keydown"]) document.addEventListener(kind, () => { way = []; }, true);  // elsewhere
   const here = () => {
     const name = screens[tabsOf().findIndex((one) => one.getAttribute("aria-selected") === "true")];
     const shown = Object.keys(inner).find((one) => inner[one] === name
@@ -138,7 +138,7 @@
     const asked = location.hash.slice(1);
     if (asked in inner || screens.indexOf(asked) > 0) goTo();
     new MutationObserver(() => {
-      const name = here();
+      const name = way.length ? "" : here();
       if (name && location.hash.slice(1) !== name) history.replaceState(null, "", `#${name}`);
     }).observe(document.getElementById("steps"), { subtree: true, attributes: true, attributeFilter: ["aria-selected"] });
   }, 100);
