@@ -195,7 +195,7 @@ class Recipe:
         text = draft.read(self.home)
         values = draft.values(text, self.context.folders)
         found = fields.search(self.by_key, asked or "", of or None, _kind(values))
-        seen = [key for row in found if (key := fields.key_of(row)) in self.made and not _hidden(key, values)]
+        seen = [key for row in found if self._has_field(key := fields.key_of(row), values)]
         rows = [row for row in found if fields.key_of(row) not in seen]  # no option has two fields
         wrong = _wrong(draft.problems(text, self.home.draft, self.context.folders))
         shown = {fields.key_of(row): _shown_as(row, values) for row in rows[:MOST]}
@@ -213,6 +213,12 @@ class Recipe:
                     happened(take, [one, *self.view], filled, **EVENT)
         if len(rows) > MOST:
             gr.HTML(note(words.MORE_FOUND.format(len(rows) - MOST)))
+
+    def _has_field(self, key: str, values: dict[str, Any]) -> bool:
+        """Whether the form shows an option in a field of its own."""
+        if key == "objective.kind":
+            return _objective_shown(values)
+        return key == "preset" or (key in self.made and not _hidden(key, values))
 
     def _wire(self) -> None:
         once: dict[str, Any] = {**EVENT}
@@ -296,7 +302,7 @@ class Recipe:
         path = str(draft.get(values, "model.path") or "")
         return [
             good, gr.update(choices=presets(self.home), value=preset),
-            gr.update(value=kind, visible=kind != OBJECTIVE or bool(parts and parts[1] == "preference")),
+            gr.update(value=kind, visible=_objective_shown(values)),
             gr.update(value=_pixel_on(values), info=_pixel_info(self.home), visible=not _dense(values)),
             _difference(text, self.context.folders),
             gr.skip() if writing else text, gr.skip() if writing else mark, mark, shown,
@@ -647,6 +653,11 @@ def _shown_as(row: fields.Row, values: dict[str, Any]) -> Any:
 def _when_taken(one: Any) -> tuple[Any, ...]:
     """Texts are taken when left or entered, the rest at once."""
     return (one.blur, one.submit) if isinstance(one, (gr.Textbox, gr.Number)) else (one.input,)
+
+
+def _objective_shown(values: dict[str, Any]) -> bool:
+    parts = models.preset_parts(str(draft.get(values, "preset", "") or ""))
+    return _kind(values) != OBJECTIVE or bool(parts and parts[1] == "preference")
 
 
 def _hidden(key: str, values: dict[str, Any]) -> bool:

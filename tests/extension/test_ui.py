@@ -184,6 +184,12 @@ def test_no_option_has_two_fields(form: recipe.Recipe, home: Home, monkeypatch: 
     made.clear()
     form._found("pixel.weight", "", "", True)
     assert "loss.pixel.weight" not in made and 'data-option="loss.pixel.weight"' in lines[-1]
+    for preset, there in (("demo", True), ("demo_dpo", False)):  # the choice of objectives is for preferences
+        draft.change(home, {"preset": preset})
+        made.clear()
+        form._found("objective.kind", "", "", True)
+        form._found("preset", "", "", True)
+        assert ("objective.kind" in made) == there and "preset" not in made
     lines.clear()
     form._found("", "", "", True)
     assert not any(words.FOUND_ABOVE in line for line in lines) and not set(made) & {"run.name", "run.steps"}
