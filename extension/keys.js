@@ -105,6 +105,15 @@
   const tabsOf = () => [...document.querySelectorAll("#steps > .tab-wrapper [role=tab]")].filter((one) => one.offsetParent);
   const screens = ["pictures", "recipe", "train", "compare", "prefer"];
   const inner = { studies: "compare", maps: "compare" };
+  // The tab of a panel; one that a narrow window keeps in a menu, by the text of the strip that gradio measures unseen.
+  const tabOf = (panel) => {
+    const seen = document.getElementById(`${panel}-button`);
+    const [kind, name] = panel.split("-");
+    const [strip, names] = kind === "tab" ? ["#steps", screens] : ["#tab-compare .tabs", ["compare", "studies", "maps"]];
+    const all = (where) => [...document.querySelectorAll(`${strip} > .tab-wrapper ${where} button`)];
+    const text = (one) => one?.textContent.trim();
+    return seen || all(".overflow-dropdown").find((one) => text(one) === text(all(".visually-hidden")[names.indexOf(name)]));
+  };
   const chosen = (tab) => tab?.getAttribute("aria-selected") === "true";
   const select = (tab) => { if (!chosen(tab)) tab?.click(); };
   let way = [];  // the tabs that are still to be chosen; until then the address stays
@@ -112,8 +121,8 @@
     const name = location.hash.slice(1);
     const step = screens.indexOf(inner[name] || name);
     if (step < 0) return;
-    const tabs = [() => tabsOf()[step]];
-    if (name in inner || name === "compare") tabs.push(() => document.getElementById(`inner-${name}-button`));
+    const tabs = [() => tabOf(`tab-${screens[step]}`)];
+    if (name in inner || name === "compare") tabs.push(() => tabOf(`inner-${name}`));
     way = tabs;
     const on = () => {  // a step's own tabs come with it, on a slow machine many seconds later
       if (way !== tabs) return;
@@ -126,7 +135,7 @@
   };
   for (const kind of ["pointerdown", "keydown"]) document.addEventListener(kind, () => { way = []; }, true);  // elsewhere
   const here = () => {
-    const name = screens[tabsOf().findIndex((one) => one.getAttribute("aria-selected") === "true")];
+    const name = screens.find((one) => chosen(document.getElementById(`tab-${one}-button`)));
     const shown = Object.keys(inner).find((one) => inner[one] === name
       && document.getElementById(`inner-${one}-button`)?.getAttribute("aria-selected") === "true");
     return shown || name;
@@ -137,10 +146,14 @@
     clearInterval(wait);
     const asked = location.hash.slice(1);
     if (asked in inner || screens.indexOf(asked) > 0) goTo();
-    new MutationObserver(() => {
+    const observer = new MutationObserver(() => {
       const name = way.length ? "" : here();
       if (name && location.hash.slice(1) !== name) history.replaceState(null, "", `#${name}`);
-    }).observe(document.getElementById("steps"), { subtree: true, attributes: true, attributeFilter: ["aria-selected"] });
+    });
+    const change = { subtree: true, attributes: true, attributeFilter: ["aria-selected"] };
+    observer.observe(document.getElementById("steps"), change);
+    const strip = document.querySelector("#steps > .tab-wrapper");  // what leaves the menu comes into it as a new tab
+    observer.observe(strip, { ...change, childList: true });
   }, 100);
   const theme = localStorage.getItem("pixelkiln-theme");
   if (theme) document.body.classList.toggle("dark", theme === "dark");
@@ -187,7 +200,7 @@
   };
   const search = () => [...document.querySelectorAll("#search-options :is(input, textarea)")].find((one) => one.offsetParent);
   const showOption = async (key) => {
-    if (key in first) select(tabsOf()[0]);
+    if (key in first) select(tabOf("tab-pictures"));
     else if (!fieldOf(key) && !search()) document.querySelector("#all-options > button")?.click();
     const box = await soon(() => fieldOf(key) || search(), 200);
     if (box && !fieldOf(key)) {

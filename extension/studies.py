@@ -245,8 +245,8 @@ class Studies:
         looked.then(_still_asked, [self.asked, *asked], planned[:2], **EVENT)
         for field in asked:  # what is started is what was looked at
             field.change(lambda: ["", gr.update(visible=False), {}], None, planned, **EVENT)
-        self.ready.input(lambda: "", None, [self.file], **EVENT)  # one of them is meant
-        self.file.input(lambda: None, None, [self.ready], **EVENT)
+        for event, other, empty in ((self.ready.input, self.file, ""), (self.file.change, self.ready, None)):
+            event(functools.partial(_one_of_two, empty), [self.ready, self.file], [other], **EVENT)
         own = [self.model, self.pictures, self.targets]
         for field in (self.ready, self.file):
             field.change(self.ask_for, [self.ready, self.file], own, trigger_mode="always_last", **EVENT)
@@ -462,6 +462,11 @@ class Studies:
         if one and won != "skip":
             votes.record(path, votes.Vote(one.left, one.right, won, one.prompt, mark=one.mark))
         return self._next(folder)
+
+
+def _one_of_two(empty: str | None, ready: str | None, file: str) -> Any:
+    """Of a ready study and a file the later is meant: the other becomes empty where both are there."""
+    return gr.update(value=empty) if ready and file else gr.skip()
 
 
 def _still_asked(asked: dict[str, Any], *shown: Any) -> list[Any]:

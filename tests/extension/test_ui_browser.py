@@ -633,7 +633,12 @@ def test_a_study_from_its_plan_to_its_report_and_votes(server: Server, page, pla
     page.wait_for_selector("#study-file:visible")
     page.click("#study-plan")
     page.wait_for_selector("text=choose a ready one")  # nothing was given
+    page.click("#ready-study input")
+    page.locator("[role=option]", has_text="demo-dense").click()
+    page.wait_for_selector("#study-targets:visible")
     page.fill("#study-file textarea, #study-file input", str(place / "tiny.toml"))
+    page.wait_for_selector("#study-targets", state="hidden")
+    until(lambda: page.input_value("#ready-study input") == "")  # of a ready one and a file, the later is meant
     page.wait_for_timeout(1000)  # a script types and clicks within one tick of the page
     page.click("#study-plan")
     page.wait_for_selector("#study-planned >> text=2 recipes x 1 seed = 2 cells")
@@ -699,6 +704,14 @@ def test_each_screen_has_an_address(server: Server, page) -> None:
         page.wait_for_selector(f"#{button}-button[aria-selected=true]")
         page.wait_for_timeout(1000)
         assert page.evaluate("location.hash") in (f"#{name}", "" if name == "pictures" else f"#{name}")
+
+
+def test_an_address_is_found_also_where_its_tab_is_in_the_menu_of_a_narrow_window(server: Server, page) -> None:
+    page.set_viewport_size({"width": 375, "height": 800})
+    for name, seen in (("studies", "#study-file"), ("prefer", "#prefer-run"), ("recipe", "#field-run-name")):
+        page.goto(f"{server.address}/?{name}#{name}")
+        page.wait_for_selector(f"{seen}:visible")
+        until(lambda name=name: page.evaluate("location.hash") == f"#{name}")
 
 
 DEAF = """(() => {
