@@ -725,10 +725,12 @@ DEAF = """(() => {
 
 def test_an_address_is_found_by_a_page_that_does_not_listen_yet(server: Server, page) -> None:
     page.add_init_script(DEAF)
-    for name in ("studies", "prefer"):
+    for name, tab in (("studies", "inner-studies"), ("prefer", "tab-prefer")):
         page.goto(f"{server.address}/#{name}")
         page.reload()
-        page.wait_for_selector("#study-file:visible" if name == "studies" else "#prefer-run:visible")
+        page.wait_for_selector(f"#{tab}-button[aria-selected=true]")
+        page.wait_for_timeout(1500)
+        assert page.evaluate("location.hash") == f"#{name}" and page.locator(f"#{tab}-button.selected").count()
     page.goto(f"{server.address}/#steps")  # the link for keyboards: no screen of that name, none is left
     page.wait_for_timeout(500)
     assert page.is_visible("#prefer-run")
