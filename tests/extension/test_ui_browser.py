@@ -708,7 +708,7 @@ def test_each_screen_has_an_address(server: Server, page) -> None:
 
 def test_an_address_is_found_also_where_its_tab_is_in_the_menu_of_a_narrow_window(server: Server, page) -> None:
     page.set_viewport_size({"width": 375, "height": 800})
-    for name, seen in (("studies", "#study-file"), ("prefer", "#prefer-run"), ("recipe", "#field-run-name")):
+    for name, seen in (("studies", "#inner-studies"), ("prefer", "#prefer-run"), ("recipe", "#field-run-name")):
         page.goto(f"{server.address}/?{name}#{name}")
         page.wait_for_selector(f"{seen}:visible")
         until(lambda name=name: page.evaluate("location.hash") == f"#{name}")
