@@ -186,7 +186,7 @@ def test_a_fault_is_tried_again_each_time(fault: dict[str, Any], machine: dict[s
     assert doctor.gather().tried == "" and machine["tried"]["diffusers"] == 2
     machine.update(sound)
     assert doctor.gather().tried == ""
-    assert doctor.gather().tried, "mended"
+    assert doctor.gather().tried, "corrected"
 
 
 def test_a_gpu_is_tried_each_time_and_another_one_with_all_packages(machine: dict[str, Any]) -> None:
@@ -223,7 +223,7 @@ def test_what_a_trial_follows_from_is_in_its_key(
     assert another(), "its content"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert another()
-    monkeypatch.setattr(user_cache, "source_state", lambda: "another")
+    monkeypatch.setattr(user_cache, "source_digest", lambda: "another")
     assert another()
     monkeypatch.setattr(doctor.sys, "version", "3.14")
     assert another()

@@ -193,7 +193,7 @@ def installation(driver_version: str) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     whole = [
         sys.version, platform.platform(), installed, files, driver_version, cores,
-        [os.environ.get(name) for name in DECIDING], user_cache.source_state(),
+        [os.environ.get(name) for name in DECIDING], user_cache.source_digest(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 

@@ -13,7 +13,7 @@ from ..runs import user_cache
 
 def looked_up() -> dict[str, Any]:
     """``rows``: every option as JSON has it; ``page``: ``reference_markdown``. From the cache where they are there."""
-    key = user_cache.source_state()
+    key = user_cache.source_digest()
     found = user_cache.known("options").get(key)
     if isinstance(found, dict) and found.keys() == {"rows", "page"}:
         return found

@@ -207,7 +207,7 @@ def _key(config: Config, found: Found, at: Shape, dtype: torch.dtype, device: st
         **({"dense": config.dense.recorded_dump(), "shown": config.sample.pictures} if config.dense else {}),
     }
     return reuse.digest(
-        reuse.code(), versions, found.spec.name, configs(found), found.process.prediction, tables,
+        user_cache.source_digest(), versions, found.spec.name, configs(found), found.process.prediction, tables,
         config.run.accumulation > 1, config.run.full_bf16, asdict(at), str(dtype), device, room,
         max(drawn, default=None),
         config.data.validation_split > 0, fake_model.masked(config), start and [start, Path(start).stat().st_mtime_ns],

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ..optimizers.names import PACKAGES, find
@@ -36,16 +35,6 @@ def digest(*what: Any) -> str:
 
 
 @cache
-def code() -> str:
-    """A digest of the trainer's own source: what something was computed by."""
-    root = Path(__file__).parents[1]
-    files = sorted(root.rglob("*.py"))
-    return hashlib.sha256(
-        b"".join(path.relative_to(root).as_posix().encode() + path.read_bytes() for path in files)
-    ).hexdigest()
-
-
-@cache
 def version(package: str) -> str:
     """Of an installed package; empty where it is not installed."""
     try:
@@ -70,7 +59,7 @@ def optimizer(options: OptimizerOptions, rates: bool = False) -> str | None:
     if not (rates or named.finds_rate):
         table |= {name: [bool(rate) for rate in value] if isinstance(value, list) else value and bool(value)
                   for name in RATES for value in [table[name]]}  # fmt: skip
-    return digest(code(), version("torch"), version(package), named.path, table)
+    return digest(user_cache.source_digest(), version("torch"), version(package), named.path, table)
 
 
 def schedule(options: ScheduleOptions, of: OptimizerOptions, total: int) -> str | None:

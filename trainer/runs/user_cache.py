@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ def remember(name: str, key: str, value: Any, most: int = 300) -> None:
         write_atomic(_file(name), json.dumps(newest), durable=False)
 
 
-def source_state() -> str:
-    """A digest of the trainer's source files by name, size and time, for the key of what they computed."""
-    digest = hashlib.sha256()
-    for path in sorted(TRAINER.rglob("*.py")):
-        facts = path.stat()
-        digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+@cache
+def source_digest() -> str:
+    """A digest of the trainer's own source files, for the key of what they computed."""
+    whole = b"".join(
+        path.relative_to(TRAINER).as_posix().encode() + path.read_bytes() for path in sorted(TRAINER.rglob("*.py"))
+    )
+    return hashlib.sha256(whole).hexdigest()
