@@ -105,7 +105,7 @@ class Check:
     def __init__(self, context: Context):
         self.context, self.home = context, context.home
         self._asking: dict[str, Asking] = {}
-        self.offered, self.mine, self.started = gr.State([]), gr.State({}), gr.State("")
+        self.offered, self.start_state, self.started = gr.State([]), gr.State({}), gr.State("")
         gr.HTML(f"<h2>{words.CHECK}</h2>")
         self.shown = gr.HTML(elem_id="check-report", js_on_load=FIX_JS)
         self.look_at = gr.State("")
@@ -125,29 +125,30 @@ class Check:
     def _wire(self) -> None:
         fixed = self.shown.select(self.fix, [self.offered], [self.look_at], **EVENT)
         self.fixed = fixed
-        self.again.click(functools.partial(self.run, fresh=True), [self.mine], self.outputs, **EVENT)
+        self.again.click(functools.partial(self.run, fresh=True), [self.start_state], self.outputs, **EVENT)
         self.cancel.click(self.stop, None, None, **EVENT)
-        self.start.click(self.begin, [self.mine], [*self.outputs, self.started], **EVENT)
+        begun = self.start.click(self.begin, [self.start_state], [*self.outputs, self.started], **EVENT)
+        begun.failure(self.known_view, [self.start_state], self.outputs, **EVENT)
 
     def on_arrival(self, tab: gr.Tab) -> None:
         """When somebody comes to the screen: the verdict, beside the form, whose answer it does not need."""
-        first = tab.select(self.verdict, [self.mine], self.outputs[:2], **EVENT)
-        first.success(self.settle, [self.mine], self.outputs, **EVENT)
+        first = tab.select(self.verdict, [self.start_state], self.outputs[:2], **EVENT)
+        first.success(self.settle, [self.start_state], self.outputs, **EVENT)
 
     def on_change(self, event: Any) -> None:
         """After an event that may change the recipe: what is known of it, and after a pause the trainer's check."""
-        event.success(self.settle, [self.mine], self.outputs, **EVENT)
+        event.success(self.settle, [self.start_state], self.outputs, **EVENT)
 
-    def verdict(self, mine: dict[str, Any]) -> list[Any]:
+    def verdict(self, start_state: dict[str, Any]) -> list[Any]:
         """What is known at once, for the first two of the outputs: gradio's work in the browser grows with the number
         of an event's outputs, and a person who comes to the screen waits for it."""
-        return self._view(self.known(draft.read(self.home), seconds=FIRST_LOOK), mine)[:2]
+        return self._view(self.known(draft.read(self.home), seconds=FIRST_LOOK), start_state)[:2]
 
-    def settle(self, mine: dict[str, Any]) -> Iterator[list[Any]]:
+    def settle(self, start_state: dict[str, Any]) -> Iterator[list[Any]]:
         """What is known at once; the rest when nothing has changed for a moment."""
         text = draft.read(self.home)
         report = self.known(text)
-        yield self._view(report, mine)
+        yield self._view(report, start_state)
         if report.answer or report.problems:
             return
         until = time.monotonic() + SETTLED
@@ -155,21 +156,21 @@ class Check:
             time.sleep(0.2)
             if (now := draft.read(self.home)) != text:
                 text, until = now, time.monotonic() + SETTLED
-        yield from self.run(mine)
+        yield from self.run(start_state)
 
-    def run(self, mine: dict[str, Any], fresh: bool = False) -> Iterator[list[Any]]:
+    def run(self, start_state: dict[str, Any], fresh: bool = False) -> Iterator[list[Any]]:
         """The whole check: what the page knows at once, then the trainer's answer. A recipe that changes meanwhile,
         also in another window or an editor, is checked as it then is."""
         while True:
             text = draft.read(self.home)
             report = self.known(text, remembered=not fresh)
             if not (report.answer or report.problems):
-                yield self._view(report, mine, asking=True)
+                yield self._view(report, start_state, asking=True)
                 report = self._answered(text, report.key) or report
             if draft.read(self.home) == text:
                 break
             fresh = False
-        yield self._view(report, mine)
+        yield self._view(report, start_state)
 
     def stop(self) -> None:
         for one in list(self._asking.values()):
@@ -212,19 +213,19 @@ class Check:
             found += findings.of_pictures(values, data_folders(values), size, seconds)
         return Report(key, tuple(problems), tuple(found), answer)
 
-    def _view(self, report: Report, mine: dict[str, Any], asking: bool = False) -> list[Any]:
-        """A report, and what Start says by it on the page whose ``mine`` is: see ``begin``."""
+    def _view(self, report: Report, start_state: dict[str, Any], asking: bool = False) -> list[Any]:
+        """A report, and what Start says by it on the page whose ``start_state`` is: see ``begin``."""
         values = self.context.recipe()
         offered = [one.remedy for one in report.problems if one.remedy]
         offered = [*offered, *fitting(report.answer)][:REMEDIES]
         labels = [gr.update(value=label, visible=True) for label, *_ in offered]
         labels += [gr.update(visible=False)] * (REMEDIES - len(offered))
         offered += [one.remedy for one in report.found if one.remedy]
-        if mine.get("starts"):
-            start = _starts()
+        if start_state.get("waits"):
+            start = _waiting()
         else:
             allowed = not report.problems and not any(one.stops for one in report.found)
-            text = words.START_ANYWAY if mine.get("accepted") == report.key else words.START
+            text = words.START_ANYWAY if start_state.get("accepted") == report.key else words.START
             start = gr.update(interactive=allowed, value=text)
         return [
             shown(report, values, self.context, asking), start,
@@ -255,37 +256,38 @@ class Check:
         self.apply(offered.index(found), offered)
         return gr.skip()
 
-    def begin(self, mine: dict[str, Any]) -> Iterator[list[Any]]:
+    def begin(self, start_state: dict[str, Any]) -> Iterator[list[Any]]:
         """Queue a copy of the recipe, if a check of just this recipe found it ready. What is worth fixing is shown
         first; a second press starts anyway. The last output is the run's folder.
 
-        ``mine`` is of this page, and one object for all of its events: whatever else is answered meanwhile, Start says
-        that it waits (``starts``), and after a question that it starts anyway (``accepted``, the report's key)."""
-        mine["starts"] = True
+        ``start_state`` is of this page, and one object for all of its events: whatever else is answered meanwhile,
+        Start says that it waits (``waits``), and after a question that it starts anyway (``accepted``, the report's
+        key)."""
+        start_state["waits"] = True
         try:
-            yield from self._begin(mine)
-        except Exception:  # it is told as any other, with a button that can be pressed again
-            mine["starts"] = False
-            yield [*self._view(self.known(draft.read(self.home)), mine), ""]
-            raise
+            yield from self._begin(start_state)
         finally:
-            mine["starts"] = False
+            start_state["waits"] = False
 
-    def _begin(self, mine: dict[str, Any]) -> Iterator[list[Any]]:
-        yield [_starts() if one is self.start else gr.skip() for one in [*self.outputs, self.started]]
+    def known_view(self, start_state: dict[str, Any]) -> list[Any]:
+        """What is known without asking the trainer, after an error: Start can be pressed again."""
+        return self._view(self.known(draft.read(self.home)), start_state)
+
+    def _begin(self, start_state: dict[str, Any]) -> Iterator[list[Any]]:
+        yield [_waiting() if one is self.start else gr.skip() for one in [*self.outputs, self.started]]
         text = draft.read(self.home)
         report = self.known(text)
         if not (report.answer or report.problems):
-            yield [*self._view(report, mine, asking=True), ""]
+            yield [*self._view(report, start_state, asking=True), ""]
             report = self._answered(text, report.key) or report
-        mine["starts"], accepted = False, mine.get("accepted")
+        start_state["waits"], accepted = False, start_state.get("accepted")
         asks = report.ready and report.questions and accepted != report.key
-        mine["accepted"] = report.key if asks else ""
+        start_state["accepted"] = report.key if asks else ""
         if draft.read(self.home) == text and (asks or not report.ready):
-            yield [*self._view(report, mine), ""]
+            yield [*self._view(report, start_state), ""]
             return
         folder = self._queued(text)
-        yield [*self._view(report, mine), folder]
+        yield [*self._view(report, start_state), folder]
 
     @kindly
     def _queued(self, text: str) -> str:
@@ -299,7 +301,7 @@ class Check:
         return added.folder
 
 
-def _starts() -> Any:
+def _waiting() -> Any:
     """Start, while it waits for the check."""
     return gr.update(value=words.STARTS_AFTER, interactive=False)
 

@@ -272,7 +272,7 @@ class Recipe:
         for key, one in self.made.items():
             self._taken(one, functools.partial(self.edit, key), [one, self.shown])
         # What follows an edit of a found field is no event of that field, which another search takes away meanwhile.
-        self.found.change(self.check.settle, [self.check.mine], self.check.outputs, **EVENT)
+        self.found.change(self.check.settle, [self.check.start_state], self.check.outputs, **EVENT)
 
     def _taken(self, one: Any, function: Any, inputs: list[Any]) -> None:
         for happened in _when_taken(one):

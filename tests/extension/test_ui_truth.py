@@ -55,6 +55,14 @@ def folder(path: Path, *texts: str) -> Path:
 # ------------------------------------------------------------------------------------------------ nothing typed is lost
 
 
+READY = {
+    "steps": 5, "epochs": 1.0, "data": None, "model": {},
+    "fit": {"gb": 1.0, "of_gb": 9.0, "fits": True, "card": "x", "at": "s", "parts": {}, "remedies": [],
+            "seconds_per_step": 12.0},
+}  # fmt: skip
+"""What the trainer's check answers to a recipe that fits."""
+
+
 def test_leaving_the_preset_field_changes_nothing(context: Context) -> None:
     form = built(recipe.Recipe, context)
     draft.change(context.home, {"preset": "demo", "run.steps": 77, "adapter.rank": 3})
@@ -176,12 +184,10 @@ def test_no_message_names_a_flag() -> None:
 
 def test_a_start_acts_only_on_a_check_of_this_very_recipe(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    fit = {"gb": 1.0, "of_gb": 9.0, "fits": True, "card": "x", "at": "s", "parts": {}, "remedies": [],
-           "seconds_per_step": 12.0}  # fmt: skip
 
     def ask(context: Context, text: str, started: Any) -> tuple[list[Any], dict[str, Any]]:
         asked.append(text)
-        return [], {"steps": 5, "epochs": 1.0, "data": None, "model": {}, "fit": fit}
+        return [], READY
 
     monkeypatch.setattr(check, "ask", ask)
     monkeypatch.setattr(queue, "ensure", lambda _: None)
@@ -192,72 +198,71 @@ def test_a_start_acts_only_on_a_check_of_this_very_recipe(context: Context, monk
     *_, seen = panel.run({})
     assert len(asked) == 1, "an answer that holds is not asked for again"
     draft.change(context.home, {"data.trigger": "sks"})  # another window; the prompts lack it
-    mine: dict[str, Any] = {}
-    *_, seen = panel.begin(mine)
+    start_state: dict[str, Any] = {}
+    *_, seen = panel.begin(start_state)
     assert len(asked) == 2 and seen[-1] == "" and seen[1]["value"] == words.START_ANYWAY
     assert "lack the trigger word" in seen[0] and not queue.read(context.home).jobs
     draft.change(context.home, {"data.trigger": None})
-    *_, seen = panel.begin({"accepted": mine["accepted"]})
+    *_, seen = panel.begin({"accepted": start_state["accepted"]})
     assert Path(seen[-1]).name == "demo" and [one.run for one in queue.read(context.home).jobs] == ["demo"]
     draft.change(context.home, {"model.path": "/not/there"})
-    *_, seen = panel.begin(mine)
+    *_, seen = panel.begin(start_state)
     assert seen[-1] == "" and "is not there" in seen[0] and seen[1]["interactive"] is False
 
 
 def test_start_says_that_it_waits_for_the_check_until_it_starts_or_is_refused(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = {"gb": 1.0, "of_gb": 9.0, "fits": True, "card": "x", "at": "s", "parts": {}, "remedies": [],
-           "seconds_per_step": 12.0}  # fmt: skip
-
     def ask(context: Context, text: str, started: Any) -> tuple[list[Any], dict[str, Any]]:
         if "rank = 9" in text:
             draft.change(context.home, {"adapter.rank": 10})  # an editor, while the check runs
             time.sleep(0.5)
         assert "rank = 8" not in text
-        return [], {"steps": 5, "epochs": 1.0, "data": None, "model": {}, "fit": fit}
+        return [], READY
 
     monkeypatch.setattr(check, "ask", ask)
     monkeypatch.setattr(queue, "ensure", lambda _: None)
-    panel = built(check.Check, context)
-    mine: dict[str, Any] = {}
+    with gr.Blocks() as blocks:
+        panel = check.Check(context)
+    [afterwards] = [one for one in blocks.fns.values() if one.trigger_only_on_failure]
+    assert afterwards.fn
+    assert blocks.fns[afterwards.trigger_after].name == "begin" and afterwards.outputs == panel.outputs
+    start_state: dict[str, Any] = {}
     draft.change(context.home, {"preset": "demo", "data.trigger": "sks"})  # the prompts lack it: worth a question
     waits = {"value": words.STARTS_AFTER, "interactive": False, "__type__": "update"}
-    first, second, last = panel.begin(mine), panel.settle(mine), None
+    first, second, last = panel.begin(start_state), panel.settle(start_state), None
     seen = next(first)
     assert seen[1] == waits and all(one == gr.skip() for one in [seen[0], *seen[2:]]), "at once, and nothing else"
     assert next(second)[1] == waits, "what is answered to another event meanwhile does not take it back"
-    assert panel.verdict(mine)[1] == waits and panel.verdict({})[1]["value"] == words.START, "another page has its own"
+    assert panel.verdict(start_state)[1] == waits and panel.verdict({})[1]["value"] == words.START, (
+        "another page has its own"
+    )
     seen = next(first)
     assert seen[1] == waits and words.CHECKING in seen[0]
     *_, last = first
     assert last[1] == {**waits, "value": words.START_ANYWAY, "interactive": True} and last[-1] == ""
-    *_, last = panel.settle(mine)
+    *_, last = panel.settle(start_state)
     assert last[1]["value"] == words.START_ANYWAY, "nor the question"
-    *_, last = panel.begin(mine)
+    *_, last = panel.begin(start_state)
     assert last[1]["value"] == words.START and Path(last[-1]).name == "demo"
     for rank, error in ((9, gr.Error), (8, AssertionError)):  # changed meanwhile, and a defect
         draft.change(context.home, {"adapter.rank": rank})
-        said: list[Any] = []
         with pytest.raises(error):
-            for last in panel.begin(mine):
-                said.append(last)
-        last = said[-1]
-        assert last[1]["value"] == words.START and last[1]["interactive"] and not mine["starts"]
+            list(panel.begin(start_state))
+        _, start, again, cancel, *_ = afterwards.fn(start_state)
+        assert start["value"] == words.START and start["interactive"] and not start_state["waits"]
+        assert again["visible"] and not cancel["visible"]
 
 
 def test_a_recipe_that_changes_during_its_check_is_checked_as_it_then_is(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = {"gb": 1.0, "of_gb": 9.0, "fits": True, "card": "x", "at": "s", "parts": {}, "remedies": [],
-           "seconds_per_step": 12.0}  # fmt: skip
-
     def ask(context: Context, text: str, started: Any) -> tuple[list[Any], dict[str, Any]]:
         if "rank = 9" not in text:
             draft.change(context.home, {"adapter.rank": 9})  # an editor, while the check runs
             time.sleep(0.5)
         write(context.home.runs / "other" / "status.json", '{"v": 1, "state": "done"}')  # a run ends meanwhile
-        return [], {"steps": 5, "epochs": 1.0, "data": None, "model": {}, "fit": fit}
+        return [], READY
 
     monkeypatch.setattr(check, "ask", ask)
     panel = built(check.Check, context)
