@@ -154,7 +154,7 @@ def place(home: Home, run: Path | None) -> Path:
     """Where the pairs of a run's pictures are kept: as ``pairs.json`` in its folder says, which goes with it when it
     is renamed or thrown away. A run without it gets a folder that nobody has, by its name where that is free: choices
     on one character's pictures are never trained on with those on another's. Without a run: of other pictures."""
-    known = given(home, run)
+    known = recorded_place(home, run)
     if known is not None:
         return known
     pairs = home.data / "pairs"
@@ -167,11 +167,11 @@ def place(home: Home, run: Path | None) -> Path:
 def keep(home: Home, run: Path | None, folder: Path) -> None:
     """From now on the pairs of this run are kept there."""
     inside = folder.is_relative_to(home.runs)
-    if given(home, run) != folder:
+    if recorded_place(home, run) != folder:
         write_json(_note(home, run), {"v": 1, "folder": str(folder.relative_to(home.runs) if inside else folder)})
 
 
-def take_place(home: Home, run: Path | None) -> Path:
+def claim_place(home: Home, run: Path | None) -> Path:
     """As ``place``, which from now on is this run's and no other's."""
     with locked(home.own / "pairs"):
         folder = place(home, run)
@@ -180,7 +180,7 @@ def take_place(home: Home, run: Path | None) -> Path:
     return folder
 
 
-def given(home: Home, run: Path | None) -> Path | None:
+def recorded_place(home: Home, run: Path | None) -> Path | None:
     """The place that is noted in a run's folder; None as long as nothing was decided on its pictures."""
     folder = read_object(_note(home, run)).get("folder")
     return home.runs / folder if isinstance(folder, str) and folder else None

@@ -116,28 +116,28 @@
   };
   const chosen = (tab) => tab?.getAttribute("aria-selected") === "true";
   const select = (tab) => { if (!chosen(tab)) tab?.click(); };
-  let way = [];  // the tabs that are still to be chosen; until then the address stays
+  let pending = [];  // the tabs that are still to be selected for the address; until then it is not changed
   const goTo = () => {
     const name = location.hash.slice(1);
     const step = screens.indexOf(inner[name] || name);
     if (step < 0) return;
     const tabs = [() => tabOf(`tab-${screens[step]}`)];
     if (name in inner || name === "compare") tabs.push(() => tabOf(`inner-${name}`));
-    way = tabs;
-    const on = () => {  // a step's own tabs come with it, on a slow machine many seconds later
-      if (way !== tabs) return;
+    pending = tabs;
+    const selectNext = () => {  // a step's own tabs come with it, on a slow machine many seconds later
+      if (pending !== tabs) return;
       const tab = tabs[0]();
       if (chosen(tab)) tabs.shift();
       else tab?.click();
-      if (tabs.length) setTimeout(on, 100);
+      if (tabs.length) setTimeout(selectNext, 100);
     };
-    on();
+    selectNext();
   };
-  for (const kind of ["pointerdown", "keydown"]) document.addEventListener(kind, () => { way = []; }, true);  // elsewhere
+  for (const kind of ["pointerdown", "keydown"]) document.addEventListener(kind, () => { pending = []; }, true);  // a person goes elsewhere
   const here = () => {
     const name = screens.find((one) => chosen(document.getElementById(`tab-${one}-button`)));
     const shown = Object.keys(inner).find((one) => inner[one] === name
-      && document.getElementById(`inner-${one}-button`)?.getAttribute("aria-selected") === "true");
+      && chosen(document.getElementById(`inner-${one}-button`)));
     return shown || name;
   };
   window.addEventListener("hashchange", goTo);
@@ -147,7 +147,7 @@
     const asked = location.hash.slice(1);
     if (asked in inner || screens.indexOf(asked) > 0) goTo();
     const observer = new MutationObserver(() => {
-      const name = way.length ? "" : here();
+      const name = pending.length ? "" : here();
       if (name && location.hash.slice(1) !== name) history.replaceState(null, "", `#${name}`);
     });
     const change = { subtree: true, attributes: true, attributeFilter: ["aria-selected"] };

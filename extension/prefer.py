@@ -335,7 +335,7 @@ class Prefer:
         if roots is not None and not any(path.is_relative_to(root) for root in roots):
             raise UserError(words.OUTSIDE.format(words.WHERE_PAIRS, folder))
         if not unquoted(folder):
-            return duels.take_place(self.home, run_dir).resolve()
+            return duels.claim_place(self.home, run_dir).resolve()
         duels.keep(self.home, run_dir, path)
         return path
 

@@ -372,7 +372,7 @@ class Train:
     @of_shown
     def delete_run(self, name: str) -> list[Any]:
         folder = folder_of(self.home, name)
-        pairs = duels.given(self.home, folder)
+        pairs = duels.recorded_place(self.home, folder)
         line = words.IN_BIN.format(runs.to_bin(self.home, folder))
         return [gr.update(value=None), success(line + (words.PAIRS_STAY.format(pairs) if pairs else ""))]
 

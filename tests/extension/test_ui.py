@@ -202,7 +202,7 @@ def test_what_is_no_number_stays_as_it_was_entered(form: recipe.Recipe, home: Ho
         now = form.edit(key, entered, shown)
         assert key in now[0] and "problem" in now[form.outputs.index(form.made[key])]["elem_classes"]
         assert draft.get(draft.values(draft.read(home)), key) == entered
-        assert "problems" not in form.edit(key, right, shown)[0]  # and is no other window's: it can be mended
+        assert "problems" not in form.edit(key, right, shown)[0]  # and it is no other window's, so it can be corrected
     assert form.made["adapter.rank"].preprocess(3.5) == 3.5
     form.edit("optimizer.learning_rate", "1,5e-4", shown)
     (found,) = draft.problems(draft.read(home), home.draft)

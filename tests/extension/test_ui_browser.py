@@ -715,9 +715,9 @@ def test_an_address_is_found_also_where_its_tab_is_in_the_menu_of_a_narrow_windo
 
 
 DEAF = """(() => {
-  let heard = 0;
+  let clicks = 0;
   window.addEventListener("click", (event) => {
-    if (event.target.closest("[role=tab]") && (heard += 1) % 3) event.stopImmediatePropagation();
+    if (event.target.closest("[role=tab]") && (clicks += 1) % 3) event.stopImmediatePropagation();
   }, true);
 })()"""
 """Two of three clicks on a tab come before the page listens, as on a slow machine."""

@@ -194,7 +194,7 @@ def drawn(sheet: draws.Sheet, number: int) -> None:
 
 def test_training_on_pairs_needs_enough_and_says_its_time(context: Context, run: Path, tmp_path: Path) -> None:
     screen = built(prefer.Prefer, context)
-    kept = duels.take_place(context.home, run)
+    kept = duels.claim_place(context.home, run)
     paths = [tmp_path / f"{number}.png" for number in range(2 * words.LEAST)]
     for number, path in enumerate(paths):
         Image.new("RGB", (32, 32), (number, 1, 1)).save(path)
@@ -236,7 +236,7 @@ def test_each_run_keeps_its_own_pairs_under_another_name_too(context: Context, r
     write(home.runs / "two" / "two.safetensors", b"x")
     for number in range(2):
         Image.new("RGB", (32, 32), (number, 1, 1)).save(tmp_path / f"{number}.png")
-    mine = duels.take_place(home, run)
+    mine = duels.claim_place(home, run)
     pairs_file.add_pair(mine, "a cat", tmp_path / "0.png", tmp_path / "1.png", source="ui")
 
     def counted(name: str, folder: str = "") -> str:
@@ -414,8 +414,8 @@ def test_a_study_is_started_as_it_was_planned(context: Context, asked: list[list
     assert asked == [[*wanted, "--plan"], wanted]
     look = in_place(screen.look_at_plan, [screen.planned, screen.start, screen.asked], at=0)
     for given, line in (("", "choose a ready one"), ("/no.toml", "no file")):
-        told, *rest = look(None, given, "", "", "", "")
-        assert line in told and 'role="alert"' in told and rest == [gr.skip()] * 2
+        error, *rest = look(None, given, "", "", "", "")
+        assert line in error and 'role="alert"' in error and rest == [gr.skip()] * 2
     for nothing in ({}, {"fields": [None, "/no.toml", "", "", "", ""]}):
         with pytest.raises(gr.Error, match="look at its plan first"):
             screen.begin_study(nothing)
